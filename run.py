@@ -1,0 +1,9 @@
+"""Entry point: ``python run.py [group=option] [key=value] [-m]``; ``--help`` explains."""
+
+import sys
+from pathlib import Path
+
+from dst.app import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], conf=Path(__file__).resolve().parent / "conf"))
