@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from dst.app import main
+from dst.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], conf=Path(__file__).resolve().parent / "conf"))

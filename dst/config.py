@@ -18,12 +18,20 @@ SCHEMA_VERSION = 1
 """Part of every run id. Raise it when the meaning of an existing key changes."""
 
 
+_BULLET = "\n  - "
+
+
 class ConfigError(ValueError):
     """One or more problems of a config, each a message for the user."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+    def text(self) -> str:
+        """Return all problems as one message."""
+        lines = self.problems
+        return f"configuration error: {lines[0] if len(lines) == 1 else ''.join(f'{_BULLET}{line}' for line in lines)}"
 
 
 def _aside(default: Any) -> Any:
@@ -165,14 +173,15 @@ class LearningRate:
 class Schedule:
     """How long and how fast to train.
 
-    ``multiplier`` scales the epochs, and with them milestones and horizons, but not ``update_every`` (steps).
+    ``multiplier`` scales the epochs, and with them milestones and horizons, but not ``update_every`` (steps), which
+    methods that update their topology take as ``sparsity.update.every`` (the key that identifies a run).
     ``select``: test the ``last`` weights or those of the ``best_val`` accuracy.
     """
 
     epochs: int = 10
     batch_size: int = 128
     multiplier: int = 1
-    update_every: int = 100
+    update_every: int = _aside(100)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr: LearningRate = field(default_factory=LearningRate)
     label_smoothing: float = 0.0

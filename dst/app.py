@@ -1,0 +1,295 @@
+"""One run, from its config to its summary: find or make its record, build, train, finish, and say how it went."""
+
+import fcntl
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dst.compose import to_yaml
+from dst.config import Config, ConfigError, flatten, identity, run_id, run_name
+from dst.records.catalog import attempt_folder, find_runs
+from dst.records.provenance import code_version, library_versions, machine
+from dst.records.read import read_json, read_status, read_summary
+from dst.records.store import Record
+from dst.report import layer_table, run_report
+
+if TYPE_CHECKING:
+    from dst.build import Parts
+    from dst.sparsity.topology import LayerReport
+    from dst.tracking.progress import Progress
+    from dst.training.checkpoint import Checkpoints
+
+EXIT_CODES = {"done": 0, "failed": 1, "diverged": 3, "preempted": 75}
+"""Exit code of a run by the state it ended in; 2 is an invalid configuration."""
+
+_HEARTBEAT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a command: its config, complete, and where its record lies so far (newest attempt folder) if at all."""
+
+    config: Config
+    found: Path | None
+
+    @property
+    def id(self) -> str:
+        """The run id."""
+        return run_id(self.config)
+
+    @property
+    def state(self) -> str:
+        """The recorded state; ``new`` if nothing is recorded, or all that is shall be left alone."""
+        if self.found is None or self.config.output.resume == "never":
+            return "new"
+        return (read_status(self.found) or {"state": "running"})["state"]
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether training again would change nothing: the run is done, or diverged and would do so again."""
+        return self.state in ("done", "diverged")
+
+
+def cells(configs: Sequence[Config]) -> list[Cell]:
+    """Return the distinct runs of the configs, each with its record if there is one below its output root."""
+    newest: dict[tuple[str, str], Path] = {}
+    for root in {config.output.root for config in configs}:
+        for folder in sorted(find_runs(Path(root)), key=attempt_folder):
+            newest[root, folder.name.partition(".")[0]] = folder
+    distinct = {run_id(config): config for config in configs}
+    return [Cell(config, newest.get((config.output.root, identifier))) for identifier, config in distinct.items()]
+
+
+def run(cell: Cell, command: str, *, with_tables: bool) -> str:
+    """Carry a run out, or on, to its end, and return the state it ended in.
+
+    Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun.
+    """
+    from dst.build import build
+    from dst.training.stopping import StopFlag
+
+    with StopFlag() as stop:
+        try:
+            parts = build(cell.config)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
+        with _opened(cell, command, parts) as record:
+            return _Attempt(cell, record, parts, with_tables).carry_out(stop)
+
+
+@contextmanager
+def _opened(cell: Cell, command: str, parts: "Parts") -> Iterator[Record]:
+    """Make or open the record and hold its lock."""
+    about = _about(cell.config, command, parts)
+    if cell.state == "new":
+        folder = Path(cell.config.output.root) / cell.config.output.group / cell.id
+        if cell.found is not None:
+            folder = folder.with_name(f"{cell.id}.{attempt_folder(cell.found) + 1}")
+        record = Record.create(folder, config_yaml=to_yaml(cell.config), run=about)
+    else:
+        assert cell.found is not None
+        _check_continuation(cell.found, about, strict=cell.config.hardware.determinism == "strict")
+        record = Record.open(cell.found)
+    with _locked(record.folder), record:
+        yield record
+
+
+def _about(config: Config, command: str, parts: "Parts") -> dict[str, Any]:
+    """Return the content of ``run.json``."""
+    return {
+        "id": run_id(config),
+        "name": run_name(config),
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "identity": identity(config),
+        "config": flatten(config),
+        "code": code_version(),
+        "versions": library_versions(),
+        **machine(),
+        "device": parts.device_name,
+        "dataset": {"name": parts.dataset.name, "digest": parts.dataset.digest},
+        "determinism": config.hardware.determinism,
+    }
+
+
+def _check_continuation(folder: Path, about: Mapping[str, Any], *, strict: bool) -> None:
+    """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
+    begun = read_json(folder / "run.json")
+    if begun["dataset"] != about["dataset"]:
+        raise ConfigError(
+            [f"run {about['id']} was begun with other data ({begun['dataset']}, now {about['dataset']}); {_ANEW}"]
+        )
+    changes = []
+    if begun["code"]["digest"] != about["code"]["digest"]:
+        changes.append(f"the code (was {_code(begun)}, is {_code(about)})")
+    for name, version in about["versions"].items():
+        if begun["versions"].get(name) != version:
+            changes.append(f"{name} (was {begun['versions'].get(name)}, is {version})")
+    if changes and strict:
+        raise ConfigError(
+            [f"run {about['id']} in {folder} cannot be continued bit-identically: changed {', '.join(changes)}; {_ANEW}"]
+        )
+    if changes:
+        print(f"warning: continuing run {about['id']} with changed {', '.join(changes)}", file=sys.stderr)
+
+
+_ANEW = "go back to what it was begun with, or add output.resume=never to start anew"
+
+
+def _code(about: Mapping[str, Any]) -> str:
+    commit = about["code"]["git"]
+    return f"{about['code']['digest']}{f' at commit {commit[:10]}' if commit else ''}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the run's lock, which dies with the process; ConfigError if another process has it."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = read_status(folder) or {}
+            raise ConfigError(
+                [f"run {folder.name} is running already: host {holder.get('host')}, process {holder.get('pid')}"]
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class _Attempt:
+    """One attempt at a run: it watches the training loop, keeps the record, and puts the outcome on it."""
+
+    def __init__(self, cell: Cell, record: Record, parts: "Parts", with_tables: bool) -> None:
+        from dst.training.checkpoint import Checkpoints
+
+        self.cell, self.record, self.parts = cell, record, parts
+        self.training = parts.training
+        self.with_tables = with_tables
+        self.attempt: int = (read_status(record.folder) or {"attempt": 0})["attempt"] + 1
+        self.checkpoints: Checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep)
+        self.progress: Progress | None = None
+        self._beat = 0.0
+
+    def carry_out(self, stop: Any) -> str:
+        """Train to the end and write the summary; every way to end leaves a truthful status."""
+        from dst.training.guard import DivergedError
+        from dst.training.stopping import StopRequestedError
+
+        try:
+            self._begin()
+            self.training.run(self, stop)
+            self._finish()
+            return "done"
+        except StopRequestedError as error:
+            return self._end("preempted", str(error))
+        except DivergedError as error:
+            return self._end("diverged", f"{error}; try a smaller schedule.lr.peak or a warm-up")
+        except KeyboardInterrupt:
+            self._end("preempted", "interrupted twice: not saved since the last checkpoint")
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            return self._end("failed", f"{type(error).__name__}: {error}")
+        finally:
+            if self.progress is not None:
+                self.progress.close()
+
+    # -- what the training loop tells ----------------------------------------------------------------------------------
+
+    def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Log values, and show them where people look."""
+        self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
+        if "val/accuracy" in values and self.progress is not None:
+            sparsifier = self.training.sparsifier
+            self.progress.show(
+                {
+                    "accuracy": f"{values['val/accuracy']:.4f}",
+                    "density": f"{sparsifier.density:.4f}",
+                    "Rs": f"{sparsifier.rs:.4f}",
+                }
+            )
+
+    def on_layers(self, step: int, layers: "list[LayerReport]") -> None:
+        """Log the counts of every layer."""
+        self.record.log_layers(step=step, attempt=self.attempt, rows=[vars(report) for report in layers])
+
+    def on_step(self, step: int) -> None:
+        """Move the progress display, and now and then the heartbeat."""
+        if self.progress is not None:
+            self.progress.advance(step)
+        if time.monotonic() - self._beat > _HEARTBEAT_S:
+            self._status("running")
+
+    def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Save; the histories reach the disk first, so that no checkpoint is ahead of them."""
+        self.record.sync()
+        self.checkpoints.save(step, state)
+
+    # -- beginning and end ---------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Take up the newest checkpoint if there is one, and announce the run."""
+        from dst.tracking.progress import progress
+
+        training, config = self.training, self.cell.config
+        state = self.checkpoints.load_newest(config.hardware.device)
+        if state is not None:
+            training.load_state_dict(state)
+        step, total = training.counters.step, training.total_steps
+        if self.attempt > 1:
+            self.record.mark_resume(step=step, attempt=self.attempt)
+        self._status("running")
+        verb = f"continuing from step {step}" if step else "training"
+        print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
+        if step == 0:
+            self.on_layers(0, training.sparsifier.layers)
+        if self.with_tables:
+            print(layer_table(training.sparsifier.layers), flush=True)
+        self.progress = progress(config.tracking.progress, total, step)
+
+    def _finish(self) -> None:
+        """Test once, write the summary, and only then call the run done."""
+        summary: dict[str, Any] = dict(self.training.finish(self.parts.test_batches))
+        summary["flops/train_ratio"] = summary["flops/train"] / self.parts.dense_training_flops
+        self.record.write_summary(summary)
+        self.record.close()
+        self._status("done")
+        if self.progress is not None:
+            self.progress.close()
+        if self.with_tables:
+            print(layer_table(self.training.sparsifier.layers))
+        print(report(self.record.folder), flush=True)
+
+    def _end(self, state: str, error: str) -> str:
+        """Put an end that is none on the record; if even that fails (a full disk), say so."""
+        print(f"run {self.record.folder.name} {state}: {error}", file=sys.stderr, flush=True)
+        try:
+            self._status(state, error)
+        except OSError as problem:
+            print(f"and its status could not be written: {problem}", file=sys.stderr)
+        return state
+
+    def _status(self, state: str, error: str | None = None) -> None:
+        self._beat = time.monotonic()
+        self.record.write_status(
+            state,
+            attempt=self.attempt,
+            step=self.training.counters.step,
+            total_steps=self.training.total_steps,
+            error=error,
+        )
+
+
+def report(folder: Path) -> str:
+    """Return what is to be said of a finished run, from its record alone."""
+    about, summary = read_json(folder / "run.json"), read_summary(folder)
+    return run_report(about["name"], folder, summary or {}, read_status(folder) or {})

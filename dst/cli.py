@@ -1,0 +1,91 @@
+"""The command line: overrides and a few flags in, runs out, the exit code of the worst."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dst.config import ConfigError
+
+_DESCRIPTION = """\
+Train a network that is sparse from start to end, record it, and continue it where it stopped.
+
+A run is model x data x sparsity x schedule x hardware. Choose an option of a group, set any key, sweep with -m:
+
+  python run.py                                                    the default run: real data, seconds
+  python run.py sparsity=set_itop sparsity.density=0.05 seed=1     another method
+  python run.py -m sparsity=static,set_itop,rigl_itop seed=0,1,2   nine runs
+  python run.py data=mnist model=lenet_300_100 schedule=mnist      another problem
+  python run.py sparsity=rigl --cfg job                            show the config, run nothing
+  python -m analysis.tables outputs                                the table of all runs
+
+The same command again continues an unfinished run and reports a finished one; output.resume=never starts anew."""
+
+_HYDRA_FLAGS = ("--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+"""Left to Hydra itself."""
+
+INVALID = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str], conf: Path) -> int:
+    """Carry out a command line (without the program's name) with the configs in ``conf``; return the exit code."""
+    if any(argument.partition("=")[0] in _HYDRA_FLAGS for argument in arguments):
+        return _hydra(conf)
+    options = _parser(conf).parse_intermixed_args(list(arguments))
+    try:
+        if options.cfg:
+            from dst.compose import compose, show
+
+            print(show(compose(conf, options.overrides, resolve=options.resolve), options.package))
+            return 0
+        from dst.sweep import run_cells
+
+        return run_cells(conf, options.overrides, multirun=options.multirun)
+    except ConfigError as error:
+        print(error.text(), file=sys.stderr)
+        return INVALID
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser(conf: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python run.py",
+        usage="python run.py [group=option ...] [key=value ...] [-m]",
+        description=_DESCRIPTION,
+        epilog=_groups_help(conf),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", help="what differs from the default run")
+    parser.add_argument("-m", "--multirun", action="store_true", help="sweep: run the product of all a,b,c values")
+    parser.add_argument("-c", "--cfg", choices=["job"], help="print the composed config and stop")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in ${...}")
+    parser.add_argument("-p", "--package", help="with --cfg: only this part, e.g. sparsity.update")
+    parser.add_argument("--info", metavar="WHAT", help="Hydra's own information, e.g. --info defaults-tree")
+    return parser
+
+
+def _groups_help(conf: Path) -> str:
+    """Return the options of every group, each with the first line of its file."""
+    lines = ["groups and their options:"]
+    for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
+        lines.append(f"\n  {folder.name}")
+        for path in sorted(folder.rglob("*.yaml")):
+            with path.open() as file:
+                about = file.readline().strip().lstrip("# ")
+            lines.append(f"    {path.relative_to(folder).with_suffix('')!s:<16} {about}")
+    lines.append("\nkeys: --cfg job shows them all with their values.")
+    lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving.")
+    return "\n".join(lines)
+
+
+def _hydra(conf: Path) -> int:
+    """Let Hydra answer what only it can: its own help, --info, shell completion."""
+    import hydra
+
+    import dst.compose  # noqa: F401 - registers the schema
+
+    hydra.main(config_path=str(conf), config_name="config", version_base="1.3")(lambda config: None)()
+    return 0

@@ -1,0 +1,54 @@
+"""What a run was made with: code, libraries, machine."""
+
+import hashlib
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_LIBRARIES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
+
+
+def code_version() -> dict[str, Any]:
+    """Return the digest of the package's sources, and git's commit and the digest of its diff where there is git.
+
+    The digest says whether two runs were made by the same code; the commit says where to find it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(_PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
+    diff = _git("diff", "HEAD")
+    return {
+        "digest": digest.hexdigest()[:16],
+        "git": _git("rev-parse", "HEAD"),
+        "diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
+    }
+
+
+def library_versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the libraries that can change a result, without importing them."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
+
+
+def machine() -> dict[str, str]:
+    """Return the host's name and its processor's architecture."""
+    return {"host": socket.gethostname(), "platform": platform.platform(), "machine": platform.machine()}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Return git's answer about the folder of the package, or None where there is no git or no repository."""
+    command = ["git", "-C", str(_PACKAGE), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,72 @@
+"""Plain-text tables and figures for people at a terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class LayerCounts(Protocol):
+    """What a row of the layer table needs."""
+
+    layer: str
+    size: int
+    active: int
+    explored: int
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table: the first column to the left, the others to the right."""
+    cells = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  " + "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])
+
+
+def layer_table(layers: Sequence[LayerCounts]) -> str:
+    """Return one line a layer and their total: size, active weights, density, Rs."""
+    rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
+    totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
+    return table(("layer", "weights", "active", "density", "Rs"), [*rows, _layer_row("all", *totals)])
+
+
+def _layer_row(name: str, size: int, active: int, explored: int) -> list[str]:
+    return [name, f"{size:,}", f"{active:,}", f"{active / size:.4f}", f"{explored / size:.4f}"]
+
+
+def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Return the figures of one finished run."""
+    rows = {
+        "test accuracy": f"{summary['test/accuracy']:.4f}",
+        "density": f"{summary['sparsity/density']:.4f} ({summary['sparsity/active']:,} of {summary['model/maskable']:,})",
+        "Rs": f"{summary['sparsity/rs']:.4f}",
+        "test FLOPs": f"{summary['flops/test']:.3e} ({summary['flops/test_ratio']:.3f} x dense)",
+        "training FLOPs": f"{summary['flops/train']:.3e} ({summary['flops/train_ratio']:.3f} x dense)",
+        "training time": f"{summary['time/seconds']:.1f} s in {status.get('attempt', 1)} attempt(s)",
+        "record": str(folder),
+    }
+    width = max(map(len, rows))
+    return "\n".join([f"run {folder.name} done: {name}", *(f"  {key.ljust(width)}  {value}" for key, value in rows.items())])
+
+
+def sweep_report(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """Return one line a cell: (run name, state, summary)."""
+    lines = [
+        [
+            name,
+            state,
+            _figure(summary, "test/accuracy", ".4f"),
+            _figure(summary, "sparsity/density", ".4f"),
+            _figure(summary, "sparsity/rs", ".4f"),
+            _figure(summary, "flops/test_ratio", ".3f"),
+            _figure(summary, "flops/train_ratio", ".3f"),
+        ]
+        for name, state, summary in rows
+    ]
+    return table(("run", "state", "test accuracy", "density", "Rs", "test FLOPs x", "train FLOPs x"), lines)
+
+
+def _figure(summary: Mapping[str, Any], name: str, spec: str) -> str:
+    return format(summary[name], spec) if name in summary else "-"

@@ -1,0 +1,45 @@
+"""When the topology is updated, and how an update meets the optimizer."""
+
+from dataclasses import dataclass
+
+ORDERS = ("after_step", "replaces_step")
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """Update after each ``every`` steps, from ``start`` to ``stop`` (fractions of ``total_steps``, ends included).
+
+    Steps count from 1. ``order``: ``after_step`` updates after the optimizer step (ITOP, GraNet), ``replaces_step``
+    instead of it (RigL). ``regrow``: just-dropped weights may return in the same update. ``on_last_step``: update also
+    after the last step, when nothing can be learned any more (as the published ITOP code does).
+    """
+
+    every: int
+    total_steps: int
+    start: float = 0.0
+    stop: float = 1.0
+    order: str = "after_step"
+    regrow: bool = True
+    on_last_step: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise ValueError(f"order={self.order!r}: allowed are {', '.join(ORDERS)}")
+        if self.every < 1 or self.total_steps < 1:
+            raise ValueError(f"every={self.every} and total_steps={self.total_steps} must be at least 1")
+        if not 0 <= self.start < self.stop <= 1:
+            raise ValueError(f"need 0 <= start < stop <= 1, got start={self.start}, stop={self.stop}")
+
+    @property
+    def stop_step(self) -> int:
+        """The step from which on there are no updates, for curves that end with the updates."""
+        return round(self.stop * self.total_steps)
+
+    def due(self, step: int) -> bool:
+        """Say whether the topology is updated at this step (counted from 1)."""
+        inside = self.start * self.total_steps <= step <= self.stop_step
+        return step % self.every == 0 and inside and (step < self.total_steps or self.on_last_step)
+
+    def updates(self) -> int:
+        """Return the number of updates in the whole training."""
+        return sum(self.due(step) for step in range(self.every, self.total_steps + 1, self.every))

@@ -1,0 +1,77 @@
+"""Which parameters may be sparse, in a stable order, with a handle for each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+from dst.registry import suggest
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A handle on one maskable weight; ``name`` is its module's qualified name."""
+
+    name: str
+    weight: nn.Parameter
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weight.numel()
+
+    def optimizer_state(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the optimizer's tensors that hold one value a weight (momentum, Adam's moments)."""
+        state = optimizer.state.get(self.weight, {})
+        return [v for v in state.values() if isinstance(v, Tensor) and v.shape == self.weight.shape and v.dim() > 0]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which layers are maskable: convolutions and linear layers whose name matches glob patterns.
+
+    A layer is in scope if it matches any of ``include`` and none of ``exclude``. ``dense_first`` and ``dense_last``
+    take the first and last remaining layer out: it stays dense and does not count in the density.
+    """
+
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    dense_first: bool = False
+    dense_last: bool = False
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """Return the layers in scope in the order of ``model.named_modules()``; a shared weight appears once.
+
+        Raises ValueError if a pattern matches no layer, or if no layer is left.
+        """
+        found = _weights(model)
+        for pattern in (*self.include, *self.exclude):
+            if not any(fnmatchcase(layer.name, pattern) for layer in found):
+                raise ValueError(f"scope pattern '{pattern}' matches no layer: {suggest(pattern, _names(found))}")
+        inside = [
+            layer
+            for layer in found
+            if any(fnmatchcase(layer.name, pattern) for pattern in self.include)
+            and not any(fnmatchcase(layer.name, pattern) for pattern in self.exclude)
+        ]
+        inside = inside[int(self.dense_first) : len(inside) - int(self.dense_last)]
+        if not inside:
+            raise ValueError(f"no layer may be sparse under {self}: the model's layers are {', '.join(_names(found))}")
+        return inside
+
+
+def _weights(model: nn.Module) -> list[Layer]:
+    found: list[Layer] = []
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | _ConvNd) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            found.append(Layer(name, module.weight))
+    return found
+
+
+def _names(layers: Sequence[Layer]) -> list[str]:
+    return [layer.name for layer in layers]

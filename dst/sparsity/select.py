@@ -1,0 +1,67 @@
+"""The one exact selection: the k largest, ties by lowest index.
+
+``torch.topk`` alone breaks ties arbitrarily, and ties are real: dead inputs give all-zero gradients.
+"""
+
+import torch
+from torch import Tensor
+
+_SAMPLE = 16_384
+_WORTH_SAMPLING = 4 * _SAMPLE
+
+
+def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
+    """Return a boolean mask of the ``k`` largest ``scores`` within the boolean mask ``among`` (same shape).
+
+    Everything strictly above the k-th value is taken, then those equal to it by lowest flat index. No full sort: on a
+    CPU a threshold estimated from a sample leaves few candidates, among which the selection is exact; on a GPU a radix
+    select needs no host synchronisation, so there the caller answers for ``k <= among.sum()``.
+    """
+    chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    if k > 0:
+        select = _on_cpu if scores.device.type == "cpu" else _on_device
+        select(scores.flatten(), k, among.flatten(), chosen)
+    return chosen.view(scores.shape)
+
+
+def _on_cpu(scores: Tensor, k: int, among: Tensor, chosen: Tensor) -> None:
+    index = _candidates(scores, k, among)
+    if index.numel() < k:
+        raise ValueError(f"cannot select {k} of {index.numel()} positions")
+    values = scores[index]
+    best = _first_k(values, k)
+    chosen[index[best]] = True
+
+
+def _on_device(scores: Tensor, k: int, among: Tensor, chosen: Tensor) -> None:
+    chosen |= _first_k(scores.masked_fill(~among, -torch.inf), k)
+
+
+def _first_k(values: Tensor, k: int) -> Tensor:
+    """Return a mask of the k largest values, ties by lowest index."""
+    kth = values.topk(k, sorted=False).values.min()
+    above, equal = values > kth, values == kth
+    return above | (equal & (equal.cumsum(0) <= k - above.sum()))
+
+
+def _candidates(scores: Tensor, k: int, among: Tensor) -> Tensor:
+    """Return, in ascending order, indices that surely include the k largest and usually few more."""
+    if scores.numel() >= _WORTH_SAMPLING:
+        floor = _floor_from_sample(scores, k, among)
+        if floor is not None:
+            index = (among & (scores >= floor)).nonzero().squeeze(1)
+            if index.numel() >= k:
+                return index
+    return among.nonzero().squeeze(1)
+
+
+def _floor_from_sample(scores: Tensor, k: int, among: Tensor) -> Tensor | None:
+    """Estimate a value that slightly more than k scores reach; None if a sample cannot tell."""
+    generator = torch.Generator().manual_seed(0)  # which positions are sampled changes the speed, never the result
+    where = torch.randint(scores.numel(), (_SAMPLE,), generator=generator)
+    sample = scores[where[among[where]]]
+    rank = k / max(int(among.sum()), 1) * sample.numel()
+    generous = int(rank + 4 * rank**0.5 + 8)
+    if generous >= sample.numel():
+        return None
+    return sample.topk(generous, sorted=False).values.min()

@@ -1,0 +1,102 @@
+"""Progress of a run: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from tqdm import tqdm
+
+_LINES = 10
+"""How many plain lines a whole run prints, about."""
+
+
+class Progress(Protocol):
+    """What the training loop tells."""
+
+    def advance(self, step: int) -> None:
+        """Say that ``step`` steps are done."""
+        ...
+
+    def show(self, values: Mapping[str, str]) -> None:
+        """Show the latest figures, already formatted."""
+        ...
+
+    def close(self) -> None:
+        """End the display."""
+        ...
+
+
+def progress(mode: str, total: int, start: int) -> Progress:
+    """Return the display for ``mode`` (auto, bar, plain, none) of a run of ``total`` steps that begins at ``start``."""
+    if mode == "auto":
+        mode = "bar" if sys.stderr.isatty() else "plain"
+    return {"bar": Bar, "plain": Lines, "none": Silent}[mode](total, start)
+
+
+class Silent:
+    """Show nothing."""
+
+    def __init__(self, total: int, start: int) -> None:
+        self._total = total
+
+    def advance(self, step: int) -> None:
+        """Do nothing."""
+
+    def show(self, values: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Bar:
+    """A tqdm bar with rate, ETA and the latest figures."""
+
+    def __init__(self, total: int, start: int) -> None:
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(step - self._bar.n)
+
+    def show(self, values: Mapping[str, str]) -> None:
+        """Write the figures behind the bar."""
+        self._bar.set_postfix(values, refresh=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+class Lines:
+    """About ten plain lines a run, for logs."""
+
+    def __init__(self, total: int, start: int) -> None:
+        self._total, self._step = total, start
+        self._start, self._began = start, time.monotonic()
+        self._printed = start * _LINES // total
+        self._values: Mapping[str, str] = {}
+
+    def advance(self, step: int) -> None:
+        """Remember the step."""
+        self._step = step
+
+    def show(self, values: Mapping[str, str]) -> None:
+        """Print a line if another tenth of the run is done."""
+        reached = self._step * _LINES // self._total
+        if reached > self._printed:
+            self._printed = reached
+            print(f"  step {self._step}/{self._total}  {self._eta()}  {_joined(values)}", flush=True)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _eta(self) -> str:
+        done, seconds = self._step - self._start, time.monotonic() - self._began
+        left = seconds / max(done, 1) * (self._total - self._step)
+        return f"ETA {tqdm.format_interval(left)}"
+
+
+def _joined(values: Mapping[str, str]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in values.items())

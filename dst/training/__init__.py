@@ -1,0 +1,1 @@
+"""Training: the loop, what it optimises with, its guards, checkpoints and interruption."""

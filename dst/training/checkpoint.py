@@ -1,0 +1,97 @@
+"""Numbered checkpoints, written atomically, each with a digest; the newest valid one counts.
+
+A checkpoint is ``step_<n>.pt`` (tensors and plain data only) and ``step_<n>.json`` (its digest), which is written last:
+without it the checkpoint does not exist.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run in ``folder``, of which the newest ``keep`` are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint; OSError (disk full) leaves earlier ones as they are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data = self.folder / f"step_{step:09d}.pt"
+        _write_atomically(data, lambda path: torch.save(state, path))
+        manifest = {"format": FORMAT, "step": step, "bytes": data.stat().st_size, "sha256": _digest(data)}
+        _write_atomically(data.with_suffix(".json"), lambda path: path.write_text(json.dumps(manifest)))
+        self._prune()
+
+    def load_newest(self, map_location: str = "cpu") -> dict[str, Any] | None:
+        """Return the state of the newest valid checkpoint, or None; damaged ones are passed over with a warning."""
+        for manifest_path in self._manifests():
+            problem = _problem(manifest_path)
+            if problem is None:
+                data = manifest_path.with_suffix(".pt")
+                state: dict[str, Any] = torch.load(data, map_location=map_location, weights_only=True)
+                return state
+            print(f"warning: passing over checkpoint {manifest_path.stem}: {problem}", file=sys.stderr)
+        return None
+
+    def _manifests(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*.json"), reverse=True)
+
+    def _prune(self) -> None:
+        """Remove all but the newest checkpoints, manifest first, and what broken writes left behind."""
+        manifests = self._manifests()
+        for manifest in manifests[self._keep :]:
+            manifest.unlink()
+        keep = {path.stem for path in manifests[: self._keep]}
+        for path in self.folder.iterdir():
+            if path.stem not in keep or path.suffix == ".tmp":
+                path.unlink()
+
+
+def _problem(manifest_path: Path) -> str | None:
+    """Return why a checkpoint cannot be used, or None."""
+    data = manifest_path.with_suffix(".pt")
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        if manifest["format"] != FORMAT:
+            return f"its format {manifest['format']} is not {FORMAT}"
+        if data.stat().st_size != manifest["bytes"]:
+            return f"it has {data.stat().st_size} bytes instead of {manifest['bytes']}"
+        if _digest(data) != manifest["sha256"]:
+            return "its content does not match its digest"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file, make it durable, then give it its name."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

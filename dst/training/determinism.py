@@ -1,0 +1,25 @@
+"""Same command, same bits: pinned threads, deterministic algorithms, random numbers derived from the step."""
+
+import os
+
+import torch
+
+from dst.seeding import derive_seed
+
+
+def configure(device: str, determinism: str, threads: int) -> None:
+    """Pin what changes bits. ``strict`` admits deterministic algorithms only; ``fast`` lets the device choose."""
+    torch.set_num_threads(threads)
+    strict = determinism == "strict"
+    if strict and device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(strict)
+    torch.backends.cudnn.benchmark = not strict
+
+
+def seed_torch(seed: int, *path: str | int) -> None:
+    """Seed the default generators of the CPU and of the current GPU as a function of ``seed`` and ``path``."""
+    derived = derive_seed(seed, *path)
+    torch.default_generator.manual_seed(derived)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(derived)

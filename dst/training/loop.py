@@ -1,0 +1,268 @@
+"""The training loop: one step after another, measured without being disturbed, stoppable and resumable at any step."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dst.data import Batches
+from dst.metrics.flops import Flops
+from dst.sparsity import Sparsifier
+from dst.sparsity.topology import LayerReport
+from dst.training.determinism import seed_torch
+from dst.training.evaluate import evaluate
+from dst.training.guard import Guard
+from dst.training.stopping import StopFlag, StopRequestedError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of the loop. ``select``: end with the ``last`` weights or those of the ``best_val`` accuracy."""
+
+    seed: int
+    epochs: int
+    label_smoothing: float
+    select: str
+    eval_every_epochs: int
+    log_every_steps: int
+    checkpoint_every_s: float
+    checkpoint_every_steps: int | None
+
+
+class Observer(Protocol):
+    """Whoever keeps the record; the loop never waits for an answer."""
+
+    def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Take named values of a step."""
+        ...
+
+    def on_layers(self, step: int, layers: list[LayerReport]) -> None:
+        """Take the layers' counts after a topology update."""
+        ...
+
+    def on_step(self, step: int) -> None:
+        """Learn that a step is done."""
+        ...
+
+    def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Save the state durably."""
+        ...
+
+
+@dataclass
+class Counters:
+    """All plain numbers that a resume needs. ``step`` counts steps taken, ``evaluated`` is the last one validated at."""
+
+    step: int = 0
+    evaluated: int = 0
+    val_loss: float = 0.0
+    val_accuracy: float = 0.0
+    flops: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    logged_samples: int = 0
+    logged_seconds: float = 0.0
+
+
+@dataclass
+class Training:
+    """Everything that changes while a run trains, and the loop that changes it."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    sparsifier: Sparsifier
+    lr: Callable[[int], float]
+    train_batches: Batches
+    val_batches: Batches
+    flops: Flops
+    settings: Settings
+    counters: Counters = field(default_factory=Counters)
+    best: dict[str, Any] | None = None
+    """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        """Sums of loss and of correct answers since the last log line."""
+        self._guard = Guard(self.optimizer, self.model.parameters())
+        self._active = self._count_active()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.settings.epochs * len(self.train_batches)
+
+    def run(self, observer: Observer, stop: StopFlag) -> None:
+        """Train from the current state to the end.
+
+        Raises StopRequestedError after saving if ``stop`` was requested, DivergedError if a loss or gradient was not
+        finite (nothing is saved then, so the newest checkpoint is a good one).
+        """
+        per_epoch = len(self.train_batches)
+        started, saved = time.perf_counter() - self.counters.seconds, time.monotonic()
+        self._evaluate_if_due(observer)
+        while self.counters.step < self.total_steps:
+            epoch, first = divmod(self.counters.step, per_epoch)
+            for inputs, labels in self.train_batches.epoch(epoch, start=first):
+                self._step(inputs, labels, observer)
+                counters = self.counters
+                counters.seconds = time.perf_counter() - started
+                is_last = counters.step == self.total_steps
+                self._guard.check(now=is_last)
+                if counters.step % self.settings.log_every_steps == 0 or counters.step % per_epoch == 0:
+                    self._log(observer)
+                every = self.settings.checkpoint_every_steps
+                due = every is not None and counters.step % every == 0
+                due = due or time.monotonic() - saved >= self.settings.checkpoint_every_s
+                if due or stop.requested:
+                    self._guard.check(now=True)
+                    observer.on_checkpoint(counters.step, self.state_dict())
+                    saved = time.monotonic()
+                if stop.requested and not is_last:
+                    raise StopRequestedError(stop.requested, counters.step)
+                observer.on_step(counters.step)
+                self._evaluate_if_due(observer)
+        observer.on_checkpoint(self.counters.step, self.state_dict())
+
+    def finish(self, test_batches: Batches) -> dict[str, float]:
+        """Bring back the selected weights and topology, test them, and return all final figures, which are theirs."""
+        counters = self.counters
+        selected = {"step": counters.step, "loss": counters.val_loss, "accuracy": counters.val_accuracy}
+        if self.best is not None:
+            selected = self.best
+            self.model.load_state_dict(self.best["model"])
+            self.sparsifier.load_state_dict(self.best["sparsifier"])
+            self._active = self._count_active()
+        test = evaluate(self.model, test_batches.epoch(0))
+        test_flops = self.flops.test(self._active)
+        return {
+            "test/accuracy": test.accuracy,
+            "test/loss": test.loss,
+            "val/accuracy": selected["accuracy"],
+            "val/loss": selected["loss"],
+            "selected_step": selected["step"],
+            "sparsity/density": self.sparsifier.density,
+            "sparsity/active": self.sparsifier.topology.active,
+            "sparsity/rs": self.sparsifier.rs,
+            "model/parameters": sum(p.numel() for p in self.model.parameters()),
+            "model/maskable": self.sparsifier.topology.size,
+            "flops/test": test_flops,
+            "flops/test_ratio": test_flops / self.flops.dense,
+            "flops/train": counters.flops,
+            "time/seconds": counters.seconds,
+            "time/samples_per_second": counters.samples / counters.seconds,
+        }
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _step(self, inputs: Tensor, labels: Tensor, observer: Observer) -> None:
+        step, samples = self.counters.step + 1, len(labels)
+        seed_torch(self.settings.seed, "step", step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(self.counters.step)
+        logits = self.model(inputs)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._guard.inspect(loss.detach(), step)
+        if self.sparsifier.update_due():
+            self._guard.check(now=True)  # an update cannot be vetoed on the device
+        self.counters.flops += self.flops.train_step(
+            self._active, samples, dense_gradient=self.sparsifier.needs_dense_gradient()
+        )
+        if self.sparsifier.step():
+            self._active = self._count_active()
+            observer.on_layers(step, self.sparsifier.layers)
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            self._sums += torch.stack([loss.detach().double() * samples, correct.double()])
+        self.counters.step = step
+        self.counters.samples += samples
+
+    def _count_active(self) -> dict[str, int]:
+        return {report.layer: report.active for report in self.sparsifier.layers}
+
+    # -- measuring -----------------------------------------------------------------------------------------------------
+
+    def _log(self, observer: Observer) -> None:
+        """Log the mean training loss and accuracy since the last such line, and start anew."""
+        counters = self.counters
+        samples = counters.samples - counters.logged_samples
+        seconds = counters.seconds - counters.logged_seconds
+        loss, correct = (self._sums / samples).tolist()
+        values = {
+            "train/loss": loss,
+            "train/accuracy": correct,
+            "lr": self.lr(counters.step - 1),
+            "flops/train": counters.flops,
+            "time/seconds": counters.seconds,
+            "time/samples_per_second": samples / max(seconds, 1e-9),
+            **self._sparsity(),
+        }
+        observer.on_metrics(counters.step, counters.step / len(self.train_batches), values)
+        self._sums.zero_()
+        counters.logged_samples, counters.logged_seconds = counters.samples, counters.seconds
+
+    def _sparsity(self) -> dict[str, float]:
+        return {
+            "sparsity/density": self.sparsifier.density,
+            "sparsity/active": self.sparsifier.topology.active,
+            "sparsity/rs": self.sparsifier.rs,
+            "sparsity/drop_fraction": self.sparsifier.drop_fraction,
+        }
+
+    def _evaluate_if_due(self, observer: Observer) -> None:
+        """Validate at the end of every n-th epoch and of training, once, also after a resume at just that step."""
+        counters, per_epoch = self.counters, len(self.train_batches)
+        at_interval = counters.step % (per_epoch * self.settings.eval_every_epochs) == 0
+        is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
+        if not is_due or counters.evaluated == counters.step:
+            return
+        result = evaluate(self.model, self.val_batches.epoch(0))
+        counters.evaluated = counters.step
+        counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
+        values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
+        observer.on_metrics(counters.step, counters.step / per_epoch, values)
+        if self.settings.select == "best_val" and (self.best is None or result.accuracy > self.best["accuracy"]):
+            self.best = {
+                "step": counters.step,
+                "loss": result.loss,
+                "accuracy": result.accuracy,
+                "model": _copy(self.model.state_dict()),
+                "sparsifier": _copy(self.sparsifier.state_dict()),
+            }
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a resume needs, as tensors and plain data."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "counters": dict(vars(self.counters)),
+            "sums": self._sums,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        self.counters = Counters(**state["counters"])
+        self._sums.copy_(state["sums"])
+        self.best = state["best"]
+        self._active = self._count_active()
+
+
+def _copy(state: Any) -> Any:
+    """Copy the tensors of a nested state."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    return {key: _copy(value) for key, value in state.items()} if isinstance(state, Mapping) else state

@@ -1,0 +1,44 @@
+"""Learning rates as pure functions of the number of steps already taken."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Curve = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class LRPlan:
+    """What every curve needs: the ``peak`` rate, and the lengths of training and of the warm-up in steps."""
+
+    peak: float
+    total_steps: int
+    warmup_steps: int = 0
+
+
+def constant(plan: LRPlan) -> Curve:
+    """Keep the peak rate."""
+    return _warmed_up(plan, lambda step: plan.peak)
+
+
+def cosine(plan: LRPlan, *, floor: float = 0.0) -> Curve:
+    """Fall from the peak after the warm-up to ``floor`` at the end along half a cosine (Loshchilov & Hutter 2017)."""
+    length = plan.total_steps - plan.warmup_steps
+
+    def curve(step: int) -> float:
+        progress = (step - plan.warmup_steps) / length
+        return floor + (plan.peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return _warmed_up(plan, curve)
+
+
+def multistep(plan: LRPlan, *, milestones: Sequence[float], gamma: float = 0.1) -> Curve:
+    """Multiply the rate by ``gamma`` at each milestone, a fraction of training."""
+    steps = [round(milestone * plan.total_steps) for milestone in milestones]
+    return _warmed_up(plan, lambda step: plan.peak * gamma ** bisect_right(steps, step))
+
+
+def _warmed_up(plan: LRPlan, curve: Curve) -> Curve:
+    """Rise linearly to the peak over the warm-up, its last step being at the peak, then follow the curve."""
+    return lambda step: plan.peak * (step + 1) / plan.warmup_steps if step < plan.warmup_steps else curve(step)

@@ -1,0 +1,36 @@
+"""Requests to stop: the handler sets a flag and nothing more; the loop reads it at step boundaries."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class StopRequestedError(Exception):
+    """The run stopped on request after saving; ``signal_name`` says who asked."""
+
+    def __init__(self, signal_name: str, step: int) -> None:
+        self.signal_name, self.step = signal_name, step
+        super().__init__(f"stopped by {signal_name} after step {step}; run the same command to continue")
+
+
+class StopFlag:
+    """A context in which SIGTERM, SIGINT and SIGUSR2 set ``requested``; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._set) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
