@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.compose import to_yaml
-from dst.config import Config, ConfigError, flatten, identity, run_id, run_name
+from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, identity, run_id, run_name
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_json, read_status, read_summary
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dst.build import Parts
     from dst.sparsity.topology import LayerReport
     from dst.tracking.progress import Progress
-    from dst.training.checkpoint import Checkpoints
 
 EXIT_CODES = {"done": 0, "failed": 1, "diverged": 3, "preempted": 75}
 """Exit code of a run by the state it ended in; 2 is an invalid configuration."""
@@ -34,7 +33,7 @@ _HEARTBEAT_S = 10.0
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a command: its config, complete, and where its record lies so far (newest attempt folder) if at all."""
+    """One run of a command: its complete config, and its record so far (the newest attempt folder), if any."""
 
     config: Config
     found: Path | None
@@ -49,7 +48,7 @@ class Cell:
         """The recorded state; ``new`` if nothing is recorded, or all that is shall be left alone."""
         if self.found is None or self.config.output.resume == "never":
             return "new"
-        return (read_status(self.found) or {"state": "running"})["state"]
+        return str((read_status(self.found) or {"state": "running"})["state"])
 
     @property
     def is_over(self) -> bool:
@@ -92,7 +91,12 @@ def _opened(cell: Cell, command: str, parts: "Parts") -> Iterator[Record]:
         folder = Path(cell.config.output.root) / cell.config.output.group / cell.id
         if cell.found is not None:
             folder = folder.with_name(f"{cell.id}.{attempt_folder(cell.found) + 1}")
-        record = Record.create(folder, config_yaml=to_yaml(cell.config), run=about)
+        try:
+            record = Record.create(folder, config_yaml=to_yaml(cell.config), run=about)
+        except OSError as error:
+            raise ConfigError(
+                [f"output.root={cell.config.output.root}: cannot write a record there: {error}"]
+            ) from error
     else:
         assert cell.found is not None
         _check_continuation(cell.found, about, strict=cell.config.hardware.determinism == "strict")
@@ -104,6 +108,7 @@ def _opened(cell: Cell, command: str, parts: "Parts") -> Iterator[Record]:
 def _about(config: Config, command: str, parts: "Parts") -> dict[str, Any]:
     """Return the content of ``run.json``."""
     return {
+        "schema": SCHEMA_VERSION,
         "id": run_id(config),
         "name": run_name(config),
         "command": command,
@@ -134,7 +139,10 @@ def _check_continuation(folder: Path, about: Mapping[str, Any], *, strict: bool)
             changes.append(f"{name} (was {begun['versions'].get(name)}, is {version})")
     if changes and strict:
         raise ConfigError(
-            [f"run {about['id']} in {folder} cannot be continued bit-identically: changed {', '.join(changes)}; {_ANEW}"]
+            [
+                f"run {about['id']} in {folder} cannot be continued bit-identically: "
+                f"changed {', '.join(changes)}; {_ANEW}"
+            ]
         )
     if changes:
         print(f"warning: continuing run {about['id']} with changed {', '.join(changes)}", file=sys.stderr)
@@ -175,7 +183,7 @@ class _Attempt:
         self.training = parts.training
         self.with_tables = with_tables
         self.attempt: int = (read_status(record.folder) or {"attempt": 0})["attempt"] + 1
-        self.checkpoints: Checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep)
+        self.checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep)
         self.progress: Progress | None = None
         self._beat = 0.0
 

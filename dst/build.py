@@ -1,7 +1,9 @@
 """From a config to the objects of a run; the only module that knows every factory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, update_wrapper
 from typing import Any
 
 import torch
@@ -43,12 +45,23 @@ def check(config: Config) -> None:
         with torch.device("meta"):
             model = _model(config, dataset)
         forward_flops(model, dataset.shape)
-        shapes = [layer.weight.shape for layer in _scope(config).layers(model)]
-        allocate(_part(config, "sparsity.distribution"), shapes, config.sparsity.density)
+        with _blaming("sparsity.scope"):
+            shapes = [layer.weight.shape for layer in _scope(config).layers(model)]
+        with _blaming(f"sparsity.density={config.sparsity.density}"):
+            allocate(_part(config, "sparsity.distribution"), shapes, config.sparsity.density)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+
+
+@contextmanager
+def _blaming(key: str) -> Iterator[None]:
+    """Turn a part's ValueError into a ConfigError that names the key to blame."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError([f"{key}: {error}"]) from error
 
 
 def build(config: Config) -> Parts:
@@ -88,8 +101,9 @@ def _epochs(config: Config) -> int:
 
 
 def _part(config: Config, slot: str) -> Any:
-    """Return the function that fills a slot, with its options bound."""
-    return partial(registry.find(SLOTS[slot], get(config, slot).name).load(), **options(config, slot))
+    """Return the function that fills a slot, with its options bound and what it says of itself kept."""
+    function = registry.find(SLOTS[slot], get(config, slot).name).load()
+    return update_wrapper(partial(function, **options(config, slot)), function)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -119,12 +133,12 @@ def _loaders(config: Config, dataset: Dataset) -> _Loaders:
     train_index, val_index = train_val_split(dataset.train.labels, data.val_fraction, data.split_seed)
     train, val = dataset.train.select(train_index), dataset.train.select(val_index)
     mean, std = (data.mean, data.std) if data.mean is not None else channel_statistics(train)
-    batches = partial(
-        Batches, batch_size=config.schedule.batch_size, device=config.hardware.device, mean=mean, std=std
-    )
+    batches = partial(Batches, batch_size=config.schedule.batch_size, device=config.hardware.device, mean=mean, std=std)
     augment = Augment(**vars(data.augment))
     return _Loaders(
-        train=batches(train, augment=augment, seed=config.seed, shuffle=True), val=batches(val), test=batches(dataset.test)
+        train=batches(train, augment=augment, seed=config.seed, shuffle=True),
+        val=batches(val),
+        test=batches(dataset.test),
     )
 
 
@@ -150,8 +164,8 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
         raise ConfigError(
             [
                 f"sparsity.update.every={update.every}: there is no update in the whole run, which has "
-                f"{plan.total_steps} steps ({_epochs(config)} epochs of {steps_per_epoch}) and allows updates from step "
-                f"{round(plan.start * plan.total_steps)} to {plan.stop_step}, its last step aside. Set a smaller "
+                f"{plan.total_steps} steps ({_epochs(config)} epochs of {steps_per_epoch}) and allows updates from "
+                f"step {round(plan.start * plan.total_steps)} to {plan.stop_step}, its last step aside. Set a smaller "
                 "schedule.update_every, or train longer"
             ]
         )
@@ -160,12 +174,14 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
 
 def _sparsifier(config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None) -> Sparsifier:
     sparsity = config.sparsity
-    updating = {
-        "plan": plan,
-        "drop": _part(config, "sparsity.drop"),
-        "grow": _part(config, "sparsity.grow"),
-        "drop_fraction": _part(config, "sparsity.drop_fraction")(plan),
-    }
+    updating = {}
+    if plan is not None:
+        updating = {
+            "plan": plan,
+            "drop": _part(config, "sparsity.drop"),
+            "grow": _part(config, "sparsity.grow"),
+            "drop_fraction": _part(config, "sparsity.drop_fraction")(plan),
+        }
     return Sparsifier(
         model,
         optimizer,
@@ -175,7 +191,7 @@ def _sparsifier(config: Config, model: nn.Module, optimizer: Optimizer, plan: Up
         pattern=_part(config, "sparsity.pattern"),
         scope=_scope(config),
         seed=config.seed,
-        **(updating if plan else {}),
+        **updating,
     )
 
 

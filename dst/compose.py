@@ -77,7 +77,8 @@ def show(config: DictConfig, package: str | None) -> str:
     if package:
         config = OmegaConf.select(config, package)
         if config is None:
-            raise ConfigError([f"--package {package}: no such part of the config: {suggest(package, _known_keys())}"])
+            groups_and_keys = suggest(package, [key for key in _known_keys() if "." not in key])
+            raise ConfigError([f"--package {package}: no such part of the config: {groups_and_keys}"])
     return OmegaConf.to_yaml(config).rstrip() if OmegaConf.is_config(config) else str(config)
 
 
@@ -96,7 +97,9 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            problems.append(f"cannot read '{text}': {reason}. Write key=value or group=option; quote special characters")
+            problems.append(
+                f"cannot read '{text}': {reason}. Write key=value or group=option; quote special characters"
+            )
     if problems:
         raise ConfigError(problems)
     return parsed
@@ -165,4 +168,5 @@ def _explain(error: BaseException) -> str:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         parts += [line for line in lines if not line.startswith(("reference_type", "object_type", "provider="))]
         cause = cause.__cause__
-    return "; ".join(dict.fromkeys(part.replace("full_key: ", "at key ") for part in parts))
+    told = "; ".join(dict.fromkeys(part.replace("full_key: ", "at key ") for part in parts))
+    return told.removeprefix("Error merging override ").replace("; ", ": ", 1)

@@ -71,7 +71,7 @@ class Data:
     mean: list[float] | None = None
     std: list[float] | None = None
     augment: Augment = field(default_factory=Augment)
-    root: str = _aside("outputs/datasets")
+    root: str = _aside("outputs/.datasets")
     cache: str = _aside("outputs/.cache")
     download: bool = _aside(True)
 
@@ -222,7 +222,7 @@ class Output:
 
 @dataclass
 class Tracking:
-    """What is shown and how often it is logged. ``progress``: ``auto`` is a bar on a terminal, plain lines elsewhere."""
+    """What is shown and logged. ``progress``: ``auto`` is a bar on a terminal and plain lines elsewhere."""
 
     progress: str = _aside("auto")
     every_steps: int = _aside(100)
@@ -352,9 +352,11 @@ class _Range:
         return above and below and math.isfinite(value)
 
     def __str__(self) -> str:
-        left, right = "([" [not self.open_low], ")]"[not self.open_high]
-        return f"a finite number in {left}{self.low}, {self.high}{right}" if self.high < math.inf else (
-            f"a finite number {'>' if self.open_low else '>='} {self.low}"
+        left, right = "(["[not self.open_low], ")]"[not self.open_high]
+        return (
+            f"a finite number in {left}{self.low}, {self.high}{right}"
+            if self.high < math.inf
+            else (f"a finite number {'>' if self.open_low else '>='} {self.low}")
         )
 
 
@@ -425,8 +427,8 @@ def _check_density(config: Config) -> Iterator[str]:
     if sparsity.distribution.name == "dense":
         if sparsity.density is not None:
             yield (
-                f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all weights. "
-                "Remove it, or choose a sparse method, e.g. sparsity=rigl_itop"
+                f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all "
+                "weights. Remove it, or choose a sparse method, e.g. sparsity=rigl_itop"
             )
     elif sparsity.density is None:
         yield f"sparsity.density is missing: sparsity '{sparsity.label}' needs it, e.g. sparsity.density=0.1"
@@ -449,8 +451,8 @@ def _check_update(config: Config) -> Iterator[str]:
         )
     if any(parts.values()) and sparsity.distribution.name == "dense":
         yield (
-            f"sparsity.distribution.name=dense leaves nothing to drop and grow, but sparsity '{sparsity.label}' updates "
-            "its topology: choose uniform, er or erk, and a density"
+            f"sparsity.distribution.name=dense leaves nothing to drop and grow, but sparsity '{sparsity.label}' "
+            "updates its topology: choose uniform, er or erk, and a density"
         )
     if not any(parts.values()):
         defaults = Update()
@@ -474,11 +476,12 @@ def _check_schedule(config: Config) -> Iterator[str]:
     if any(not 0 < m < 1 for m in milestones) or milestones != sorted(set(milestones)):
         yield f"schedule.lr.milestones={milestones}: must be increasing fractions of training in (0, 1)"
     if lr.name == "multistep" and lr.milestones == []:
-        yield "schedule.lr.milestones=[]: multistep needs at least one; for a constant rate set schedule.lr.name=constant"
+        yield "schedule.lr.milestones=[]: multistep needs one or more; schedule.lr.name=constant has none"
     if lr.floor is not None and lr.floor > lr.peak:
         yield f"schedule.lr.floor={lr.floor} must not exceed schedule.lr.peak={lr.peak}"
-    if lr.warmup_epochs >= config.schedule.epochs * config.schedule.multiplier:
-        yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {config.schedule.epochs} epochs"
+    epochs = config.schedule.epochs * config.schedule.multiplier
+    if lr.warmup_epochs >= epochs > 0:
+        yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
     if optimizer.name == "sgd" and optimizer.momentum == 0 and optimizer.nesterov is not False:
         yield "schedule.optimizer.momentum=0: Nesterov needs momentum; add schedule.optimizer.nesterov=false"
     fraction = config.sparsity.drop_fraction

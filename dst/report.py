@@ -2,16 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-
-class LayerCounts(Protocol):
-    """What a row of the layer table needs."""
-
-    layer: str
-    size: int
-    active: int
-    explored: int
+if TYPE_CHECKING:
+    from dst.sparsity.topology import LayerReport
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -19,13 +13,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
-        "  " + "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  "
+        + "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in cells
     ]
     return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])
 
 
-def layer_table(layers: Sequence[LayerCounts]) -> str:
+def layer_table(layers: "Sequence[LayerReport]") -> str:
     """Return one line a layer and their total: size, active weights, density, Rs."""
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
     totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
@@ -38,9 +36,10 @@ def _layer_row(name: str, size: int, active: int, explored: int) -> list[str]:
 
 def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     """Return the figures of one finished run."""
+    active = f"{summary['sparsity/active']:,} of {summary['model/maskable']:,}"
     rows = {
         "test accuracy": f"{summary['test/accuracy']:.4f}",
-        "density": f"{summary['sparsity/density']:.4f} ({summary['sparsity/active']:,} of {summary['model/maskable']:,})",
+        "density": f"{summary['sparsity/density']:.4f} ({active})",
         "Rs": f"{summary['sparsity/rs']:.4f}",
         "test FLOPs": f"{summary['flops/test']:.3e} ({summary['flops/test_ratio']:.3f} x dense)",
         "training FLOPs": f"{summary['flops/train']:.3e} ({summary['flops/train_ratio']:.3f} x dense)",
@@ -48,7 +47,9 @@ def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapp
         "record": str(folder),
     }
     width = max(map(len, rows))
-    return "\n".join([f"run {folder.name} done: {name}", *(f"  {key.ljust(width)}  {value}" for key, value in rows.items())])
+    return "\n".join(
+        [f"run {folder.name} done: {name}", *(f"  {key.ljust(width)}  {value}" for key, value in rows.items())]
+    )
 
 
 def sweep_report(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:

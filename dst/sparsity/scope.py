@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -69,7 +70,7 @@ def _weights(model: nn.Module) -> list[Layer]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | _ConvNd) and id(module.weight) not in seen:
             seen.add(id(module.weight))
-            found.append(Layer(name, module.weight))
+            found.append(Layer(name, cast(nn.Parameter, module.weight)))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from tqdm import tqdm
@@ -31,7 +31,8 @@ def progress(mode: str, total: int, start: int) -> Progress:
     """Return the display for ``mode`` (auto, bar, plain, none) of a run of ``total`` steps that begins at ``start``."""
     if mode == "auto":
         mode = "bar" if sys.stderr.isatty() else "plain"
-    return {"bar": Bar, "plain": Lines, "none": Silent}[mode](total, start)
+    displays: dict[str, Callable[[int, int], Progress]] = {"bar": Bar, "plain": Lines, "none": Silent}
+    return displays[mode](total, start)
 
 
 class Silent:

@@ -10,11 +10,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint of another format of ours: not damaged, but not ours to read or to remove."""
 
 
 class Checkpoints:
@@ -28,9 +32,9 @@ class Checkpoints:
         """Write a checkpoint; OSError (disk full) leaves earlier ones as they are."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / f"step_{step:09d}.pt"
-        _write_atomically(data, lambda path: torch.save(state, path))
+        _write_atomically(data, lambda file: torch.save(state, file))
         manifest = {"format": FORMAT, "step": step, "bytes": data.stat().st_size, "sha256": _digest(data)}
-        _write_atomically(data.with_suffix(".json"), lambda path: path.write_text(json.dumps(manifest)))
+        _write_atomically(data.with_suffix(".json"), lambda file: file.write(json.dumps(manifest).encode()))
         self._prune()
 
     def load_newest(self, map_location: str = "cpu") -> dict[str, Any] | None:
@@ -42,6 +46,7 @@ class Checkpoints:
                 state: dict[str, Any] = torch.load(data, map_location=map_location, weights_only=True)
                 return state
             print(f"warning: passing over checkpoint {manifest_path.stem}: {problem}", file=sys.stderr)
+            manifest_path.unlink()  # or it would be kept in place of a good one
         return None
 
     def _manifests(self) -> list[Path]:
@@ -64,7 +69,10 @@ def _problem(manifest_path: Path) -> str | None:
     try:
         manifest = json.loads(manifest_path.read_text())
         if manifest["format"] != FORMAT:
-            return f"its format {manifest['format']} is not {FORMAT}"
+            raise CheckpointError(
+                f"checkpoint {data} has format {manifest['format']}, this code reads {FORMAT}; "
+                "use the code that wrote it"
+            )
         if data.stat().st_size != manifest["bytes"]:
             return f"it has {data.stat().st_size} bytes instead of {manifest['bytes']}"
         if _digest(data) != manifest["sha256"]:
@@ -79,17 +87,18 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let ``write`` fill a temporary file, make it durable, then give it its name."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(f"cannot write checkpoint {path} ({error}); earlier checkpoints are intact") from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -21,5 +21,5 @@ def seed_torch(seed: int, *path: str | int) -> None:
     """Seed the default generators of the CPU and of the current GPU as a function of ``seed`` and ``path``."""
     derived = derive_seed(seed, *path)
     torch.default_generator.manual_seed(derived)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call,unused-ignore]
         torch.cuda.manual_seed(derived)

@@ -1,4 +1,4 @@
-"""The non-finite guard: a bad loss or gradient never reaches the weights, and is noticed without stalling the device."""
+"""The non-finite guard: a bad loss or gradient never reaches the weights, and noticing it stalls no device."""
 
 from collections.abc import Iterable
 

@@ -56,7 +56,7 @@ class Observer(Protocol):
 
 @dataclass
 class Counters:
-    """All plain numbers that a resume needs. ``step`` counts steps taken, ``evaluated`` is the last one validated at."""
+    """All plain numbers that a resume needs. ``step`` counts steps taken; ``evaluated``: the last one validated at."""
 
     step: int = 0
     evaluated: int = 0
@@ -168,7 +168,7 @@ class Training:
         logits = self.model(inputs)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
         self._guard.inspect(loss.detach(), step)
         if self.sparsifier.update_due():
             self._guard.check(now=True)  # an update cannot be vetoed on the device

@@ -16,9 +16,7 @@ def sgd(
     weight_decay: float = 0.0,
 ) -> Optimizer:
     """Return SGD with (Nesterov) momentum and L2 weight decay on all parameters."""
-    return torch.optim.SGD(
-        parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
-    )
+    return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
 
 
 def adamw(

@@ -1,0 +1,195 @@
+"""Tables of results, as pure functions of a catalog: ``python -m analysis.tables DIR [--csv FILE] [--latex FILE]``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from dst.records.catalog import catalog, newest
+
+SEED: Final = "config.seed"
+ACCURACY: Final = "test/accuracy"
+
+LABELS: Final = {
+    "data": "config.data.name",
+    "model": "config.model.name",
+    "method": "config.sparsity.label",
+    "density": "config.sparsity.density",
+}
+"""Columns that name a row -> the columns of the catalog they show."""
+
+FIGURES: Final = {
+    "realised_density": "sparsity/density",
+    "rs": "sparsity/rs",
+    "flops_test_ratio": "flops/test_ratio",
+    "flops_train_ratio": "flops/train_ratio",
+}
+"""Columns of means over the seeds -> the values of the summary they average."""
+
+VALUES: Final = ("accuracy", "accuracy_std", *FIGURES, "n", "expected", "missing")
+"""Columns of ``accuracy_figures`` that are no labels."""
+
+_HEADINGS: Final = {
+    "realised_density": "realised density",
+    "rs": "Rs",
+    "flops_test_ratio": "test FLOPs / dense",
+    "flops_train_ratio": "train FLOPs / dense",
+}
+_NOTHING: Final = "—"
+_LATEX: Final = str.maketrans({"\\": r"\textbackslash "} | {character: f"\\{character}" for character in "_%&#${}"})
+
+
+class TableError(ValueError):
+    """Runs that one table cannot show."""
+
+
+def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each experiment, that is all runs that differ in nothing but the seed, as numbers.
+
+    Columns: ``LABELS``; a column for every other config key by which two of the rows with equal labels differ;
+    ``accuracy`` in percent and ``accuracy_std``, the mean and the sample standard deviation (n - 1) over the seeds that
+    are done; the means ``FIGURES``; ``n`` seeds done of ``expected``, those that any experiment of its groups has;
+    ``missing`` says what became of the others. ``TableError`` if a seed of an experiment occurs twice.
+    """
+    runs, texts = _comparable(frame)
+    extra = _distinguishing(texts)
+    shown = {**LABELS, **{key.removeprefix("config."): key for key in extra}}
+    seeds = {group: set(members[SEED]) for group, members in runs.groupby("group")}
+    rows = []
+    for _, members in runs.groupby(list(texts.agg("\n".join, axis=1))) if len(runs) else ():
+        expected = set().union(*(seeds[group] for group in members["group"]))
+        labels = {name: _plain(members[key].iloc[0]) for name, key in shown.items()}
+        rows.append(labels | _figures(members) | _completeness(members, expected))
+    rows.sort(key=lambda row: [_rank(row[name]) for name in shown])
+    return pd.DataFrame(rows, columns=[*shown, *VALUES])
+
+
+def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return ``accuracy_figures`` as text to read, with ``n`` as "2/3" where seeds are missing.
+
+    A value that does not exist, like the deviation of one run, is a dash. ``missing_cells`` are its footnotes.
+    """
+    figures = accuracy_figures(frame)
+    table = figures.drop(columns=list(VALUES)).map(cell_text)
+    table["test accuracy (%)"] = [
+        f"{mean:.2f} ± {cell_text(std, '.2f')}" if n else _NOTHING
+        for mean, std, n in zip(figures["accuracy"], figures["accuracy_std"], figures["n"], strict=True)
+    ]
+    for name, heading in _HEADINGS.items():
+        table[heading] = figures[name].map(lambda value: cell_text(value, ".4g"))
+    table["n"] = [
+        str(n) if n == expected else f"{n}/{expected}"
+        for n, expected in zip(figures["n"], figures["expected"], strict=True)
+    ]
+    return table
+
+
+def missing_cells(frame: pd.DataFrame) -> list[str]:
+    """Return the footnotes of ``accuracy_table``: a line for each row with missing seeds and each unreadable record."""
+    figures = accuracy_figures(frame)
+    settings = figures.columns.drop([*VALUES, "data", "model", "method"])
+    notes = []
+    for row in figures[figures["n"] < figures["expected"]].to_dict("records"):
+        parts = [cell_text(row[name]) for name in ("data", "model", "method")]
+        parts += [f"{name}={cell_text(row[name])}" for name in settings]
+        notes.append(f"missing in {' '.join(parts)}: {row['missing']}")
+    unreadable = newest(frame).loc[lambda runs: runs["state"] == "unreadable"]
+    return notes + [f"not in the table: {error}" for error in unreadable["error"].sort_values()]
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """Return the table and its footnotes as LaTeX; the document needs ``booktabs``."""
+    table = accuracy_table(frame)
+    body = table.to_latex(index=False, escape=True, column_format="l" * (len(table.columns) - 6) + "r" * 6)
+    notes = [f"\\par\\footnotesize {note.translate(_LATEX)}\n" for note in missing_cells(frame)]
+    return "".join([body, *notes]).replace("±", r"$\pm$").replace(_NOTHING, "--")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table of the runs below a folder, write it to files if asked to, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Table of the runs below a folder.")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of runs, e.g. outputs")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers as CSV")
+    parser.add_argument("--latex", type=Path, metavar="FILE", help="also write the table as LaTeX")
+    options = parser.parse_args(arguments)
+    is_folder = options.dir.is_dir()
+    frame = catalog(options.dir) if is_folder else pd.DataFrame()
+    if frame.empty:
+        what = "holds no run (no run.json in it or below)" if is_folder else "is no folder"
+        print(f"{options.dir} {what}: give the folder that runs were written to, e.g. outputs", file=sys.stderr)
+        return 2
+    print(accuracy_table(frame).to_string(index=False))
+    if notes := missing_cells(frame):
+        print("", *notes, sep="\n")
+    if options.csv:
+        accuracy_figures(frame).to_csv(options.csv, index=False, float_format="%.10g", lineterminator="\n")
+    if options.latex:
+        options.latex.write_text(latex(frame), encoding="utf-8")
+    return 0
+
+
+def _comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the runs in order of seed, and as text what makes their experiments: the identity without the seed."""
+    runs = newest(frame).loc[lambda rows: rows["state"] != "unreadable"]
+    runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, SEED, ACCURACY, *LABELS.values(), *FIGURES.values()])])
+    runs = runs.sort_values([SEED, "id"])
+    identity = {f"config.{key}" for text in runs["identity"].unique() for key in json.loads(text)}
+    keys = [*LABELS.values(), *sorted(identity - {SEED, *LABELS.values()})]
+    return runs, runs[keys].map(lambda value: json.dumps(_plain(value)))
+
+
+def _distinguishing(texts: pd.DataFrame) -> list[str]:
+    """Return the keys that are no label and by which experiments of equal labels differ."""
+    others = [key for key in texts.columns if key not in LABELS.values()]
+    if texts.empty or not others:
+        return []
+    varies = (texts.groupby(list(LABELS.values()))[others].nunique() > 1).any()
+    return [key for key in others if varies[key]]
+
+
+def _figures(runs: pd.DataFrame) -> dict[str, Any]:
+    done = runs[_is_done(runs)]
+    accuracy = 100 * done[ACCURACY].astype(float)
+    means = {name: done[value].astype(float).mean() for name, value in FIGURES.items()}
+    return {"accuracy": accuracy.mean(), "accuracy_std": accuracy.std(ddof=1), **means}
+
+
+def _completeness(runs: pd.DataFrame, expected: set[int]) -> dict[str, Any]:
+    if runs[SEED].duplicated().any():
+        folders = runs.loc[runs[SEED].duplicated(keep=False), "folder"]
+        raise TableError(f"one seed of one experiment twice, under different ids: {', '.join(folders)}. Leave one out")
+    ended = {**dict.fromkeys(expected, "not run"), **dict(zip(runs[SEED], runs["state"], strict=True))}
+    done = set(runs.loc[_is_done(runs), SEED])
+    ended |= {seed: f"done without {ACCURACY}" for seed in expected - done if ended[seed] == "done"}
+    missing = "; ".join(f"seed {cell_text(seed)} {ended[seed]}" for seed in sorted(expected - done))
+    return {"n": len(done), "expected": len(expected), "missing": missing}
+
+
+def _is_done(runs: pd.DataFrame) -> pd.Series:
+    return (runs["state"] == "done") & runs[ACCURACY].notna()
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell of a catalog with one spelling of nothing: None."""
+    return None if pd.isna(value) else value
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    """Return a key that sorts what may stand in one column: nothing, then numbers, then text."""
+    return (0, 0) if pd.isna(value) else (2, value) if isinstance(value, str) else (1, value)
+
+
+def cell_text(value: Any, spec: str = ".10g") -> str:
+    """Return a value of a table as text: a dash for nothing, numbers by their format, other things as they are."""
+    if pd.isna(value):
+        return _NOTHING
+    return format(value, spec) if isinstance(value, Real) and not isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

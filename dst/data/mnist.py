@@ -1,0 +1,113 @@
+"""MNIST and Fashion-MNIST from their original idx files, in the folders where torchvision keeps them."""
+
+import gzip
+import math
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dst.data.dataset import DataError, Split
+
+_CLASSES = 10
+_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def mnist(root: Path, *, download: bool) -> tuple[Split, Split, int]:
+    """Read MNIST from ``root``/MNIST/raw, fetching missing files if ``download``; ``DataError`` without them."""
+    return _read("MNIST", root, download)
+
+
+def fashion_mnist(root: Path, *, download: bool) -> tuple[Split, Split, int]:
+    """Read Fashion-MNIST from ``root``/FashionMNIST/raw, fetching missing files if ``download``; or ``DataError``."""
+    return _read("FashionMNIST", root, download)
+
+
+def _read(dataset: str, root: Path, download: bool) -> tuple[Split, Split, int]:
+    folder = root / dataset / "raw"
+    if _missing(folder):
+        _fetch(dataset, root, download)
+    return _split(folder, _TRAIN), _split(folder, _TEST), _CLASSES
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding the files
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in (*_TRAIN, *_TEST) if _find(folder, name) is None]
+
+
+def _not_found(dataset: str, root: Path, why: str) -> DataError:
+    folder = root / dataset / "raw"
+    return DataError(
+        f"{dataset} is not complete: {', '.join(_missing(folder))} not found in {folder.absolute()} (nor as .gz); "
+        f"{why}. Put the files there, or let data.root=FOLDER name the folder that holds {dataset}/raw, or run once "
+        "with data.download=true on a machine that has a network"
+    )
+
+
+def _fetch(dataset: str, root: Path, download: bool) -> None:
+    """Download through torchvision, which knows the mirrors and checks MD5 sums.
+
+    Into a folder aside: an interrupted download leaves no half a file behind that a later run would trip over, and two
+    processes do not write into each other's files.
+    """
+    if not download:
+        raise _not_found(dataset, root, "data.download=false")
+    try:
+        from torchvision import datasets  # 3 s to import: only when something must be downloaded
+
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
+            getattr(datasets, dataset)(aside, download=True)
+            (root / dataset / "raw").mkdir(parents=True, exist_ok=True)
+            for name in _missing(root / dataset / "raw"):
+                os.replace(Path(aside, dataset, "raw", name), root / dataset / "raw" / name)
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())  # torchvision's has a line for each mirror
+        raise _not_found(dataset, root, f"downloading failed: {reason}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading the files
+
+_AGAIN = "delete both files and fetch them again (data.download=true)"
+
+
+def _split(folder: Path, names: tuple[str, str]) -> Split:
+    images, labels = (_find(folder, name) or folder / name for name in names)
+    pixels, classes = _idx(images, dimensions=3), _idx(labels, dimensions=1)
+    if len(pixels) != len(classes):
+        raise DataError(f"{images} has {len(pixels)} images but {labels} has {len(classes)} labels; {_AGAIN}")
+    if classes.max() >= _CLASSES:
+        raise DataError(f"{labels} has a label {classes.max()}, but there are only {_CLASSES} classes; {_AGAIN}")
+    return Split(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(classes.astype(np.int64)))
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray:
+    """Return the uint8 array of an idx file: bytes 0 0 8 and the number of dimensions, sizes as big-endian, data."""
+    again = f"delete {path} and fetch it again (data.download=true)"
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}; {again}") from error
+    header, magic = 4 + 4 * dimensions, bytes([0, 0, 8, dimensions])
+    if data[:4] != magic:
+        raise DataError(f"{path} is no idx file of {dimensions}-d bytes: it starts with {data[:4]!r}; {again}")
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, header, 4)]
+    expected = header + math.prod(shape)
+    if len(data) != expected or 0 in shape:
+        raise DataError(
+            f"{path} is damaged: it has {len(data)} bytes, {expected} expected for "
+            f"{' x '.join(map(str, shape))}; {again}"
+        )
+    return np.frombuffer(bytearray(data), dtype=np.uint8, offset=header).reshape(shape)

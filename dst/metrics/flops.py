@@ -1,0 +1,149 @@
+"""FLOPs of dense and sparse networks, as exact integers: 2 per multiply-add of convolutions and linear layers.
+
+The conventions are those of the sparse-training papers (RigL, Evci et al., 2020): padding counts as if it were data,
+biases, norms and activations do not count, and a backward pass costs two forward passes.
+"""
+
+import copy
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LAYERS = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_BACKWARD = 2  # one pass for the gradients of the weights, one for those of the inputs
+
+
+def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """Count the dense FLOPs of one forward pass of one sample, per convolution and linear layer.
+
+    ``shape`` is that of a sample, without the batch. Returns ``{module name: FLOPs}`` of all such layers in the order
+    of ``model.named_modules()``; a layer that the pass does not reach has 0, one that it uses twice has both uses, and
+    a weight that several layers share counts for the first of them, as it does in the scope of a sparsity method.
+    Runs on a copy on the meta device, so it takes neither time nor memory and leaves the model alone (weights, buffers,
+    hooks, training flags) as well as the random numbers. Raises ``ValueError`` where other modules compute with FLOPs
+    (attention, say), since no density could be told for them.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # here because it takes its time to import
+
+    twin = _on_meta(model).eval()  # eval: batch norm takes a batch of one, dropout no random numbers
+    counter = FlopCounterMode(display=False)
+    counts = _count_layers(twin, counter)
+    dtypes = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
+    sample = torch.empty((1, *shape), device="meta", dtype=dtypes[0] if dtypes else None)
+    with torch.no_grad(), counter:
+        twin(sample)
+    elsewhere = counter.get_total_flops() - sum(counts.values())
+    if elsewhere:
+        raise ValueError(
+            f"{elsewhere} of {counter.get_total_flops()} FLOPs of {type(model).__name__} are spent outside the forward "
+            "of its convolution and linear layers, where their density cannot be told"
+        )
+    return counts
+
+
+def _count_layers(model: nn.Module, counter: Any) -> dict[str, int]:
+    """Return a table of the layers that fills itself, by hooks, when the model runs under the counter."""
+    counts: dict[str, int] = {}
+    owners: dict[int, str] = {}
+
+    def add(name: str, sign: int) -> None:
+        counts[name] += sign * counter.get_total_flops()
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, _LAYERS):
+            # A parametrized weight is no parameter but made anew at each access, so it is its layer that counts.
+            owner = owners.setdefault(id(layer._parameters.get("weight", layer)), name)
+            counts[owner] = 0
+            layer.register_forward_pre_hook(lambda *_, owner=owner: add(owner, -1))
+            layer.register_forward_hook(lambda *_, owner=owner: add(owner, +1))
+    return counts
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """Return a deep copy on the meta device, without hooks; no weight is copied on the way.
+
+    ``deepcopy`` takes what it finds in its memo for copied already: there the tensors are found without data, and the
+    hooks, which would otherwise run or be copied with all that they hold, are found to be empty.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "_hooks" in name and isinstance(value, dict):
+                memo[id(value)] = type(value)()
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(value, Tensor):
+                memo[id(value)] = torch.empty_like(value, device="meta", requires_grad=False)
+    return copy.deepcopy(model, memo)
+
+
+class Flops:
+    """What passes through a network cost, given how many weights of each sparse layer are active.
+
+    ``dense``: FLOPs of one forward of one sample per layer, from ``forward_flops``; ``sizes``: number of weights of
+    each maskable layer, by the same names (layers not in it stay dense). All results are exact integers. Raises
+    ``ValueError`` for a maskable layer that is not among the dense, or whose FLOPs are not a multiple of its size.
+    """
+
+    def __init__(self, dense: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+        self._sizes = dict(sizes)
+        self._per_weight = {name: _per_weight(name, dense, size) for name, size in sizes.items()}
+        self._dense = sum(dense.values())
+        self._never_sparse = sum(flops for name, flops in dense.items() if name not in sizes)
+        self._last: tuple[dict[str, int], int] | None = None
+
+    @property
+    def dense(self) -> int:
+        """FLOPs of one forward of one sample through the dense network."""
+        return self._dense
+
+    def test(self, active: Mapping[str, int]) -> int:
+        """Return the FLOPs of one forward of one sample; ``active``: active weights of each maskable layer.
+
+        Raises ``ValueError`` unless ``active`` names exactly the maskable layers, each with at most its size.
+        """
+        # Asked for at every step, while the counts change at updates only.
+        if self._last is None or self._last[0] != active:
+            counts = self._checked(active)
+            flops = self._never_sparse + sum(count * self._per_weight[name] for name, count in counts.items())
+            self._last = counts, flops
+        return self._last[1]
+
+    def train_step(self, active: Mapping[str, int], samples: int, *, dense_gradient: bool) -> int:
+        """Return the FLOPs of one training step on so many samples: a forward and a backward pass.
+
+        ``dense_gradient``: the step needs the gradients of inactive weights too, as gradient growth does.
+        """
+        sparse = self.test(active)
+        extra = self._dense - sparse if dense_gradient else 0
+        return samples * ((1 + _BACKWARD) * sparse + extra)
+
+    def dense_training(self, samples: int) -> int:
+        """Return the FLOPs of training the dense network on so many samples, all epochs together."""
+        return samples * (1 + _BACKWARD) * self._dense
+
+    def _checked(self, active: Mapping[str, int]) -> dict[str, int]:
+        if active.keys() != self._sizes.keys():
+            differ = ", ".join(sorted(active.keys() ^ self._sizes.keys()))
+            raise ValueError(f"active counts must name exactly the maskable layers; these differ: {differ}")
+        # index: takes the integers of other libraries, whose arithmetic overflows, and refuses fractions
+        counts = {name: operator.index(count) for name, count in active.items()}
+        for name, count in counts.items():
+            if not 0 <= count <= self._sizes[name]:
+                raise ValueError(f"layer '{name}' cannot have {count} active weights: it has {self._sizes[name]}")
+        return counts
+
+
+def _per_weight(name: str, dense: Mapping[str, int], size: int) -> int:
+    if name not in dense:
+        raise ValueError(f"maskable layer '{name}' has no dense FLOPs; there are those of {', '.join(dense) or 'none'}")
+    per_weight, rest = divmod(dense[name], size)
+    if rest:
+        raise ValueError(f"layer '{name}': {dense[name]} FLOPs are not a multiple of its {size} weights")
+    return per_weight

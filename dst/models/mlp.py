@@ -1,0 +1,41 @@
+"""Multi-layer perceptrons on flattened input."""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from dst.models.shape import ModelError, Shape, require_side
+
+
+def mlp(shape: Shape, classes: int, *, hidden: Sequence[int]) -> nn.Module:
+    """Build a perceptron with ReLU and biases, and one hidden layer for each width in ``hidden``.
+
+    Its linear layers are named ``fc1``, ``fc2``, ... Raises ``ModelError`` for a width below 1.
+    """
+    if min(hidden, default=1) < 1:
+        raise ModelError(
+            f"model mlp: model.hidden={list(hidden)} must hold positive widths, e.g. model.hidden=[256,256]"
+        )
+    return _mlp("mlp", shape, classes, hidden)
+
+
+def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
+    """Build LeNet-300-100: the perceptron with hidden layers of 300 and 100 (LeCun et al., 1998).
+
+    266 610 parameters for MNIST (1x28x28, 10 classes).
+    """
+    return _mlp("lenet_300_100", shape, classes, (300, 100))
+
+
+def _mlp(name: str, shape: Shape, classes: int, hidden: Sequence[int]) -> nn.Module:
+    require_side(name, shape, smallest=1)
+    channels, height, width = shape
+    widths = [channels * height * width, *hidden, classes]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
+        layers[f"fc{number}"] = nn.Linear(inputs, outputs)
+        layers[f"relu{number}"] = nn.ReLU()
+    layers.popitem()  # the last layer gives logits
+    return nn.Sequential(layers)

@@ -1,0 +1,20 @@
+"""The shape of the data that a model is built for."""
+
+from typing import TypeAlias
+
+Shape: TypeAlias = tuple[int, int, int]
+"""Channels, height and width of a sample."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be built as asked."""
+
+
+def require_side(model: str, shape: Shape, smallest: int) -> None:
+    """Raise ``ModelError`` if height or width of the data is below the smallest side that the model works with."""
+    channels, height, width = shape
+    if min(height, width) < smallest:
+        raise ModelError(
+            f"model {model} needs images of at least {smallest}x{smallest}, these are {height}x{width} "
+            f"({channels} channel{'s' * (channels != 1)}): set data.size={smallest} or more, or choose another model"
+        )

@@ -1,0 +1,109 @@
+"""Finding runs below a folder, and one table of all of them."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dst.records.read import read_json, read_status, read_summary
+from dst.records.store import RecordError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS: Final = (
+    "id", "name", "group", "folder", "attempt_folder", "state", "step", "error", "created", "identity",
+)  # fmt: skip
+"""Columns that every catalog has, before those of the config and the summary."""
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Return the folders at or below ``root`` that hold a ``run.json``, sorted; none if there is no such root.
+
+    Hidden folders are left out, what lies inside a run folder is not looked at, links to folders are followed.
+    """
+    return sorted(_walk(root))
+
+
+def find_run(root: Path, run_id: str) -> list[Path]:
+    """Return the folders ``<run_id>``, ``<run_id>.2``, ... of a run wherever they lie below ``root``, oldest first."""
+    wanted = re.compile(rf"{re.escape(run_id)}(\.\d+)?")
+    return sorted((path for path in _walk(root) if wanted.fullmatch(path.name)), key=lambda p: (attempt_folder(p), p))
+
+
+def attempt_folder(folder: Path) -> int:
+    """Return which attempt folder of its run this is: 1 for ``<run_id>``, 2 for ``<run_id>.2``, and so on."""
+    number = folder.name.rpartition(".")[2] if "." in folder.name else ""
+    return int(number) if number.isdecimal() else 1
+
+
+def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
+    """Return a table of the runs below ``root``, one row a run, whatever its state.
+
+    Columns: ``COLUMNS``; every config key as ``config.<dotted key>``, lists as JSON text; every value of the summary by
+    its name. Of the attempt folders of a run the newest counts, unless ``all_attempts``. A record that cannot be read
+    has the state ``unreadable`` and its reason in ``error``; one without a status, ``unknown``.
+    """
+    import pandas as pd  # here, because find_run belongs to the start of every run and pandas takes half a second
+
+    rows = [_row(root, folder) for folder in find_runs(root)]
+    frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+    return frame if all_attempts else newest(frame)
+
+
+def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the rows of a catalog without those that a newer attempt folder of the same run supersedes."""
+    order = frame.sort_values(["attempt_folder", "created", "folder"], na_position="first")
+    return frame.loc[order.drop_duplicates("id", keep="last").index.sort_values()].reset_index(drop=True)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    seen = set()
+    for folder, below, files in os.walk(root, onerror=_raise_unless_gone, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to where we have been, perhaps a circle
+            below.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        if "run.json" in files:
+            below.clear()
+            yield Path(folder)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """Let nothing pass that would hide runs; a folder that was removed meanwhile hides none."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _row(root: Path, folder: Path) -> dict[str, Any]:
+    place = {
+        "id": folder.name.removesuffix(f".{attempt_folder(folder)}"),
+        "name": None,
+        "group": Path(os.path.relpath(folder.parent, root)).as_posix(),
+        "folder": str(folder),
+        "attempt_folder": attempt_folder(folder),
+        "state": "unknown",
+        "step": None,
+        "error": None,
+        "created": None,
+        "identity": "{}",
+    }
+    try:
+        run, status, summary = read_json(folder / "run.json"), read_status(folder) or {}, read_summary(folder) or {}
+    except RecordError as error:
+        return place | {"state": "unreadable", "error": str(error)}
+    identity = run.get("identity", {})
+    place |= {name: run[name] for name in ("id", "name", "created") if name in run}
+    place |= {name: status[name] for name in ("state", "step", "error") if name in status}
+    place["identity"] = json.dumps(identity, sort_keys=True)
+    config = identity | run.get("config", {})
+    return place | {f"config.{key}": _cell(value) for key, value in config.items()} | summary
+
+
+def _cell(value: Any) -> Any:
+    """Return a config value as something that can be compared and grouped by."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value

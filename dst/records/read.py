@@ -1,0 +1,76 @@
+"""Reading one run folder, finished or not, also while it is being written."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dst.records.store import RESUME_EVENT, RecordError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file; ``RecordError`` if it holds anything else, ``FileNotFoundError``."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RecordError(f"{path} is not JSON ({error}): restore it from a copy, or remove the run folder") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{path} holds a {type(value).__name__}, not a mapping: restore it, or remove the run folder")
+    return value
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """Return the run's ``status.json``, None if it has none; ``RecordError`` if it is damaged."""
+    return _read_optional(folder / "status.json")
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the run's ``summary.json``, None if it has none; ``RecordError`` if it is damaged."""
+    return _read_optional(folder / "summary.json")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the valid history by step: a row for each logged step, lines of the same step merged, later values win.
+
+    A resume at step k voids the lines before it that lie beyond k; what a crash tore is left out.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for line in _lines(folder / "metrics.jsonl"):
+        if line.get("event") == RESUME_EVENT:
+            rows = {step: row for step, row in rows.items() if step <= line["step"]}
+        else:
+            rows.setdefault(line["step"], {}).update(line)
+    return [rows[step] for step in sorted(rows)]
+
+
+def read_layers(folder: Path) -> list[dict[str, Any]]:
+    """Return the valid rows of ``layers.jsonl`` by step, layers in the order of the model.
+
+    A (step, layer) occurs once: the later row wins. A resume voids as in ``read_metrics``.
+    """
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for line in _lines(folder / "layers.jsonl"):
+        if line.get("event") == RESUME_EVENT:
+            rows = {key: row for key, row in rows.items() if key[0] <= line["step"]}
+        else:
+            rows[line["step"], line["layer"]] = line
+    return sorted(rows.values(), key=lambda row: int(row["step"]))
+
+
+def _read_optional(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the complete lines of a history; a torn one gives itself away, as no proper beginning of a line is JSON."""
+    if not path.exists():
+        return
+    for text in path.read_bytes().split(b"\n"):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        yield line

@@ -1,0 +1,216 @@
+"""Writing one run folder: small files replaced atomically, histories appended line by line."""
+
+import json
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Self
+
+STATES: Final = ("queued", "running", "preempted", "done", "failed", "diverged")
+"""What a run can be, as ``status.json`` says."""
+
+RESUME_EVENT: Final = "resume"
+"""Value of ``event`` in a history line that voids all earlier lines of a later step."""
+
+_RESERVED: Final = frozenset({"event", "step", "epoch", "attempt"})
+
+
+class RecordError(ValueError):
+    """Something that a record cannot hold, or a folder that holds no readable record."""
+
+
+class Record:
+    """The record of one run, for its one writer; ``read`` and ``catalog`` are for everybody else.
+
+    The histories are opened when first written to, so that a record may be opened only to change its status.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, *, config_yaml: str, run: Mapping[str, Any]) -> Self:
+        """Make the folder and write ``config.yaml`` and ``run.json``.
+
+        ``RecordError`` if it holds a record already; ``OSError`` if it cannot be written.
+        """
+        if (folder / "run.json").exists():
+            raise RecordError(f"{folder} holds a record already: continue it with Record.open, or choose a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / "config.yaml", config_yaml)
+        _replace(folder / "run.json", _json(run, indent=2))  # last: it is what makes the folder a run
+        return cls(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the record in a folder to continue it; ``RecordError`` if there is none."""
+        if not (folder / "run.json").exists():
+            raise RecordError(f"no record in {folder} (it has no run.json): make one with Record.create")
+        return cls(folder)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints; whoever saves one makes it."""
+        return self.folder / "checkpoints"
+
+    def write_status(
+        self, state: str, *, attempt: int, step: int, total_steps: int | None = None, error: str | None = None
+    ) -> None:
+        """Replace ``status.json``, with a heartbeat (unix time), host and process id.
+
+        ``RecordError`` if the state is not one of ``STATES``.
+        """
+        if state not in STATES:
+            raise RecordError(f"unknown state {state!r}; allowed: {', '.join(STATES)}")
+        status = {
+            "state": state,
+            "attempt": attempt,
+            "step": step,
+            "total_steps": total_steps,
+            "error": error,
+            "heartbeat": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        _replace(self.folder / "status.json", _json(status, indent=2))
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Replace ``summary.json``, the run's final figures by metric name; non-finite numbers become null."""
+        _replace(self.folder / "summary.json", _json(values, indent=2))
+
+    def log(self, *, step: int, epoch: float, attempt: int, values: Mapping[str, float | int | str | None]) -> None:
+        """Append one line to ``metrics.jsonl``; non-finite numbers become null.
+
+        ``RecordError`` if a value is named like one of the line's own fields; ``OSError`` if the disk is full.
+        """
+        _refuse_reserved(values, _RESERVED)
+        self._metrics.append([{"step": step, "epoch": epoch, "attempt": attempt, **values}])
+
+    def log_layers(self, *, step: int, attempt: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append to ``layers.jsonl`` a line for each layer: ``layer``, ``size``, ``active``, ``explored``, ....
+
+        ``RecordError`` if a row does not name its layer or has a field named like the line's own.
+        """
+        lines = []
+        for row in rows:
+            _refuse_reserved(row, _RESERVED - {"epoch"})
+            if "layer" not in row:
+                raise RecordError(f"a row of layers.jsonl needs the name of its 'layer'; given: {', '.join(row)}")
+            lines.append({"step": step, "attempt": attempt, **row})
+        self._layers.append(lines)
+
+    def mark_resume(self, *, step: int, attempt: int) -> None:
+        """Void the lines of both histories that lie beyond the step training goes on from."""
+        for history in (self._metrics, self._layers):
+            history.append([{"event": RESUME_EVENT, "step": step, "attempt": attempt}])
+
+    def sync(self) -> None:
+        """Wait until both histories are on the disk; to be called before a checkpoint becomes visible."""
+        for history in self._opened():
+            history.sync()
+
+    def close(self) -> None:
+        """Close the histories; writing again opens them again."""
+        for history in self._opened():
+            history.close()
+        for name in ("_metrics", "_layers"):
+            self.__dict__.pop(name, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def _metrics(self) -> "_History":
+        return _History(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def _layers(self) -> "_History":
+        return _History(self.folder / "layers.jsonl")
+
+    def _opened(self) -> list["_History"]:
+        return [self.__dict__[name] for name in ("_metrics", "_layers") if name in self.__dict__]
+
+
+class _History:
+    """An append-only file of JSON lines that stays open."""
+
+    def __init__(self, path: Path) -> None:
+        is_new = not path.exists()
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if is_new:
+            _sync_folder(path.parent)
+        size = os.fstat(self._file).st_size
+        self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        data = "".join(_json(line) + "\n" for line in lines).encode()
+        if not data:
+            return
+        if self._is_torn:  # what a crash or a full disk cut off must not swallow the next line
+            data = b"\n" + data
+        self._is_torn = True
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+        self._is_torn = False
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _refuse_reserved(values: Mapping[str, Any], reserved: frozenset[str]) -> None:
+    if taken := sorted(reserved & values.keys()):
+        raise RecordError(f"{', '.join(taken)}: every history line has this field; rename it, e.g. train/{taken[0]}")
+
+
+def _json(value: Mapping[str, Any], indent: int | None = None) -> str:
+    try:
+        return json.dumps(_finite(value), allow_nan=False, indent=indent)
+    except TypeError as error:
+        raise RecordError(f"{error}: records hold plain numbers, text, null, lists and mappings; convert it") from error
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with non-finite numbers, which JSON does not have, replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; syncing a file does not."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,234 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.tables import TableError, accuracy_figures, accuracy_table, latex, main, missing_cells
+from dst.records.catalog import catalog
+
+REPOSITORY = Path(__file__).parents[2]
+
+TABLE = """\
+  data model method density test accuracy (%) realised density   Rs test FLOPs / dense train FLOPs / dense   n
+digits   mlp  dense       —         98.00 ± —                1  0.5                  1                   1 1/3
+digits   mlp   rigl     0.1      96.00 ± 1.41              0.1 0.55               0.12                0.24 2/3
+digits   mlp    set     0.1      92.00 ± 2.00              0.1  0.6               0.12                0.24   3
+"""
+
+FOOTNOTES = [
+    "missing in digits mlp dense density=—: seed 1 running; seed 2 not run",
+    "missing in digits mlp rigl density=0.1: seed 2 failed",
+]
+
+CSV = """\
+data,model,method,density,accuracy,accuracy_std,realised_density,rs,flops_test_ratio,flops_train_ratio,n,expected,missing
+digits,mlp,dense,,98,,1,0.5,1,1,1,3,seed 1 running; seed 2 not run
+digits,mlp,rigl,0.1,96,1.414213562,0.1,0.55,0.12,0.24,2,3,seed 2 failed
+digits,mlp,set,0.1,92,2,0.1,0.6,0.12,0.24,3,3,
+"""
+
+LATEX = r"""\begin{tabular}{llllrrrrrr}
+\toprule
+data & model & method & density & test accuracy (\%) & realised density & Rs & test FLOPs / dense & train FLOPs / dense & n \\
+\midrule
+digits & mlp & dense & -- & 98.00 $\pm$ -- & 1 & 0.5 & 1 & 1 & 1/3 \\
+digits & mlp & rigl & 0.1 & 96.00 $\pm$ 1.41 & 0.1 & 0.55 & 0.12 & 0.24 & 2/3 \\
+digits & mlp & set & 0.1 & 92.00 $\pm$ 2.00 & 0.1 & 0.6 & 0.12 & 0.24 & 3 \\
+\bottomrule
+\end{tabular}
+\par\footnotesize missing in digits mlp dense density=--: seed 1 running; seed 2 not run
+\par\footnotesize missing in digits mlp rigl density=0.1: seed 2 failed
+"""  # noqa: E501
+
+
+def shown(frame):
+    return accuracy_table(frame).to_string(index=False) + "\n"
+
+
+def cells(frame, *columns):
+    return accuracy_table(frame)[list(columns)].values.tolist()
+
+
+def test_the_table_has_the_figures_computed_by_hand(tree):
+    assert shown(catalog(tree)) == TABLE
+
+
+def test_missing_cells_are_listed_with_their_state(tree):
+    assert missing_cells(catalog(tree)) == FOOTNOTES
+
+
+def test_latex(tree):
+    assert latex(catalog(tree)) == LATEX
+
+
+def test_latex_escapes_names(tmp_path, add_run):
+    add_run(tmp_path, "g", "rigl_itop", 0, state="failed")
+    text = latex(catalog(tmp_path))
+    assert text.count(r"rigl\_itop") == 2
+    assert "rigl_itop" not in text
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_the_runs_does_not_matter(tree, seed):
+    frame = catalog(tree).sample(frac=1, random_state=seed)
+    assert shown(frame) == TABLE
+    assert missing_cells(frame) == FOOTNOTES
+
+
+def test_the_names_of_the_folders_do_not_matter(tree):
+    for number, folder in enumerate(sorted((tree / "sweep").iterdir(), reverse=True)):
+        folder.rename(tree / "sweep" / f"{number}")
+    assert shown(catalog(tree)) == TABLE
+
+
+def test_the_catalog_is_left_as_it_was(tree):
+    frame = catalog(tree)
+    accuracy_table(frame)
+    pd.testing.assert_frame_equal(frame, catalog(tree))
+
+
+def test_rows_that_differ_in_another_key_get_its_column(tree, add_run):
+    for seed, accuracy in enumerate((0.96, 0.96, 0.96)):
+        add_run(tree, "longer", "set", seed, accuracy, **{"schedule.multiplier": 5})
+    assert cells(catalog(tree), "method", "schedule.multiplier", "test accuracy (%)", "n") == [
+        ["dense", "1", "98.00 ± —", "1/3"],
+        ["rigl", "1", "96.00 ± 1.41", "2/3"],
+        ["set", "1", "92.00 ± 2.00", "3"],
+        ["set", "5", "96.00 ± 0.00", "3"],
+    ]
+    assert (
+        missing_cells(catalog(tree))[1] == "missing in digits mlp rigl density=0.1 schedule.multiplier=1: seed 2 failed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "default", "other"),
+    [
+        ("data.split_seed", 1, "—", "1"),
+        ("model.hidden", [32], "[64, 64]", "[32]"),
+        ("schedule.optimizer.nesterov", False, "True", "False"),
+        ("schedule.lr.floor", 0.001, "—", "0.001"),
+    ],
+)
+def test_no_two_configs_share_a_row_even_if_their_labels_are_equal(tmp_path, add_run, key, value, default, other):
+    add_run(tmp_path, "g", "set", 0, 0.80)
+    add_run(tmp_path, "g", "set", 1, 0.80)
+    add_run(tmp_path, "g", "set", 0, 0.90, **{key: value})
+    found = cells(catalog(tmp_path), key, "test accuracy (%)", "n")
+    assert sorted(found) == sorted([[default, "80.00 ± 0.00", "2"], [other, "90.00 ± —", "1/2"]])
+
+
+def test_a_key_that_goes_along_with_the_labels_needs_no_column(tmp_path, add_run):
+    add_run(tmp_path, "g", "set", 0, 0.8, **{"sparsity.grow.name": "random"})
+    add_run(tmp_path, "g", "rigl", 0, 0.9, **{"sparsity.grow.name": "gradient"})
+    assert list(accuracy_table(catalog(tmp_path)).columns[3:5]) == ["density", "test accuracy (%)"]
+
+
+def test_keys_that_are_no_identity_do_not_split_rows(tree):
+    assert catalog(tree)["config.data.root"].nunique() == 3
+    assert len(accuracy_table(catalog(tree))) == 3
+
+
+def test_rows_are_in_order_of_their_labels_and_densities_are_numbers(tmp_path, add_run):
+    for density in (0.2, 0.05, 0.1):
+        add_run(tmp_path, "g", "set", 0, 0.8, density=density)
+    add_run(tmp_path, "g", "set", 0, 0.9, density=None)
+    assert [row[0] for row in cells(catalog(tmp_path), "density")] == ["—", "0.05", "0.1", "0.2"]
+
+
+def test_seeds_of_other_groups_are_not_missed(tree, add_run):
+    add_run(tree, "single", "snfs", 7, 0.9)
+    assert cells(catalog(tree), "method", "n")[-1] == ["snfs", "1"]
+    assert cells(catalog(tree), "method", "n")[1] == ["rigl", "2/3"]
+
+
+def test_an_experiment_with_no_finished_run_keeps_its_row(tmp_path, add_run):
+    add_run(tmp_path, "g", "set", 0, state="preempted")
+    add_run(tmp_path, "g", "set", 1, state="diverged")
+    assert accuracy_table(catalog(tmp_path)).values.tolist() == [["digits", "mlp", "set", "0.1", *"—————", "0/2"]]
+    assert missing_cells(catalog(tmp_path)) == [
+        "missing in digits mlp set density=0.1: seed 0 preempted; seed 1 diverged"
+    ]
+
+
+def test_a_run_that_is_done_without_a_test_accuracy_is_missing(tmp_path, add_run):
+    add_run(tmp_path, "g", "set", 0, 0.8)
+    add_run(tmp_path, "g", "set", 1)
+    assert missing_cells(catalog(tmp_path)) == [
+        "missing in digits mlp set density=0.1: seed 1 done without test/accuracy"
+    ]
+
+
+def test_the_newest_attempt_is_the_one_that_counts(tmp_path, add_run):
+    add_run(tmp_path, "g", "set", 0, 0.8)
+    add_run(tmp_path, "g", "set", 0, 0.9, attempt=2)
+    for frame in (catalog(tmp_path), catalog(tmp_path, all_attempts=True)):
+        assert cells(frame, "test accuracy (%)", "n") == [["90.00 ± —", "1"]]
+
+
+def test_one_seed_under_two_ids_is_refused(tmp_path, add_run):
+    first = add_run(tmp_path, "g", "set", 0, 0.8)
+    second = add_run(tmp_path, "g", "set", 0, 0.9, **{"schedule.multiplier": 1})
+    with pytest.raises(TableError, match="one seed of one experiment twice") as error:
+        accuracy_table(catalog(tmp_path))
+    assert f"{first}, {second}" in str(error.value)
+
+
+def test_an_unreadable_record_is_listed(tree):
+    (tree / "sweep" / "set-0.1-2" / "run.json").write_text("{")
+    assert cells(catalog(tree), "method", "n") == [["dense", "1/3"], ["rigl", "2/3"], ["set", "2/3"]]
+    assert missing_cells(catalog(tree))[-2] == "missing in digits mlp set density=0.1: seed 2 not run"
+    assert missing_cells(catalog(tree))[-1].startswith(f"not in the table: {tree}/sweep/set-0.1-2/run.json is not JSON")
+
+
+def test_only_unreadable_records_make_an_empty_table(tmp_path, add_run):
+    (add_run(tmp_path, "g", "set", 0) / "run.json").write_text("{")
+    assert accuracy_figures(catalog(tmp_path)).empty
+    assert accuracy_table(catalog(tmp_path)).empty
+    assert len(missing_cells(catalog(tmp_path))) == 1
+
+
+def run_cli(*arguments):
+    command = [sys.executable, "-m", "analysis.tables", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
+
+
+def test_the_command_prints_and_writes_the_same_bytes_each_time(tree, tmp_path):
+    written = []
+    for name in ("first", "second"):
+        result = run_cli(tree, "--csv", tmp_path / f"{name}.csv", "--latex", tmp_path / f"{name}.tex")
+        assert (result.returncode, result.stderr) == (0, "")
+        written.append((result.stdout, *((tmp_path / f"{name}.{kind}").read_text("utf-8") for kind in ("csv", "tex"))))
+    assert written == [("\n".join([TABLE, *FOOTNOTES, ""]), CSV, LATEX)] * 2
+
+
+def test_nothing_is_missing_nothing_is_noted(tmp_path, add_run, capsys):
+    add_run(tmp_path, "g", "set", 0, 0.8)
+    assert main([str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(Path.mkdir, "holds no run"), (Path.touch, "is no"), (None, "is no folder")]
+)
+def test_a_place_without_runs_is_an_error(tmp_path, make, reason):
+    if make:
+        make(tmp_path / "outputs")
+    result = run_cli(tmp_path / "outputs")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"{tmp_path}/outputs {reason}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_copied_tree_makes_the_same_table(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "copy")
+    assert shown(catalog(tmp_path / "copy")) == TABLE
+
+
+def test_tables_and_figures_start_without_torch_and_hydra():
+    code = "import sys, analysis.plots; print(sorted({'torch', 'hydra', 'omegaconf'} & sys.modules.keys()))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"

@@ -1,0 +1,176 @@
+"""Whatever kills a run, the same command ends it bit-identical to an undisturbed one (atol = 0)."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from dst.records.read import read_status
+from tests.processes import run, run_folder, traces
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "model.hidden=[32]",
+    "schedule.epochs=6",
+    "schedule.update_every=10",
+    "checkpoint.every_steps=7",
+    "tracking.every_steps=10",
+    "tracking.progress=none",
+    "hardware.threads=1",
+)
+STEPS = 126  # 6 epochs of 21
+
+
+def undisturbed(tmp_path_factory, method, *more):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = run(f"sparsity={method}", *SMALL, *more, cwd=folder)
+    assert result.code == 0, result.output
+    return traces(run_folder(folder / "outputs"))
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    known = {}
+
+    def reference(method, *more):
+        key = (method, *more)
+        if key not in known:
+            known[key] = undisturbed(tmp_path_factory, method, *more)
+        return known[key]
+
+    return reference
+
+
+def assert_same(folder: Path, reference):
+    found = traces(run_folder(folder / "outputs"))
+    for part, content in reference.items():
+        assert found[part] == content, f"{part} differ"
+
+
+@pytest.mark.parametrize("method", ["dense", "set_itop", "rigl"])
+def test_ten_kills_at_random_steps(method, tmp_path, references):
+    steps = sorted(random.Random(method).sample(range(1, STEPS), 10))
+    for step in steps:
+        assert run(f"sparsity={method}", *SMALL, cwd=tmp_path, fault=f"kill:step:{step}").code == -9
+    assert run(f"sparsity={method}", *SMALL, cwd=tmp_path).code == 0
+    assert_same(tmp_path, references(method))
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert (status["state"], status["attempt"], status["step"]) == ("done", 11, STEPS)
+
+
+PLACES = [
+    *[f"kill:rename:{n}" for n in (1, 2, 7, 8)],  # around a checkpoint's data and its manifest
+    "kill:half_written:1",
+    "kill:half_written:4",
+    *[f"kill:update:{n}" for n in (1, 2, 11)],
+    *[f"kill:evaluate:{n}" for n in (1, 3, 8)],
+    "kill:test:1",
+    "kill:summary:1",
+]
+
+
+@pytest.mark.parametrize("fault", PLACES)
+def test_kills_inside_writing_updating_and_evaluating(fault, tmp_path, references):
+    options = ("sparsity=rigl_itop", "schedule.select=best_val", *SMALL)
+    assert run(*options, cwd=tmp_path, fault=fault).code == -9
+    result = run(*options, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert_same(tmp_path, references("rigl_itop", "schedule.select=best_val"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
+@pytest.mark.parametrize("step", [1, 42, 100])
+def test_signals_save_and_exit_75(name, step, tmp_path, references):
+    result = run("sparsity=set_itop", *SMALL, cwd=tmp_path, fault=f"signal:{name}:{step}")
+    assert result.code == 75
+    assert f"stopped by {name} after step {step}; run the same command to continue" in result.output
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert (status["state"], status["step"]) == ("preempted", step)
+    result = run("sparsity=set_itop", *SMALL, cwd=tmp_path)
+    assert f"continuing from step {step}" in result.output
+    assert_same(tmp_path, references("set_itop"))
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("step", [25, 30])  # 30 is an update
+def test_divergence_stops_before_the_step_and_is_not_tried_again(where, step, tmp_path):
+    options = ("sparsity=rigl_itop", *SMALL)
+    result = run(*options, cwd=tmp_path, fault=f"nan:{where}:{step}")
+    assert result.code == 3
+    folder = run_folder(tmp_path / "outputs")
+    status = read_status(folder)
+    assert status["state"] == "diverged"
+    assert f"not finite at step {step}" in status["error"]
+    newest = max((folder / "checkpoints").glob("*.json"))
+    assert json.loads(newest.read_text())["step"] == (step - 1) // 7 * 7
+    again = run(*options, cwd=tmp_path)
+    assert again.code == 3
+    assert "is diverged already, nothing was trained" in again.output
+
+
+def test_weights_are_untouched_by_a_non_finite_step(tmp_path):
+    """The state that a checkpoint after the bad step would hold is the one before it."""
+    import torch
+    from torch import nn
+
+    from dst.training.guard import DivergedError, Guard
+
+    for optimizer_class in (torch.optim.SGD, torch.optim.AdamW):
+        model = nn.Linear(3, 2)
+        optimizer = optimizer_class(model.parameters(), 0.1, fused=True)
+        guard = Guard(optimizer, model.parameters())
+        for factor in (1.0, float("nan")):
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.zero_grad()
+            loss = model(torch.ones(1, 3)).sum() * factor
+            loss.backward()
+            guard.inspect(loss.detach(), 1)
+            optimizer.step()
+            moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+            assert moved == (factor == 1.0)
+            if factor == 1.0:
+                guard.check()
+            else:
+                with pytest.raises(DivergedError, match="step 1"):
+                    guard.check()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no_manifest", "garbage_manifest"])
+def test_newest_valid_checkpoint_wins(damage, tmp_path, references):
+    options = ("sparsity=rigl_itop", "schedule.select=best_val", *SMALL)
+    assert run(*options, cwd=tmp_path, fault="kill:step:30").code == -9
+    folder = run_folder(tmp_path / "outputs") / "checkpoints"
+    data, manifest = folder / "step_000000028.pt", folder / "step_000000028.json"
+    content = bytearray(data.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif damage == "truncate":
+        data.write_bytes(content[:100])
+    elif damage == "no_manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text("{")
+    result = run(*options, cwd=tmp_path)
+    assert result.code == 0
+    assert "continuing from step 21" in result.output
+    assert ("passing over checkpoint step_000000028" in result.output) == (damage != "no_manifest")
+    assert_same(tmp_path, references("rigl_itop", "schedule.select=best_val"))
+
+
+def test_full_disk_fails_clearly_and_loses_nothing(tmp_path, references):
+    """Histories and small files still fit under the limit, checkpoints do not."""
+    options = ("sparsity=set_itop", *SMALL)
+    assert run(*options, cwd=tmp_path, fault="kill:step:30").code == -9
+    size = (run_folder(tmp_path / "outputs") / "checkpoints" / "step_000000028.pt").stat().st_size
+    result = run(*options, cwd=tmp_path, fault=f"fsize:{size // 2}")
+    assert result.code == 1
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert status["state"] == "failed"
+    assert "step_000000035.pt" in status["error"]
+    assert "cannot write checkpoint" in status["error"]
+    result = run(*options, cwd=tmp_path)
+    assert "continuing from step 28" in result.output
+    assert_same(tmp_path, references("set_itop"))

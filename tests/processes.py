@@ -1,0 +1,238 @@
+"""Whole runs in processes of their own that really die, without importing torch anew for each.
+
+A *nursery* imports everything once, then forks one child a command. A fault makes the child kill itself (SIGKILL:
+nothing is flushed, no handler runs) or be signalled at an exact place; the program under test knows nothing of it.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended. ``code``: its exit code, or minus the signal that killed it."""
+
+    code: int
+    output: str
+
+
+def run(*overrides: str, cwd: Path, fault: str = "") -> Result:
+    """Run ``python run.py`` with these arguments in ``cwd``, with a fault such as ``kill:step:12``."""
+    nursery = _nursery()
+    assert nursery.stdin
+    assert nursery.stdout
+    output = cwd / "output.txt"
+    nursery.stdin.write(json.dumps([list(overrides), str(cwd), str(output), fault]) + "\n")
+    nursery.stdin.flush()
+    return Result(int(nursery.stdout.readline()), output.read_text())
+
+
+@cache
+def _nursery() -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "tests.processes"]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _serve() -> None:
+    import torch.optim  # noqa: F401 - the slow part of a start
+
+    import dst.build
+    import dst.sweep  # noqa: F401
+
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _run_child(*json.loads(line))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(code, flush=True)
+
+
+def _run_child(overrides: list[str], cwd: str, output: str, fault: str) -> None:
+    from dst.cli import main
+
+    os.chdir(cwd)
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    code = 99
+    try:
+        if fault:
+            _arm(*fault.split(":"))
+        sys.argv = ["run.py", *overrides]
+        code = main(overrides, conf=REPOSITORY / "conf")
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Faults
+
+
+def _arm(kind: str, *arguments: str) -> None:
+    {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize}[kind](*arguments)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _before_call(owner: Any, name: str, number: int, act: Callable[[], None]) -> None:
+    """Replace ``owner.name`` by a function that acts just before its ``number``-th call (from 1)."""
+    original, calls = getattr(owner, name), 0
+
+    @wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            act()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapper)
+
+
+def _arm_kill(place: str, number: str) -> None:
+    """Kill at the n-th time that a place is reached; at a ``step``, by its absolute number, once it is taken."""
+    import torch
+
+    from dst.records.store import Record
+    from dst.sparsity.topology import Topology
+    from dst.training import checkpoint, evaluate, loop
+
+    if place == "step":
+        return _after_step(int(number), _die)
+    if place == "half_written":
+        torch_save, saves = torch.save, iter(range(1, 1_000_000))
+
+        def save(state: Any, file: Any) -> None:
+            torch_save(state, file)
+            if next(saves) == int(number):
+                file.flush()
+                file.truncate(file.tell() // 2)
+                _die()
+
+        torch.save = save
+        return None
+    owner, name = {
+        "rename": (checkpoint.os, "replace"),  # two a checkpoint: first the data, then the manifest
+        "update": (Topology, "replace"),  # a layer of an update
+        "evaluate": (evaluate.F, "cross_entropy"),
+        "test": (loop.Training, "finish"),
+        "summary": (Record, "write_summary"),
+    }[place]
+    if place == "evaluate":
+        # The loop calls the same function with another reduction: count the evaluation's calls only.
+        original, calls = owner.cross_entropy, iter(range(1, 1_000_000))
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("reduction") == "sum" and next(calls) == int(number):
+                _die()
+            return original(*args, **kwargs)
+
+        owner.cross_entropy = counted
+        return None
+    return _before_call(owner, name, int(number), _die)
+
+
+def _after_step(step: int, act: Callable[[], None]) -> None:
+    from dst.training.loop import Training
+
+    original = Training._step
+
+    def wrapper(self: Training, *args: Any) -> None:
+        original(self, *args)
+        if self.counters.step == step:
+            act()
+
+    Training._step = wrapper
+
+
+def _arm_signal(name: str, step: str) -> None:
+    _after_step(int(step), lambda: os.kill(os.getpid(), signal.Signals[name]))
+
+
+def _arm_nan(where: str, step: str) -> None:
+    """Make the loss, or only a gradient, not finite at a step."""
+    from dst.training import loop
+
+    original, calls = loop.F.cross_entropy, iter(range(1, 1_000_000))
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        if kwargs.get("reduction") == "sum" or next(calls) != int(step):
+            return loss
+        if where == "loss":
+            return loss * float("nan")
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    loop.F.cross_entropy = poisoned
+
+
+def _arm_fsize(limit: str) -> None:
+    """Let no file grow beyond so many bytes, as a full disk would."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Comparing what runs leave behind
+
+
+def run_folder(root: Path) -> Path:
+    """Return the only run folder below an output root."""
+    from dst.records.catalog import find_runs
+
+    (folder,) = find_runs(root)
+    return folder
+
+
+def traces(folder: Path) -> dict[str, Any]:
+    """Return all that a run leaves behind, but times and attempt numbers; tensors as their exact bytes."""
+    from dst.records.read import read_layers, read_metrics, read_summary
+    from dst.training.checkpoint import Checkpoints
+
+    state = Checkpoints(folder / "checkpoints").load_newest()
+    return {
+        "state": _plain(state),
+        "metrics": _plain(read_metrics(folder)),
+        "layers": _plain(read_layers(folder)),
+        "summary": _plain(read_summary(folder)),
+    }
+
+
+def _plain(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if not re.search("time/|seconds|attempt", str(key))}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+if __name__ == "__main__":
+    _serve()

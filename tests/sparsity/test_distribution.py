@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dst.models.vgg import vgg_c
+from dst.sparsity.distribution import allocate, dense, er, erk, layer_counts, uniform
+from dst.sparsity.scope import Scope
+
+# ITOP's own solver on VGG-C at density 0.05, layer by layer (specs: "Sparse initialisation").
+VGG_C_ERK_005 = {
+    "features.0": 1.0,
+    "features.3": 0.1763,
+    "features.7": 0.1303,
+    "features.10": 0.0862,
+    "features.14": 0.0641,
+    "features.17": 0.0426,
+    "features.20": 0.3804,
+    "features.24": 0.0318,
+    "features.27": 0.0212,
+    "features.30": 0.1898,
+    "features.34": 0.0212,
+    "features.37": 0.0212,
+    "features.40": 0.1898,
+    "classifier.0": 0.1184,
+    "classifier.3": 0.1895,
+    "classifier.6": 1.0,
+}
+
+
+def vgg_layers():
+    with torch.device("meta"):
+        return Scope().layers(vgg_c((3, 32, 32), 10))
+
+
+def test_erk_of_vgg_c_is_the_published_one():
+    layers = vgg_layers()
+    densities = erk([layer.weight.shape for layer in layers], 0.05)
+    assert {layer.name: round(d, 4) for layer, d in zip(layers, densities, strict=True)} == VGG_C_ERK_005
+
+
+def test_erk_scale_of_vgg_c():
+    shapes = [layer.weight.shape for layer in vgg_layers()]
+    second = shapes[1]
+    assert erk(shapes, 0.05)[1] * math.prod(second) / sum(second) == pytest.approx(48.5010, abs=5e-5)
+
+
+def test_er_ignores_the_kernel():
+    densities = er([(8, 4, 3, 3), (4, 8, 1, 1)], 0.3)
+    assert densities[0] == pytest.approx(densities[1]) == pytest.approx(0.3)
+
+
+def test_exact_counts_of_lenet_300_100_erk():
+    shapes = [(300, 784), (100, 300), (10, 100)]
+    counts = allocate(erk, shapes, 0.05)
+    assert sum(counts) == round(0.05 * 266_200) == 13_310
+    # Scale: 13310 / (1084 + 400 + 110) = 8.3501 > 1000 / 110 is false, so no layer saturates; 9051.5, 3340.0, 918.5.
+    scale = 13_310 / 1594
+    assert [abs(n - scale * s) < 1 for n, s in zip(counts, (1084, 400, 110), strict=True)] == [True] * 3
+
+
+def test_dense_and_uniform():
+    assert dense([(3, 3)], 0.1) == [1.0]
+    assert uniform([(3, 3), (5, 5)], 0.1) == [0.1, 0.1]
+    assert allocate(dense, [(3, 3), (5, 5)], None) == [9, 25]
+
+
+def test_largest_remainder_gives_ties_to_the_earlier_layer():
+    assert layer_counts([0.25, 0.25, 0.25, 0.25], [10, 10, 10, 10], 10) == [3, 3, 2, 2]
+
+
+def test_every_layer_keeps_a_weight():
+    assert layer_counts([0.5, 0.001], [100, 100], 50) == [49, 1]
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, math.nan])
+def test_impossible_densities(density):
+    with pytest.raises(ValueError, match="density="):
+        allocate(erk, [(4, 4)], density)
+
+
+def test_too_few_weights_for_the_layers():
+    with pytest.raises(ValueError, match="1 active weights cannot be shared among 2 layers"):
+        allocate(uniform, [(4, 4), (4, 4)], 0.03)
+
+
+shapes_strategy = st.lists(
+    st.one_of(
+        st.tuples(st.integers(1, 40), st.integers(1, 40)),
+        st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5)),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(shapes_strategy, st.floats(0.001, 0.999), st.sampled_from([uniform, er, erk]))
+def test_counts_sum_to_the_total_and_stay_near_their_density(shapes, density, distribution):
+    sizes = [math.prod(shape) for shape in shapes]
+    total = round(density * sum(sizes))
+    densities = distribution(shapes, density)
+    assert all(0 <= d <= 1 for d in densities)
+    assert sum(d * n for d, n in zip(densities, sizes, strict=True)) == pytest.approx(density * sum(sizes))
+    if total < len(sizes):
+        return
+    counts = allocate(distribution, shapes, density)
+    assert sum(counts) == total
+    assert all(1 <= n <= size for n, size in zip(counts, sizes, strict=True))
+    # Off by more than one only where the minimum of one weight a layer takes from others.
+    raised = sum(max(0, 1 - d * n) for d, n in zip(densities, sizes, strict=True))
+    for n, d, size in zip(counts, densities, sizes, strict=True):
+        assert abs(n - d * size) <= 1 + raised + 1e-6

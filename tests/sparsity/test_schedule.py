@@ -1,0 +1,59 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dst.sparsity.plan import UpdatePlan
+from dst.sparsity.schedule import constant, cosine, linear
+
+ITOP = UpdatePlan(every=1500, total_steps=88_000)
+
+
+@pytest.mark.parametrize(
+    ("step", "value"), [(1500, 0.499645), (22_000, 0.427509), (44_000, 0.2525), (87_000, 0.005158)]
+)
+def test_cosine_values_of_itop(step, value):
+    assert cosine(ITOP, initial=0.5, floor=0.005)(step) == pytest.approx(value, abs=5e-7)
+
+
+def test_horizons_and_ends():
+    plan = UpdatePlan(every=10, total_steps=1000, stop=0.75)
+    to_stop = cosine(plan, initial=0.3, horizon="stop")
+    assert to_stop(0) == 0.3
+    assert to_stop(375) == pytest.approx(0.15)
+    assert to_stop(750) == to_stop(1000) == 0.0
+    assert linear(plan, initial=0.4, floor=0.2)(500) == pytest.approx(0.3)
+    assert linear(plan, initial=0.4, floor=0.2, horizon="stop")(750) == pytest.approx(0.2)
+    assert constant(plan, initial=0.3)(999) == 0.3
+    with pytest.raises(ValueError, match="horizon='never': allowed are end, stop"):
+        cosine(plan, initial=0.3, horizon="never")
+
+
+def due_steps(plan):
+    return [step for step in range(1, plan.total_steps + 1) if plan.due(step)]
+
+
+def test_itop_updates_to_the_end_but_not_on_the_last_step_unless_asked():
+    assert due_steps(UpdatePlan(every=4000, total_steps=88_000)) == list(range(4000, 88_000, 4000))
+    assert UpdatePlan(every=4000, total_steps=88_000, on_last_step=True).updates() == 22  # the published code's count
+
+
+def test_rigl_stops():
+    assert due_steps(UpdatePlan(every=100, total_steps=1000, stop=0.75)) == [100, 200, 300, 400, 500, 600, 700]
+    assert due_steps(UpdatePlan(every=100, total_steps=1000, start=0.25, stop=0.5)) == [300, 400, 500]
+
+
+@given(st.integers(1, 50), st.integers(1, 400), st.floats(0, 0.9), st.floats(0.05, 1), st.booleans())
+def test_number_of_updates_is_the_number_of_due_steps(every, total, start, stop, on_last):
+    if start >= stop:
+        return
+    plan = UpdatePlan(every=every, total_steps=total, start=start, stop=stop, on_last_step=on_last)
+    assert plan.updates() == len(due_steps(plan))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"every": 0}, "every=0"), ({"start": 0.8, "stop": 0.5}, "start=0.8"), ({"order": "before"}, "order='before'")],
+)
+def test_impossible_plans(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        UpdatePlan(**{"every": 10, "total_steps": 100, **wrong})

@@ -1,0 +1,316 @@
+"""Exact counts, exact zeros, exact conservation: after every update, for every order, optimizer and growth."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from dst.sparsity import Scope, Sparsifier, UpdatePlan
+from dst.sparsity.schedule import cosine
+
+
+def net(seed=0, width=12):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, width), nn.ReLU(), nn.Linear(width, 3)
+    )
+
+
+def optimizer_of(model, kind):
+    if kind == "sgd":
+        return torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-2, fused=True)
+    return torch.optim.AdamW(model.parameters(), 0.01, weight_decay=1e-2, fused=True)
+
+
+def batch(step, n=16):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(n, 1, 8, 8, generator=generator), torch.randint(3, (n,), generator=generator)
+
+
+def train(model, optimizer, sparsifier, steps, check=None):
+    for _ in range(steps):
+        inputs, labels = batch(sparsifier.steps)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        changed = sparsifier.step()
+        if check:
+            check(changed)
+
+
+def masks_of(sparsifier):
+    return [mask.bool().clone() for mask in sparsifier.topology.masks]
+
+
+@settings(max_examples=40)
+@given(
+    st.floats(0.05, 0.9),
+    st.sampled_from(["uniform", "er", "erk"]),
+    st.sampled_from(["magnitude", "random"]),
+    st.sampled_from(["gradient", "random"]),
+    st.floats(0.01, 1.0),
+    st.sampled_from(["after_step", "replaces_step"]),
+    st.booleans(),
+    st.sampled_from(["sgd", "adamw"]),
+)
+def test_invariants(density, distribution, drop, grow, fraction, order, regrow, kind):
+    model = net()
+    optimizer = optimizer_of(model, kind)
+    plan = UpdatePlan(every=2, total_steps=100, order=order, regrow=regrow)
+    sparsifier = Sparsifier(
+        model,
+        optimizer,
+        density=density,
+        distribution=distribution,
+        drop=drop,
+        grow=grow,
+        plan=plan,
+        drop_fraction=fraction,
+    )
+    total = sum(layer.size for layer in sparsifier.topology.layers)
+    counts = [report.active for report in sparsifier.layers]
+    assert sum(counts) == round(density * total)
+    explored = masks_of(sparsifier)
+
+    def check(changed):
+        nonlocal explored
+        masks = masks_of(sparsifier)
+        assert [int(mask.sum()) for mask in masks] == counts == [report.active for report in sparsifier.layers]
+        explored = [seen | mask for seen, mask in zip(explored, masks, strict=True)]
+        assert sum(int(seen.sum()) for seen in explored) == sparsifier.topology.explored_count
+        for layer, mask in zip(sparsifier.topology.layers, masks, strict=True):
+            assert torch.count_nonzero(layer.weight[~mask]) == 0
+            for state in layer.optimizer_state(optimizer):
+                assert torch.count_nonzero(state[~mask]) == 0
+        if changed:
+            for report in sparsifier.layers:
+                moved = 0 if report.active == report.size else math.ceil(fraction * report.active)
+                if not regrow:
+                    assert report.dropped == report.grown == min(moved, report.size - report.active)
+                assert report.dropped == report.grown <= moved
+
+    train(model, optimizer, sparsifier, 6, check)
+    assert sparsifier.updates == 3
+
+
+def one_layer(weights, gradients, **options):
+    """A linear layer of known weights, its inactive ones zero, and one update by magnitude and gradient."""
+    model = nn.Linear(len(weights), 1, bias=False)
+    model.weight.data = torch.tensor([weights])
+    optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9, fused=True)
+    active = torch.tensor([weights]) != 0
+    sparsifier = Sparsifier(
+        model,
+        optimizer,
+        density=float(active.sum()) / len(weights),
+        init=lambda layer: active.float(),
+        plan=UpdatePlan(every=1, total_steps=10, **options),
+        drop_fraction=0.5,
+    )
+    model.weight.grad = torch.tensor([gradients])
+    sparsifier.step()
+    return model, sparsifier, optimizer
+
+
+@pytest.mark.parametrize(
+    ("weights", "gradients", "expected"),
+    [
+        # 4 active, k = ceil(0.5 * 4) = 2: 1. and -2. leave, the two largest gradients of free positions enter
+        ([1.0, -2.0, 3.0, 4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 9.0, 9.0, 1.0, -5.0, 2.0], [2, 3, 5, 6]),
+        # a dropped weight with the largest gradient returns
+        ([1.0, -2.0, 3.0, 4.0, 0.0, 0.0, 0.0], [8.0, 0.0, 9.0, 9.0, 1.0, -5.0, 2.0], [0, 2, 3, 5]),
+        # equal weights: the earlier leave; no gradient anywhere: the earliest free positions enter
+        ([2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0], [0.0] * 7, [0, 1, 2, 3]),
+        # 3 active, k = 2
+        ([0.0, 0.0, 1.0, 5.0, -2.0], [3.0, 4.0, 0.0, 0.0, 0.0], [0, 1, 3]),
+    ],
+)
+def test_update_by_hand(weights, gradients, expected):
+    _, sparsifier, _ = one_layer(weights, gradients, order="replaces_step")
+    assert sparsifier.topology.masks[0].flatten().nonzero().squeeze(1).tolist() == expected
+
+
+def test_just_dropped_may_be_barred_from_returning():
+    _, sparsifier, _ = one_layer(
+        [2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0], [9.0] * 4 + [0.0] * 3, order="replaces_step", regrow=False
+    )
+    assert sparsifier.topology.masks[0].tolist() == [[0, 0, 1, 1, 1, 1, 0]]
+    (report,) = sparsifier.layers
+    assert (report.dropped, report.grown) == (2, 2)
+
+
+def test_returning_weights_keep_value_and_state_and_count_as_neither_dropped_nor_grown():
+    model, sparsifier, optimizer = one_layer([1.0, 2.0, 0.0], [7.0, 0.0, 0.5], order="after_step")
+    # k = 1: weight 0 (|w| = 1) leaves and, with the largest gradient, returns.
+    assert model.weight.tolist() == [[1.0, 2.0, 0.0]]
+    assert optimizer.state[model.weight]["momentum_buffer"].tolist() == [[7.0, 0.0, 0.0]]
+    (report,) = sparsifier.layers
+    assert (report.dropped, report.grown) == (0, 0)
+
+
+def test_grown_weights_start_from_zero_with_zero_state():
+    model, _, optimizer = one_layer([1.0, 2.0, 0.0], [0.5, 0.0, 7.0], order="after_step")
+    assert model.weight.tolist() == [[0.0, 2.0, 0.0]]
+    assert optimizer.state[model.weight]["momentum_buffer"].tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_replaced_step_leaves_weights_and_after_step_trains_them():
+    for order, moved in (("replaces_step", False), ("after_step", True)):
+        model = net()
+        optimizer = optimizer_of(model, "sgd")
+        sparsifier = Sparsifier(model, optimizer, density=0.3, plan=UpdatePlan(every=1, total_steps=9, order=order))
+        before = model[5].bias.detach().clone()
+        train(model, optimizer, sparsifier, 1)
+        assert (not torch.equal(before, model[5].bias)) == moved
+
+
+def test_growth_sees_the_dense_gradient():
+    model, sparsifier, _ = one_layer([1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0], order="after_step")
+    assert sparsifier.topology.masks[0].tolist() == [[0, 1, 0, 1]]
+    assert model.weight.grad.tolist() == [[0.0, 0.0, 0.0, 0.0]]  # and the optimizer the masked one
+
+
+def test_dense_gradient_is_needed_by_gradient_growth_at_updates_only():
+    for grow, expected in (("gradient", [False, True]), ("random", [False, False])):
+        model = net()
+        optimizer = optimizer_of(model, "sgd")
+        sparsifier = Sparsifier(model, optimizer, density=0.3, grow=grow, plan=UpdatePlan(every=2, total_steps=9))
+        needed = []
+        for _ in range(2):
+            needed.append(sparsifier.needs_dense_gradient())
+            train(model, optimizer, sparsifier, 1)
+        assert needed == expected
+
+
+def test_methods_differ_and_the_seed_matters():
+    def final(grow, seed):
+        model = net()
+        optimizer = optimizer_of(model, "sgd")
+        sparsifier = Sparsifier(
+            model, optimizer, density=0.2, grow=grow, plan=UpdatePlan(every=2, total_steps=99), seed=seed
+        )
+        train(model, optimizer, sparsifier, 6)
+        return torch.cat([mask.flatten() for mask in sparsifier.topology.masks])
+
+    assert torch.equal(final("random", 0), final("random", 0))
+    assert not torch.equal(final("random", 0), final("random", 1))
+    assert not torch.equal(final("random", 0), final("gradient", 0))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_resume_into_a_different_object_is_bit_identical(kind):
+    def fresh(seed):
+        model = net(seed)
+        optimizer = optimizer_of(model, kind)
+        plan = UpdatePlan(every=3, total_steps=50)
+        return (
+            model,
+            optimizer,
+            Sparsifier(
+                model, optimizer, density=0.2, grow="random", plan=plan, drop_fraction=cosine(plan, initial=0.5), seed=3
+            ),
+        )
+
+    model, optimizer, sparsifier = fresh(0)
+    train(model, optimizer, sparsifier, 7)
+    stored = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
+    train(model, optimizer, sparsifier, 7)
+
+    other_model, other_optimizer, other = fresh(1)
+    other_model.load_state_dict(stored[0])
+    other_optimizer.load_state_dict(stored[1])
+    other.load_state_dict(stored[2])
+    train(other_model, other_optimizer, other, 7)
+
+    assert (other.steps, other.updates, other.rs) == (sparsifier.steps, sparsifier.updates, sparsifier.rs)
+    for a, b in zip(masks_of(sparsifier), masks_of(other), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(model.parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for x, y in zip(optimizer.state[a].values(), other_optimizer.state[b].values(), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_state_of_another_model_is_refused():
+    model = net()
+    state = Sparsifier(model, optimizer_of(model, "sgd"), density=0.2).state_dict()
+    wider = net(width=13)
+    with pytest.raises(ValueError, match="stored masks do not fit this model: layers 3, 5 differ"):
+        Sparsifier(wider, optimizer_of(wider, "sgd"), density=0.2).load_state_dict(state)
+
+
+def test_dense_costs_nothing_and_counts_as_explored():
+    model = net()
+    sparsifier = Sparsifier(model, optimizer_of(model, "sgd"), density=None, distribution="dense")
+    assert (sparsifier.density, sparsifier.rs) == (1.0, 1.0)
+    assert sparsifier._sparse == []
+
+
+def test_scope_leaves_layers_alone():
+    model = net()
+    sparsifier = Sparsifier(
+        model, optimizer_of(model, "sgd"), density=0.1, distribution="uniform", scope=Scope(dense_first=True)
+    )
+    assert [report.layer for report in sparsifier.layers] == ["3", "5"]
+    assert torch.count_nonzero(model[0].weight) == model[0].weight.numel()
+    assert sparsifier.topology.active == round(0.1 * (144 * 12 + 12 * 3))
+
+
+def test_apply_replaces_the_optimizer_step_and_sees_masked_gradients():
+    model = net()
+    optimizer = optimizer_of(model, "sgd")
+    sparsifier = Sparsifier(model, optimizer, density=0.1)
+    model(batch(0)[0]).sum().backward()
+    seen = []
+    sparsifier.step(
+        lambda: seen.append(int(torch.count_nonzero(model[3].weight.grad[sparsifier.topology.masks[1] == 0])))
+    )
+    assert seen == [0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"drop": "magnitud"}, "unknown drop 'magnitud': did you mean 'magnitude'"),
+        ({"distribution": "ERKK"}, "unknown distribution 'ERKK': did you mean 'erk'"),
+        ({"density": 1.5}, "density=1.5"),
+        ({"drop_fraction": 0.0}, "drop_fraction=0.0"),
+    ],
+)
+def test_wrong_arguments(wrong, told):
+    model = net()
+    with pytest.raises(ValueError, match=told):
+        Sparsifier(model, optimizer_of(model, "sgd"), **{"density": 0.1, **wrong})
+
+
+def test_growth_without_a_backward_pass_is_an_error():
+    model = net()
+    sparsifier = Sparsifier(model, optimizer_of(model, "sgd"), density=0.1, plan=UpdatePlan(every=1, total_steps=5))
+    with pytest.raises(RuntimeError, match="needs a backward pass"):
+        sparsifier.step()
+
+
+def test_rs_of_random_growth_follows_the_closed_form():
+    """ITOP: u <- u (1 - k / (N - n + k)) a layer and update, Rs = 1 - sum(u) / sum(N)."""
+    sizes, density, updates = (300, 400), 0.05, 30
+    n_all = sizes[0] * sizes[1]
+    model = nn.Linear(sizes[1], sizes[0], bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0, fused=True)
+    plan = UpdatePlan(every=1, total_steps=40)
+    curve = cosine(plan, initial=0.5, floor=0.005)
+    sparsifier = Sparsifier(
+        model, optimizer, density=density, grow="random", drop="random", plan=plan, drop_fraction=curve
+    )
+    active = round(density * n_all)
+    unseen, variance = float(n_all - active), 0.0
+    for step in range(1, updates + 1):
+        sparsifier.step(lambda: None)
+        k = math.ceil(curve(step) * active)
+        p = k / (n_all - active + k)
+        variance = variance * (1 - p) ** 2 + unseen * p * (1 - p)
+        unseen *= 1 - p
+        assert abs(sparsifier.rs - (1 - unseen / n_all)) < 4 * math.sqrt(variance) / n_all + 1e-12
+    assert sparsifier.rs > 0.3
