@@ -1,0 +1,258 @@
+import inspect
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dst import registry
+from dst.compose import compose_cells
+from dst.config import SLOTS, Config, ConfigError, check, complete, flatten, get, identity, leaves, options, run_id
+from dst.registry import REQUIRED
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def composed(*overrides):
+    ((_, config),) = compose_cells(CONF, overrides, multirun=False)
+    return config
+
+
+def problems(*overrides):
+    try:
+        return check(composed(*overrides))
+    except ConfigError as error:
+        return error.problems
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in set(SLOTS.values()) for name in registry.members(kind) if name != "none"]
+)
+def test_a_member_takes_exactly_the_options_of_its_row(kind, name):
+    member = registry.find(kind, name)
+    parameters = inspect.signature(member.load()).parameters.values()
+    keyword_only = {
+        p.name: REQUIRED if p.default is p.empty else p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and not (kind == "data" and p.name == "download")
+    }
+    assert dict(member.options) == keyword_only
+
+
+def test_every_option_of_a_member_is_a_key_of_its_slot():
+    for slot, kind in SLOTS.items():
+        node = get(Config(), slot)
+        for member in registry.members(kind).values():
+            assert all(hasattr(node, name) for name in member.options), (slot, member)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(registry.UnknownNameError, match="unknown model 'resnet-18': did you mean 'resnet18'"):
+        registry.find("model", "resnet-18")
+
+
+def test_a_member_can_be_added_but_not_replaced():
+    registry.register("drop", "from_a_test", "dst.sparsity.drop:random")
+    try:
+        assert registry.find("drop", "from_a_test").load().__name__ == "random"
+        with pytest.raises(ValueError, match="registered already"):
+            registry.register("drop", "from_a_test", "dst.sparsity.drop:random")
+    finally:
+        del registry._REGISTRY["drop"]["from_a_test"]
+
+
+# -- every YAML --------------------------------------------------------------------------------------------------------
+
+OPTIONS = [
+    (folder.name, path.stem)
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir()
+    for path in sorted(folder.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_is_sound_and_explains_itself(group, option):
+    assert problems(f"{group}={option}") == []
+    first = (CONF / group / f"{option}.yaml").read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20
+
+
+# -- identity ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_ids_never_change():
+    """Recorded runs are found by their id: a change here means that users' finished runs are trained again."""
+    assert run_id(Config()) == "ede0de807492"
+    assert run_id(composed()) == "5bf247d2524e"
+    assert run_id(composed("sparsity=rigl", "data=mnist", "model=lenet_300_100", "schedule=mnist")) == "b2ab4a80e4b7"
+
+
+def test_identity_holds_what_differs_from_the_defaults_and_nothing_else():
+    assert identity(Config()) == {}
+    assert identity(replace(Config(), seed=3)) == {"seed": 3}
+    assert identity(composed("sparsity=dense", "model=lenet_300_100", "schedule.epochs=10", "schedule.batch_size=128")) == {
+        "model.name": "lenet_300_100",
+        "schedule.optimizer.weight_decay": 0.0005,
+        "hardware.threads": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output.root=/elsewhere",
+        "output.group=g",
+        "tracking.progress=none",
+        "checkpoint.every_steps=7",
+        "data.root=/d",
+        "data.download=false",
+        "output.resume=never",
+    ],
+)
+def test_where_and_how_is_no_part_of_the_identity(override):
+    assert run_id(composed(override)) == run_id(composed())
+
+
+def alone(key):
+    """Say whether a key names the only member of its registry, so that its name cannot change."""
+    slot, _, last = key.rpartition(".")
+    return last == "name" and len(registry.members(SLOTS[slot])) == 1
+
+
+@pytest.mark.parametrize("key", [key for key, _, is_identity in leaves(Config()) if is_identity and not alone(key)])
+def test_every_identity_field_changes_the_id(key):
+    config = composed()
+    *parents, last = key.split(".")
+    node = config
+    for parent in parents:
+        node = getattr(node, parent)
+    if last == "name":
+        kind = SLOTS[key.rpartition(".")[0]]
+        value = next(name for name in registry.members(kind) if name != node.name)
+    else:
+        value = {"sparsity.update.on_last_step": True}.get(key, 0.123)
+    before = run_id(config)
+    setattr(node, last, value)
+    assert run_id(config) != before
+
+
+def test_a_default_said_aloud_is_the_same_run():
+    assert run_id(composed("schedule.optimizer.momentum=0.9", "schedule.lr.floor=0")) == run_id(composed())
+    assert run_id(complete(composed())) == run_id(composed())
+
+
+def test_an_update_interval_that_a_static_method_ignores_makes_no_other_run():
+    assert run_id(composed("sparsity=static", "schedule.update_every=7")) == run_id(composed("sparsity=static"))
+
+
+def test_complete_fills_in_what_will_be_used_and_leaves_the_original_alone():
+    config = composed()
+    done = complete(config)
+    assert config.schedule.optimizer.momentum is None
+    assert (done.schedule.optimizer.momentum, done.schedule.optimizer.nesterov, done.schedule.lr.floor) == (0.9, True, 0.0)
+    assert done.schedule.optimizer.beta1 is None
+    assert options(done, "sparsity.drop_fraction") == {"initial": 0.5, "floor": 0.005, "horizon": "end"}
+    assert flatten(complete(done)) == flatten(done)
+
+
+# -- what is wrong ------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "sparsity=rigl_itp": "unknown sparsity: did you mean 'rigl_itop'? allowed: dense, rigl, rigl_itop, set_itop, static",
+    "modle=mlp": "unknown key 'modle': did you mean 'model'?",
+    "sparsity.densty=0.1": "unknown key 'sparsity.densty': did you mean 'sparsity.density'?",
+    "+sparsity.new=1": "unknown key 'sparsity.new'",
+    "~seed": "cannot be deleted",
+    "sparsity.density": "cannot read 'sparsity.density'",
+    "sparsity.density=abc": "sparsity.density=abc: Value 'abc' of type 'str' could not be converted to Float",
+    "seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
+    "seed=0,1": "To sweep over it, add --multirun",
+    "sparsity.density=0": "sparsity.density=0.0: must be a finite number in (0, 1)",
+    "sparsity.density=1.5": "sparsity.density=1.5: must be a finite number in (0, 1)",
+    "sparsity.density=-1": "sparsity.density=-1.0: must be a finite number in (0, 1)",
+    "sparsity.density=nan": "sparsity.density=nan: must be a finite number in (0, 1)",
+    "sparsity.density=inf": "sparsity.density=inf: must be a finite number in (0, 1)",
+    "sparsity.density=null": "sparsity.density is missing: sparsity 'rigl_itop' needs it",
+    "sparsity.drop.name=magnitud": "unknown drop 'magnitud': did you mean 'magnitude'?",
+    "sparsity.grow.name=none": "would be ignored without sparsity.grow.name",
+    "sparsity.update.every=null": "would be ignored without sparsity.update.every",
+    "sparsity.update.order=before": "sparsity.update.order=before: allowed: after_step, replaces_step",
+    "sparsity.update.start=1": "there is no update in the whole run",
+    "sparsity.drop_fraction.name=constant": "sparsity.drop_fraction.floor=0.005 would be ignored",
+    "sparsity.drop_fraction.floor=0.6": "sparsity.drop_fraction.floor=0.6 must not exceed its initial=0.5",
+    "sparsity.distribution.name=dense": "leaves nothing to drop and grow",
+    "sparsity.scope.include=[]": "no layer would be sparse",
+    "schedule.lr.name=multistep": "schedule.lr.milestones is missing: lr 'multistep' needs it",
+    "schedule.lr.gamma=0.1": "schedule.lr.gamma=0.1 would be ignored: lr 'cosine' takes floor",
+    "schedule.lr.floor=1": "schedule.lr.floor=1.0 must not exceed schedule.lr.peak=0.1",
+    "schedule.lr.warmup_epochs=50": "schedule.lr.warmup_epochs=50.0 must be less than the 50 epochs",
+    "schedule.optimizer.momentum=0": "add schedule.optimizer.nesterov=false",
+    "schedule.optimizer.beta1=0.9": "schedule.optimizer.beta1=0.9 would be ignored: optimizer 'sgd' takes momentum",
+    "schedule.epochs=0": "schedule.epochs=0: must be a finite number >= 1",
+    "schedule.select=best": "schedule.select=best: did you mean 'best_val'? allowed: best_val, last",
+    "model.hidden=[]": "model.hidden=[]: must be a list of positive widths",
+    "model.hidden=null": "model.hidden is missing: model 'mlp' needs it",
+    "model.name=lenet_300_100": "model.hidden=[256, 256] would be ignored",
+    "data.mean=[0.5]": "data.mean and data.std go together",
+    "data.augment.padding_mode=zeros": "would be ignored with data.augment.crop_padding=0",
+    "data.val_fraction=1": "data.val_fraction=1.0: must be a finite number in (0, 1)",
+    "hardware.device=gpu": "hardware.device=gpu:",
+    "output.group=../x": "output.group='../x': must be a relative folder name",
+}
+
+
+@pytest.mark.parametrize(("override", "told"), WRONG.items())
+def test_wrong_overrides(override, told):
+    found = problems(override)
+    assert any(told in problem for problem in found), found
+
+
+def test_all_problems_are_told_at_once():
+    assert len(problems("sparsity.density=2", "schedule.epochs=0", "schedule.lr.peak=-1")) == 3
+    assert len(problems("modle=x", "sparsity=y", "z=1")) == 3
+
+
+def test_an_update_key_of_a_static_method_is_refused():
+    assert problems("sparsity=static", "sparsity.update.stop=0.5") == [
+        "sparsity.update.stop=0.5 would be ignored: sparsity 'static' never updates its topology"
+    ]
+    (problem,) = problems("sparsity=dense", "sparsity.density=0.1")
+    assert problem.startswith("sparsity.density=0.1 would be ignored: sparsity 'dense' trains all weights.")
+
+
+def test_milestones():
+    multistep = ("schedule.lr.name=multistep",)
+    assert problems(*multistep, "schedule.lr.milestones=[0.5,0.75]") == []
+    for wrong in ("[]", "[0.75,0.5]", "[0.5,1.5]", "[0.5,0.5]"):
+        assert any("schedule.lr.milestones=" in p for p in problems(*multistep, f"schedule.lr.milestones={wrong}"))
+
+
+def test_changing_the_optimizer_is_one_override():
+    assert problems("schedule.optimizer.name=adamw") == []
+    assert options(composed("schedule.optimizer.name=adamw"), "schedule.optimizer") == {
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "weight_decay": 0.0005,
+    }
+
+
+# -- composition -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_the_product_of_its_values():
+    cells = compose_cells(CONF, ["sparsity=static,rigl", "seed=range(0,3)", "sparsity.density=0.2"], multirun=True)
+    assert [(c.sparsity.label, c.seed, c.sparsity.density) for _, c in cells] == [
+        (label, seed, 0.2) for label in ("static", "rigl") for seed in (0, 1, 2)
+    ]
+
+
+def test_values_keep_their_types():
+    config = composed("sparsity.density=0.25", "schedule.lr.peak=1", "model.hidden=[8,4]")
+    assert (config.sparsity.density, config.schedule.lr.peak, config.model.hidden) == (0.25, 1.0, [8, 4])
+    assert isinstance(config.schedule.lr.peak, float)
+    assert math.isclose(config.sparsity.update.every, 50)
