@@ -60,7 +60,11 @@ def cells(configs: Sequence[Config]) -> list[Cell]:
     """Return the distinct runs of the configs, each with its record if there is one below its output root."""
     newest: dict[tuple[str, str], Path] = {}
     for root in {config.output.root for config in configs}:
-        for folder in sorted(find_runs(Path(root)), key=attempt_folder):
+        try:
+            folders = find_runs(Path(root))
+        except OSError as error:
+            raise ConfigError([f"output.root={root}: cannot look for runs there: {error}"]) from error
+        for folder in sorted(folders, key=attempt_folder):
             newest[root, folder.name.partition(".")[0]] = folder
     distinct = {run_id(config): config for config in configs}
     return [Cell(config, newest.get((config.output.root, identifier))) for identifier, config in distinct.items()]

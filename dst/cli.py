@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dst.config import ConfigError
+from dst.records.store import RecordError
 
 _DESCRIPTION = """\
 Train a network that is sparse from start to end, record it, and continue it where it stopped.
@@ -24,6 +25,7 @@ The same command again continues an unfinished run and reports a finished one; o
 _HYDRA_FLAGS = ("--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 """Left to Hydra itself."""
 
+FAILED = 1
 INVALID = 2
 INTERRUPTED = 130
 
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     except ConfigError as error:
         print(error.text(), file=sys.stderr)
         return INVALID
+    except RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -6,8 +6,10 @@
 import torch
 from torch import Tensor
 
-_SAMPLE = 16_384
-_WORTH_SAMPLING = 4 * _SAMPLE
+_SAMPLE = 8_192
+_WORTH_SAMPLING = 8 * _SAMPLE
+_SPARSE = 0.25
+"""Below this share of positions, listing all of them is cheaper than estimating a threshold."""
 
 
 def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
@@ -47,20 +49,21 @@ def _first_k(values: Tensor, k: int) -> Tensor:
 def _candidates(scores: Tensor, k: int, among: Tensor) -> Tensor:
     """Return, in ascending order, indices that surely include the k largest and usually few more."""
     if scores.numel() >= _WORTH_SAMPLING:
-        floor = _floor_from_sample(scores, k, among)
+        count = int(torch.count_nonzero(among))
+        floor = _floor_from_sample(scores, k, among, count) if count > _SPARSE * scores.numel() else None
         if floor is not None:
-            index = (among & (scores >= floor)).nonzero().squeeze(1)
+            index = (scores >= floor).logical_and_(among).nonzero().squeeze(1)
             if index.numel() >= k:
                 return index
     return among.nonzero().squeeze(1)
 
 
-def _floor_from_sample(scores: Tensor, k: int, among: Tensor) -> Tensor | None:
-    """Estimate a value that slightly more than k scores reach; None if a sample cannot tell."""
+def _floor_from_sample(scores: Tensor, k: int, among: Tensor, count: int) -> Tensor | None:
+    """Estimate a value that slightly more than k of the ``count`` scores reach; None if a sample cannot tell."""
     generator = torch.Generator().manual_seed(0)  # which positions are sampled changes the speed, never the result
     where = torch.randint(scores.numel(), (_SAMPLE,), generator=generator)
     sample = scores[where[among[where]]]
-    rank = k / max(int(among.sum()), 1) * sample.numel()
+    rank = k / count * sample.numel()
     generous = int(rank + 4 * rank**0.5 + 8)
     if generous >= sample.numel():
         return None

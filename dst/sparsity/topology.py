@@ -23,15 +23,11 @@ class LayerReport:
 
 
 class Topology:
-    """The masks of all layers.
-
-    ``masks`` hold 0 and 1 in the weight's dtype, because multiplying gradients by such a mask is the fastest way to
-    mask them; ``explored`` are boolean unions of all masks so far, the initial one included.
-    """
+    """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included."""
 
     def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> None:
         self.layers = list(layers)
-        self.masks = [mask.to(layer.weight.dtype) for layer, mask in zip(layers, masks, strict=True)]
+        self.masks = list(masks)
         self.explored = [mask.clone() for mask in masks]
         self.reports: list[LayerReport] = []
         self.refresh()
@@ -40,10 +36,12 @@ class Topology:
         """Recount every layer in one host synchronisation; ``before``: former masks of the layers that changed."""
         zero = torch.zeros((), dtype=torch.int64, device=self.masks[0].device)
         counts = []
-        for i, mask in enumerate(self.masks):
-            new, old = mask.bool(), (before or {}).get(i)
-            dropped, grown = (zero, zero) if old is None else ((old & ~new).sum(), (new & ~old).sum())
-            counts.append(torch.stack([new.sum(), self.explored[i].sum(), dropped, grown]))
+        for i, (new, explored) in enumerate(zip(self.masks, self.explored, strict=True)):
+            active, dropped, grown = torch.count_nonzero(new), zero, zero
+            if before and i in before:
+                stayed = torch.count_nonzero(before[i] & new)
+                dropped, grown = torch.count_nonzero(before[i]) - stayed, active - stayed
+            counts.append(torch.stack([active, torch.count_nonzero(explored), dropped, grown]))
         rows: list[list[int]] = torch.stack(counts).tolist()
         self.reports = [LayerReport(lay.name, lay.size, *row) for lay, row in zip(self.layers, rows, strict=True)]
 
@@ -64,14 +62,14 @@ class Topology:
 
     def replace(self, index: int, mask: Tensor) -> None:
         """Give one layer a new boolean mask; call ``refresh`` after the last one."""
-        self.masks[index] = mask.to(self.masks[index].dtype)
+        self.masks[index] = mask
         self.explored[index] |= mask
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and explored masks as boolean tensors by layer name."""
         return {
-            "masks": {layer.name: mask.bool() for layer, mask in zip(self.layers, self.masks, strict=True)},
-            "explored": {layer.name: seen.clone() for layer, seen in zip(self.layers, self.explored, strict=True)},
+            "masks": {layer.name: mask for layer, mask in zip(self.layers, self.masks, strict=True)},
+            "explored": {layer.name: seen for layer, seen in zip(self.layers, self.explored, strict=True)},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -84,6 +82,6 @@ class Topology:
                 raise ValueError(f"stored {kind} do not fit this model: layers {', '.join(differing)} differ")
         for i, layer in enumerate(self.layers):
             device = layer.weight.device
-            self.masks[i] = state["masks"][layer.name].to(device, layer.weight.dtype)
+            self.masks[i] = state["masks"][layer.name].to(device, torch.bool, copy=True)
             self.explored[i] = state["explored"][layer.name].to(device, torch.bool, copy=True)
         self.refresh()

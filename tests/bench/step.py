@@ -1,0 +1,161 @@
+"""What masking and topology updates cost: ``python -m tests.bench.step``.
+
+VGG-C on CIFAR-shaped batches of 32 at density 0.05 against dense, in one interleaved run; medians, as ratios.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from dst.models.vgg import vgg_c
+from dst.sparsity import Sparsifier, UpdatePlan
+from dst.training.guard import Guard
+from dst.training.optimizer import sgd
+
+DENSITY, FRACTION = 0.05, 0.3
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=31, help="samples of each measurement (default 31)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.device}, {options.threads} threads, VGG-C, batch 32, density {DENSITY}")
+    _steps(options.device, options.rounds)
+    _optimizer_steps(options.device, options.rounds)
+    _updates(options.device, options.rounds)
+
+
+def _steps(device: str, rounds: int) -> None:
+    inputs = torch.randn(32, 3, 32, 32, device=device)
+    labels = torch.randint(10, (32,), device=device)
+    times = _interleaved(
+        {"dense": _trainer(inputs, labels, None), "sparse": _trainer(inputs, labels, DENSITY)}, rounds, device
+    )
+    _print("whole training step, dense", times["dense"])
+    _print("whole training step, sparse", times["sparse"], times["dense"], "1.03 x or less")
+
+
+def _trainer(inputs: Tensor, labels: Tensor, density: float | None) -> Callable[[], None]:
+    """Return a training step as in ``dst.training.loop``, without topology updates."""
+    model, sparsifier = _sparse_vgg(str(inputs.device), density)
+    guard = Guard(sparsifier.optimizer, model.parameters())
+
+    def step() -> None:
+        loss = F.cross_entropy(model(inputs), labels)
+        sparsifier.optimizer.zero_grad()
+        loss.backward()
+        guard.inspect(loss.detach(), 1)
+        sparsifier.step()
+        guard.check()
+
+    return step
+
+
+def _optimizer_steps(device: str, rounds: int) -> None:
+    """Compare the masked step with torch's default one, on the same kind of gradients."""
+    _, sparsifier = _sparse_vgg(device, DENSITY)
+    plain = vgg_c((3, 32, 32), 10).to(device)
+    default = torch.optim.SGD(plain.parameters(), 1e-6, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    _give_gradients([p for group in sparsifier.optimizer.param_groups for p in group["params"]])
+    _give_gradients(plain.parameters())
+    times = _interleaved({"default": default.step, "masked": sparsifier.step}, rounds, device)
+    _print("optimizer step, torch's default SGD", times["default"])
+    _print("optimizer step, ours, masked", times["masked"], times["default"], "1.0 x or less")
+
+
+def _updates(device: str, rounds: int) -> None:
+    """Compare a topology update of all layers with the same update by full sorts."""
+    _, sparsifier = _sparse_vgg(device, DENSITY, UpdatePlan(every=1, total_steps=10**9, order="replaces_step"))
+    sorted_masks = [mask.float() for mask in sparsifier.topology.masks]
+
+    def by_sorting() -> None:
+        for i, layer in enumerate(sparsifier.topology.layers):
+            sorted_masks[i] = _sorted_update(layer.weight.detach(), layer.weight.grad, sorted_masks[i])
+
+    def fresh_gradients() -> None:
+        _give_gradients([layer.weight for layer in sparsifier.topology.layers])
+
+    times = _interleaved({"sorts": by_sorting, "ours": sparsifier.step}, rounds, device, fresh_gradients)
+    _print("topology update, full sorts", times["sorts"])
+    _print("topology update, ours, exact", times["ours"], times["sorts"], f"{1 / 6:.3f} x or less")
+
+
+def _sorted_update(weight: Tensor, gradient: Tensor | None, mask: Tensor) -> Tensor:
+    """Drop and grow as the published codes do: one full sort for each."""
+    assert gradient is not None
+    active = int(mask.sum())
+    if active == mask.numel():
+        return mask
+    moved = math.ceil(FRACTION * active)
+    order = torch.sort((weight * mask).abs().flatten()).indices
+    kept = mask.flatten().clone()
+    kept[order[: mask.numel() - active + moved]] = 0
+    order = torch.sort((gradient.abs().flatten() * (kept == 0)), descending=True).indices
+    kept[order[:moved]] = 1
+    return kept.view_as(mask)
+
+
+def _sparse_vgg(device: str, density: float | None, plan: UpdatePlan | None = None) -> tuple[nn.Module, Sparsifier]:
+    torch.manual_seed(0)
+    model = vgg_c((3, 32, 32), 10).to(device)
+    optimizer = sgd(model.parameters(), 1e-6, weight_decay=5e-4)
+    distribution = "dense" if density is None else "erk"
+    return model, Sparsifier(
+        model, optimizer, density=density, distribution=distribution, plan=plan, drop_fraction=FRACTION
+    )
+
+
+def _give_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+
+
+def _interleaved(
+    actions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str,
+    prepare: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Return the seconds of each action, one of each a round, after two rounds of warming up.
+
+    ``prepare`` comes before every action and is not timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 2):
+        for name, action in actions.items():
+            prepare()
+            _wait(device)
+            started = time.perf_counter()
+            action()
+            _wait(device)
+            if number >= 2:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _print(what: str, times: list[float], against: list[float] | None = None, target: str = "") -> None:
+    text = f"  {what:<38} {1e3 * statistics.median(times):9.2f} ms"
+    if against is not None:
+        # Rounds are pairs: the median of their ratios is steadier than the ratio of the medians.
+        ratio = statistics.median(a / b for a, b in zip(times, against, strict=True))
+        text += f"   {ratio:.3f} x (target: {target})"
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

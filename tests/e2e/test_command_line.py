@@ -1,0 +1,327 @@
+"""What a user types and sees: exit codes, messages, records; the promise that the same command is the same run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dst.records.catalog import find_runs
+from dst.records.read import read_json, read_layers, read_metrics, read_status, read_summary
+from tests.processes import REPOSITORY, run, run_folder
+
+TINY = (
+    "model.hidden=[16]",
+    "schedule.epochs=2",
+    "schedule.update_every=10",
+    "tracking.progress=none",
+    "hardware.threads=1",
+)
+STEPS, BATCH, TRAIN = 42, 64, 1294
+"""Two epochs of 21 steps: 1797 digits, less 20 % for the test (359), less 10 % of the rest for validation (144)."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    result = run("sparsity=rigl_itop", *TINY, cwd=folder)
+    assert result.code == 0, result.output
+    return folder, run_folder(folder / "outputs"), result.output
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_record_is_complete(finished):
+    _, folder, _ = finished
+    assert sorted(path.name for path in folder.iterdir() if path.name != "lock") == [
+        "checkpoints",
+        "config.yaml",
+        "layers.jsonl",
+        "metrics.jsonl",
+        "run.json",
+        "status.json",
+        "summary.json",
+    ]
+    about = read_json(folder / "run.json")
+    assert about["id"] == folder.name
+    assert about["config"]["schedule.optimizer.momentum"] == 0.9
+    assert len(about["dataset"]["digest"]) == 64
+    assert about["versions"]["torch"]
+    status = read_status(folder)
+    assert (status["state"], status["step"], status["total_steps"], status["attempt"]) == ("done", STEPS, STEPS, 1)
+
+
+def test_histories_hold_every_metric_of_the_contract(finished):
+    _, folder, _ = finished
+    first, last = read_metrics(folder)
+    assert (first["step"], first["epoch"], last["step"], last["epoch"]) == (21, 1.0, 42, 2.0)
+    assert set(last) == {
+        *("step", "epoch", "attempt", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"),
+        *("sparsity/density", "sparsity/active", "sparsity/rs", "sparsity/drop_fraction"),
+        *("flops/train", "time/seconds", "time/samples_per_second"),
+    }
+    layers = read_layers(folder)
+    assert sorted({row["step"] for row in layers}) == [0, 10, 20, 30, 40]
+    assert [row["layer"] for row in layers if row["step"] == 40] == ["fc1", "fc2"]
+    for row in layers:
+        assert row["dropped"] == row["grown"]
+
+
+def test_flops_are_exact(finished):
+    """64-16-10 at density 0.1: 118 of 1184 weights, 2 FLOPs each; dense gradients at the four updates."""
+    _, folder, _ = finished
+    summary = read_summary(folder)
+    assert (summary["model/maskable"], summary["sparsity/active"]) == (1184, 118)
+    assert summary["flops/test"] == 2 * 118
+    samples = 2 * TRAIN
+    # Updates after steps 10, 20, 30, 40, all on full batches.
+    assert summary["flops/train"] == 3 * 2 * 118 * samples + 4 * BATCH * 2 * (1184 - 118)
+    assert summary["flops/train_ratio"] == pytest.approx(summary["flops/train"] / (3 * 2 * 1184 * samples), rel=1e-12)
+    assert summary["flops/test_ratio"] == pytest.approx(118 / 1184, rel=1e-12)
+
+
+def test_the_report_shows_the_figures(finished):
+    _, folder, output = finished
+    summary = read_summary(folder)
+    assert f"test accuracy   {summary['test/accuracy']:.4f}" in output
+    assert "density         0.0997 (118 of 1,184)" in output
+    assert f"Rs              {summary['sparsity/rs']:.4f}" in output
+    assert output.count("  layer  weights  active  density      Rs") == 2  # at the start and at the end
+
+
+def test_the_same_command_again_trains_nothing(finished):
+    cwd, folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = run("sparsity=rigl_itop", *TINY, cwd=cwd)
+    assert result.code == 0
+    assert f"run {folder.name} is done already, nothing was trained" in result.output
+    assert f"{read_summary(folder)['test/accuracy']:.4f}" in result.output
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_run_is_found_wherever_it_lies(finished):
+    cwd, _, _ = finished
+    result = run("sparsity=rigl_itop", *TINY, "output.group=other/place", cwd=cwd)
+    assert "is done already" in result.output
+    assert len(find_runs(cwd / "outputs")) == 1
+
+
+def test_resume_never_starts_a_new_attempt_folder_with_the_same_result(finished, tmp_path):
+    cwd, folder, _ = finished
+    for number in (2, 3):
+        result = run("sparsity=rigl_itop", *TINY, "output.resume=never", cwd=cwd)
+        assert result.code == 0
+        again = folder.with_name(f"{folder.name}.{number}")
+        figures, expected = read_summary(again), read_summary(folder)
+        for values in (figures, expected):
+            for name in ("time/seconds", "time/samples_per_second"):
+                values.pop(name)
+        assert figures == expected
+
+
+def test_dense_training_costs_what_dense_training_costs(tmp_path):
+    assert run("sparsity=dense", *TINY, cwd=tmp_path).code == 0
+    summary = read_summary(run_folder(tmp_path / "outputs"))
+    assert summary["flops/train_ratio"] == summary["flops/test_ratio"] == 1.0
+    assert summary["sparsity/density"] == summary["sparsity/rs"] == 1.0
+
+
+@pytest.mark.parametrize("method", ["static", "dense"])
+def test_doubled_training_shows_as_doubled(method, tmp_path):
+    ratios = []
+    for multiplier in (1, 2):
+        cwd = tmp_path / str(multiplier)
+        cwd.mkdir()
+        assert run(f"sparsity={method}", f"schedule.multiplier={multiplier}", *TINY, cwd=cwd).code == 0
+        ratios.append(read_summary(run_folder(cwd / "outputs"))["flops/train_ratio"])
+    assert ratios[1] == pytest.approx(2 * ratios[0], rel=1e-12)
+
+
+def test_best_val_reports_the_figures_of_the_selected_weights(tmp_path):
+    """Training at an absurd rate gets worse, so that the last weights are not the best."""
+    options = ("schedule.select=best_val", "schedule.lr.name=constant", "schedule.lr.peak=2", "schedule.epochs=6")
+    result = run("sparsity=rigl_itop", *TINY, *options, cwd=tmp_path)
+    assert result.code == 0, result.output
+    folder = run_folder(tmp_path / "outputs")
+    summary, metrics = read_summary(folder), read_metrics(folder)
+    best = max((row for row in metrics if "val/accuracy" in row), key=lambda row: row["val/accuracy"])
+    assert summary["selected_step"] == best["step"] < metrics[-1]["step"]
+    for name in ("val/accuracy", "val/loss", "sparsity/rs", "sparsity/density"):
+        assert summary[name] == best[name]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", ["dense", "static", "set_itop", "rigl", "rigl_itop"])
+def test_every_method_learns_with_every_optimizer(method, optimizer, tmp_path):
+    peak = {"sgd": 0.1, "adamw": 0.01}[optimizer]
+    options = (f"schedule.optimizer.name={optimizer}", f"schedule.lr.peak={peak}", "schedule.epochs=10")
+    result = run(f"sparsity={method}", *TINY, *options, "model.hidden=[64]", cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert read_summary(run_folder(tmp_path / "outputs"))["test/accuracy"] > 0.85
+
+
+# -- refusing ----------------------------------------------------------------------------------------------------------
+
+
+def tree(folder):
+    """Everything below a folder but the cache of prepared data."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if ".cache" not in p.parts and p.name != "output.txt")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("sparsity=rigl_itp", "did you mean 'rigl_itop'"),
+        ("sparsity.density=nan", "sparsity.density=nan: must be a finite number in (0, 1)"),
+        ("sparsity.update.every=100000", "there is no update in the whole run, which has 42 steps"),
+        ("model=lenet_5", "set data.size=16 or more"),
+        ("sparsity.density=0.0001", "sparsity.density=0.0001: 0 active weights cannot be shared among 2 layers"),
+        ("sparsity.scope.exclude=[fc3]", "sparsity.scope: scope pattern 'fc3' matches no layer"),
+        ("data.augment.crop_padding=9", "reflection needs less than the image size"),
+        ("data=mnist data.download=false", "train-images-idx3-ubyte"),
+    ],
+)
+def test_wrong_configs_leave_nothing_behind(override, told, tmp_path):
+    tiny = [option for option in TINY if not (option.startswith("model.hidden") and "lenet" in override)]
+    result = run(*tiny, *override.split(), cwd=tmp_path)
+    assert result.code == 2
+    assert told in result.output
+    assert "Traceback" not in result.output
+    assert tree(tmp_path) in ([], ["outputs"])
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run(*TINY, "output.root=file", f"data.cache={tmp_path}/.cache", cwd=tmp_path)
+    assert result.code == 2
+    assert "output.root=file: " in result.output
+
+
+def test_usage_errors_and_nonsense():
+    for arguments in (["--bogus"], ["a b"]):
+        result = subprocess.run([sys.executable, "run.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_a_run_is_not_continued_by_other_code_or_with_other_data(tmp_path):
+    assert run(*TINY, cwd=tmp_path, fault="kill:step:30").code == -9
+    about_file = run_folder(tmp_path / "outputs") / "run.json"
+    about = json.loads(about_file.read_text())
+    for change, told in (
+        ({"code": {**about["code"], "digest": "0" * 16}}, "cannot be continued bit-identically: changed the code (was 000"),
+        ({"versions": {**about["versions"], "torch": "1.0"}}, "changed torch (was 1.0, is"),
+        ({"dataset": {**about["dataset"], "digest": "0" * 64}}, "was begun with other data"),
+    ):
+        about_file.write_text(json.dumps(about | change))
+        result = run(*TINY, cwd=tmp_path)
+        assert result.code == 2
+        assert told in result.output
+        assert "output.resume=never" in result.output
+    about_file.write_text(json.dumps(about))
+    assert run(*TINY, cwd=tmp_path).code == 0
+
+
+def test_fast_determinism_continues_with_a_warning(tmp_path):
+    options = (*TINY, "hardware.determinism=fast")
+    assert run(*options, cwd=tmp_path, fault="kill:step:30").code == -9
+    about_file = run_folder(tmp_path / "outputs") / "run.json"
+    about = json.loads(about_file.read_text())
+    about_file.write_text(json.dumps(about | {"versions": {**about["versions"], "torch": "1.0"}}))
+    result = run(*options, cwd=tmp_path)
+    assert result.code == 0
+    assert "warning: continuing run" in result.output
+
+
+def test_a_running_run_is_not_started_twice(tmp_path):
+    import fcntl
+
+    assert run(*TINY, cwd=tmp_path, fault="kill:step:5").code == -9
+    with (run_folder(tmp_path / "outputs") / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run(*TINY, cwd=tmp_path)
+    assert result.code == 2
+    assert "is running already: host" in result.output
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_trains_only_what_is_new(tmp_path):
+    first = run("-m", "sparsity=static,rigl", "seed=0", *TINY, cwd=tmp_path)
+    assert first.code == 0
+    assert "2 runs: 0 finished already, 2 to train" in first.output
+    second = run("-m", "sparsity=static,rigl", "seed=0,1", *TINY, cwd=tmp_path)
+    assert "4 runs: 2 finished already, 2 to train" in second.output
+    again = run("-m", "sparsity=static,rigl", "seed=0,1", *TINY, cwd=tmp_path)
+    assert "4 runs: 4 finished already, 0 to train" in again.output
+    assert len(find_runs(tmp_path / "outputs")) == 4
+
+
+def test_one_bad_cell_means_that_nothing_runs(tmp_path):
+    result = run("-m", "sparsity.density=0.1,2", "seed=0,1", *TINY, cwd=tmp_path)
+    assert result.code == 2
+    assert result.output.count("sparsity.density=2.0: must be a finite number in (0, 1)") == 2
+    assert tree(tmp_path) == []
+
+
+def test_a_diverging_cell_does_not_hurt_its_neighbours(tmp_path):
+    result = run("-m", "schedule.lr.peak=1e30,0.1", *TINY, cwd=tmp_path)
+    assert result.code == 3
+    states = sorted(read_status(folder)["state"] for folder in find_runs(tmp_path / "outputs"))
+    assert states == ["diverged", "done"]
+    assert "diverged" in result.output.splitlines()[-2] + result.output.splitlines()[-1]
+
+
+def test_a_request_to_stop_ends_the_sweep(tmp_path):
+    result = run("-m", "seed=0,1,2", *TINY, cwd=tmp_path, fault="signal:SIGTERM:20")
+    assert result.code == 75
+    assert result.output.count("not started") == 2
+    assert run("-m", "seed=0,1,2", *TINY, cwd=tmp_path).code == 0
+
+
+def test_cells_that_are_the_same_run_are_run_once(tmp_path):
+    result = run("-m", "sparsity=static", "schedule.update_every=10,20", *TINY[:2], *TINY[3:], cwd=tmp_path)
+    assert "2 cells are 1 distinct runs" in result.output
+    assert len(find_runs(tmp_path / "outputs")) == 1
+
+
+# -- help --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["sparsity=rigl_itp"], ["sparsity.density=2"]])
+def test_what_needs_no_torch_does_not_import_it(arguments, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from dst.cli import main\n"
+        "try: main(sys.argv[1:], Path('conf'))\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'pandas', 'sklearn', 'wandb'} & set(sys.modules), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def test_help_lists_every_group_and_option():
+    text = subprocess.run([sys.executable, "run.py", "--help"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    for path in (REPOSITORY / "conf").glob("*/*.yaml"):
+        assert f"    {path.stem} " in text
+        assert f"\n  {path.parent.name}\n" in text
+
+
+def test_cfg_job_shows_the_config_and_parts_of_it():
+    def show(*arguments):
+        return subprocess.run(
+            [sys.executable, "run.py", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert "every: ${schedule.update_every}" in show("--cfg", "job")
+    assert "every: 50" in show("--cfg", "job", "--resolve")
+    assert show("--cfg", "job", "-p", "sparsity.drop", "sparsity=rigl").strip() == "name: magnitude"
+
+
+def test_hydra_answers_what_only_it_can():
+    command = [sys.executable, "run.py", "--info", "defaults-tree"]
+    text = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    assert "sparsity: rigl_itop" in text
+    assert not Path(REPOSITORY / "outputs" / "run.log").exists()
