@@ -15,7 +15,7 @@ from dst.config import SLOTS, Config, ConfigError, get, options
 from dst.data import Augment, Batches, Dataset, channel_statistics, load, train_val_split
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
-from dst.sparsity.distribution import allocate
+from dst.sparsity.allocation import allocate
 from dst.training.determinism import configure, seed_torch
 from dst.training.loop import Settings, Training
 from dst.training.lr import LRPlan

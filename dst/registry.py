@@ -1,19 +1,42 @@
 """Names of everything a config can choose, resolved lazily.
 
-A member is a public function or class named by ``module:attribute``. Its row also says which options it takes and
-their defaults, so that a config can be checked without importing torch; a test compares the rows with the signatures.
-Standard library only: anybody may import this module.
+A member is a public function of one of the modules listed below, and its keyword-only parameters are the options that a
+config can give it: *the signature is the schema*. Both are read from the source without importing it, so a config is
+checked without waiting for torch. To add a member, write a function. Standard library only: anybody may import this.
 """
 
+import ast
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 REQUIRED: Final = object()
 """Marks an option without a default."""
+
+NONE: Final = "none"
+"""The name that leaves a slot empty, where it may be."""
+
+_PACKAGE: Final = Path(__file__).parent
+
+_MODULES: Final[dict[str, tuple[str, ...]]] = {
+    "model": ("models.mlp", "models.lenet", "models.vgg", "models.resnet_cifar", "models.resnet_imagenet"),
+    "data": ("data.digits", "data.mnist"),
+    "distribution": ("sparsity.distribution",),
+    "init": ("sparsity.init",),
+    "pattern": ("sparsity.pattern.unstructured",),
+    "drop": ("sparsity.drop",),
+    "grow": ("sparsity.grow",),
+    "drop_fraction": ("sparsity.schedule",),
+    "optimizer": ("training.optimizer",),
+    "lr": ("training.lr",),
+}
+"""Kind -> the modules whose public functions are its members."""
+
+_MAY_BE_EMPTY: Final = frozenset({"drop", "grow", "drop_fraction"})
 
 
 class UnknownNameError(ValueError):
@@ -24,13 +47,31 @@ class UnknownNameError(ValueError):
 class Member:
     """One choice: where its code is and the options it takes (option name -> default, or ``REQUIRED``)."""
 
-    target: str
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    module: str
+    function: str
+    options: Mapping[str, Any]
 
     def load(self) -> Any:
-        """Import and return the function or class."""
-        module, _, attribute = self.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        """Import and return the function."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+
+@cache
+def members(kind: str) -> Mapping[str, Member]:
+    """Return all members of a kind by name."""
+    found = {NONE: Member("", "", {})} if kind in _MAY_BE_EMPTY else {}
+    for module in _MODULES[kind]:
+        for function in _public_functions(module):
+            found[function.name] = Member(f"dst.{module}", function.name, _options(function))
+    return found
+
+
+def find(kind: str, name: str) -> Member:
+    """Return one member; ``UnknownNameError`` with a suggestion if there is none of that name."""
+    known = members(kind)
+    if name not in known:
+        raise UnknownNameError(f"unknown {kind.replace('_', ' ')} '{name}': {suggest(name, known)}")
+    return known[name]
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:
@@ -41,75 +82,13 @@ def suggest(word: str, allowed: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(names) or '(nothing)'}"
 
 
-def members(kind: str) -> Mapping[str, Member]:
-    """Return all members of a kind by name."""
-    return _REGISTRY[kind]
+def _public_functions(module: str) -> list[ast.FunctionDef]:
+    source = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    statements = ast.parse(source).body
+    return [node for node in statements if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
 
 
-def find(kind: str, name: str) -> Member:
-    """Return one member; ``UnknownNameError`` with a suggestion if there is none of that name."""
-    known = _REGISTRY[kind]
-    if name not in known:
-        raise UnknownNameError(f"unknown {kind.replace('_', ' ')} '{name}': {suggest(name, known)}")
-    return known[name]
-
-
-def register(kind: str, name: str, target: str, **options: Any) -> None:
-    """Add a member from outside this package; options are its keyword options with their defaults."""
-    if name in _REGISTRY[kind]:
-        raise ValueError(f"{kind} '{name}' is registered already, as {_REGISTRY[kind][name].target}")
-    _REGISTRY[kind][name] = Member(target, options)
-
-
-def _members(module: str, **rows: Mapping[str, Any]) -> dict[str, Member]:
-    return {name: Member(f"{module}:{name}", options) for name, options in rows.items()}
-
-
-_REGISTRY: Final[dict[str, dict[str, Member]]] = {
-    "model": {
-        **_members("dst.models.mlp", mlp={"hidden": REQUIRED}, lenet_300_100={}),
-        **_members("dst.models.lenet", lenet_5={}),
-        **_members("dst.models.vgg", vgg_c={}),
-        **_members("dst.models.resnet_cifar", resnet18={}),
-        **_members("dst.models.resnet_imagenet", resnet50={}),
-    },
-    "data": {
-        **_members("dst.data.digits", digits={}),
-        **_members("dst.data.mnist", mnist={}, fashion_mnist={}),
-    },
-    "distribution": _members("dst.sparsity.distribution", dense={}, uniform={}, er={}, erk={}),
-    "init": _members("dst.sparsity.init", random={}),
-    "pattern": _members("dst.sparsity.pattern.unstructured", unstructured={}),
-    "drop": {
-        "none": Member(""),
-        **_members("dst.sparsity.drop", magnitude={}, random={}),
-    },
-    "grow": {
-        "none": Member(""),
-        **_members("dst.sparsity.grow", gradient={}, random={}),
-    },
-    "drop_fraction": {
-        "none": Member(""),
-        **_members(
-            "dst.sparsity.schedule",
-            constant={"initial": REQUIRED},
-            cosine={"initial": REQUIRED, "floor": 0.0, "horizon": "end"},
-            linear={"initial": REQUIRED, "floor": 0.0, "horizon": "end"},
-        ),
-    },
-    "optimizer": {
-        **_members(
-            "dst.training.optimizer",
-            sgd={"momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
-            adamw={"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0},
-        ),
-    },
-    "lr": {
-        **_members(
-            "dst.training.lr",
-            constant={},
-            cosine={"floor": 0.0},
-            multistep={"milestones": REQUIRED, "gamma": 0.1},
-        ),
-    },
-}
+def _options(function: ast.FunctionDef) -> dict[str, Any]:
+    names = (argument.arg for argument in function.args.kwonlyargs)
+    defaults = (REQUIRED if node is None else ast.literal_eval(node) for node in function.args.kw_defaults)
+    return dict(zip(names, defaults, strict=True))

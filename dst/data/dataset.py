@@ -65,4 +65,4 @@ class Dataset:
 
 
 Reader = Callable[..., tuple[Split, Split, int]]
-"""``reader(root: Path, *, download: bool) -> (train, test, number of classes)``: a row of the ``data`` registry."""
+"""``reader(root: Path, download: bool) -> (train, test, number of classes)``: a row of the ``data`` registry."""

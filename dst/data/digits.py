@@ -13,7 +13,7 @@ _TEST_FRACTION = 0.2
 _LARGEST = 16  # pixels are counts of dark dots, 0..16
 
 
-def digits(root: Path, *, download: bool) -> tuple[Split, Split, int]:
+def digits(root: Path, download: bool) -> tuple[Split, Split, int]:
     """Read the digits, with a fixed stratified fifth of them as test split; ``root`` and ``download`` are not needed.
 
     The set has no test part of its own. The one made here depends on no seed, so all runs are tested alike.

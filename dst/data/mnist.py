@@ -17,12 +17,12 @@ _TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 _TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def mnist(root: Path, *, download: bool) -> tuple[Split, Split, int]:
+def mnist(root: Path, download: bool) -> tuple[Split, Split, int]:
     """Read MNIST from ``root``/MNIST/raw, fetching missing files if ``download``; ``DataError`` without them."""
     return _read("MNIST", root, download)
 
 
-def fashion_mnist(root: Path, *, download: bool) -> tuple[Split, Split, int]:
+def fashion_mnist(root: Path, download: bool) -> tuple[Split, Split, int]:
     """Read Fashion-MNIST from ``root``/FashionMNIST/raw, fetching missing files if ``download``; or ``DataError``."""
     return _read("FashionMNIST", root, download)
 

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.seeding import derive_seed
-from dst.sparsity.distribution import Distribution, allocate
+from dst.sparsity.allocation import allocate
+from dst.sparsity.distribution import Distribution
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.schedule import Curve, constant

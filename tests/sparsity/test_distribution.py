@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst.models.vgg import vgg_c
-from dst.sparsity.distribution import allocate, dense, er, erk, layer_counts, uniform
+from dst.sparsity.allocation import allocate, layer_counts
+from dst.sparsity.distribution import dense, er, erk, uniform
 from dst.sparsity.scope import Scope
 
 # ITOP's own solver on VGG-C at density 0.05, layer by layer (specs: "Sparse initialisation").
