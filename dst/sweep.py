@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dst import app
 from dst.app import Cell
+from dst.checks import check
 from dst.compose import compose_cells
-from dst.config import Config, ConfigError, check, complete, identity, run_name
+from dst.config import Config, ConfigError, complete, identity, run_name
 from dst.records.read import read_summary
 from dst.report import sweep_report
 

@@ -18,7 +18,9 @@ def test_code_digest_follows_the_sources_only(tmp_path, monkeypatch):
 def test_git_commit_and_uncommitted_changes(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
-        return subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True, text=True)
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True, text=True
+        )
 
     (tmp_path / "a.py").write_text("x = 1\n")
     git("init", "-q")

@@ -1,0 +1,221 @@
+"""What is wrong with a config, all at once: names, ignored options, ranges, combinations.
+
+Only what can be seen without data and without torch; ``dst.build.check`` sees the rest.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dst import registry
+from dst.config import SLOTS, Augment, Config, Update, get
+from dst.registry import REQUIRED, UnknownNameError, suggest
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class _Range:
+    """An interval; ``low`` and ``high`` themselves are allowed unless ``open_low`` or ``open_high``."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        left, right = "(["[not self.open_low], ")]"[not self.open_high]
+        return (
+            f"a finite number in {left}{self.low}, {self.high}{right}"
+            if self.high < math.inf
+            else (f"a finite number {'>' if self.open_low else '>='} {self.low}")
+        )
+
+
+_POSITIVE = _Range(0, open_low=True)
+_NON_NEGATIVE = _Range(0)
+_AT_LEAST_ONE = _Range(1)
+_FRACTION = _Range(0, 1)
+_PROPER_FRACTION = _Range(0, 1, open_high=True)
+
+_RANGES: dict[str, _Range] = {
+    "seed": _NON_NEGATIVE,
+    "data.val_fraction": _Range(0, 1, open_low=True, open_high=True),
+    "data.split_seed": _NON_NEGATIVE,
+    "data.size": _AT_LEAST_ONE,
+    "data.augment.crop_padding": _NON_NEGATIVE,
+    "sparsity.density": _Range(0, 1, open_low=True, open_high=True),
+    "sparsity.drop_fraction.initial": _Range(0, 1, open_low=True),
+    "sparsity.drop_fraction.floor": _PROPER_FRACTION,
+    "sparsity.update.every": _AT_LEAST_ONE,
+    "sparsity.update.start": _FRACTION,
+    "sparsity.update.stop": _FRACTION,
+    "schedule.epochs": _AT_LEAST_ONE,
+    "schedule.batch_size": _AT_LEAST_ONE,
+    "schedule.multiplier": _AT_LEAST_ONE,
+    "schedule.update_every": _AT_LEAST_ONE,
+    "schedule.eval_every_epochs": _AT_LEAST_ONE,
+    "schedule.label_smoothing": _PROPER_FRACTION,
+    "schedule.optimizer.momentum": _PROPER_FRACTION,
+    "schedule.optimizer.beta1": _PROPER_FRACTION,
+    "schedule.optimizer.beta2": _PROPER_FRACTION,
+    "schedule.optimizer.weight_decay": _NON_NEGATIVE,
+    "schedule.lr.peak": _POSITIVE,
+    "schedule.lr.floor": _NON_NEGATIVE,
+    "schedule.lr.warmup_epochs": _NON_NEGATIVE,
+    "schedule.lr.gamma": _Range(0, 1, open_low=True),
+    "hardware.threads": _AT_LEAST_ONE,
+    "checkpoint.every_min": _POSITIVE,
+    "checkpoint.every_steps": _AT_LEAST_ONE,
+    "checkpoint.keep": _AT_LEAST_ONE,
+    "tracking.every_steps": _AT_LEAST_ONE,
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.augment.padding_mode": ("reflect", "zeros"),
+    "sparsity.drop_fraction.horizon": ("end", "stop"),
+    "sparsity.update.order": ("after_step", "replaces_step"),
+    "schedule.select": ("last", "best_val"),
+    "hardware.device": ("cpu", "cuda"),
+    "hardware.determinism": ("strict", "fast"),
+    "output.resume": ("auto", "never"),
+    "tracking.progress": ("auto", "bar", "plain", "none"),
+}
+
+
+def _check_slots(config: Config) -> Iterator[str]:
+    for slot, kind in SLOTS.items():
+        node = get(config, slot)
+        try:
+            taken = registry.find(kind, node.name).options
+        except UnknownNameError as error:
+            yield f"{slot}.name={node.name}: {error}"
+            continue
+        all_options = {name for member in registry.members(kind).values() for name in member.options}
+        for name in sorted(all_options):
+            value = getattr(node, name)
+            if name not in taken and value is not None:
+                yield (
+                    f"{slot}.{name}={_shown(value)} would be ignored: {kind} '{node.name}' takes "
+                    f"{', '.join(taken) or 'no options'}. Remove it, or set {slot}.{name}=null"
+                )
+            elif value is None and taken.get(name) is REQUIRED:
+                yield f"{slot}.{name} is missing: {kind} '{node.name}' needs it, e.g. {slot}.{name}=..."
+
+
+def _check_ranges(config: Config) -> Iterator[str]:
+    for key, allowed in _RANGES.items():
+        value = get(config, key)
+        if value is not None and value not in allowed:
+            yield f"{key}={_shown(value)}: must be {allowed}"
+    for key, names in _CHOICES.items():
+        value = get(config, key)
+        if value is not None and value not in names:
+            yield f"{key}={_shown(value)}: {suggest(value, names)}"
+
+
+def _check_density(config: Config) -> Iterator[str]:
+    sparsity = config.sparsity
+    if sparsity.distribution.name == "dense":
+        if sparsity.density is not None:
+            yield (
+                f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all "
+                "weights. Remove it, or choose a sparse method, e.g. sparsity=rigl_itop"
+            )
+    elif sparsity.density is None:
+        yield f"sparsity.density is missing: sparsity '{sparsity.label}' needs it, e.g. sparsity.density=0.1"
+
+
+def _check_update(config: Config) -> Iterator[str]:
+    sparsity, update = config.sparsity, config.sparsity.update
+    parts = {
+        "sparsity.drop.name": sparsity.drop.name != "none",
+        "sparsity.grow.name": sparsity.grow.name != "none",
+        "sparsity.drop_fraction.name": sparsity.drop_fraction.name != "none",
+        "sparsity.update.every": update.every is not None,
+    }
+    if any(parts.values()) and not all(parts.values()):
+        missing = [key for key, is_set in parts.items() if not is_set]
+        present = [f"{key}={_shown(get(config, key))}" for key, is_set in parts.items() if is_set]
+        yield (
+            f"an update of the topology needs drop, grow, drop fraction and interval together: {', '.join(present)} "
+            f"would be ignored without {', '.join(missing)}. Set all four, or none for a static topology"
+        )
+    if any(parts.values()) and sparsity.distribution.name == "dense":
+        yield (
+            f"sparsity.distribution.name=dense leaves nothing to drop and grow, but sparsity '{sparsity.label}' "
+            "updates its topology: choose uniform, er or erk, and a density"
+        )
+    if not any(parts.values()):
+        defaults = Update()
+        for item in fields(update):
+            value = getattr(update, item.name)
+            if value != getattr(defaults, item.name):
+                yield (
+                    f"sparsity.update.{item.name}={_shown(value)} would be ignored: sparsity '{sparsity.label}' never "
+                    "updates its topology"
+                )
+    elif update.start >= update.stop:
+        yield (
+            f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
+            "is no update in the whole run"
+        )
+
+
+def _check_schedule(config: Config) -> Iterator[str]:
+    lr, optimizer = config.schedule.lr, config.schedule.optimizer
+    milestones = lr.milestones or []
+    if any(not 0 < m < 1 for m in milestones) or milestones != sorted(set(milestones)):
+        yield f"schedule.lr.milestones={milestones}: must be increasing fractions of training in (0, 1)"
+    if lr.name == "multistep" and lr.milestones == []:
+        yield "schedule.lr.milestones=[]: multistep needs one or more; schedule.lr.name=constant has none"
+    if lr.floor is not None and lr.floor > lr.peak:
+        yield f"schedule.lr.floor={lr.floor} must not exceed schedule.lr.peak={lr.peak}"
+    epochs = config.schedule.epochs * config.schedule.multiplier
+    if lr.warmup_epochs >= epochs > 0:
+        yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
+    if optimizer.name == "sgd" and optimizer.momentum == 0 and optimizer.nesterov is not False:
+        yield "schedule.optimizer.momentum=0: Nesterov needs momentum; add schedule.optimizer.nesterov=false"
+    fraction = config.sparsity.drop_fraction
+    if fraction.initial is not None and fraction.floor is not None and fraction.floor > fraction.initial:
+        yield f"sparsity.drop_fraction.floor={fraction.floor} must not exceed its initial={fraction.initial}"
+
+
+def _check_lists(config: Config) -> Iterator[str]:
+    hidden = config.model.hidden
+    if hidden is not None and (not hidden or min(hidden) < 1):
+        yield f"model.hidden={hidden}: must be a list of positive widths, e.g. model.hidden=[256,256]"
+    data = config.data
+    if (data.mean is None) != (data.std is None):
+        yield "data.mean and data.std go together: set both, or neither to use those of the training split"
+    if data.std is not None and not all(value in _POSITIVE for value in data.std):
+        yield f"data.std={data.std}: must be positive"
+    if data.augment.crop_padding == 0 and data.augment.padding_mode != Augment.padding_mode:
+        yield f"data.augment.padding_mode={data.augment.padding_mode} would be ignored with data.augment.crop_padding=0"
+    if not config.output.group or config.output.group.startswith("/") or ".." in config.output.group.split("/"):
+        yield f"output.group={config.output.group!r}: must be a relative folder name below output.root"
+    if not config.sparsity.scope.include:
+        yield "sparsity.scope.include=[]: no layer would be sparse; the default is ['*']"
+
+
+_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _check_slots,
+    _check_ranges,
+    _check_density,
+    _check_update,
+    _check_schedule,
+    _check_lists,
+)
+
+
+def check(config: Config) -> list[str]:
+    """Return every problem that can be seen without data or torch, as messages for the user."""
+    return [problem for checker in _CHECKS for problem in checker(config)]

@@ -1,0 +1,95 @@
+"""The README does what it says: its Python runs, its commands are valid, its recipe for a method works."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dst.checks import check
+from dst.compose import compose_cells
+from dst.registry import members
+from tests.processes import REPOSITORY, run
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = sorted(
+    {line.removeprefix("$ ").split("  #")[0] for line in README.splitlines() if re.match(r"(\$ )?python run\.py", line)}
+)
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_core_trains_in_a_strangers_loop(capsys):
+    (example,) = [block for block in blocks("python") if "Sparsifier(" in block]
+    names = {}
+    exec(example, names)
+    assert re.fullmatch(r"density 0\.200, Rs 0\.[2-9]\d\d\n", capsys.readouterr().out)
+    assert names["sparsifier"].updates == 9
+    assert {"masks", "explored"} <= set(names["checkpoint"]["sparsifier"])
+
+
+def test_the_catalog_example_shows_runs(tmp_path, monkeypatch):
+    assert run("schedule.epochs=1", "sparsity=static", cwd=tmp_path).code == 0
+    (example,) = [block for block in blocks("python") if "catalog(" in block]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    assert len(names["runs"]) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_valid(command):
+    arguments = shlex.split(command)[2:]
+    overrides = [text for text in arguments if "=" in text]
+    if "--help" in arguments or "itp" in command:
+        return
+    for _, config in compose_cells(REPOSITORY / "conf", overrides, multirun="-m" in arguments):
+        assert check(config) == []
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 8
+
+
+def test_the_table_of_methods_is_that_of_the_configs():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", README, flags=re.MULTILINE))
+    assert set(rows) == {path.stem for path in (REPOSITORY / "conf" / "sparsity").glob("*.yaml")}
+    for name, row in rows.items():
+        ((_, config),) = compose_cells(REPOSITORY / "conf", [f"sparsity={name}"], multirun=False)
+        sparsity = config.sparsity
+        drop, grow, fraction = (cell.strip() for cell in row.split("|")[:3])
+        assert (drop or "none", grow or "none") == (sparsity.drop.name, sparsity.grow.name)
+        curve = sparsity.drop_fraction
+        expected = "" if curve.name == "none" else f"{curve.name} {curve.initial:g} to {curve.floor:g}"
+        assert fraction == expected
+
+
+def test_every_model_and_data_set_is_mentioned():
+    for kind in ("model", "data", "optimizer", "lr"):
+        for name in members(kind):
+            assert f"`{name}`" in README
+
+
+@pytest.mark.slow
+def test_adding_a_method_is_a_function_and_a_yaml(tmp_path):
+    """As the text says, in a copy of the repository."""
+    for name in ("dst", "conf", "run.py"):
+        source = REPOSITORY / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    recipe = README[README.index("## Adding a method") :]
+    function, yaml = (
+        re.search(rf"In `({re.escape(path)})`.*?\n```\w+\n(.*?)```", recipe, flags=re.DOTALL)
+        for path in ("dst/sparsity/drop.py", "conf/sparsity/sensitivity.yaml")
+    )
+    with (tmp_path / function[1]).open("a") as file:
+        file.write(f"\n\n{function[2]}")
+    (tmp_path / yaml[1]).write_text(yaml[2])
+    command = [sys.executable, "run.py", "sparsity=sensitivity", "schedule.epochs=5"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "digits mlp sensitivity density=0.1" in result.stdout
