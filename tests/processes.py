@@ -4,6 +4,7 @@ A *nursery* imports everything once, then forks one child a command. A fault mak
 nothing is flushed, no handler runs) or be signalled at an exact place; the program under test knows nothing of it.
 """
 
+import importlib
 import json
 import os
 import re
@@ -46,10 +47,9 @@ def _nursery() -> "subprocess.Popen[str]":
 
 
 def _serve() -> None:
-    import torch.optim  # noqa: F401 - the slow part of a start
-
-    import dst.build
-    import dst.sweep  # noqa: F401
+    # All that a run imports sooner or later, so that no child has to (torch imports _dynamo with the first optimizer).
+    for module in ("torch._dynamo", "torch.utils.flop_counter", "dst.build", "dst.sweep"):
+        importlib.import_module(module)
 
     for line in sys.stdin:
         child = os.fork()

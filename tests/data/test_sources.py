@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from dst import config, registry
+from dst import checks, config, registry
 from dst.data import DataError, Dataset, load
 from dst.data.mnist import fashion_mnist, mnist
 
@@ -198,4 +198,4 @@ def test_each_data_set_has_a_config_option_that_fits_the_schema(name):
     assert text.startswith("# ")  # its line in --help
     option = yaml.safe_load(text)
     assert option["name"] == name
-    assert config.check(config.Config(model=config.Model(hidden=[8]), data=config.Data(**option))) == []
+    assert checks.check(config.Config(model=config.Model(hidden=[8]), data=config.Data(**option))) == []
