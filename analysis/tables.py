@@ -126,10 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(accuracy_table(frame).to_string(index=False))
     if notes := missing_cells(frame):
         print("", *notes, sep="\n")
-    if options.csv:
-        accuracy_figures(frame).to_csv(options.csv, index=False, float_format="%.10g", lineterminator="\n")
-    if options.latex:
-        options.latex.write_text(latex(frame), encoding="utf-8")
+    try:
+        if options.csv:
+            accuracy_figures(frame).to_csv(options.csv, index=False, float_format="%.10g", lineterminator="\n")
+        if options.latex:
+            options.latex.write_text(latex(frame), encoding="utf-8")
+    except OSError as error:
+        print(f"cannot write the table: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,14 @@ from dst.records.catalog import attempt_folder, find_runs
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_json, read_status, read_summary
 from dst.records.store import Record
-from dst.report import layer_table, run_report
+from dst.report import is_complete, layer_table, run_report
 
 if TYPE_CHECKING:
     from dst.build import Parts
     from dst.sparsity.topology import LayerReport
     from dst.tracking.progress import Progress
+    from dst.tracking.tracker import Tracker
+    from dst.training.stopping import StopFlag
 
 EXIT_CODES = {"done": 0, "failed": 1, "diverged": 3, "preempted": 75}
 """Exit code of a run by the state it ended in; 2 is an invalid configuration."""
@@ -48,7 +50,9 @@ class Cell:
         """The recorded state; ``new`` if nothing is recorded, or all that is shall be left alone."""
         if self.found is None or self.config.output.resume == "never":
             return "new"
-        return str((read_status(self.found) or {"state": "running"})["state"])
+        state = str((read_status(self.found) or {"state": "running"}).get("state"))
+        # Without its figures a run is not done; its newest checkpoint has what is needed to have them again.
+        return "running" if state == "done" and not is_complete(read_summary(self.found)) else state
 
     @property
     def is_over(self) -> bool:
@@ -70,21 +74,19 @@ def cells(configs: Sequence[Config]) -> list[Cell]:
     return [Cell(config, newest.get((config.output.root, identifier))) for identifier, config in distinct.items()]
 
 
-def run(cell: Cell, command: str, *, with_tables: bool) -> str:
+def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool) -> str:
     """Carry a run out, or on, to its end, and return the state it ended in.
 
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun.
     """
     from dst.build import build
-    from dst.training.stopping import StopFlag
 
-    with StopFlag() as stop:
-        try:
-            parts = build(cell.config)
-        except ValueError as error:
-            raise ConfigError([str(error)]) from error
-        with _opened(cell, command, parts) as record:
-            return _Attempt(cell, record, parts, with_tables).carry_out(stop)
+    try:
+        parts = build(cell.config)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    with _opened(cell, command, parts) as record:
+        return _Attempt(cell, record, parts, with_tables).carry_out(stop)
 
 
 @contextmanager
@@ -95,6 +97,9 @@ def _opened(cell: Cell, command: str, parts: "Parts") -> Iterator[Record]:
         folder = Path(cell.config.output.root) / cell.config.output.group / cell.id
         if cell.found is not None:
             folder = folder.with_name(f"{cell.id}.{attempt_folder(cell.found) + 1}")
+        for above in folder.parents:
+            if (above / "run.json").exists():
+                raise ConfigError([f"output.group={cell.config.output.group}: {above} is a run, not a group of runs"])
         try:
             record = Record.create(folder, config_yaml=to_yaml(cell.config), run=about)
         except OSError as error:
@@ -131,6 +136,8 @@ def _about(config: Config, command: str, parts: "Parts") -> dict[str, Any]:
 def _check_continuation(folder: Path, about: Mapping[str, Any], *, strict: bool) -> None:
     """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
     begun = read_json(folder / "run.json")
+    if not {"dataset", "code", "versions", "device"} <= begun.keys():
+        raise ConfigError([f"{folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
     if begun["dataset"] != about["dataset"]:
         raise ConfigError(
             [f"run {about['id']} was begun with other data ({begun['dataset']}, now {about['dataset']}); {_ANEW}"]
@@ -138,6 +145,8 @@ def _check_continuation(folder: Path, about: Mapping[str, Any], *, strict: bool)
     changes = []
     if begun["code"]["digest"] != about["code"]["digest"]:
         changes.append(f"the code (was {_code(begun)}, is {_code(about)})")
+    if begun["device"] != about["device"]:
+        changes.append(f"the device (was {begun['device']}, is {about['device']})")
     for name, version in about["versions"].items():
         if begun["versions"].get(name) != version:
             changes.append(f"{name} (was {begun['versions'].get(name)}, is {version})")
@@ -163,7 +172,10 @@ def _code(about: Mapping[str, Any]) -> str:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the run's lock, which dies with the process; ConfigError if another process has it."""
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ConfigError([f"run {folder.name} cannot be locked: {error}"]) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +184,10 @@ def _locked(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 [f"run {folder.name} is running already: host {holder.get('host')}, process {holder.get('pid')}"]
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: forked loader processes hold the file too
     finally:
         os.close(handle)
 
@@ -181,6 +196,7 @@ class _Attempt:
     """One attempt at a run: it watches the training loop, keeps the record, and puts the outcome on it."""
 
     def __init__(self, cell: Cell, record: Record, parts: "Parts", with_tables: bool) -> None:
+        from dst.tracking.tracker import Untracked
         from dst.training.checkpoint import Checkpoints
 
         self.cell, self.record, self.parts = cell, record, parts
@@ -189,10 +205,22 @@ class _Attempt:
         self.attempt: int = (read_status(record.folder) or {"attempt": 0})["attempt"] + 1
         self.checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep)
         self.progress: Progress | None = None
+        self.tracker: Tracker = Untracked()
+        self.summary: dict[str, Any] = {}
+        self.state = "failed"
         self._beat = 0.0
 
-    def carry_out(self, stop: Any) -> str:
+    def carry_out(self, stop: "StopFlag") -> str:
         """Train to the end and write the summary; every way to end leaves a truthful status."""
+        try:
+            return self._train(stop)
+        finally:
+            if self.progress is not None:
+                self.progress.close()
+            self.tracker.finish(self.summary, self.state)
+
+    def _train(self, stop: "StopFlag") -> str:
+        from dst.training.checkpoint import CheckpointError
         from dst.training.guard import DivergedError
         from dst.training.stopping import StopRequestedError
 
@@ -200,7 +228,7 @@ class _Attempt:
             self._begin()
             self.training.run(self, stop)
             self._finish()
-            return "done"
+            return self.state
         except StopRequestedError as error:
             return self._end("preempted", str(error))
         except DivergedError as error:
@@ -208,18 +236,18 @@ class _Attempt:
         except KeyboardInterrupt:
             self._end("preempted", "interrupted twice: not saved since the last checkpoint")
             raise
+        except (OSError, CheckpointError) as error:  # full disks and the like: the message says it all
+            return self._end("failed", f"{type(error).__name__}: {error}")
         except Exception as error:
             traceback.print_exc()
             return self._end("failed", f"{type(error).__name__}: {error}")
-        finally:
-            if self.progress is not None:
-                self.progress.close()
 
     # -- what the training loop tells ----------------------------------------------------------------------------------
 
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Log values, and show them where people look."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
+        self.tracker.log(step, epoch, values)
         if "val/accuracy" in values and self.progress is not None:
             sparsifier = self.training.sparsifier
             self.progress.show(
@@ -232,7 +260,9 @@ class _Attempt:
 
     def on_layers(self, step: int, layers: "list[LayerReport]") -> None:
         """Log the counts of every layer."""
-        self.record.log_layers(step=step, attempt=self.attempt, rows=[vars(report) for report in layers])
+        rows = [vars(report) for report in layers]
+        self.record.log_layers(step=step, attempt=self.attempt, rows=rows)
+        self.tracker.layers(rows)
 
     def on_step(self, step: int) -> None:
         """Move the progress display, and now and then the heartbeat."""
@@ -267,12 +297,40 @@ class _Attempt:
         if self.with_tables:
             print(layer_table(training.sparsifier.layers), flush=True)
         self.progress = progress(config.tracking.progress, total, step)
+        self._track()
+
+    def _track(self) -> None:
+        """Begin the mirror of the record."""
+        from dst.tracking.tracker import RunFacts, tracker
+
+        config, wanted = self.cell.config, self.cell.config.tracking
+        self.tracker = tracker(
+            mode=wanted.mode,
+            project=wanted.project,
+            entity=wanted.entity,
+            tags=wanted.tags,
+            notes=wanted.notes,
+            timeout_s=wanted.timeout_s,
+        )
+        self.tracker.begin(
+            RunFacts(
+                id=self.record.folder.name,
+                name=run_name(config),
+                group=config.output.group,
+                tags=(config.model.name, config.data.name, config.sparsity.label),
+                folder=self.record.folder,
+                attempt=self.attempt,
+                config=asdict(config),
+            )
+        )
+        self.tracker.layers([vars(report) for report in self.training.sparsifier.layers])
 
     def _finish(self) -> None:
         """Test once, write the summary, and only then call the run done."""
         summary: dict[str, Any] = dict(self.training.finish(self.parts.test_batches))
         summary["flops/train_ratio"] = summary["flops/train"] / self.parts.dense_training_flops
         self.record.write_summary(summary)
+        self.summary = summary
         self.record.close()
         self._status("done")
         if self.progress is not None:
@@ -291,6 +349,7 @@ class _Attempt:
         return state
 
     def _status(self, state: str, error: str | None = None) -> None:
+        self.state = state
         self._beat = time.monotonic()
         self.record.write_status(
             state,

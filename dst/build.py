@@ -12,13 +12,16 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.config import SLOTS, Config, ConfigError, get, options
-from dst.data import Augment, Batches, Dataset, channel_statistics, load, train_val_split
+from dst.data import Augment, Dataset, Loader, Split, channel_statistics, load, loader, train_val_split
+from dst.data.dataset import Samples
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
+from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.loop import Settings, Training
 from dst.training.lr import LRPlan
+from dst.training.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Parts:
     """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``."""
 
     training: Training
-    test_batches: Batches
+    test_batches: Loader
     dataset: Dataset
     dense_training_flops: int
     device_name: str
@@ -73,9 +76,15 @@ def build(config: Config) -> Parts:
     steps_per_epoch = len(loaders.train)
     seed_torch(config.seed, "init")
     model = _model(config, dataset).to(hardware.device)
-    optimizer = _part(config, "schedule.optimizer")(model.parameters(), lr=schedule.lr.peak)
+    if hardware.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    dense_flops = forward_flops(model, dataset.shape)
+    groups = parameter_groups(model, schedule.optimizer.decay)
+    optimizer = _part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
     sparsifier = _sparsifier(config, model, optimizer, _plan(config, steps_per_epoch))
-    flops = Flops(forward_flops(model, dataset.shape), {report.layer: report.size for report in sparsifier.layers})
+    if hardware.compile:
+        model.compile()  # in place: names of parameters, masks and checkpoints stay as they are
+    flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
     warmup_steps = round(schedule.lr.warmup_epochs * steps_per_epoch)
     training = Training(
         model=model,
@@ -85,6 +94,7 @@ def build(config: Config) -> Parts:
         train_batches=loaders.train,
         val_batches=loaders.val,
         flops=flops,
+        precision=Precision(hardware.precision, hardware.device),
         settings=_settings(config),
     )
     return Parts(
@@ -111,32 +121,58 @@ def _part(config: Config, slot: str) -> Any:
 
 def _dataset(config: Config) -> Dataset:
     data = config.data
-    return _load_once(data.name, data.root, data.cache, data.download, data.size)
+    storage = data.storage
+    if data.augment.resized_crop_scale is not None and storage == "auto":
+        storage = "stream"
+    return _load_once(data.name, data.root, data.cache, data.download, data.size, data.center_crop, storage)
 
 
 @cache
-def _load_once(name: str, root: str, cache: str, download: bool, size: int | None) -> Dataset:
+def _load_once(
+    name: str, root: str, cache: str, download: bool, size: int | None, center_crop: float | None, storage: str
+) -> Dataset:
     """A sweep uses few data sets in many cells."""
-    return load(name, registry.find("data", name).load(), root=root, cache=cache, download=download, size=size)
+    read = registry.find("data", name).load()
+    return load(
+        name, read, root=root, cache=cache, download=download, size=size, center_crop=center_crop, storage=storage
+    )
+
+
+@cache
+def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples]:
+    train, val = train_val_split(dataset.train.labels, val_fraction, split_seed)
+    return dataset.train.select(train), dataset.train.select(val)
+
+
+@cache
+def _statistics(train: Split) -> tuple[list[float], list[float]]:
+    return channel_statistics(train)
 
 
 @dataclass(frozen=True)
 class _Loaders:
-    train: Batches
-    val: Batches
-    test: Batches
+    train: Loader
+    val: Loader
+    test: Loader
 
 
 def _loaders(config: Config, dataset: Dataset) -> _Loaders:
     """Return the batches of all three splits, normalised by the statistics of the training split."""
-    data = config.data
-    train_index, val_index = train_val_split(dataset.train.labels, data.val_fraction, data.split_seed)
-    train, val = dataset.train.select(train_index), dataset.train.select(val_index)
-    mean, std = (data.mean, data.std) if data.mean is not None else channel_statistics(train)
-    batches = partial(Batches, batch_size=config.schedule.batch_size, device=config.hardware.device, mean=mean, std=std)
-    augment = Augment(**vars(data.augment))
+    data, hardware = config.data, config.hardware
+    train, val = _split_once(dataset, data.val_fraction, data.split_seed)
+    mean, std = data.mean, data.std
+    if mean is None and isinstance(train, Split):
+        mean, std = _statistics(train)
+    batches = partial(
+        loader,
+        batch_size=config.schedule.batch_size,
+        device=hardware.device,
+        mean=mean,
+        std=std,
+        workers=hardware.workers,
+    )
     return _Loaders(
-        train=batches(train, augment=augment, seed=config.seed, shuffle=True),
+        train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
         val=batches(val),
         test=batches(dataset.test),
     )
@@ -201,6 +237,8 @@ def _settings(config: Config) -> Settings:
         seed=config.seed,
         epochs=_epochs(config),
         label_smoothing=schedule.label_smoothing,
+        accumulate=schedule.accumulate,
+        channels_last=config.hardware.channels_last,
         select=schedule.select,
         eval_every_epochs=schedule.eval_every_epochs,
         log_every_steps=config.tracking.every_steps,

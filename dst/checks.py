@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dst import registry
-from dst.config import SLOTS, Augment, Config, Update, get
+from dst.config import SLOTS, Augment, Config, Tracking, Update, get
 from dst.registry import REQUIRED, UnknownNameError, suggest
 
 
@@ -50,8 +50,9 @@ _RANGES: dict[str, _Range] = {
     "seed": _NON_NEGATIVE,
     "data.val_fraction": _Range(0, 1, open_low=True, open_high=True),
     "data.split_seed": _NON_NEGATIVE,
-    "data.size": _AT_LEAST_ONE,
-    "data.augment.crop_padding": _NON_NEGATIVE,
+    "data.size": _Range(1, 4096),
+    "data.center_crop": _Range(0, 1, open_low=True),
+    "data.augment.crop_padding": _Range(0, 1024),
     "sparsity.density": _Range(0, 1, open_low=True, open_high=True),
     "sparsity.drop_fraction.initial": _Range(0, 1, open_low=True),
     "sparsity.drop_fraction.floor": _PROPER_FRACTION,
@@ -60,6 +61,7 @@ _RANGES: dict[str, _Range] = {
     "sparsity.update.stop": _FRACTION,
     "schedule.epochs": _AT_LEAST_ONE,
     "schedule.batch_size": _AT_LEAST_ONE,
+    "schedule.accumulate": _AT_LEAST_ONE,
     "schedule.multiplier": _AT_LEAST_ONE,
     "schedule.update_every": _AT_LEAST_ONE,
     "schedule.eval_every_epochs": _AT_LEAST_ONE,
@@ -72,21 +74,27 @@ _RANGES: dict[str, _Range] = {
     "schedule.lr.floor": _NON_NEGATIVE,
     "schedule.lr.warmup_epochs": _NON_NEGATIVE,
     "schedule.lr.gamma": _Range(0, 1, open_low=True),
-    "hardware.threads": _AT_LEAST_ONE,
+    "hardware.threads": _Range(1, 1024),
+    "hardware.workers": _NON_NEGATIVE,
     "checkpoint.every_min": _POSITIVE,
     "checkpoint.every_steps": _AT_LEAST_ONE,
     "checkpoint.keep": _AT_LEAST_ONE,
     "tracking.every_steps": _AT_LEAST_ONE,
+    "tracking.timeout_s": _POSITIVE,
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.augment.padding_mode": ("reflect", "zeros"),
+    "data.storage": ("auto", "resident", "stream"),
     "sparsity.drop_fraction.horizon": ("end", "stop"),
     "sparsity.update.order": ("after_step", "replaces_step"),
     "schedule.select": ("last", "best_val"),
     "hardware.device": ("cpu", "cuda"),
     "hardware.determinism": ("strict", "fast"),
+    "hardware.precision": ("fp32", "tf32", "bf16", "fp16"),
+    "schedule.optimizer.decay": ("all", "not_norms", "weights"),
     "output.resume": ("auto", "never"),
+    "tracking.mode": ("none", "offline", "online"),
     "tracking.progress": ("auto", "bar", "plain", "none"),
 }
 
@@ -163,6 +171,13 @@ def _check_update(config: Config) -> Iterator[str]:
                     f"sparsity.update.{item.name}={_shown(value)} would be ignored: sparsity '{sparsity.label}' never "
                     "updates its topology"
                 )
+    elif update.every == 1 and update.order == "replaces_step":
+        yield (
+            "sparsity.update.every=1 with sparsity.update.order=replaces_step would replace every step by an update: "
+            "nothing would be trained. Update less often, or after_step"
+        )
+    elif update.on_last_step and update.stop < 1:
+        yield f"sparsity.update.on_last_step=true would be ignored: updates stop at {update.stop} of training"
     elif update.start >= update.stop:
         yield (
             f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
@@ -184,27 +199,84 @@ def _check_schedule(config: Config) -> Iterator[str]:
         yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
     if optimizer.name == "sgd" and optimizer.momentum == 0 and optimizer.nesterov is not False:
         yield "schedule.optimizer.momentum=0: Nesterov needs momentum; add schedule.optimizer.nesterov=false"
+    if config.schedule.accumulate > config.schedule.batch_size:
+        yield (
+            f"schedule.accumulate={config.schedule.accumulate}: a batch of {config.schedule.batch_size} samples "
+            "(schedule.batch_size) cannot be cut into so many parts"
+        )
+    if config.hardware.precision == "tf32" and config.hardware.device == "cpu":
+        yield "hardware.precision=tf32 would be ignored: only GPUs have it; use fp32 or bf16 on a CPU"
     fraction = config.sparsity.drop_fraction
     if fraction.initial is not None and fraction.floor is not None and fraction.floor > fraction.initial:
         yield f"sparsity.drop_fraction.floor={fraction.floor} must not exceed its initial={fraction.initial}"
 
 
-def _check_lists(config: Config) -> Iterator[str]:
-    hidden = config.model.hidden
-    if hidden is not None and (not hidden or min(hidden) < 1):
-        yield f"model.hidden={hidden}: must be a list of positive widths, e.g. model.hidden=[256,256]"
+def _check_data(config: Config) -> Iterator[str]:
     data = config.data
     if (data.mean is None) != (data.std is None):
         yield "data.mean and data.std go together: set both, or neither to use those of the training split"
-    if data.std is not None and not all(value in _POSITIVE for value in data.std):
-        yield f"data.std={data.std}: must be positive"
+    if data.std is not None and not all(value in _Range(1e-6) for value in data.std):
+        yield f"data.std={data.std}: must be positive, finite and not tiny"
+    if data.mean is not None and not all(math.isfinite(value) for value in data.mean):
+        yield f"data.mean={data.mean}: must be finite"
     if data.augment.crop_padding == 0 and data.augment.padding_mode != Augment.padding_mode:
         yield f"data.augment.padding_mode={data.augment.padding_mode} would be ignored with data.augment.crop_padding=0"
-    if not config.output.group or config.output.group.startswith("/") or ".." in config.output.group.split("/"):
-        yield f"output.group={config.output.group!r}: must be a relative folder name below output.root"
+    if data.center_crop is not None and data.size is None:
+        yield f"data.center_crop={data.center_crop} would be ignored without data.size, e.g. data.size=224"
+    scale = data.augment.resized_crop_scale
+    if scale is None:
+        return
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        yield f"data.augment.resized_crop_scale={scale}: must be two shares of the area, e.g. [0.08, 1.0]"
+    if data.augment.crop_padding:
+        yield (
+            f"data.augment.crop_padding={data.augment.crop_padding} and data.augment.resized_crop_scale={scale} are "
+            "two kinds of crop: set the one to 0 or the other to null"
+        )
+    if data.size is None:
+        yield "data.size is missing: data.augment.resized_crop_scale needs it, e.g. data.size=224"
+    if data.storage == "resident":
+        yield (
+            "data.storage=resident keeps images at data.size, but data.augment.resized_crop_scale needs them as they "
+            "are in their files: set data.storage=auto, or data.augment.resized_crop_scale=null"
+        )
+
+
+def _check_lists(config: Config) -> Iterator[str]:
+    hidden = config.model.hidden
+    if hidden is not None and (not hidden or min(hidden) < 1 or max(hidden) > _WIDEST):
+        yield f"model.hidden={hidden}: must be a list of widths in [1, {_WIDEST}], e.g. model.hidden=[256,256]"
+    group = config.output.group
+    if not group or group.startswith("/") or any(part.startswith(".") for part in group.split("/")):
+        yield f"output.group={group!r}: must be a folder below output.root, relative and without hidden parts"
+    for key in ("output.root", "data.root", "data.cache"):
+        if not get(config, key).strip():
+            yield f"{key} is empty: it must name a folder"
     if not config.sparsity.scope.include:
         yield "sparsity.scope.include=[]: no layer would be sparse; the default is ['*']"
 
+
+def _check_tracking(config: Config) -> Iterator[str]:
+    tracking, defaults = config.tracking, Tracking()
+    if tracking.mode == "none":
+        for name in ("project", "entity", "tags", "notes", "timeout_s"):
+            value = getattr(tracking, name)
+            if value != getattr(defaults, name):
+                yield (
+                    f"tracking.{name}={_shown(value)} would be ignored: nothing is tracked. Remove it, or choose "
+                    "tracking=wandb_offline or tracking=wandb_online"
+                )
+        return
+    if not tracking.project:
+        yield f"tracking.project is missing: wandb ({tracking.mode}) needs it, e.g. tracking.project=dst"
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= _LONGEST_TAG:
+            yield f"tracking.tags: {tag!r} has {len(tag)} characters; wandb takes 1 to {_LONGEST_TAG}"
+
+
+_LONGEST_TAG = 64
+
+_WIDEST = 1_000_000
 
 _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _check_slots,
@@ -212,7 +284,9 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _check_density,
     _check_update,
     _check_schedule,
+    _check_data,
     _check_lists,
+    _check_tracking,
 )
 
 

@@ -1,6 +1,7 @@
 """The command line: overrides and a few flags in, runs out, the exit code of the worst."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ A run is model x data x sparsity x schedule x hardware. Choose an option of a gr
   python run.py -m sparsity=static,set_itop,rigl_itop seed=0,1,2   nine runs
   python run.py data=mnist model=lenet_300_100 schedule=mnist      another problem
   python run.py sparsity=rigl --cfg job                            show the config, run nothing
+  python run.py -m sparsity=set_itop seed=0,1,2 --forecast         what a sweep will cost
   python -m analysis.tables outputs                                the table of all runs
 
 The same command again continues an unfinished run and reports a finished one; output.resume=never starts anew."""
@@ -34,7 +36,13 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     """Carry out a command line (without the program's name) with the configs in ``conf``; return the exit code."""
     if any(argument.partition("=")[0] in _HYDRA_FLAGS for argument in arguments):
         return _hydra(conf)
-    options = _parser(conf).parse_intermixed_args(list(arguments))
+    parser = _parser(conf)
+    options = parser.parse_intermixed_args(list(arguments))
+    if (options.resolve or options.package) and not options.cfg:
+        parser.error("--resolve and --package go with --cfg job")
+    if options.cfg and (options.multirun or options.forecast):
+        parser.error("--cfg job shows one config and runs nothing: leave out -m and --forecast")
+    _wait_without_spinning()
     try:
         if options.cfg:
             from dst.compose import compose, show
@@ -43,7 +51,7 @@ def main(arguments: Sequence[str], conf: Path) -> int:
             return 0
         from dst.sweep import run_cells
 
-        return run_cells(conf, options.overrides, multirun=options.multirun)
+        return run_cells(conf, options.overrides, multirun=options.multirun, forecast=options.forecast)
     except ConfigError as error:
         print(error.text(), file=sys.stderr)
         return INVALID
@@ -52,6 +60,16 @@ def main(arguments: Sequence[str], conf: Path) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _wait_without_spinning() -> None:
+    """Let idle OpenMP threads sleep, as long as nothing else was asked for.
+
+    By default they spin, which on a machine that others use too makes a run of two threads 10 to 20 times slower. Read
+    by the library when it is loaded, so it must be said before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def _parser(conf: Path) -> argparse.ArgumentParser:
@@ -68,6 +86,7 @@ def _parser(conf: Path) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--cfg", choices=["job"], help="print the composed config and stop")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in ${...}")
     parser.add_argument("-p", "--package", help="with --cfg: only this part, e.g. sparsity.update")
+    parser.add_argument("--forecast", action="store_true", help="say what it will cost (FLOPs, memory, time) and stop")
     parser.add_argument("--info", metavar="WHAT", help="Hydra's own information, e.g. --info defaults-tree")
     return parser
 
@@ -78,7 +97,7 @@ def _groups_help(conf: Path) -> str:
     for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
         lines.append(f"\n  {folder.name}")
         for path in sorted(folder.rglob("*.yaml")):
-            with path.open() as file:
+            with path.open(errors="replace") as file:
                 about = file.readline().strip().lstrip("# ")
             lines.append(f"    {path.relative_to(folder).with_suffix('')!s:<16} {about}")
     lines.append("\nkeys: --cfg job shows them all with their values.")

@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dst.config import Config, ConfigError, flatten
+from dst.config import Config, ConfigError, complete, flatten
 from dst.registry import suggest
 
 CONFIG_NAME = "config"
@@ -55,16 +56,51 @@ def compose_cells(conf: Path, overrides: Sequence[str], *, multirun: bool) -> li
         _check_overrides(parsed, groups(conf))
         cells = [list(overrides)]
         if multirun:
-            (cells,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            try:
+                (cells,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            except HydraException as error:
+                raise ConfigError([_explain(error)]) from error
         configs, problems = [], []
         for cell in cells:
             try:
-                configs.append((cell, cast(Config, OmegaConf.to_object(_compose(cell, resolve=True)))))
+                configs.append((cell, _honestly_labelled(cell)))
             except ConfigError as error:
                 problems += error.problems
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         return configs
+
+
+def _honestly_labelled(overrides: Sequence[str]) -> Config:
+    """Compose a cell; a method that overrides have changed carries the changes in its label, for tables to show.
+
+    Its density and the interval of its updates have columns and keys of their own.
+    """
+    config = _typed(overrides)
+    if any(text.lstrip("+").startswith("sparsity.label=") for text in overrides):
+        return config
+    pure = [text for text in overrides if not text.lstrip("+").startswith("sparsity.")]
+    if len(pure) == len(overrides):
+        return config
+    original = flatten(complete(_typed(pure)))
+    try:
+        changed = flatten(complete(config))
+    except ValueError:  # the checks will say what is wrong
+        return config
+    changes = [
+        f"{key.removeprefix('sparsity.').removesuffix('.name')}={value}"
+        for key, value in changed.items()
+        if key.startswith("sparsity.") and value != original[key] and key not in _NO_PART_OF_THE_LABEL
+    ]
+    config.sparsity.label = " ".join([config.sparsity.label, *changes])
+    return config
+
+
+_NO_PART_OF_THE_LABEL = ("sparsity.density", "sparsity.label", "sparsity.update.every")
+
+
+def _typed(overrides: Sequence[str]) -> Config:
+    return cast(Config, OmegaConf.to_object(_compose(overrides, resolve=True)))
 
 
 def to_yaml(config: Config) -> str:
@@ -112,6 +148,7 @@ def _check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[st
     for override in parsed:
         name, text = override.key_or_group, override.input_line
         if name == "hydra" or name.startswith(("hydra.", "hydra/")):
+            problems.append(f"{text} would be ignored: runs and their folders are not Hydra's; see the keys of output")
             continue
         if override.is_delete():
             problems.append(f"{text}: keys and groups cannot be deleted; set the key to its default or to null instead")
@@ -130,7 +167,7 @@ def _check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[st
 
 def _options(override: Override) -> list[Any]:
     if override.is_sweep_override():
-        return list(override.sweep_string_iterator())
+        return [] if isinstance(override.value(), Glob) else list(override.sweep_string_iterator())
     return [override.value()]
 
 
@@ -158,6 +195,8 @@ def _compose(overrides: Sequence[str], *, resolve: bool) -> DictConfig:
         return config
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([_explain(error)]) from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"a file of the config cannot be read: {' '.join(str(error).split())}"]) from error
 
 
 def _explain(error: BaseException) -> str:

@@ -40,36 +40,53 @@ def _aside(default: Any) -> Any:
 
 @dataclass
 class Model:
-    """The network. ``hidden``: widths of the hidden layers of ``mlp``."""
+    """The network.
+
+    ``hidden``: widths of the hidden layers of ``mlp``. ``dropout``: the fraction of a wide residual network's maps that
+    is dropped between the convolutions of a block. ``fan_in``: ImageNet's residual networks start from Kaiming's normal
+    distribution by fan-in instead of fan-out.
+    """
 
     name: str = "mlp"
     hidden: list[int] | None = None
+    dropout: float | None = None
+    fan_in: bool | None = None
 
 
 @dataclass
 class Augment:
-    """Training-time augmentation: random crop after padding by ``crop_padding`` pixels, horizontal flip."""
+    """Training-time augmentation: random crop after padding by ``crop_padding`` pixels, horizontal flip.
+
+    ``resized_crop_scale``: instead, torchvision's random-resized crop of between these two shares of the image's area,
+    e.g. [0.08, 1.0]; for image files, which are then streamed.
+    """
 
     crop_padding: int = 0
     padding_mode: str = "reflect"
     flip: bool = False
+    resized_crop_scale: list[float] | None = None
 
 
 @dataclass
 class Data:
     """The data set. ``root``: where its raw files lie or are downloaded to; ``cache``: where decoded sets are kept.
 
-    ``val_fraction`` of the training set, stratified by class and chosen by ``split_seed``, validates; ``size`` resizes
-    images to ``size`` x ``size``; ``mean`` and ``std`` per channel normalise (default: those of the training split).
+    ``val_fraction`` of the training set, stratified by class and chosen by ``split_seed``, validates. ``size``: images
+    are stretched to ``size`` x ``size``; or, with ``center_crop``, scaled and cropped to that fraction of their shorter
+    side around the centre (224 and 0.875: ImageNet's Resize(256), CenterCrop(224)). ``mean`` and ``std`` per channel
+    normalise (default: those of the training split). ``storage`` of image files: ``resident`` in memory, decoded once;
+    ``stream``, decoded whenever needed by ``hardware.workers``; ``auto``: resident up to 4 GiB. It changes no batch.
     """
 
     name: str = "digits"
     val_fraction: float = 0.1
     split_seed: int = 0
     size: int | None = None
+    center_crop: float | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     augment: Augment = field(default_factory=Augment)
+    storage: str = _aside("auto")
     root: str = _aside("outputs/.datasets")
     cache: str = _aside("outputs/.cache")
     download: bool = _aside(True)
@@ -143,7 +160,11 @@ class Sparsity:
 
 @dataclass
 class Optimizer:
-    """The optimizer. Options left null take the optimizer's default."""
+    """The optimizer. Options left null take the optimizer's default.
+
+    ``decay``: weight decay acts on ``all`` parameters, on all but those of normalisation layers (``not_norms``), or
+    only on the ``weights`` of convolutions and linear layers.
+    """
 
     name: str = "sgd"
     momentum: float | None = None
@@ -151,6 +172,7 @@ class Optimizer:
     beta1: float | None = None
     beta2: float | None = None
     weight_decay: float | None = None
+    decay: str = "all"
 
 
 @dataclass
@@ -174,11 +196,13 @@ class Schedule:
 
     ``multiplier`` scales the epochs, and with them milestones and horizons, but not ``update_every`` (steps), which
     methods that update their topology take as ``sparsity.update.every`` (the key that identifies a run).
+    A step is taken on ``batch_size`` samples, whose gradients are accumulated over ``accumulate`` equal parts.
     ``select``: test the ``last`` weights or those of the ``best_val`` accuracy.
     """
 
     epochs: int = 10
     batch_size: int = 128
+    accumulate: int = 1
     multiplier: int = 1
     update_every: int = _aside(100)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -193,12 +217,19 @@ class Hardware:
     """Where and how the run computes.
 
     ``determinism``: ``strict`` resumes bit-identically on the same kind of machine, ``fast`` may not. The number of
-    ``threads`` changes bits, so it is pinned and part of the identity.
+    ``threads`` changes bits, so it is pinned and part of the identity. ``precision``: ``fp32``, ``tf32`` (on GPUs that
+    have it), or automatic mixed precision in ``bf16`` or, with loss scaling, ``fp16``. ``channels_last``: the memory
+    layout of images that tensor cores want. ``compile``: the model by torch.compile. ``workers``: processes that load
+    streamed data.
     """
 
     device: str = "cpu"
     determinism: str = "strict"
     threads: int = 1
+    precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    workers: int = _aside(0)
 
 
 @dataclass
@@ -221,10 +252,21 @@ class Output:
 
 @dataclass
 class Tracking:
-    """What is shown and logged. ``progress``: ``auto`` is a bar on a terminal and plain lines elsewhere."""
+    """What is shown and logged, and where the record is mirrored to.
+
+    ``progress``: ``auto`` is a bar on a terminal and plain lines elsewhere; a history line ``every_steps``. ``mode`` of
+    the wandb mirror: ``none``, ``offline`` (files in the run's folder) or ``online``; ``project``, ``entity``, ``tags``
+    (besides model, data and method) and ``notes`` are wandb's; ``timeout_s``: how long it may hold up a run in total.
+    """
 
     progress: str = _aside("auto")
     every_steps: int = _aside(100)
+    mode: str = _aside("none")
+    project: str | None = _aside(None)
+    entity: str | None = _aside(None)
+    tags: list[str] = field(default_factory=list, metadata={"identity": False})
+    notes: str | None = _aside(None)
+    timeout_s: float = _aside(20.0)
 
 
 @dataclass

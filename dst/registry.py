@@ -23,8 +23,16 @@ NONE: Final = "none"
 _PACKAGE: Final = Path(__file__).parent
 
 _MODULES: Final[dict[str, tuple[str, ...]]] = {
-    "model": ("models.mlp", "models.lenet", "models.vgg", "models.resnet_cifar", "models.resnet_imagenet"),
-    "data": ("data.digits", "data.mnist"),
+    "model": (
+        "models.mlp",
+        "models.lenet",
+        "models.alexnet",
+        "models.vgg",
+        "models.resnet_cifar",
+        "models.resnet_imagenet",
+        "models.wrn",
+    ),
+    "data": ("data.digits", "data.mnist", "data.cifar", "data.folder", "data.tiny_imagenet"),
     "distribution": ("sparsity.distribution",),
     "init": ("sparsity.init",),
     "pattern": ("sparsity.pattern.unstructured",),

@@ -34,6 +34,17 @@ def _layer_row(name: str, size: int, active: int, explored: int) -> list[str]:
     return [name, f"{size:,}", f"{active:,}", f"{active / size:.4f}", f"{explored / size:.4f}"]
 
 
+_FIGURES = (
+    *("test/accuracy", "sparsity/density", "sparsity/active", "model/maskable", "sparsity/rs"),
+    *("flops/test", "flops/test_ratio", "flops/train", "flops/train_ratio", "time/seconds"),
+)
+
+
+def is_complete(summary: Mapping[str, Any] | None) -> bool:
+    """Say whether a summary has every figure that the report of a run shows."""
+    return summary is not None and all(isinstance(summary.get(name), int | float) for name in _FIGURES)
+
+
 def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     """Return the figures of one finished run."""
     active = f"{summary['sparsity/active']:,} of {summary['model/maskable']:,}"

@@ -2,8 +2,10 @@
 
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dst import app
 from dst.app import Cell
@@ -11,15 +13,20 @@ from dst.checks import check
 from dst.compose import compose_cells
 from dst.config import Config, ConfigError, complete, identity, run_name
 from dst.records.read import read_summary
+from dst.records.store import RecordError
 from dst.report import sweep_report
+
+if TYPE_CHECKING:
+    from dst.training.stopping import StopFlag
 
 _WORST_FIRST = ("failed", "refused", "diverged", "preempted")
 _EXIT_CODES = {**app.EXIT_CODES, "refused": 2}
 
 
-def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool) -> int:
+def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast: bool = False) -> int:
     """Run what the overrides describe, one run or with ``multirun`` their product; return the worst exit code.
 
+    With ``forecast``, only print what the cells that are not over yet will cost, each from its beginning.
     Raises ConfigError, with every problem of every cell, before anything is trained or recorded.
     """
     composed = compose_cells(conf, overrides, multirun=multirun)
@@ -27,7 +34,10 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool) -> int:
     cells = app.cells([complete(config) for _, config in composed])
     if len(cells) < len(composed):
         print(f"{len(composed)} cells are {len(cells)} distinct runs: the others differ in ways that change no result")
-    _check_feasible([cell.config for cell in cells if not cell.is_over])
+    todo = [cell.config for cell in cells if not _is_over(cell)]
+    _check_feasible(todo)
+    if forecast:
+        return _forecast(todo)
     return _sweep(cells) if multirun else _single(cells[0])
 
 
@@ -57,9 +67,22 @@ def _check_feasible(configs: Sequence[Config]) -> None:
         raise ConfigError(list(problems))
 
 
+def _forecast(configs: Sequence[Config]) -> int:
+    if not configs:
+        print("nothing to train: all runs are finished already")
+        return 0
+    from dst import forecast
+
+    print(forecast.text(forecast.forecasts(configs)))
+    return 0
+
+
 def _single(cell: Cell) -> int:
     if not cell.is_over:
-        return _EXIT_CODES[app.run(cell, _command(), with_tables=True)]
+        from dst.training.stopping import StopFlag
+
+        with StopFlag() as stop:
+            return _EXIT_CODES[app.run(cell, _command(), stop, with_tables=True)]
     assert cell.found is not None
     if cell.state == "done":
         print(app.report(cell.found))
@@ -69,21 +92,50 @@ def _single(cell: Cell) -> int:
 
 def _sweep(cells: Sequence[Cell]) -> int:
     """Run every cell whatever becomes of the others; only a request to stop ends the sweep."""
-    states = {cell.id: cell.state for cell in cells if cell.is_over}
+    states = {cell.id: cell.state for cell in cells if _is_over(cell)}
     todo = [cell for cell in cells if cell.id not in states]
     print(f"{len(cells)} runs: {len(states)} finished already, {len(todo)} to train", flush=True)
-    for i, cell in enumerate(todo, start=1):
-        print(f"[{i}/{len(todo)}] ", end="")
-        try:
-            states[cell.id] = app.run(cell, _command(), with_tables=False)
-        except ConfigError as error:  # this one cannot be continued as it was begun; the others can
-            print(error.text(), file=sys.stderr)
-            states[cell.id] = "refused"
-        if states[cell.id] == "preempted":
-            break
+    if todo:
+        from dst.training.stopping import StopFlag
+
+        with StopFlag() as stop:
+            for i, cell in enumerate(todo, start=1):
+                print(f"[{i}/{len(todo)}] ", end="", flush=True)
+                states[cell.id] = _one_of_many(cell, stop)
+                if stop.requested:
+                    break
     print(_report(cells, states))
+    if len(states) < len(cells):
+        print("stopped on request; run the same command to continue")
     worst = next((state for state in _WORST_FIRST if state in states.values()), "done")
-    return _EXIT_CODES[worst]
+    return _EXIT_CODES["preempted" if worst == "done" and len(states) < len(cells) else worst]
+
+
+def _is_over(cell: Cell) -> bool:
+    """Say whether a cell is over; one whose record is damaged is not, and is refused when its turn comes."""
+    try:
+        return cell.is_over
+    except RecordError:
+        return False
+
+
+def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
+    """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
+    try:
+        (now,) = app.cells([cell.config])  # another process may have begun or finished it meanwhile
+        if now.is_over:
+            print(f"run {now.id} is {now.state} already")
+            return now.state
+        return app.run(now, _command(), stop, with_tables=False)
+    except ConfigError as error:  # it cannot be continued as it was begun
+        print(error.text(), file=sys.stderr)
+        return "refused"
+    except RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return "failed"
+    except Exception:
+        traceback.print_exc()
+        return "failed"
 
 
 def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:

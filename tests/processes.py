@@ -29,13 +29,16 @@ class Result:
     output: str
 
 
-def run(*overrides: str, cwd: Path, fault: str = "") -> Result:
-    """Run ``python run.py`` with these arguments in ``cwd``, with a fault such as ``kill:step:12``."""
+def run(*overrides: str, cwd: Path, fault: str = "", env: dict[str, str] | None = None) -> Result:
+    """Run ``python run.py`` with these arguments in ``cwd``, with a fault such as ``kill:step:12``.
+
+    ``env`` is added to the environment.
+    """
     nursery = _nursery()
     assert nursery.stdin
     assert nursery.stdout
     output = cwd / "output.txt"
-    nursery.stdin.write(json.dumps([list(overrides), str(cwd), str(output), fault]) + "\n")
+    nursery.stdin.write(json.dumps([list(overrides), str(cwd), str(output), fault, env or {}]) + "\n")
     nursery.stdin.flush()
     return Result(int(nursery.stdout.readline()), output.read_text())
 
@@ -59,9 +62,10 @@ def _serve() -> None:
         print(code, flush=True)
 
 
-def _run_child(overrides: list[str], cwd: str, output: str, fault: str) -> None:
+def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str]) -> None:
     from dst.cli import main
 
+    os.environ.update(env)
     os.chdir(cwd)
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -159,14 +163,14 @@ def _arm_kill(place: str, number: str) -> None:
 def _after_step(step: int, act: Callable[[], None]) -> None:
     from dst.training.loop import Training
 
-    original = Training._step
+    original = Training.train_step
 
     def wrapper(self: Training, *args: Any) -> None:
         original(self, *args)
         if self.counters.step == step:
             act()
 
-    Training._step = wrapper
+    Training.train_step = wrapper
 
 
 def _arm_signal(name: str, step: str) -> None:

@@ -45,8 +45,23 @@ def test_a_member_takes_exactly_the_options_of_its_signature(kind, name):
 
 def test_members_are_the_public_functions():
     assert {kind: sorted(registry.members(kind)) for kind in SLOTS.values()} == {
-        "model": ["lenet_300_100", "lenet_5", "mlp", "resnet18", "resnet50", "vgg_c"],
-        "data": ["digits", "fashion_mnist", "mnist"],
+        "model": [
+            *["alexnet_b", "alexnet_s", "lenet_300_100", "lenet_5", "mlp", "mlp_cifar10"],
+            *["resnet101", "resnet152", "resnet18", "resnet18_imagenet"],
+            *["resnet20", "resnet32", "resnet34", "resnet34_imagenet", "resnet50", "resnet50_cifar"],
+            *["vgg16", "vgg19", "vgg_c", "vgg_d", "vgg_like"],
+            *["wrn_16_10", "wrn_16_8", "wrn_22_2", "wrn_22_8", "wrn_28_10", "wrn_28_2"],
+        ],
+        "data": [
+            "cifar10",
+            "cifar100",
+            "digits",
+            "fashion_mnist",
+            "image_folder",
+            "imagenet",
+            "mnist",
+            "tiny_imagenet",
+        ],
         "distribution": ["dense", "er", "erk", "uniform"],
         "init": ["random"],
         "pattern": ["unstructured"],
@@ -207,14 +222,14 @@ WRONG = {
     "schedule.optimizer.beta1=0.9": "schedule.optimizer.beta1=0.9 would be ignored: optimizer 'sgd' takes momentum",
     "schedule.epochs=0": "schedule.epochs=0: must be a finite number >= 1",
     "schedule.select=best": "schedule.select=best: did you mean 'best_val'? allowed: best_val, last",
-    "model.hidden=[]": "model.hidden=[]: must be a list of positive widths",
+    "model.hidden=[]": "model.hidden=[]: must be a list of widths in [1, 1000000]",
     "model.hidden=null": "model.hidden is missing: model 'mlp' needs it",
     "model.name=lenet_300_100": "model.hidden=[256, 256] would be ignored",
     "data.mean=[0.5]": "data.mean and data.std go together",
     "data.augment.padding_mode=zeros": "would be ignored with data.augment.crop_padding=0",
     "data.val_fraction=1": "data.val_fraction=1.0: must be a finite number in (0, 1)",
     "hardware.device=gpu": "hardware.device=gpu:",
-    "output.group=../x": "output.group='../x': must be a relative folder name",
+    "output.group=../x": "output.group='../x': must be a folder below output.root",
 }
 
 
@@ -231,7 +246,7 @@ def test_all_problems_are_told_at_once():
 
 def test_an_update_key_of_a_static_method_is_refused():
     assert problems("sparsity=static", "sparsity.update.stop=0.5") == [
-        "sparsity.update.stop=0.5 would be ignored: sparsity 'static' never updates its topology"
+        "sparsity.update.stop=0.5 would be ignored: sparsity 'static update.stop=0.5' never updates its topology"
     ]
     (problem,) = problems("sparsity=dense", "sparsity.density=0.1")
     assert problem.startswith("sparsity.density=0.1 would be ignored: sparsity 'dense' trains all weights.")

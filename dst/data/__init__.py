@@ -1,8 +1,26 @@
-"""Data sets as device-resident batches. Knows nothing of sparsity or training."""
+"""Data sets as batches, device-resident or streamed from files. Knows nothing of sparsity or training."""
 
-from dst.data.batches import Augment, Batches, channel_statistics
+from dst.data.augment import Augment
+from dst.data.batches import Batches
 from dst.data.cache import load
 from dst.data.dataset import DataError, Dataset, Split
+from dst.data.files import Files
+from dst.data.loader import Loader, loader
+from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
+from dst.data.stream import Stream
 
-__all__ = ["Augment", "Batches", "DataError", "Dataset", "Split", "channel_statistics", "load", "train_val_split"]
+__all__ = [
+    "Augment",
+    "Batches",
+    "DataError",
+    "Dataset",
+    "Files",
+    "Loader",
+    "Split",
+    "Stream",
+    "channel_statistics",
+    "load",
+    "loader",
+    "train_val_split",
+]

@@ -11,42 +11,112 @@ import math
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dst.data.dataset import DataError, Dataset, Reader, Split
+from dst.data.files import Files, digest
+from dst.data.fit import Fit
+from dst.data.stream import decode_all
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1  # raise it when the layout of the file or the way images are prepared changes
+_FORMAT = 2  # raise it when the layout of the file or the way images are prepared changes
 _LONGEST_MANIFEST = 4096
-_IMAGES_AT_ONCE = 4096
+
+RESIDENT_BYTES = 4 << 30
+"""Largest decoded size, training and test images together, at which ``auto`` keeps image files in memory: 4 GiB."""
 
 
-def load(name: str, read: Reader, *, root: str, cache: str, download: bool, size: int | None = None) -> Dataset:
-    """Return a data set from its cache file, or decode it with ``read`` and write that file.
+def load(
+    name: str,
+    read: Reader,
+    *,
+    root: str,
+    cache: str,
+    download: bool,
+    size: int | None = None,
+    center_crop: float | None = None,
+    storage: str = "auto",
+) -> Dataset:
+    """Return a data set: decoded, from its cache file or by ``read``; or, of image files, as files to be streamed.
 
-    The file is known by ``name`` and ``size`` alone: delete it to have the raw files in ``root`` read again. ``size``
-    resizes images to ``size`` x ``size``. A damaged cache file is rebuilt, with a warning; what is wrong with the raw
-    files is a ``DataError``. Processes that prepare the same set at once do not disturb each other.
+    ``size`` and ``center_crop``: see ``Fit``. ``storage``: ``resident`` decodes everything into memory, ``stream``
+    leaves it in its files, ``auto`` decodes sets of up to ``RESIDENT_BYTES``; what is no set of image files is always
+    resident. A set of image files is known by their names, sizes, times of change and labels, so a changed set is
+    decoded anew; any other by ``name`` and fit alone: delete its cache file to have the raw files in ``root`` read
+    again. A damaged cache file is rebuilt, with a warning; what is wrong with the raw files is a ``DataError``.
+    Processes that prepare the same set at once do not disturb each other.
     """
-    if size is not None and size < 1:
-        raise DataError(f"data.size={size}: must be a number of pixels >= 1, or null to keep the images as they are")
-    path = Path(cache).expanduser() / (f"{name}.bin" if size is None else f"{name}-{size}.bin")
-    try:
-        return _read(path, name, size)
-    except FileNotFoundError:
+    fit, folder = Fit(size, center_crop), Path(cache).expanduser()
+    path = folder / f"{name}{fit}.bin"
+    dataset = _cached(path, name)
+    if dataset is None:
         _LOG.info("%s: preparing it from %s", name, root)
+        train, test, classes = read(Path(root).expanduser(), download=download)
+        if isinstance(train, Files) and isinstance(test, Files):
+            train, test = replace(train, fit=fit), replace(test, fit=fit)
+            return _of_files(name, train, test, classes, folder, storage)
+        assert isinstance(train, Split)
+        assert isinstance(test, Split)
+        dataset = _stored(path, name, _fitted(train, fit), _fitted(test, fit), classes)
+    if storage == "stream":
+        raise DataError(
+            f"data.storage=stream: {name} is no set of image files, it always lives in memory; set data.storage=auto "
+            "and data.augment.resized_crop_scale=null, which asks for streaming"
+        )
+    return dataset
+
+
+def _of_files(name: str, train: Files, test: Files, classes: int, cache: Path, storage: str) -> Dataset:
+    """Return a set of image files, resident or to be streamed."""
+    key = digest(train, test, times=True)[:16]
+    path = cache / f"{name}-{key}{train.fit}.bin"
+    if storage == "auto":
+        storage = "resident" if _decoded_bytes(path, train, test) <= RESIDENT_BYTES else "stream"
+    if storage == "resident":
+        dataset = _cached(path, name)
+        if dataset is None:
+            decoded = decode_all(train, f"{name}: decoding train"), decode_all(test, f"{name}: decoding test")
+            dataset = _stored(path, name, *decoded, classes)
+        return dataset
+    dataset = Dataset(name, train, test, classes, digest(train, test, times=False))
+    checked = cache / f"{name}-{key}.checked"
+    if not checked.exists():
+        train.check()
+        test.check()
+        with suppress(OSError):  # then they are checked again the next time
+            cache.mkdir(parents=True, exist_ok=True)
+            checked.touch()
+    return dataset
+
+
+def _decoded_bytes(path: Path, train: Files, test: Files) -> int:
+    """Return how much memory the set takes once it is decoded; without a size, if all are like the first image."""
+    if path.exists():
+        return path.stat().st_size
+    shape = train.shape if train.fit.size is not None else train.fitted(0).shape
+    return math.prod(shape) * (len(train) + len(test))
+
+
+def _cached(path: Path, name: str) -> Dataset | None:
+    try:
+        return _read(path, name)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         _LOG.warning("%s: cannot use its cache %s (%s); rebuilding it from the raw data", name, path, error)
-    train, test, classes = read(Path(root).expanduser(), download=download)
-    train, test = _resized(train, size), _resized(test, size)
+        return None
+
+
+def _stored(path: Path, name: str, train: Split, test: Split, classes: int) -> Dataset:
     dataset = Dataset(name, train, test, classes, _digest(_content(train, test, classes), _tensors(train, test)))
     try:
-        _write(path, dataset, size)
+        _write(path, train, test, dataset)
     except OSError as error:  # a full disk or a read-only folder costs time at each start, but is no reason to stop
         _LOG.warning("%s: cannot write its cache %s (%s); data.cache=FOLDER chooses another place", name, path, error)
     return dataset
@@ -73,13 +143,12 @@ def _digest(content: dict[str, Any], tensors: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, dataset: Dataset, size: int | None) -> None:
+def _write(path: Path, train: Split, test: Split, dataset: Dataset) -> None:
     manifest = {
         "format": _FORMAT,
-        "name": dataset.name,
-        "size": size,
+        "name": path.stem,
         "sha256": dataset.digest,
-        "content": _content(dataset.train, dataset.test, dataset.classes),
+        "content": _content(train, test, dataset.classes),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer: whoever replaces last wins, and all write the same bytes.
@@ -87,7 +156,7 @@ def _write(path: Path, dataset: Dataset, size: int | None) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(json.dumps(manifest).encode() + b"\n")
-            for tensor in _tensors(dataset.train, dataset.test):
+            for tensor in _tensors(train, test):
                 file.write(tensor.contiguous().numpy().data)
             file.flush()
             os.fsync(file.fileno())
@@ -96,12 +165,12 @@ def _write(path: Path, dataset: Dataset, size: int | None) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path, name: str, size: int | None) -> Dataset:
+def _read(path: Path, name: str) -> Dataset:
     """``FileNotFoundError`` if there is none; ``OSError, ValueError, KeyError, TypeError`` if it is no good."""
     with open(path, "rb") as file:
         manifest = json.loads(file.readline(_LONGEST_MANIFEST))
-        known = {key: manifest[key] for key in ("format", "name", "size")}
-        if known != {"format": _FORMAT, "name": name, "size": size}:
+        known = {key: manifest[key] for key in ("format", "name")}
+        if known != {"format": _FORMAT, "name": path.stem}:
             raise ValueError(f"it holds something else: {known}")
         content = manifest["content"]
         shape, lengths = content["shape"], (content["train"], content["test"])
@@ -121,18 +190,5 @@ def _read(path: Path, name: str, size: int | None) -> Dataset:
     return Dataset(name, train, test, content["classes"], manifest["sha256"])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Preparation
-
-
-def _resized(split: Split, size: int | None) -> Split:
-    if size is None or tuple(split.images.shape[2:]) == (size, size):
-        return split
-    pieces = [  # piece by piece, because the whole set as floats may not fit into memory
-        functional.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True)
-        .round_()
-        .clamp_(0, 255)
-        .to(torch.uint8)
-        for piece in torch.split(split.images, _IMAGES_AT_ONCE)
-    ]
-    return Split(torch.cat(pieces), split.labels)
+def _fitted(split: Split, fit: Fit) -> Split:
+    return Split(fit(split.images), split.labels)

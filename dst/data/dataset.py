@@ -1,14 +1,38 @@
-"""What a data set is once it is decoded: two labelled stacks of uint8 images."""
+"""What a data set is: two labelled splits, of decoded images in memory or of files that are decoded when needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+Shape = tuple[int, int, int]
+"""Channels, height and width."""
+
 
 class DataError(ValueError):
     """Data is missing, truncated or not what it should be; the message says what, where, and how to mend it."""
+
+
+class Samples(Protocol):
+    """What all splits have in common, whatever their images are (``Split``: in memory; ``Files``: on a disk)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes, int64 [N]."""
+        ...
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of an image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, index: Tensor) -> "Samples":
+        """Return the samples at ``index`` (int64 [M]), in that order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +54,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> Shape:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def select(self, index: Tensor) -> "Split":
         """Return the samples at ``index`` (int64 [M]), in that order."""
         return Split(self.images.index_select(0, index), self.labels.index_select(0, index))
@@ -37,18 +67,22 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A decoded data set; ``digest`` is the SHA-256 of its content in hex. ``DataError`` if its parts disagree."""
+    """A data set; ``digest`` is a SHA-256 in hex that says which. ``DataError`` if its parts disagree.
+
+    The digest is that of the decoded content if the images are in memory. If they stay in files, it is that of the
+    files' names, sizes and labels: to read them all would take as long as an epoch.
+    """
 
     name: str
-    train: Split
-    test: Split
+    train: Samples
+    test: Samples
     classes: int
     digest: str
 
     def __post_init__(self) -> None:
-        train, test = (tuple(split.images.shape[1:]) for split in (self.train, self.test))
+        train, test = self.train.shape, self.test.shape
         if train != test:
-            raise DataError(f"{self.name}: training images are {train} but test images {test}")
+            raise DataError(f"{self.name}: training images are {train} but test images {test}; set data.size")
         for part, split in (("training", self.train), ("test", self.test)):
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= self.classes:
@@ -58,11 +92,10 @@ class Dataset:
                 )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """Channels, height and width of an image."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        return self.train.shape
 
 
-Reader = Callable[..., tuple[Split, Split, int]]
+Reader = Callable[..., tuple[Samples, Samples, int]]
 """``reader(root: Path, download: bool) -> (train, test, number of classes)``: a row of the ``data`` registry."""

@@ -2,8 +2,6 @@
 
 import gzip
 import math
-import os
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import torch
 
 from dst.data.dataset import DataError, Split
+from dst.data.download import fetch
 
 _CLASSES = 10
 _TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -56,22 +55,10 @@ def _not_found(dataset: str, root: Path, why: str) -> DataError:
 
 
 def _fetch(dataset: str, root: Path, download: bool) -> None:
-    """Download through torchvision, which knows the mirrors and checks MD5 sums.
-
-    Into a folder aside: an interrupted download leaves no half a file behind that a later run would trip over, and two
-    processes do not write into each other's files.
-    """
     if not download:
         raise _not_found(dataset, root, "data.download=false")
     try:
-        from torchvision import datasets  # 3 s to import: only when something must be downloaded
-
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
-            getattr(datasets, dataset)(aside, download=True)
-            (root / dataset / "raw").mkdir(parents=True, exist_ok=True)
-            for name in _missing(root / dataset / "raw"):
-                os.replace(Path(aside, dataset, "raw", name), root / dataset / "raw" / name)
+        fetch(dataset, root, f"{dataset}/raw", _missing(root / dataset / "raw"))
     except (OSError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())  # torchvision's has a line for each mirror
         raise _not_found(dataset, root, f"downloading failed: {reason}") from error

@@ -29,6 +29,14 @@ def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
     return _mlp("lenet_300_100", shape, classes, (300, 100))
 
 
+def mlp_cifar10(shape: Shape, classes: int) -> nn.Module:
+    """Build the perceptron that ITOP trains on CIFAR-10 (Liu et al., 2021), with hidden layers of 1024 and 512.
+
+    3 676 682 parameters for CIFAR-10 (3x32x32, 10 classes).
+    """
+    return _mlp("mlp_cifar10", shape, classes, (1024, 512))
+
+
 def _mlp(name: str, shape: Shape, classes: int, hidden: Sequence[int]) -> nn.Module:
     require_side(name, shape, smallest=1)
     channels, height, width = shape

@@ -1,37 +1,74 @@
-"""Residual networks for small images: a 3x3 stem without pooling (He et al., 2016, in the form of the ITOP code)."""
+"""Residual networks for small images: a 3x3 stem without pooling (He et al., 2016).
+
+Two families, in the form of the sparse-training codes: four wide stages (ITOP, GraNet; PyTorch's initialisation, a
+classifier without bias) and three thin ones (GraNet, Random Pruning; Kaiming's, with bias). The last maps are averaged,
+whatever their size. The names without suffix are these for up to 34 layers, those of ``resnet_imagenet`` from 50 on.
+"""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dst.models.shape import Shape, require_side
+from dst.models.stages import stages
 
 
 def resnet18(shape: Shape, classes: int) -> nn.Module:
     """Build the CIFAR ResNet-18: four stages of two basic blocks, 64 to 512 wide, and a classifier without bias.
 
-    11 173 952 parameters for CIFAR-10 (3x32x32, 10 classes). The last maps are averaged, whatever their size.
+    11 173 952 parameters for CIFAR-10 (3x32x32, 10 classes).
     """
-    return _resnet("resnet18", shape, classes, stages=((64, 2), (128, 2), (256, 2), (512, 2)))
+    return _resnet("resnet18", shape, classes)
+
+
+def resnet20(shape: Shape, classes: int) -> nn.Module:
+    """Build the CIFAR ResNet-20: three stages of three basic blocks, 16 to 64 wide, and a classifier with bias.
+
+    272 474 parameters for CIFAR-10 (3x32x32, 10 classes).
+    """
+    return _resnet("resnet20", shape, classes)
+
+
+def resnet32(shape: Shape, classes: int) -> nn.Module:
+    """Build the CIFAR ResNet-32: three stages of five basic blocks, 16 to 64 wide, and a classifier with bias.
+
+    466 906 parameters for CIFAR-10 (3x32x32, 10 classes).
+    """
+    return _resnet("resnet32", shape, classes)
+
+
+def resnet34(shape: Shape, classes: int) -> nn.Module:
+    """Build the CIFAR ResNet-34: stages of 3, 4, 6 and 3 basic blocks, 64 to 512 wide, a classifier without bias.
+
+    21 282 112 parameters for CIFAR-10 (3x32x32, 10 classes).
+    """
+    return _resnet("resnet34", shape, classes)
+
+
+def resnet50_cifar(shape: Shape, classes: int) -> nn.Module:
+    """Build the CIFAR ResNet-50: stages of 3, 4, 6 and 3 bottlenecks, 256 to 2048 wide, a classifier without bias.
+
+    23 520 832 parameters for CIFAR-10 (3x32x32, 10 classes).
+    """
+    return _resnet("resnet50_cifar", shape, classes)
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes.
 
-    Takes maps ``(batch, inputs, height, width)`` and gives ``width`` channels; ``stride`` divides the size.
+    Takes maps ``(batch, inputs, height, width)`` and gives ``outputs`` channels; ``stride`` divides the size.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return the block's maps."""
@@ -39,27 +76,72 @@ class BasicBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(hidden)) + self.shortcut(maps))
 
 
-def _resnet(name: str, shape: Shape, classes: int, *, stages: tuple[tuple[int, int], ...]) -> nn.Module:
-    """Build a network of stages, each a width and a number of blocks; all but the first halve the maps."""
+class Bottleneck(nn.Module):
+    """A 3x3 convolution, which has the stride, between two 1x1 ones that narrow to a quarter and widen again.
+
+    Takes and gives maps as ``BasicBlock``, with the same shortcut.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        narrow = outputs // 4
+        self.conv1 = nn.Conv2d(inputs, narrow, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(narrow)
+        self.conv2 = nn.Conv2d(narrow, narrow, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(narrow)
+        self.conv3 = nn.Conv2d(narrow, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the block's maps."""
+        hidden = torch.relu(self.bn1(self.conv1(maps)))
+        hidden = torch.relu(self.bn2(self.conv2(hidden)))
+        return torch.relu(self.bn3(self.conv3(hidden)) + self.shortcut(maps))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A network: output channels of the stem; output channels and number of blocks of each stage."""
+
+    stem: int
+    stages: tuple[tuple[int, int], ...]
+    block: Callable[[int, int, int], nn.Module] = BasicBlock
+    thin: bool = False
+
+
+_PLANS = {
+    "resnet18": _Plan(64, ((64, 2), (128, 2), (256, 2), (512, 2))),
+    "resnet20": _Plan(16, ((16, 3), (32, 3), (64, 3)), thin=True),
+    "resnet32": _Plan(16, ((16, 5), (32, 5), (64, 5)), thin=True),
+    "resnet34": _Plan(64, ((64, 3), (128, 4), (256, 6), (512, 3))),
+    "resnet50_cifar": _Plan(64, ((256, 3), (512, 4), (1024, 6), (2048, 3)), Bottleneck),
+}
+
+
+def _resnet(name: str, shape: Shape, classes: int) -> nn.Module:
     require_side(name, shape, smallest=1)
-    stem, last = stages[0][0], stages[-1][0]
-    return nn.Sequential(
+    plan = _PLANS[name]
+    rows = stages(plan.block, plan.stem, plan.stages)
+    model = nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(shape[0], stem, 3, padding=1, bias=False),
-            bn1=nn.BatchNorm2d(stem),
+            conv1=nn.Conv2d(shape[0], plan.stem, 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(plan.stem),
             relu=nn.ReLU(),
-            **dict(_stages(stages)),
+            **{f"layer{number}": stage for number, stage in enumerate(rows, start=1)},
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
-            linear=nn.Linear(last, classes, bias=False),
+            linear=nn.Linear(plan.stages[-1][0], classes, bias=plan.thin),
         )
     )
+    if plan.thin:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)  # by fan-in, as the published code; biases stay PyTorch's
+    return model
 
 
-def _stages(stages: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, nn.Module]]:
-    inputs = stages[0][0]
-    for number, (width, blocks) in enumerate(stages, start=1):
-        strides = [1 if number == 1 else 2] + [1] * (blocks - 1)
-        widths = [inputs] + [width] * (blocks - 1)
-        yield f"layer{number}", nn.Sequential(*(BasicBlock(i, width, s) for i, s in zip(widths, strides, strict=True)))
-        inputs = width
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

@@ -1,22 +1,54 @@
-"""Residual networks for ImageNet, from torchvision."""
+"""Residual networks for ImageNet, from torchvision (He et al., 2016; v1.5: stride on the 3x3 convolutions).
+
+Built without pretrained weights. The last maps are averaged, whatever their size. For other than three channels the
+first convolution is replaced, and initialised in the same way. ``fan_in``: convolutions start from Kaiming's normal
+distribution by fan-in instead of fan-out, as in ITOP's ImageNet command (``-c fanin``).
+
+The names without suffix are these from 50 layers on, those of ``resnet_cifar`` for up to 34.
+"""
 
 from torch import nn
 
 from dst.models.shape import Shape, require_side
 
 
-def resnet50(shape: Shape, classes: int) -> nn.Module:
-    """Build torchvision's ResNet-50 (v1.5: stride on the 3x3 convolutions) without pretrained weights.
+def resnet18_imagenet(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+    """Build torchvision's ResNet-18: 11 689 512 parameters for ImageNet (3x224x224, 1000 classes)."""
+    return _resnet("resnet18_imagenet", shape, classes, fan_in=fan_in)
 
-    25 557 032 parameters for ImageNet (3x224x224, 1000 classes). The last maps are averaged, whatever their size. For
-    other than three channels the first convolution is replaced, and initialised in the same way.
-    """
-    require_side("resnet50", shape, smallest=1)
-    # Imported here because it takes a second, which only this model needs to spend.
-    from torchvision.models import resnet50 as torchvision_resnet50
 
-    model: nn.Module = torchvision_resnet50(weights=None, num_classes=classes)
+def resnet34_imagenet(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+    """Build torchvision's ResNet-34: 21 797 672 parameters for ImageNet (3x224x224, 1000 classes)."""
+    return _resnet("resnet34_imagenet", shape, classes, fan_in=fan_in)
+
+
+def resnet50(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+    """Build torchvision's ResNet-50: 25 557 032 parameters for ImageNet (3x224x224, 1000 classes)."""
+    return _resnet("resnet50", shape, classes, fan_in=fan_in)
+
+
+def resnet101(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+    """Build torchvision's ResNet-101: 44 549 160 parameters for ImageNet (3x224x224, 1000 classes)."""
+    return _resnet("resnet101", shape, classes, fan_in=fan_in)
+
+
+def resnet152(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+    """Build torchvision's ResNet-152: 60 192 808 parameters for ImageNet (3x224x224, 1000 classes)."""
+    return _resnet("resnet152", shape, classes, fan_in=fan_in)
+
+
+def _resnet(name: str, shape: Shape, classes: int, *, fan_in: bool) -> nn.Module:
+    require_side(name, shape, smallest=1)
+    # Imported here because it takes a second, which only these models need to spend.
+    import torchvision.models
+
+    build = getattr(torchvision.models, name.removesuffix("_imagenet"))
+    model: nn.Module = build(weights=None, num_classes=classes)
     if shape[0] != 3:
         model.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if fan_in:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     return model

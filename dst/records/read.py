@@ -73,4 +73,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue
-        yield line
+        if isinstance(line, dict):
+            yield line

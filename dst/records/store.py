@@ -41,6 +41,8 @@ class Record:
         """
         if (folder / "run.json").exists():
             raise RecordError(f"{folder} holds a record already: continue it with Record.open, or choose a new folder")
+        if (folder / "checkpoints").exists():
+            raise RecordError(f"{folder} holds checkpoints but no record (run.json): restore it, or remove the folder")
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / "config.yaml", config_yaml)
         _replace(folder / "run.json", _json(run, indent=2))  # last: it is what makes the folder a run

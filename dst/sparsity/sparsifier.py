@@ -193,7 +193,8 @@ class Sparsifier:
         """
         movable = self._movable()
         layers = [self.topology.layers[i] for i in movable]
-        masks = [self.topology.masks[i].to(self.topology.layers[i].weight.dtype) for i in movable]
+        # empty_like: the weight's dtype and memory layout
+        masks = [torch.empty_like(self.topology.layers[i].weight).copy_(self.topology.masks[i]) for i in movable]
         self._sparse = [(layer.weight, mask) for layer, mask in zip(layers, masks, strict=True)]
         tensors: list[Tensor] = [layer.weight for layer in layers]
         for layer, mask in zip(list(layers), list(masks), strict=True):

@@ -29,9 +29,11 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint; OSError (disk full) leaves earlier ones as they are."""
+        """Write a checkpoint unless this step has a valid one; OSError (disk full) leaves earlier ones alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / f"step_{step:09d}.pt"
+        if data.with_suffix(".json").exists() and _problem(data.with_suffix(".json")) is None:
+            return
         _write_atomically(data, lambda file: torch.save(state, file))
         manifest = {"format": FORMAT, "step": step, "bytes": data.stat().st_size, "sha256": _digest(data)}
         _write_atomically(data.with_suffix(".json"), lambda file: file.write(json.dumps(manifest).encode()))

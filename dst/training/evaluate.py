@@ -1,6 +1,6 @@
 """Loss and accuracy of a model, without leaving a trace in it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,20 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Evaluate in eval mode with one host synchronisation at the end; every sample counts once."""
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor] | None = None
+) -> Evaluation:
+    """Evaluate in eval mode with one host synchronisation at the end; every sample counts once.
+
+    ``forward`` maps inputs to logits by the model, where that takes more than calling it.
+    """
+    forward = forward or model
     training = model.training
     model.eval()
     totals: list[Tensor] = []
     samples = 0
     for inputs, labels in batches:
-        logits = model(inputs).float()
+        logits = forward(inputs).float()
         loss = F.cross_entropy(logits, labels, reduction="sum").double()
         totals.append(torch.stack([loss, (logits.argmax(1) == labels).sum().double()]))
         samples += len(labels)

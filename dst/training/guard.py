@@ -1,6 +1,4 @@
-"""The non-finite guard: a bad loss or gradient never reaches the weights, and noticing it stalls no device."""
-
-from collections.abc import Iterable
+"""The non-finite guard: no bad loss or gradient reaches the weights, no bad weight a checkpoint or an update."""
 
 import torch
 from torch import Tensor, nn
@@ -8,35 +6,75 @@ from torch.optim import Optimizer
 
 
 class DivergedError(RuntimeError):
-    """The loss or a gradient was infinite or not a number at ``step``; the weights were not touched."""
+    """The loss, a gradient or a weight was infinite or not a number at ``step``."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, what: str = "loss or gradient") -> None:
         self.step = step
-        super().__init__(f"loss or gradient not finite at step {step}")
+        super().__init__(f"{what} not finite at step {step}")
 
 
 class Guard:
     """Veto optimizer steps by a flag on the device, and tell the host: at once on a CPU, a step later elsewhere."""
 
-    def __init__(self, optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
         self._optimizer = optimizer
-        self._parameters = list(parameters)
-        self._pending: list[tuple[int, Tensor]] = []
+        self._parameters = list(model.parameters())
+        self._weights = [*self._parameters, *(b for b in model.buffers() if b.is_floating_point())]
+        self._pending: list[_Flag] = []
 
     @torch.no_grad()
-    def inspect(self, loss: Tensor, step: int) -> None:
-        """Set the veto for ``step`` from the loss and all gradients (one pass over them)."""
+    def inspect(self, loss: Tensor, step: int, *, gradients_may_overflow: bool = False) -> None:
+        """Set the veto for ``step`` from the loss and all gradients (one pass over them).
+
+        ``gradients_may_overflow``: the loss is scaled and its scaler vetoes such steps, so only the loss counts here.
+        """
+        finite = torch.isfinite(loss)
+        if not gradients_may_overflow:
+            finite = finite & self.gradients_finite()
+            # Fused optimizers read this attribute, which is how GradScaler vetoes a step, and then leave the weights.
+            self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self._pending.append(_Flag(step, ~finite))
+
+    @torch.no_grad()
+    def gradients_finite(self) -> Tensor:
+        """Return on the device whether all gradients are finite."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        bad = (~(torch.isfinite(loss) & torch.isfinite(norm))).float()
-        # Fused optimizers read this attribute (it is how GradScaler vetoes a step) and leave the weights alone if set.
-        self._optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self._pending.append((step, bad))
+        return torch.isfinite(torch.nn.utils.get_total_norm(gradients))
 
     def check(self, *, now: bool = False) -> None:
         """Raise DivergedError if a step was vetoed; ``now`` waits for the device to finish the last one."""
-        delay = 0 if now or not self._pending or self._pending[-1][1].device.type == "cpu" else 1
+        delay = 0 if now or not self._pending or self._pending[-1].is_on_host else 1
         while len(self._pending) > delay:
-            step, bad = self._pending.pop(0)
-            if bad.item():
-                raise DivergedError(step)
+            flag = self._pending.pop(0)
+            if flag.is_set():
+                raise DivergedError(flag.step)
+
+    @torch.no_grad()
+    def check_weights(self, step: int) -> None:
+        """Raise DivergedError if a weight or a running statistic is not finite (waits for the device).
+
+        A finite gradient times a large rate can overflow: to be called before the weights are saved or judged.
+        """
+        if not torch.isfinite(torch.nn.utils.get_total_norm(self._weights)):
+            raise DivergedError(step, "a weight or running statistic")
+
+
+class _Flag:
+    """A device-side flag of a step that reaches the host without stalling the device."""
+
+    def __init__(self, step: int, flag: Tensor) -> None:
+        self.step = step
+        self.is_on_host = flag.device.type == "cpu"
+        self._value = flag
+        self._copied: torch.cuda.Event | None = None
+        if not self.is_on_host:
+            # Reading the flag itself would wait for all that was enqueued after it; its copy has an event of its own.
+            self._value = torch.empty_like(flag, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
+            self._copied.record()
+
+    def is_set(self) -> bool:
+        """Wait for this flag, and for nothing that came later."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._value)

@@ -10,13 +10,14 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dst.data import Batches
+from dst.data import Loader
 from dst.metrics.flops import Flops
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
 from dst.training.determinism import seed_torch
 from dst.training.evaluate import evaluate
-from dst.training.guard import Guard
+from dst.training.guard import DivergedError, Guard
+from dst.training.precision import Precision
 from dst.training.stopping import StopFlag, StopRequestedError
 
 
@@ -27,6 +28,8 @@ class Settings:
     seed: int
     epochs: int
     label_smoothing: float
+    accumulate: int
+    channels_last: bool
     select: str
     eval_every_epochs: int
     log_every_steps: int
@@ -77,9 +80,10 @@ class Training:
     optimizer: Optimizer
     sparsifier: Sparsifier
     lr: Callable[[int], float]
-    train_batches: Batches
-    val_batches: Batches
+    train_batches: Loader
+    val_batches: Loader
     flops: Flops
+    precision: Precision
     settings: Settings
     counters: Counters = field(default_factory=Counters)
     best: dict[str, Any] | None = None
@@ -89,7 +93,7 @@ class Training:
         device = next(self.model.parameters()).device
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Sums of loss and of correct answers since the last log line."""
-        self._guard = Guard(self.optimizer, self.model.parameters())
+        self._guard = Guard(self.optimizer, self.model)
         self._active = self._count_active()
 
     @property
@@ -109,7 +113,7 @@ class Training:
         while self.counters.step < self.total_steps:
             epoch, first = divmod(self.counters.step, per_epoch)
             for inputs, labels in self.train_batches.epoch(epoch, start=first):
-                self._step(inputs, labels, observer)
+                self.train_step(inputs, labels, observer)
                 counters = self.counters
                 counters.seconds = time.perf_counter() - started
                 is_last = counters.step == self.total_steps
@@ -119,17 +123,22 @@ class Training:
                 every = self.settings.checkpoint_every_steps
                 due = every is not None and counters.step % every == 0
                 due = due or time.monotonic() - saved >= self.settings.checkpoint_every_s
-                if due or stop.requested:
-                    self._guard.check(now=True)
-                    observer.on_checkpoint(counters.step, self.state_dict())
+                if (due or stop.requested) and not is_last:
+                    self._checkpoint(observer)
                     saved = time.monotonic()
                 if stop.requested and not is_last:
                     raise StopRequestedError(stop.requested, counters.step)
                 observer.on_step(counters.step)
                 self._evaluate_if_due(observer)
+        self._checkpoint(observer)
+
+    def _checkpoint(self, observer: Observer) -> None:
+        """Save, unless there is something that should not be saved."""
+        self._guard.check(now=True)
+        self._guard.check_weights(self.counters.step)
         observer.on_checkpoint(self.counters.step, self.state_dict())
 
-    def finish(self, test_batches: Batches) -> dict[str, float]:
+    def finish(self, test_batches: Loader) -> dict[str, float]:
         """Bring back the selected weights and topology, test them, and return all final figures, which are theirs."""
         counters = self.counters
         selected = {"step": counters.step, "loss": counters.val_loss, "accuracy": counters.val_accuracy}
@@ -138,7 +147,7 @@ class Training:
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
             self._active = self._count_active()
-        test = evaluate(self.model, test_batches.epoch(0))
+        test = evaluate(self.model, test_batches.epoch(0), self.forward)
         test_flops = self.flops.test(self._active)
         return {
             "test/accuracy": test.accuracy,
@@ -160,29 +169,68 @@ class Training:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def _step(self, inputs: Tensor, labels: Tensor, observer: Observer) -> None:
+    def train_step(self, inputs: Tensor, labels: Tensor, observer: Observer) -> None:
+        """Take one step on a batch, or the topology update that replaces it."""
         step, samples = self.counters.step + 1, len(labels)
-        seed_torch(self.settings.seed, "step", step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.counters.step)
-        logits = self.model(inputs)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
-        self._guard.inspect(loss.detach(), step)
+        loss, correct = self._backward(inputs, labels, step)
+        self._guard.inspect(loss, step, gradients_may_overflow=self.precision.scales_losses)
         if self.sparsifier.update_due():
             self._guard.check(now=True)  # an update cannot be vetoed on the device
-        self.counters.flops += self.flops.train_step(
-            self._active, samples, dense_gradient=self.sparsifier.needs_dense_gradient()
-        )
-        if self.sparsifier.step():
+            while self.precision.scales_losses and not self._guard.gradients_finite():
+                # A step can be left out, an update not: have its gradients without overflow.
+                self.precision.halve_scale()
+                self._check_scale(step)
+                loss, correct = self._backward(inputs, labels, step)
+        if self.sparsifier.step(self._stepper(step)):
             self._active = self._count_active()
             observer.on_layers(step, self.sparsifier.layers)
-        with torch.no_grad():
-            correct = (logits.argmax(1) == labels).sum()
-            self._sums += torch.stack([loss.detach().double() * samples, correct.double()])
+        self._sums += torch.stack([loss.double() * samples, correct.double()])
         self.counters.step = step
         self.counters.samples += samples
+
+    def _stepper(self, step: int) -> Callable[[], Any]:
+        """Return what takes the optimizer step; before an update it looks at the weights that the update will judge."""
+        take = self.precision.stepper(self.optimizer)
+        if not self.sparsifier.update_due():
+            return take
+
+        def checked() -> None:
+            take()
+            self._guard.check_weights(step)
+
+        return checked
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits as float32, computed in the run's layout and precision."""
+        if self.settings.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with self.precision.autocast():
+            logits: Tensor = self.model(inputs)
+        return logits.float()
+
+    def _backward(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Accumulate the gradients of the mean loss over a batch; return that loss and the number of right answers."""
+        settings = self.settings
+        seed_torch(settings.seed, "step", step)
+        self.optimizer.zero_grad()
+        losses, correct = [], []
+        for part, targets in zip(inputs.chunk(settings.accumulate), labels.chunk(settings.accumulate), strict=True):
+            logits = self.forward(part)
+            mean = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+            loss = mean * (len(targets) / len(labels))
+            self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call,unused-ignore]
+            losses.append(loss.detach())
+            correct.append((logits.detach().argmax(1) == targets).sum())
+        dense_gradient = self.sparsifier.needs_dense_gradient()
+        self.counters.flops += self.flops.train_step(self._active, len(labels), dense_gradient=dense_gradient)
+        return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+    def _check_scale(self, step: int) -> None:
+        """Raise DivergedError if the loss scale has vanished."""
+        if self.precision.is_exhausted():
+            raise DivergedError(step)
 
     def _count_active(self) -> dict[str, int]:
         return {report.layer: report.active for report in self.sparsifier.layers}
@@ -192,6 +240,7 @@ class Training:
     def _log(self, observer: Observer) -> None:
         """Log the mean training loss and accuracy since the last such line, and start anew."""
         counters = self.counters
+        self._check_scale(counters.step)
         samples = counters.samples - counters.logged_samples
         seconds = counters.seconds - counters.logged_seconds
         loss, correct = (self._sums / samples).tolist()
@@ -223,7 +272,7 @@ class Training:
         is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
         if not is_due or counters.evaluated == counters.step:
             return
-        result = evaluate(self.model, self.val_batches.epoch(0))
+        result = evaluate(self.model, self.val_batches.epoch(0), self.forward)
         counters.evaluated = counters.step
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
         values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
@@ -245,6 +294,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
+            "precision": self.precision.state_dict(),
             "counters": dict(vars(self.counters)),
             "sums": self._sums,
             "best": self.best,
@@ -255,6 +305,7 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sparsifier.load_state_dict(state["sparsifier"])
+        self.precision.load_state_dict(state["precision"])
         self.counters = Counters(**state["counters"])
         self._sums.copy_(state["sums"])
         self.best = state["best"]

@@ -1,26 +1,25 @@
 """Optimizers, always fused: one pass over all parameters, and a step that a device-side flag can veto."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 
 def sgd(
-    parameters: Iterable[nn.Parameter],
+    groups: list[dict[str, Any]],
     lr: float,
     *,
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Return SGD with (Nesterov) momentum and L2 weight decay on all parameters."""
-    return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
+    """Return SGD with (Nesterov) momentum and L2 weight decay."""
+    return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter],
+    groups: list[dict[str, Any]],
     lr: float,
     *,
     beta1: float = 0.9,
@@ -28,4 +27,4 @@ def adamw(
     weight_decay: float = 0.0,
 ) -> Optimizer:
     """Return Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)

@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopRequestedError(Exception):
@@ -16,7 +16,7 @@ class StopRequestedError(Exception):
 
 
 class StopFlag:
-    """A context in which SIGTERM, SIGINT and SIGUSR2 set ``requested``; a second SIGINT interrupts at once."""
+    """A context in which SIGTERM, SIGINT, SIGUSR2 and SIGHUP set ``requested``; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.requested: str | None = None

@@ -48,7 +48,7 @@ def _steps(device: str, rounds: int) -> None:
 def _trainer(inputs: Tensor, labels: Tensor, density: float | None) -> Callable[[], None]:
     """Return a training step as in ``dst.training.loop``, without topology updates."""
     model, sparsifier = _sparse_vgg(str(inputs.device), density)
-    guard = Guard(sparsifier.optimizer, model.parameters())
+    guard = Guard(sparsifier.optimizer, model)
 
     def step() -> None:
         loss = F.cross_entropy(model(inputs), labels)
@@ -108,7 +108,7 @@ def _sorted_update(weight: Tensor, gradient: Tensor | None, mask: Tensor) -> Ten
 def _sparse_vgg(device: str, density: float | None, plan: UpdatePlan | None = None) -> tuple[nn.Module, Sparsifier]:
     torch.manual_seed(0)
     model = vgg_c((3, 32, 32), 10).to(device)
-    optimizer = sgd(model.parameters(), 1e-6, weight_decay=5e-4)
+    optimizer = sgd([{"params": list(model.parameters())}], 1e-6, weight_decay=5e-4)
     distribution = "dense" if density is None else "erk"
     return model, Sparsifier(
         model, optimizer, density=density, distribution=distribution, plan=plan, drop_fraction=FRACTION

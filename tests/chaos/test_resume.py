@@ -17,6 +17,7 @@ SMALL = (
     "schedule.update_every=10",
     "checkpoint.every_steps=7",
     "tracking.every_steps=10",
+    "tracking=none",
     "tracking.progress=none",
     "hardware.threads=1",
 )
@@ -120,7 +121,7 @@ def test_weights_are_untouched_by_a_non_finite_step(tmp_path):
     for optimizer_class in (torch.optim.SGD, torch.optim.AdamW):
         model = nn.Linear(3, 2)
         optimizer = optimizer_class(model.parameters(), 0.1, fused=True)
-        guard = Guard(optimizer, model.parameters())
+        guard = Guard(optimizer, model)
         for factor in (1.0, float("nan")):
             before = [p.detach().clone() for p in model.parameters()]
             optimizer.zero_grad()

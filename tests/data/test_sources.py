@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from dst import checks, config, registry
+from dst.compose import compose_cells
 from dst.data import DataError, Dataset, load
 from dst.data.mnist import fashion_mnist, mnist
 
 FILES = {"train-images-idx3-ubyte": 12, "train-labels-idx1-ubyte": 12, "t10k-images-idx3-ubyte": 5}
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def idx(shape: tuple[int, ...], data: bytes) -> bytes:
@@ -194,8 +194,35 @@ def test_a_failed_download_says_so_and_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", registry.members("data"))
 def test_each_data_set_has_a_config_option_that_fits_the_schema(name):
-    text = (CONF / f"{name}.yaml").read_text()
-    assert text.startswith("# ")  # its line in --help
-    option = yaml.safe_load(text)
-    assert option["name"] == name
-    assert checks.check(config.Config(model=config.Model(hidden=[8]), data=config.Data(**option))) == []
+    assert (CONF / "data" / f"{name}.yaml").read_text().startswith("# ")  # its line in --help
+    ((_, composed),) = compose_cells(CONF, [f"data={name}"], multirun=False)
+    assert composed.data.name == name
+    assert checks.check(composed) == []
+
+
+def problems(*overrides: str) -> str:
+    ((_, composed),) = compose_cells(CONF, overrides, multirun=False)
+    return "\n".join(checks.check(composed))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.center_crop=0.875"], "data.center_crop=0.875 would be ignored without data.size"),
+        (["data.center_crop=1.2", "data.size=8"], "data.center_crop=1.2: must be a finite number in (0, 1]"),
+        (["data.storage=disk"], "data.storage=disk: allowed: auto, resident, stream"),
+        (["data=imagenet", "data.storage=resident"], "set data.storage=auto, or data.augment.resized_crop_scale=null"),
+        (["data=imagenet", "data.size=null", "data.center_crop=null"], "data.size is missing"),
+        (["data=imagenet", "data.augment.crop_padding=4"], "are two kinds of crop"),
+        (["data=imagenet", "data.augment.resized_crop_scale=[0.5]"], "must be two shares of the area"),
+        (["data=imagenet", "data.augment.resized_crop_scale=[0.5,0.2]"], "must be two shares of the area"),
+        (["data=imagenet", "data.augment.resized_crop_scale=[0,1]"], "must be two shares of the area"),
+    ],
+)
+def test_options_of_data_that_do_not_fit_together_are_told(overrides, message):
+    assert message in problems(*overrides)
+
+
+def test_where_images_are_kept_makes_no_other_run():
+    (_, one), (_, other) = compose_cells(CONF, ["data=image_folder", "data.storage=auto,stream"], multirun=True)
+    assert config.run_id(one) == config.run_id(other)

@@ -15,6 +15,7 @@ TINY = (
     "model.hidden=[16]",
     "schedule.epochs=2",
     "schedule.update_every=10",
+    "tracking=none",
     "tracking.progress=none",
     "hardware.threads=1",
 )

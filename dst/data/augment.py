@@ -1,0 +1,166 @@
+"""Augmentation: which random numbers each sample gets, and what they do to uint8 images.
+
+Both kinds of loader use this, so that they make the same batches. The numbers are a pure function of (seed, phase,
+epoch, sample): a resume needs counters only, and who decodes what when cannot matter.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dst.data.dataset import DataError, Shape
+from dst.seeding import derive_seed
+
+_RATIOS = (3 / 4, 4 / 3)
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crop after padding by ``crop_padding`` pixels, then horizontal flip with probability one half.
+
+    ``padding_mode``: ``reflect``, or ``zeros`` (black pixels, before normalisation). ``resized_crop_scale`` is
+    torchvision's random-resized crop instead, of between these two shares of the image's area; for image files only.
+    """
+
+    crop_padding: int = 0
+    padding_mode: str = "reflect"
+    flip: bool = False
+    resized_crop_scale: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0:
+            raise DataError(f"data.augment.crop_padding={self.crop_padding}: must be a number of pixels >= 0")
+        if self.padding_mode not in ("reflect", "zeros"):
+            raise DataError(f"data.augment.padding_mode={self.padding_mode}: allowed: reflect, zeros")
+        if self.resized_crop_scale is not None and self.crop_padding:
+            raise DataError(
+                f"data.augment.crop_padding={self.crop_padding} and data.augment.resized_crop_scale are two kinds of "
+                "crop: choose one"
+            )
+
+    def check(self, shape: Shape) -> None:
+        """Raise DataError if images of this shape cannot be augmented so."""
+        if self.padding_mode == "reflect" and self.crop_padding >= min(shape[1:]):
+            raise DataError(
+                f"data.augment.crop_padding={self.crop_padding}: reflection needs less than the image size, "
+                f"{shape[1]} x {shape[2]}; or set data.augment.padding_mode=zeros"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The random numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The random numbers of an epoch or of a part of one, a row a sample, in the order in which samples are taken.
+
+    All int64 [N]: ``order``, the samples; ``rows`` and ``columns``, where in its padded image each crop begins;
+    ``flips``, 1 for those that are flipped; ``seeds`` of the resized crops. What is not asked for is None.
+    """
+
+    order: Tensor
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    flips: Tensor | None = None
+    seeds: Tensor | None = None
+
+
+def draw(augment: Augment, samples: int, seed: int, epoch: int, phase: int, *, shuffle: bool) -> Draws:
+    """Return the numbers of an epoch. Drawn on the CPU whatever the device is, so that all see the same batches."""
+
+    def generator(use: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(seed, use, phase, epoch))
+
+    order = torch.randperm(samples, generator=generator("order")) if shuffle else torch.arange(samples)
+    rows = columns = flips = seeds = None
+    if augment.crop_padding:
+        places = 2 * augment.crop_padding + 1
+        rows, columns = torch.randint(places, (2, samples), generator=generator("crop"))[:, order]
+    if augment.flip:
+        flips = torch.randint(2, (samples,), generator=generator("flip"))[order]
+    if augment.resized_crop_scale is not None:
+        seeds = torch.randint(2**63 - 1, (samples,), generator=generator("resized_crop"))[order]
+    return Draws(order, rows, columns, flips, seeds)
+
+
+def resized_crop_box(height: int, width: int, scale: Sequence[float], seed: int) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a random-resized crop, distributed as torchvision's (Inception crop).
+
+    The area is uniform in ``scale`` (shares of the image's), the ratio log-uniform in 3/4..4/3; after ten tries that do
+    not fit into the image, the largest central crop of an allowed ratio.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> float:
+        return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+    for _ in range(_TRIES):
+        area = height * width * uniform(scale[0], scale[1])
+        ratio = math.exp(uniform(math.log(_RATIOS[0]), math.log(_RATIOS[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(height - h + 1, (1,), generator=generator))
+            return top, int(torch.randint(width - w + 1, (1,), generator=generator)), h, w
+    ratio = min(max(width / height, _RATIOS[0]), _RATIOS[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they do
+
+
+class Crops:
+    """Images (uint8 [N, C, H, W]) from which crops are taken, on whatever device they are.
+
+    They are padded, and viewed as overlapping runs [offset, length of a crop in memory]: a crop of C x H x W out of a
+    padded image lies within one run of memory, from its first pixel to its last. To select runs is one plain copy a
+    sample, about 5 times faster on a CPU than to index rows and columns; what a run holds beside the crop is skipped by
+    the strides with which it is read.
+    """
+
+    def __init__(self, images: Tensor, augment: Augment) -> None:
+        self._shape = images.shape[1:]
+        pixels = _padded(images, augment).contiguous()
+        self._strides = pixels.stride()
+        run = sum((size - 1) * stride for size, stride in zip(self._shape, self._strides[1:], strict=True)) + 1
+        self._windows = pixels.as_strided((pixels.numel() - run + 1, run), (1, 1))
+
+    def positions(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return where in memory the crops of ``draws`` out of these ``images`` (int64 [M]) begin."""
+        start = images * self._strides[0]
+        if draws.rows is None or draws.columns is None:
+            return start
+        return start + draws.rows * self._strides[2] + draws.columns
+
+    def take(self, positions: Tensor, flips: Tensor | None) -> Tensor:
+        """Return the crops (uint8 [M, C, H, W], not contiguous) that begin at ``positions``, flipped where asked."""
+        runs = self._windows.index_select(0, positions)
+        crops = runs.as_strided((len(runs), *self._shape), (runs.shape[1], *self._strides[1:]))
+        return crops if flips is None else _flipped(crops, flips)
+
+
+def _padded(images: Tensor, augment: Augment) -> Tensor:
+    padding = augment.crop_padding
+    if padding == 0:
+        return images
+    padded = functional.pad(images, (padding,) * 4)
+    if augment.padding_mode == "reflect":  # torch's own reflection does not take uint8
+        for dimension in (2, 3):  # the corners come with the second
+            size = images.shape[dimension]
+            for outside, inside in ((0, padding + 1), (padding + size, size - 1)):
+                mirrored = padded.narrow(dimension, inside, padding).flip(dimension)
+                padded.narrow(dimension, outside, padding).copy_(mirrored)
+    return padded
+
+
+def _flipped(images: Tensor, flips: Tensor) -> Tensor:
+    """Flip the images where ``flips`` is 1: out of both versions, select one (half the time of ``torch.where``)."""
+    both = torch.cat([images, images.flip(-1)])
+    return both.index_select(0, torch.arange(len(images), device=images.device) + flips * len(images))

@@ -1,0 +1,35 @@
+"""Sets that are folders of images: a folder for each part, in it a folder for each class."""
+
+from pathlib import Path
+
+from dst.data.dataset import DataError
+from dst.data.files import Files, class_folders, content, same_classes
+
+
+def image_folder(root: Path, download: bool) -> tuple[Files, Files, int]:
+    """Read ``root``/train and, as test set, ``root``/test, or ``root``/val if there is no test folder.
+
+    Validation data is split off train in any case. Classes are numbered in the order of their names. ``DataError`` if
+    folders are missing or empty, or the two have different classes; nothing can be downloaded.
+    """
+    return _read(root, "image_folder", ("test", "val"))
+
+
+def imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
+    """Read ImageNet (ILSVRC 2012) from ``root``/train and, as test set, ``root``/val, both with class folders.
+
+    The published validation images, whose original archive is flat, must have been sorted into class folders as usual.
+    """
+    return _read(root, "imagenet", ("val",))
+
+
+def _read(root: Path, name: str, held_out: tuple[str, ...]) -> tuple[Files, Files, int]:
+    part = next((part for part in held_out if (root / part).is_dir()), None)
+    if part is None or not (root / "train").is_dir():
+        raise DataError(
+            f"{root.absolute()} is no data.name={name}: looked for the folders train and {' or '.join(held_out)}, each "
+            f"with a folder of images for each class; {content(root)}. Set data.root=FOLDER to the one that holds them"
+        )
+    train, test = class_folders(root, "train"), class_folders(root, part)
+    same_classes(root, train, test, part)
+    return Files.of(root, train.values()), Files.of(root, test.values()), len(train)

@@ -1,0 +1,229 @@
+"""Batches of image files that are decoded when they are needed, by worker processes ahead of the training.
+
+Workers are told what to do to which sample: they draw no random numbers and normalise nothing. So their number cannot
+matter, and the batches are those that ``Batches`` makes of the decoded set, to the last bit.
+"""
+
+import ctypes
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from dst.data.augment import Augment, Crops, Draws, draw, resized_crop_box
+from dst.data.dataset import DataError, Split
+from dst.data.files import Files, decode
+from dst.data.fit import resized
+from dst.data.normalise import Normalise
+
+_DECODED_AT_ONCE = 128
+_FILES_PER_WORKER = 500  # to start a process for fewer costs more than it saves
+
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+Job = dict[str, list[int]]
+"""The fields of ``Draws`` of one batch. As lists, because each tensor would travel in shared memory of its own."""
+
+
+class _Jobs:
+    """What the workers shall do in the epoch that was begun last."""
+
+    now: Iterable[Job] = ()
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.now)
+
+
+class Stream:
+    """Image files as normalised batches on ``device``; for its use and its errors see ``Batches``, which it equals.
+
+    ``workers`` processes decode, fit and augment (0: this one does), each two batches ahead; what they make travels to
+    a CUDA device asynchronously. Only one epoch can be under way at a time: to begin another ends it.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        augment: Augment | None = None,
+        seed: int = 0,
+        shuffle: bool = False,
+        workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"schedule.batch_size={batch_size}: must be at least 1")
+        if mean is None or std is None:
+            raise DataError(
+                "data.mean and data.std are missing: they are computed only of sets that fit into memory. Set them, "
+                "e.g. to ImageNet's: data.mean=[0.485,0.456,0.406] data.std=[0.229,0.224,0.225]"
+            )
+        self.samples = len(files)
+        """Number of samples of an epoch."""
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self._augment = augment or Augment()
+        self._augment.check(files.shape)
+        self._seed, self._shuffle = seed, shuffle
+        self._normalise = Normalise(mean, std, files.shape[0], self.device)
+        self._labels = files.labels
+        self._jobs = _Jobs()
+        # A training split keeps its workers from epoch to epoch; one that is rarely read gives them back.
+        pin = self.device.type == "cuda"
+        self._loader = _loader(files, self._augment, self._jobs, workers, keep=shuffle, pin=pin)
+
+    def __len__(self) -> int:
+        return math.ceil(self.samples / self.batch_size)
+
+    def epoch(self, epoch: int, phase: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
+
+        The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in.
+        ``DataError`` if a file cannot be decoded.
+        """
+        if not 0 <= start <= len(self):
+            raise DataError(f"cannot start at batch {start}: an epoch has batches 0..{len(self) - 1}")
+        return self._epoch(epoch, phase, start)
+
+    def _epoch(self, epoch: int, phase: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        draws = draw(self._augment, self.samples, self._seed, epoch, phase, shuffle=self._shuffle)
+        begins = range(start * self.batch_size, self.samples, self.batch_size)
+        labels = self._labels[draws.order].to(self.device)
+        self._jobs.now = jobs = (_job(draws, slice(low, low + self.batch_size)) for low in begins)
+        for low, made in zip(begins, self._loader, strict=True):
+            images = _checked(made).to(self.device, non_blocking=True)
+            yield self._normalise(images), labels[low : low + self.batch_size]
+            if self._jobs.now is not jobs:
+                raise RuntimeError("another epoch of this stream was begun before this one was over")
+
+
+def decode_all(files: Files, title: str) -> Split:
+    """Decode all files, on all processors, with a progress bar on a terminal.
+
+    ``DataError`` if one cannot be decoded, or if they come out in different sizes.
+    """
+    jobs = [
+        {"order": list(range(low, min(low + _DECODED_AT_ONCE, len(files))))}
+        for low in range(0, len(files), _DECODED_AT_ONCE)
+    ]
+    workers = min(_processors(), len(files) // _FILES_PER_WORKER)
+    images: Tensor | None = None
+    with tqdm(total=len(files), desc=title, unit="image", disable=None, leave=False) as bar:
+        for job, made in zip(jobs, _loader(files, Augment(), jobs, workers), strict=True):
+            batch, first = _checked(made), job["order"][0]
+            if images is None:
+                images = torch.empty((len(files), *batch.shape[1:]), dtype=torch.uint8)
+            if batch.shape[1:] != images.shape[1:]:
+                raise _sizes_differ(files, 0, images[0], first, batch[0])
+            images[first : first + len(batch)] = batch
+            bar.update(len(batch))
+    assert images is not None
+    return Split(images, files.labels)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _loader(
+    files: Files, augment: Augment, jobs: Iterable[Job], workers: int, *, keep: bool = False, pin: bool = False
+) -> "DataLoader[Tensor | DataError]":
+    return DataLoader(
+        _Pictures(files, augment),
+        batch_size=None,
+        sampler=jobs,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=keep and workers > 0,
+        worker_init_fn=_heed_parent_only,
+        generator=torch.Generator(),  # or the loader would draw from the global one, which belongs to the training
+    )
+
+
+def _heed_parent_only(worker: int) -> None:
+    """Leave requests to stop, which may be sent to the whole process group, to the main process.
+
+    But it ends its workers by SIGTERM, if all else fails: so that one is not ignored but looked at, in a thread. And
+    when it is killed they die with it, at once: they have inherited its open files, among them the lock of the run.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def _job(draws: Draws, batch: slice) -> Job:
+    columns = {item.name: getattr(draws, item.name) for item in fields(draws)}
+    return {name: values[batch].tolist() for name, values in columns.items() if values is not None}
+
+
+def _checked(made: Tensor | DataError) -> Tensor:
+    """Errors come back as values, so that they are told as they are and not as a worker's traceback."""
+    if isinstance(made, DataError):
+        raise made
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the workers
+
+
+class _Pictures(TorchDataset[Tensor | DataError]):
+    """Whole batches of augmented images, uint8 [B, C, H, W], by job."""
+
+    def __init__(self, files: Files, augment: Augment) -> None:
+        self._files, self._augment = files, augment
+
+    def __getitem__(self, job: Job) -> Tensor | DataError:
+        draws = Draws(**{name: torch.tensor(values) for name, values in job.items()})
+        try:
+            images = self._stacked(job["order"], draws)
+        except DataError as error:
+            return error
+        if draws.rows is None and draws.flips is None:
+            return images
+        crops = Crops(images, self._augment)
+        return crops.take(crops.positions(torch.arange(len(images)), draws), draws.flips).contiguous()
+
+    def _stacked(self, order: list[int], draws: Draws) -> Tensor:
+        if draws.seeds is not None:
+            cropped = zip(order, draws.seeds.tolist(), strict=True)
+            return torch.stack([self._resized_crop(number, seed) for number, seed in cropped])
+        images = [self._files.fitted(number) for number in order]
+        for number, image in zip(order, images, strict=True):
+            if image.shape != images[0].shape:
+                raise _sizes_differ(self._files, order[0], images[0], number, image)
+        return torch.stack(images)
+
+    def _resized_crop(self, number: int, seed: int) -> Tensor:
+        image, scale = decode(self._files.path(number)), self._augment.resized_crop_scale
+        assert scale is not None
+        _, *target = self._files.shape
+        top, left, height, width = resized_crop_box(image.shape[1], image.shape[2], scale, seed)
+        return resized(image[None, :, top : top + height, left : left + width], *target).squeeze(0)
+
+
+def _sizes_differ(files: Files, one: int, image: Tensor, other: int, other_image: Tensor) -> DataError:
+    sizes = [f"{files.path(n)} is {i.shape[1]} x {i.shape[2]}" for n, i in ((one, image), (other, other_image))]
+    return DataError(f"images have different sizes: {', '.join(sizes)}. Set data.size to bring them to one")

@@ -1,0 +1,205 @@
+"""What a run will cost: FLOPs exactly, memory and time from a few timed steps. Nothing is recorded."""
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from dst.build import Parts, build
+from dst.config import Config, identity, run_name
+from dst.report import table
+from dst.sparsity.topology import LayerReport
+
+_WARM_UP = 2
+_AT_LEAST = 5
+_TIMED_S = 2.0
+_HEADER = (
+    *("run", "parameters", "active", "steps", "FLOPs/step", "FLOPs", "x dense"),
+    *("checkpoint", "memory", "step", "time"),
+)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The cost of one run. Times in seconds, sizes in bytes; FLOPs of the whole training, and of its average step."""
+
+    name: str
+    steps: int
+    parameters: int
+    maskable: int
+    active: int
+    step_flops: int
+    train_flops: int
+    dense_flops: int
+    checkpoint_bytes: int
+    memory_bytes: int
+    step_s: float
+    total_s: float
+
+
+def forecasts(configs: Sequence[Config]) -> list[Forecast]:
+    """Return the forecast of each config; those that differ in the seed only are timed once."""
+    known: dict[str, Forecast] = {}
+    found = []
+    for config in configs:
+        key = repr({**identity(config), "seed": 0})
+        if key not in known:
+            known[key] = _forecast(config)
+        found.append(replace(known[key], name=run_name(config)))
+    return found
+
+
+def text(found: Sequence[Forecast]) -> str:
+    """Return the forecasts as a table, for several runs with the sum of FLOPs and time."""
+    rows = [_row(forecast) for forecast in found]
+    if len(found) > 1:
+        flops, seconds = sum(f.train_flops for f in found), sum(f.total_s for f in found)
+        steps = sum(f.steps for f in found)
+        blank = [""] * 4
+        rows.append([f"sum of {len(found)}", "", "", f"{steps:,}", "", f"{flops:.3e}", *blank, _duration(seconds)])
+    note = "time: one run after another on this machine, from a few timed steps and evaluations; memory: peak so far"
+    return f"{table(_HEADER, rows)}\n  {note}"
+
+
+def _row(f: Forecast) -> list[str]:
+    return [
+        f.name,
+        f"{f.parameters:,}",
+        f"{f.active:,}",
+        f"{f.steps:,}",
+        f"{f.step_flops:.3e}",
+        f"{f.train_flops:.3e}",
+        f"{f.train_flops / f.dense_flops:.3f}",
+        _size(f.checkpoint_bytes),
+        _size(f.memory_bytes),
+        f"{1e3 * f.step_s:.1f} ms",
+        _duration(f.total_s),
+    ]
+
+
+def _forecast(config: Config) -> Forecast:
+    parts = build(config)
+    training = parts.training
+    train_flops = _train_flops(parts, config.schedule.batch_size)
+    step_s, evaluation_s = _time_step(parts), _time_evaluation(parts)
+    evaluations = -(-training.settings.epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
+    return Forecast(
+        name="",
+        steps=training.total_steps,
+        parameters=sum(p.numel() for p in training.model.parameters()),
+        maskable=training.sparsifier.topology.size,
+        active=training.sparsifier.topology.active,
+        step_flops=train_flops // training.total_steps,
+        train_flops=train_flops,
+        dense_flops=parts.dense_training_flops,
+        checkpoint_bytes=_bytes(training.state_dict()),
+        memory_bytes=_peak_memory(),
+        step_s=step_s,
+        total_s=training.total_steps * step_s + evaluations * evaluation_s,
+    )
+
+
+def _train_flops(parts: Parts, batch_size: int) -> int:
+    """Return the FLOPs of the whole training, exactly as the loop will count them."""
+    training, sparsifier = parts.training, parts.training.sparsifier
+    active = {report.layer: report.active for report in sparsifier.layers}
+    steps_per_epoch, samples_per_epoch = len(training.train_batches), training.train_batches.samples
+    samples = training.settings.epochs * samples_per_epoch
+    total = training.flops.train_step(active, samples, dense_gradient=False)
+    for step in range(1, training.total_steps + 1):
+        sparsifier.steps = step - 1
+        if sparsifier.needs_dense_gradient():
+            batch = min(batch_size, samples_per_epoch - (step - 1) % steps_per_epoch * batch_size)
+            one = training.flops.train_step(active, batch, dense_gradient=True)
+            total += one - training.flops.train_step(active, batch, dense_gradient=False)
+    sparsifier.steps = 0
+    return total
+
+
+class _Nobody:
+    """An observer that does not look."""
+
+    def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        pass
+
+    def on_layers(self, step: int, layers: list[LayerReport]) -> None:
+        pass
+
+    def on_step(self, step: int) -> None:
+        pass
+
+    def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        pass
+
+
+def _time_step(parts: Parts) -> float:
+    """Return the median seconds of a step, its data included."""
+    training = parts.training
+    times: list[float] = []
+    batches = training.train_batches.epoch(0)
+    begun = time.perf_counter()
+    while len(times) < _WARM_UP + _AT_LEAST or time.perf_counter() - begun < _TIMED_S:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:  # a short epoch: begin it again
+            batches = training.train_batches.epoch(0)
+            continue
+        training.train_step(*batch, _Nobody())
+        _wait()
+        times.append(time.perf_counter() - started)
+    return sorted(times[_WARM_UP:])[len(times[_WARM_UP:]) // 2]
+
+
+def _time_evaluation(parts: Parts) -> float:
+    """Return the seconds of one validation, judged by its first batches."""
+    training, batches = parts.training, parts.training.val_batches
+    training.model.eval()
+    few = min(3, len(batches))
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for inputs, _ in islice(batches.epoch(0), few):
+            training.forward(inputs)
+    _wait()
+    training.model.train()
+    return (time.perf_counter() - started) / few * len(batches)
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call,unused-ignore]
+        torch.cuda.synchronize()
+
+
+def _bytes(state: Any) -> int:
+    """Return the size of all tensors of a nested state."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, Mapping):
+        return sum(_bytes(value) for value in state.values())
+    return sum(_bytes(value) for value in state) if isinstance(state, list | tuple) else 0
+
+
+def _peak_memory() -> int:
+    """Return the peak so far: of the GPU's memory if one is used, else of this process."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call,unused-ignore]
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds_left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if seconds >= 60 else f"{seconds:.1f} s"

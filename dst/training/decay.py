@@ -1,0 +1,27 @@
+"""Which parameters weight decay acts on."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(model: nn.Module, decay: str) -> list[dict[str, Any]]:
+    """Return the optimizer's parameter groups: those that decay and, with a decay of zero, those that do not.
+
+    ``decay``: ``all`` parameters; all but those of normalisation layers (``not_norms``), told by the type of the module
+    and not by its name; or only the ``weights`` of convolutions and linear layers, no biases.
+    """
+    if decay == "all":
+        return [{"params": list(model.parameters())}]
+    chosen: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_weight = isinstance(module, nn.Linear | _ConvNd) and name == "weight"
+            if is_weight or (decay == "not_norms" and not isinstance(module, _NORMS)):
+                chosen[id(parameter)] = parameter
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return [{"params": list(chosen.values())}, {"params": rest, "weight_decay": 0.0}]

@@ -1,0 +1,92 @@
+"""Training on streamed images: however many workers, and however often it is killed, it is the same training."""
+
+import pytest
+
+from dst.records.read import read_status
+from tests.data.pictures import write_folder
+from tests.processes import run, run_folder, traces
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning"),
+]
+
+STEPS = 24  # 3 epochs of 8
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    root = write_folder(tmp_path_factory.mktemp("set"), {"train": 33, "val": 5})
+    return (
+        "data=image_folder",
+        f"data.root={root}",
+        "data.size=10",
+        "data.val_fraction=0.1",
+        "data.mean=[0.5,0.5,0.5]",
+        "data.std=[0.25,0.25,0.25]",
+        "data.augment.flip=true",
+        "sparsity=rigl_itop",
+        "model.hidden=[16]",
+        "schedule.epochs=3",
+        "schedule.batch_size=8",
+        "schedule.update_every=5",
+        "checkpoint.every_steps=5",
+        "tracking.every_steps=4",
+        "tracking.progress=none",
+        "hardware.threads=1",
+    )
+
+
+STREAMED = ("data.storage=stream", "data.augment.resized_crop_scale=[0.2,1.0]")
+
+
+def train(folder, *options, fault=""):
+    folder.mkdir(exist_ok=True)
+    result = run(*options, cwd=folder, fault=fault)
+    assert result.code == (-9 if fault else 0), result.output
+    return traces(run_folder(folder / "outputs"))
+
+
+@pytest.fixture(scope="module")
+def reference(options, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("reference"), *options, *STREAMED)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_do_not_change_the_training(workers, options, reference, tmp_path):
+    assert train(tmp_path, *options, *STREAMED, f"hardware.workers={workers}") == reference
+
+
+def test_streamed_and_resident_training_are_the_same(options, tmp_path):
+    crop = "data.augment.crop_padding=2"
+    resident = train(tmp_path / "resident", *options, crop, "data.storage=resident")
+    assert train(tmp_path / "streamed", *options, crop, "data.storage=stream", "hardware.workers=2") == resident
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kills_in_the_middle_of_streamed_epochs(workers, options, reference, tmp_path):
+    command = (*options, *STREAMED, f"hardware.workers={workers}")
+    for step in (3, 12, 21):
+        train(tmp_path, *command, fault=f"kill:step:{step}")
+    assert train(tmp_path, *command) == reference
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert (status["state"], status["attempt"], status["step"]) == ("done", 4, STEPS)
+
+
+def test_a_request_to_stop_saves_and_ends(options, reference, tmp_path):
+    command = (*options, *STREAMED, "hardware.workers=2")
+    result = run(*command, cwd=tmp_path, fault="signal:SIGTERM:11")
+    assert result.code == 75, result.output
+    assert train(tmp_path, *command) == reference
+
+
+@pytest.mark.parametrize("storage", ["resident", "stream"])
+def test_a_truncated_picture_is_a_configuration_error(storage, options, tmp_path):
+    root = write_folder(tmp_path / "set", {"train": 33, "val": 5})
+    path = root / "train" / "class_1" / "7.jpg"
+    path.write_bytes(path.read_bytes()[:150])
+    result = run(*options, f"data.root={root}", f"data.storage={storage}", cwd=tmp_path)
+    assert result.code == 2
+    assert str(path) in result.output
+    assert "Traceback" not in result.output
+    assert not list((tmp_path / "outputs").glob("default/*"))

@@ -1,0 +1,55 @@
+"""Keys of ``tracking``: what would be ignored is refused, and none of them identifies a run."""
+
+import pytest
+
+from dst.checks import check
+from dst.compose import compose_cells
+from dst.config import run_id
+from dst.tracking.tracker import Untracked, tracker
+from tests.processes import REPOSITORY
+
+
+def compose(*overrides):
+    ((_, config),) = compose_cells(REPOSITORY / "conf", list(overrides), multirun=False)
+    return config
+
+
+def test_offline_is_the_default():
+    assert (compose().tracking.mode, compose().tracking.project) == ("offline", "dst")
+
+
+@pytest.mark.parametrize("option", ["none", "wandb_offline", "wandb_online"])
+def test_options_are_valid_and_change_no_run(option):
+    config = compose(f"tracking={option}")
+    assert check(config) == []
+    assert run_id(config) == run_id(compose())
+
+
+@pytest.mark.parametrize("text", ["project=x", "entity=me", "tags=[a]", "notes=b", "timeout_s=5"])
+def test_keys_that_would_be_ignored(text):
+    (problem,) = check(compose("tracking=none", f"tracking.{text}"))
+    assert f"tracking.{text.split('=')[0]}=" in problem
+    assert "would be ignored" in problem
+    assert "tracking=wandb_offline" in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["tracking.mode=onlin"], "did you mean 'online'"),
+        (["tracking.project=null"], "tracking.project is missing"),
+        (["tracking.timeout_s=0"], "tracking.timeout_s=0.0: must be a finite number > 0"),
+        (["tracking.tags=['']"], "wandb takes 1 to 64"),
+    ],
+)
+def test_wrong_values(overrides, told):
+    (problem,) = check(compose(*overrides))
+    assert told in problem
+
+
+def test_none_is_a_null_object():
+    found = tracker(mode="none", project=None, entity=None, tags=[], notes=None, timeout_s=1)
+    assert isinstance(found, Untracked)
+    found.log(1, 0.0, {})
+    found.layers([])
+    found.finish({}, "done")
