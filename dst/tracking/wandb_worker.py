@@ -24,6 +24,9 @@ _KILLED: Message = ("finish", {"summary": {}, "layers": [], "state": "killed"})
 _FLUSH_S = 5.0
 
 
+_GRACE_S = 5.0
+
+
 def main() -> None:
     """Mirror one run, from its ``begin`` to its ``finish`` or its death."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -68,7 +71,8 @@ def _receive(received: "queue.SimpleQueue[Message | None]") -> None:
     if kind not in ("", "finish"):
         received.put(_KILLED)
     received.put(None)
-    watchdog = threading.Timer(limit, os._exit, (1,))
+    # For the case that nobody is left to end this process: a run that lives waits no longer than the limit itself.
+    watchdog = threading.Timer(limit + _GRACE_S, os._exit, (1,))
     watchdog.daemon = True
     watchdog.start()
 
