@@ -16,6 +16,7 @@ from dst.data import Augment, Batches, Dataset, channel_statistics, load, train_
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
+from dst.sparsity.distribution import uniform
 from dst.training.determinism import configure, seed_torch
 from dst.training.loop import Settings, Training
 from dst.training.lr import LRPlan
@@ -41,14 +42,25 @@ def check(config: Config) -> None:
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
     try:
         dataset = _dataset(config)
-        _plan(config, len(_loaders(config, dataset).train))
+        plan = _plan(config, len(_loaders(config, dataset).train))
+        if plan is not None:
+            _updating(config, plan)
         with torch.device("meta"):
             model = _model(config, dataset)
         forward_flops(model, dataset.shape)
         with _blaming("sparsity.scope"):
             shapes = [layer.weight.shape for layer in _scope(config).layers(model)]
         with _blaming(f"sparsity.density={config.sparsity.density}"):
-            allocate(_part(config, "sparsity.distribution"), shapes, config.sparsity.density)
+            allocate(_part(config, "sparsity.distribution"), shapes, _initial_density(config))
+            if config.sparsity.density is not None:  # the final one may be impossible where the first is not
+                allocate(uniform, shapes, config.sparsity.density)
+        if config.sparsity.redistribute.name != registry.NONE and len(shapes) < 2:
+            raise ConfigError(
+                [
+                    f"sparsity.redistribute.name={config.sparsity.redistribute.name} would be ignored: the model has a "
+                    "single sparse layer; set it to none"
+                ]
+            )
     except ConfigError:
         raise
     except ValueError as error:
@@ -101,8 +113,11 @@ def _epochs(config: Config) -> int:
 
 
 def _part(config: Config, slot: str) -> Any:
-    """Return the function that fills a slot, with its options bound and what it says of itself kept."""
-    function = registry.find(SLOTS[slot], get(config, slot).name).load()
+    """Return the function that fills a slot, its options bound and its attributes kept; None if the slot is empty."""
+    name = get(config, slot).name
+    if name == registry.NONE:
+        return None
+    function = registry.find(SLOTS[slot], name).load()
     return update_wrapper(partial(function, **options(config, slot)), function)
 
 
@@ -172,27 +187,39 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
     return plan
 
 
-def _sparsifier(config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None) -> Sparsifier:
+def _initial_density(config: Config) -> float | None:
+    """Return the density at the first step; None if the distribution alone says it."""
     sparsity = config.sparsity
-    updating = {}
-    if plan is not None:
-        updating = {
-            "plan": plan,
-            "drop": _part(config, "sparsity.drop"),
-            "grow": _part(config, "sparsity.grow"),
-            "drop_fraction": _part(config, "sparsity.drop_fraction")(plan),
-        }
+    if sparsity.distribution.name == "dense":
+        return None
+    initial = options(config, "sparsity.density_schedule").get("initial")
+    return sparsity.density if initial is None else float(initial)
+
+
+def _sparsifier(config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None) -> Sparsifier:
     return Sparsifier(
         model,
         optimizer,
-        density=sparsity.density,
+        density=_initial_density(config),
         distribution=_part(config, "sparsity.distribution"),
         init=_part(config, "sparsity.init"),
         pattern=_part(config, "sparsity.pattern"),
         scope=_scope(config),
         seed=config.seed,
-        **updating,
+        plan=plan,
+        **(_updating(config, plan) if plan else {}),
     )
+
+
+def _updating(config: Config, plan: UpdatePlan) -> dict[str, Any]:
+    """Return what only a method that updates its topology has."""
+    sparsity = config.sparsity
+    parts = {slot: _part(config, f"sparsity.{slot}") for slot in ("drop", "grow", "redistribute")}
+    if sparsity.drop_fraction.name != registry.NONE:
+        parts["drop_fraction"] = _part(config, "sparsity.drop_fraction")(plan)
+    if sparsity.density_schedule.name != registry.NONE:
+        parts["density_curve"] = _part(config, "sparsity.density_schedule")(plan, sparsity.density)
+    return {**parts, "drop_pool": sparsity.drop.pool, "prune_pool": sparsity.density_schedule.pool}
 
 
 def _settings(config: Config) -> Settings:
