@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from dst import registry
@@ -17,6 +18,7 @@ from dst.data.dataset import Samples
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
+from dst.sparsity.distribution import uniform
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.loop import Settings, Training
@@ -36,35 +38,84 @@ class Parts:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError if data, model and method do not fit together, before anything is built or recorded.
+    """Raise ConfigError, with all problems, if data, model and method do not fit together.
 
-    Needs the data, but neither time nor memory for the model.
+    Before anything is built or recorded; needs the data, but neither time nor memory for the model.
     """
     if config.hardware.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
-    try:
+    problems: list[str] = []
+    with _told(problems):
         dataset = _dataset(config)
-        _plan(config, len(_loaders(config, dataset).train))
+        train = _loaders(config, dataset).train
+        with _told(problems):
+            _check_plan(config, len(train))
         with torch.device("meta"):
             model = _model(config, dataset)
         forward_flops(model, dataset.shape)
-        with _blaming("sparsity.scope"):
+        with _told(problems, "schedule.batch_size: "):
+            _check_batch_norm(config, model, dataset, train.samples)
+        with _told(problems, "sparsity.scope: "):
             shapes = [layer.weight.shape for layer in _scope(config).layers(model)]
-        with _blaming(f"sparsity.density={config.sparsity.density}"):
-            allocate(_part(config, "sparsity.distribution"), shapes, config.sparsity.density)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+            with _told(problems, f"sparsity.density={config.sparsity.density}: "):
+                _check_density(config, shapes)
+    if problems:
+        raise ConfigError(problems)
 
 
 @contextmanager
-def _blaming(key: str) -> Iterator[None]:
-    """Turn a part's ValueError into a ConfigError that names the key to blame."""
+def _told(problems: list[str], key: str = "") -> Iterator[None]:
+    """Add what a part finds wrong to the problems, behind the key to blame, and go on after the block."""
     try:
         yield
-    except ValueError as error:
-        raise ConfigError([f"{key}: {error}"]) from error
+    except ConfigError as error:
+        problems += error.problems
+    except (ValueError, RuntimeError, MemoryError) as error:
+        problems.append(f"{key}{error}")
+
+
+def _check_plan(config: Config, steps_per_epoch: int) -> None:
+    plan = _plan(config, steps_per_epoch)
+    if plan is not None:
+        _updating(config, plan)
+    lr = config.schedule.lr
+    if lr.warmup_epochs > 0 and round(lr.warmup_epochs * steps_per_epoch) == 0:
+        raise ConfigError(
+            [f"schedule.lr.warmup_epochs={lr.warmup_epochs} is less than a step (an epoch has {steps_per_epoch})"]
+        )
+
+
+def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
+    """Batch norm cannot train on one value a channel, which the last batch of an epoch may come to."""
+    schedule = config.schedule
+    batches = {min(schedule.batch_size, samples), samples % schedule.batch_size} - {0}
+    parts = {len(part) for batch in batches for part in torch.empty(batch).chunk(schedule.accumulate)}
+    if 1 in parts and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        try:
+            model.train()(torch.empty(1, *dataset.shape, device="meta"))
+        except ValueError as error:
+            raise ValueError(
+                f"with schedule.batch_size={schedule.batch_size} and schedule.accumulate={schedule.accumulate} the "
+                f"{samples} training samples leave a batch of one, on which this model's batch norm cannot train; "
+                "choose another batch size"
+            ) from error
+
+
+def _check_density(config: Config, shapes: list[torch.Size]) -> None:
+    sparsity = config.sparsity
+    counts = allocate(_part(config, "sparsity.distribution"), shapes, _initial_density(config))
+    if sparsity.density is not None:
+        allocate(uniform, shapes, sparsity.density)  # the final one may be impossible where the first is not
+    if sparsity.redistribute.name != registry.NONE and len(shapes) < 2:
+        raise ConfigError(
+            [
+                f"sparsity.redistribute.name={sparsity.redistribute.name} would be ignored: the model has a single "
+                "sparse layer; set it to none"
+            ]
+        )
+    is_full = all(count == shape.numel() for count, shape in zip(counts, shapes, strict=True))
+    if is_full and sparsity.drop.name != registry.NONE and sparsity.density_schedule.name == registry.NONE:
+        raise ValueError("no layer has an inactive weight, so that nothing could be grown; choose a smaller density")
 
 
 def build(config: Config) -> Parts:
@@ -111,8 +162,11 @@ def _epochs(config: Config) -> int:
 
 
 def _part(config: Config, slot: str) -> Any:
-    """Return the function that fills a slot, with its options bound and what it says of itself kept."""
-    function = registry.find(SLOTS[slot], get(config, slot).name).load()
+    """Return the function that fills a slot, its options bound and its attributes kept; None if the slot is empty."""
+    name = get(config, slot).name
+    if name == registry.NONE:
+        return None
+    function = registry.find(SLOTS[slot], name).load()
     return update_wrapper(partial(function, **options(config, slot)), function)
 
 
@@ -208,27 +262,39 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
     return plan
 
 
-def _sparsifier(config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None) -> Sparsifier:
+def _initial_density(config: Config) -> float | None:
+    """Return the density at the first step; None if the distribution alone says it."""
     sparsity = config.sparsity
-    updating = {}
-    if plan is not None:
-        updating = {
-            "plan": plan,
-            "drop": _part(config, "sparsity.drop"),
-            "grow": _part(config, "sparsity.grow"),
-            "drop_fraction": _part(config, "sparsity.drop_fraction")(plan),
-        }
+    if sparsity.distribution.name == "dense":
+        return None
+    initial = options(config, "sparsity.density_schedule").get("initial")
+    return sparsity.density if initial is None else float(initial)
+
+
+def _sparsifier(config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None) -> Sparsifier:
     return Sparsifier(
         model,
         optimizer,
-        density=sparsity.density,
+        density=_initial_density(config),
         distribution=_part(config, "sparsity.distribution"),
         init=_part(config, "sparsity.init"),
         pattern=_part(config, "sparsity.pattern"),
         scope=_scope(config),
         seed=config.seed,
-        **updating,
+        plan=plan,
+        **(_updating(config, plan) if plan else {}),
     )
+
+
+def _updating(config: Config, plan: UpdatePlan) -> dict[str, Any]:
+    """Return what only a method that updates its topology has."""
+    sparsity = config.sparsity
+    parts = {slot: _part(config, f"sparsity.{slot}") for slot in ("drop", "grow", "redistribute")}
+    if sparsity.drop_fraction.name != registry.NONE:
+        parts["drop_fraction"] = _part(config, "sparsity.drop_fraction")(plan)
+    if sparsity.density_schedule.name != registry.NONE:
+        parts["density_curve"] = _part(config, "sparsity.density_schedule")(plan, sparsity.density)
+    return {**parts, "drop_pool": sparsity.drop.pool, "prune_pool": sparsity.density_schedule.pool}
 
 
 def _settings(config: Config) -> Settings:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dst import registry
-from dst.config import SLOTS, Augment, Config, Tracking, Update, get
+from dst.config import SLOTS, Augment, Config, DensitySchedule, Tracking, Update, get
 from dst.registry import REQUIRED, UnknownNameError, suggest
 
 
@@ -56,6 +56,9 @@ _RANGES: dict[str, _Range] = {
     "sparsity.density": _Range(0, 1, open_low=True, open_high=True),
     "sparsity.drop_fraction.initial": _Range(0, 1, open_low=True),
     "sparsity.drop_fraction.floor": _PROPER_FRACTION,
+    "sparsity.density_schedule.initial": _Range(0, 1, open_low=True),
+    "sparsity.density_schedule.start": _PROPER_FRACTION,
+    "sparsity.density_schedule.end": _FRACTION,
     "sparsity.update.every": _AT_LEAST_ONE,
     "sparsity.update.start": _FRACTION,
     "sparsity.update.stop": _FRACTION,
@@ -87,6 +90,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.augment.padding_mode": ("reflect", "zeros"),
     "data.storage": ("auto", "resident", "stream"),
     "sparsity.drop_fraction.horizon": ("end", "stop"),
+    "sparsity.drop.pool": ("layer", "global"),
+    "sparsity.density_schedule.pool": ("layer", "global"),
     "sparsity.update.order": ("after_step", "replaces_step"),
     "schedule.select": ("last", "best_val"),
     "hardware.device": ("cpu", "cuda"),
@@ -131,46 +136,67 @@ def _check_ranges(config: Config) -> Iterator[str]:
 
 
 def _check_density(config: Config) -> Iterator[str]:
-    sparsity = config.sparsity
-    if sparsity.distribution.name == "dense":
-        if sparsity.density is not None:
+    sparsity, schedule = config.sparsity, config.sparsity.density_schedule
+    if schedule.name == "none":
+        if sparsity.distribution.name == "dense" and sparsity.density is not None:
             yield (
                 f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all "
                 "weights. Remove it, or choose a sparse method, e.g. sparsity=rigl_itop"
             )
-    elif sparsity.density is None:
+        if schedule.pool != DensitySchedule.pool:
+            yield f"sparsity.density_schedule.pool={schedule.pool} would be ignored without a density schedule"
+    elif sparsity.density is not None and schedule.initial is not None and schedule.initial <= sparsity.density:
+        yield (
+            f"sparsity.density_schedule.initial={schedule.initial} must exceed the final sparsity.density="
+            f"{sparsity.density}"
+        )
+    elif sparsity.distribution.name == "dense" and schedule.initial not in (None, 1):
+        yield (
+            f"sparsity.density_schedule.initial={schedule.initial} would be ignored: the distribution is dense at "
+            "first; choose uniform, er or erk, or an initial density of 1"
+        )
+    if schedule.start is not None and schedule.end is not None and schedule.start >= schedule.end:
+        yield (
+            f"sparsity.density_schedule.start={schedule.start} must lie before sparsity.density_schedule.end="
+            f"{schedule.end}"
+        )
+    is_sparse = sparsity.distribution.name != "dense" or schedule.name != "none"
+    if is_sparse and sparsity.density is None:
         yield f"sparsity.density is missing: sparsity '{sparsity.label}' needs it, e.g. sparsity.density=0.1"
 
 
 def _check_update(config: Config) -> Iterator[str]:
     sparsity, update = config.sparsity, config.sparsity.update
-    parts = {
+    moves = {
         "sparsity.drop.name": sparsity.drop.name != "none",
         "sparsity.grow.name": sparsity.grow.name != "none",
         "sparsity.drop_fraction.name": sparsity.drop_fraction.name != "none",
-        "sparsity.update.every": update.every is not None,
     }
-    if any(parts.values()) and not all(parts.values()):
-        missing = [key for key, is_set in parts.items() if not is_set]
-        present = [f"{key}={_shown(get(config, key))}" for key, is_set in parts.items() if is_set]
+    prunes = sparsity.density_schedule.name != "none"
+    changes = any(moves.values()) or prunes
+    if any(moves.values()) and not all(moves.values()):
+        missing = [key for key, is_set in moves.items() if not is_set]
+        present = [f"{key}={_shown(get(config, key))}" for key, is_set in moves.items() if is_set]
         yield (
-            f"an update of the topology needs drop, grow, drop fraction and interval together: {', '.join(present)} "
-            f"would be ignored without {', '.join(missing)}. Set all four, or none for a static topology"
+            f"weights move by drop, grow and drop fraction together: {', '.join(present)} would be ignored without "
+            f"{', '.join(missing)}. Set all three, or none"
         )
-    if any(parts.values()) and sparsity.distribution.name == "dense":
+    if changes and update.every is None:
+        yield (
+            f"sparsity.update.every is missing: sparsity '{sparsity.label}' updates its topology, e.g. "
+            "sparsity.update.every=${schedule.update_every}"
+        )
+    if not any(moves.values()):
+        for key, default in (("sparsity.redistribute.name", "none"), ("sparsity.drop.pool", "layer")):
+            if get(config, key) != default:
+                yield f"{key}={get(config, key)} would be ignored: nothing is dropped and grown"
+    elif sparsity.distribution.name == "dense" and not prunes:
         yield (
             f"sparsity.distribution.name=dense leaves nothing to drop and grow, but sparsity '{sparsity.label}' "
             "updates its topology: choose uniform, er or erk, and a density"
         )
-    if not any(parts.values()):
-        defaults = Update()
-        for item in fields(update):
-            value = getattr(update, item.name)
-            if value != getattr(defaults, item.name):
-                yield (
-                    f"sparsity.update.{item.name}={_shown(value)} would be ignored: sparsity '{sparsity.label}' never "
-                    "updates its topology"
-                )
+    if not changes:
+        yield from _ignored_update_keys(config)
     elif update.every == 1 and update.order == "replaces_step":
         yield (
             "sparsity.update.every=1 with sparsity.update.order=replaces_step would replace every step by an update: "
@@ -183,6 +209,23 @@ def _check_update(config: Config) -> Iterator[str]:
             f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
             "is no update in the whole run"
         )
+    end = sparsity.density_schedule.end
+    if end is not None and end > update.stop:
+        yield (
+            f"sparsity.density_schedule.end={end} must not lie behind sparsity.update.stop={update.stop}: the final "
+            "density would never be reached"
+        )
+
+
+def _ignored_update_keys(config: Config) -> Iterator[str]:
+    defaults, update = Update(), config.sparsity.update
+    for item in fields(update):
+        value = getattr(update, item.name)
+        if value != getattr(defaults, item.name):
+            yield (
+                f"sparsity.update.{item.name}={_shown(value)} would be ignored: sparsity '{config.sparsity.label}' "
+                "never updates its topology"
+            )
 
 
 def _check_schedule(config: Config) -> Iterator[str]:

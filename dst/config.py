@@ -113,6 +113,28 @@ class Slot:
 
 
 @dataclass
+class Drop:
+    """Who leaves. ``pool``: the drop fraction of each ``layer``, or of all layers together (``global``)."""
+
+    name: str = "none"
+    pool: str = "layer"
+
+
+@dataclass
+class DensitySchedule:
+    """How dense over time: from ``initial`` to ``sparsity.density`` between the fractions ``start`` and ``end``.
+
+    ``pool``: weights are pruned by magnitude in each ``layer`` alike, or in all layers together (``global``).
+    """
+
+    name: str = "none"
+    initial: float | None = None
+    start: float | None = None
+    end: float | None = None
+    pool: str = "global"
+
+
+@dataclass
 class DropFraction:
     """How much of a layer moves in an update, as a curve from ``initial`` to ``floor``.
 
@@ -144,7 +166,10 @@ class Update:
 
 @dataclass
 class Sparsity:
-    """The sparse-training method as a composition of slots. ``label`` names its row in tables."""
+    """The sparse-training method as a composition of slots. ``label`` names its row in tables.
+
+    ``density``: active / maskable weights; the final one where a ``density_schedule`` leads to it.
+    """
 
     label: str = "dense"
     density: float | None = None
@@ -152,9 +177,11 @@ class Sparsity:
     distribution: Slot = field(default_factory=lambda: Slot("dense"))
     init: Slot = field(default_factory=lambda: Slot("random"))
     pattern: Slot = field(default_factory=lambda: Slot("unstructured"))
-    drop: Slot = field(default_factory=Slot)
+    drop: Drop = field(default_factory=Drop)
     grow: Slot = field(default_factory=Slot)
+    redistribute: Slot = field(default_factory=Slot)
     drop_fraction: DropFraction = field(default_factory=DropFraction)
+    density_schedule: DensitySchedule = field(default_factory=DensitySchedule)
     update: Update = field(default_factory=Update)
 
 
@@ -322,7 +349,9 @@ SLOTS = {
     "sparsity.pattern": "pattern",
     "sparsity.drop": "drop",
     "sparsity.grow": "grow",
+    "sparsity.redistribute": "redistribute",
     "sparsity.drop_fraction": "drop_fraction",
+    "sparsity.density_schedule": "density_schedule",
     "schedule.optimizer": "optimizer",
     "schedule.lr": "lr",
 }

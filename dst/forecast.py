@@ -105,18 +105,22 @@ def _forecast(config: Config) -> Forecast:
 
 
 def _train_flops(parts: Parts, batch_size: int) -> int:
-    """Return the FLOPs of the whole training, exactly as the loop will count them."""
+    """Return the FLOPs of the whole training as the loop will count them.
+
+    Exact where every layer keeps its number of weights; where weights move between layers or the density falls, each
+    layer is taken to keep its share.
+    """
     training, sparsifier = parts.training, parts.training.sparsifier
-    active = {report.layer: report.active for report in sparsifier.layers}
     steps_per_epoch, samples_per_epoch = len(training.train_batches), training.train_batches.samples
-    samples = training.settings.epochs * samples_per_epoch
-    total = training.flops.train_step(active, samples, dense_gradient=False)
+    at_first = {report.layer: report.active for report in sparsifier.layers}
+    active, total = at_first, 0
     for step in range(1, training.total_steps + 1):
         sparsifier.steps = step - 1
-        if sparsifier.needs_dense_gradient():
-            batch = min(batch_size, samples_per_epoch - (step - 1) % steps_per_epoch * batch_size)
-            one = training.flops.train_step(active, batch, dense_gradient=True)
-            total += one - training.flops.train_step(active, batch, dense_gradient=False)
+        batch = min(batch_size, samples_per_epoch - (step - 1) % steps_per_epoch * batch_size)
+        total += training.flops.train_step(active, batch, dense_gradient=sparsifier.needs_dense_gradient())
+        if sparsifier.update_due():
+            share = sparsifier.scheduled_density(step) / sparsifier.density
+            active = at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
     sparsifier.steps = 0
     return total
 

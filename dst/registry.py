@@ -38,13 +38,15 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
     "pattern": ("sparsity.pattern.unstructured",),
     "drop": ("sparsity.drop",),
     "grow": ("sparsity.grow",),
+    "redistribute": ("sparsity.redistribute",),
     "drop_fraction": ("sparsity.schedule",),
+    "density_schedule": ("sparsity.density",),
     "optimizer": ("training.optimizer",),
     "lr": ("training.lr",),
 }
 """Kind -> the modules whose public functions are its members."""
 
-_MAY_BE_EMPTY: Final = frozenset({"drop", "grow", "drop_fraction"})
+_MAY_BE_EMPTY: Final = frozenset({"drop", "grow", "redistribute", "drop_fraction", "density_schedule"})
 
 
 class UnknownNameError(ValueError):

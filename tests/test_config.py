@@ -65,9 +65,11 @@ def test_members_are_the_public_functions():
         "distribution": ["dense", "er", "erk", "uniform"],
         "init": ["random"],
         "pattern": ["unstructured"],
-        "drop": ["magnitude", "none", "random"],
-        "grow": ["gradient", "none", "random"],
+        "drop": ["magnitude", "none", "random", "set", "taylor"],
+        "grow": ["gradient", "momentum", "none", "random", "random_unexplored"],
+        "redistribute": ["magnitude", "momentum", "none", "nonzeros"],
         "drop_fraction": ["constant", "cosine", "linear", "none"],
+        "density_schedule": ["cubic", "none"],
         "optimizer": ["adamw", "sgd"],
         "lr": ["constant", "cosine", "multistep"],
     }
@@ -190,7 +192,7 @@ def test_complete_fills_in_what_will_be_used_and_leaves_the_original_alone():
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "sparsity=rigl_itp": "unknown sparsity: did you mean 'rigl_itop'? allowed: dense, rigl, rigl_itop, set_itop",
+    "sparsity=rigl_itp": "unknown sparsity: did you mean 'rigl_itop'? allowed: dense, dst, gmp",
     "modle=mlp": "unknown key 'modle': did you mean 'model'?",
     "sparsity.densty=0.1": "unknown key 'sparsity.densty': did you mean 'sparsity.density'?",
     "+sparsity.new=1": "unknown key 'sparsity.new'",
@@ -207,7 +209,28 @@ WRONG = {
     "sparsity.density=null": "sparsity.density is missing: sparsity 'rigl_itop' needs it",
     "sparsity.drop.name=magnitud": "unknown drop 'magnitud': did you mean 'magnitude'?",
     "sparsity.grow.name=none": "would be ignored without sparsity.grow.name",
-    "sparsity.update.every=null": "would be ignored without sparsity.update.every",
+    "sparsity.update.every=null": "sparsity.update.every is missing: sparsity 'rigl_itop' updates",
+    "sparsity.drop.pool=all": "sparsity.drop.pool=all: allowed: global, layer",
+    "sparsity.density_schedule.name=cubic": "sparsity.density_schedule.end is missing",
+    "sparsity.density_schedule.end=0.5": "sparsity.density_schedule.end=0.5 would be ignored",
+    "sparsity.density_schedule.pool=layer": "would be ignored without a density schedule",
+    "sparsity=granet sparsity.density_schedule.initial=0.05": "must exceed the final sparsity.density=0.1",
+    "sparsity=gmp sparsity.density_schedule.initial=0.5": "would be ignored: the distribution is dense at first",
+    "sparsity=gmp sparsity.density_schedule.start=0.6": "must lie before sparsity.density_schedule.end=0.5",
+    "sparsity=gmp sparsity.update.stop=0.4": "the final density would never be reached",
+    "sparsity=gmp sparsity.density=null": "sparsity.density is missing: sparsity 'gmp' needs it",
+    "sparsity=gmp sparsity.redistribute.name=momentum": "would be ignored: nothing is dropped and grown",
+    "sparsity=rigl schedule.update_every=1": "would replace every step by an update",
+    "sparsity=rigl sparsity.update.on_last_step=true": "would be ignored: updates stop at 0.75 of training",
+    "hardware.threads=10000": "hardware.threads=10000: must be a finite number in [1, 1024]",
+    "hardware.precision=tf32": "hardware.precision=tf32 would be ignored: only GPUs have it",
+    "schedule.accumulate=65": "schedule.accumulate=65: a batch of 64 samples",
+    "hydra.run.dir=/tmp/x": "hydra.run.dir=/tmp/x would be ignored",
+    "sparsity=glob(*)": "",
+    "output.root=": "output.root is empty",
+    "output.group=a/.b": "output.group='a/.b': must be a folder below output.root",
+    "data.mean=[nan] data.std=[1]": "data.mean=[nan]: must be finite",
+    "data.mean=[0] data.std=[1e-30]": "data.std=[1e-30]: must be positive, finite and not tiny",
     "sparsity.update.order=before": "sparsity.update.order=before: allowed: after_step, replaces_step",
     "sparsity.update.start=1": "there is no update in the whole run",
     "sparsity.drop_fraction.name=constant": "sparsity.drop_fraction.floor=0.005 would be ignored",
@@ -235,7 +258,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("override", "told"), WRONG.items())
 def test_wrong_overrides(override, told):
-    found = problems(override)
+    found = problems(*override.split())
     assert any(told in problem for problem in found), found
 
 

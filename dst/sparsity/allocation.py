@@ -38,3 +38,25 @@ def layer_counts(densities: Sequence[float], sizes: Sequence[int], total: int) -
         for i in free[: abs(missing)]:
             counts[i] += sign
     return counts
+
+
+def share(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
+    """Share ``total`` in proportion to ``weights``, at most ``caps`` each; what overflows goes to the others.
+
+    Exact: the shares sum to ``total``. Largest remainders first, ties to the earlier. Raises ValueError if the caps
+    leave no room. Weights that sum to zero count as equal.
+    """
+    if total > sum(caps):
+        raise ValueError(f"{total} weights do not fit into {sum(caps)} free places")
+    shares = [0] * len(caps)
+    while (rest := total - sum(shares)) > 0:
+        open_ = [i for i, cap in enumerate(caps) if shares[i] < cap]
+        whole = sum(weights[i] for i in open_)
+        parts = {i: rest * (weights[i] / whole if whole > 0 else 1 / len(open_)) for i in open_}
+        grants = {i: min(int(part), caps[i] - shares[i]) for i, part in parts.items()}
+        if not any(grants.values()):  # less than one for each: by largest remainder
+            for i in sorted(open_, key=lambda i: (-parts[i], i))[:rest]:
+                grants[i] = 1
+        for i, grant in grants.items():
+            shares[i] += grant
+    return shares

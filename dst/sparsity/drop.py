@@ -1,13 +1,33 @@
 """Who leaves: scores whose smallest values among the active weights are dropped."""
 
+import torch
 from torch import Tensor
 
 from dst.sparsity.view import LayerView
 
 
 def magnitude(layer: LayerView) -> Tensor:
-    """Drop the weights nearest to zero: ``|w|`` (SET, RigL, ITOP)."""
+    """Drop the weights nearest to zero: ``|w|`` (RigL, ITOP, GraNet)."""
     return layer.weight.abs()
+
+
+def set(layer: LayerView) -> Tensor:
+    """Drop the same fraction of the positive and of the negative weights, those nearest to zero (SET, Mocanu 2018).
+
+    The score of a weight is its rank by magnitude among the active weights of its sign, as a fraction of their number.
+    """
+    scores = torch.zeros_like(layer.weight)
+    for of_sign in (layer.weight >= 0, layer.weight < 0):
+        where = (layer.mask & of_sign).flatten().nonzero().squeeze(1)
+        order = where[layer.weight.flatten()[where].abs().argsort(stable=True)]
+        ranks = torch.arange(1, len(order) + 1, device=order.device, dtype=scores.dtype)
+        scores.view(-1)[order] = ranks / max(len(order), 1)
+    return scores
+
+
+def taylor(layer: LayerView) -> Tensor:
+    """Drop the weights that change the loss least to first order: ``(w g)^2`` (Molchanov et al. 2019)."""
+    return (layer.weight * layer.dense_gradient()).square()
 
 
 def random(layer: LayerView) -> Tensor:

@@ -1,5 +1,6 @@
 """When the topology is updated, and how an update meets the optimizer."""
 
+import math
 from dataclasses import dataclass
 
 ORDERS = ("after_step", "replaces_step")
@@ -42,4 +43,6 @@ class UpdatePlan:
 
     def updates(self) -> int:
         """Return the number of updates in the whole training."""
-        return sum(self.due(step) for step in range(self.every, self.total_steps + 1, self.every))
+        first = math.ceil(self.start * self.total_steps)
+        last = min(self.stop_step, self.total_steps if self.on_last_step else self.total_steps - 1)
+        return max(0, last // self.every - max(first - 1, 0) // self.every)

@@ -3,6 +3,8 @@
 ``torch.topk`` alone breaks ties arbitrarily, and ties are real: dead inputs give all-zero gradients.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,22 @@ def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
         select = _on_cpu if scores.device.type == "cpu" else _on_device
         select(scores.flatten(), k, among.flatten(), chosen)
     return chosen.view(scores.shape)
+
+
+def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> list[Tensor]:
+    """Return boolean masks of the ``k`` largest scores of all layers together, at least one in every layer.
+
+    Raises ValueError if ``k`` is less than the number of layers.
+    """
+    if k < len(scores):
+        raise ValueError(f"cannot keep {k} weights in {len(scores)} layers: every layer keeps at least one")
+    pool = torch.cat([layer.flatten() for layer in scores])
+    eligible = torch.cat([layer.flatten() for layer in among])
+    sizes = [layer.numel() for layer in scores]
+    for values, where in zip(torch.split(pool, sizes), torch.split(eligible, sizes), strict=True):
+        values[values.masked_fill(~where, -torch.inf).argmax()] = torch.inf  # the best of its layer stays in any case
+    chosen = torch.split(top_k(pool, k, eligible), sizes)
+    return [mask.view(layer.shape) for mask, layer in zip(chosen, scores, strict=True)]
 
 
 def _on_cpu(scores: Tensor, k: int, among: Tensor, chosen: Tensor) -> None:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dst.sparsity.scope import Layer
 
+MOMENTUM = 0.9
+"""Weight of the past in the moving average of gradients: that of SNFS, the momentum of its optimizer."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -25,10 +28,12 @@ class LayerReport:
 class Topology:
     """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included."""
 
-    def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor]) -> None:
+    def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor], *, with_momentum: bool = False) -> None:
         self.layers = list(layers)
         self.masks = list(masks)
         self.explored = [mask.clone() for mask in masks]
+        self.momentum = [torch.zeros_like(layer.weight) for layer in layers] if with_momentum else []
+        """Moving averages of dense gradients, where the method asks for them."""
         self.reports: list[LayerReport] = []
         self.refresh()
 
@@ -44,6 +49,15 @@ class Topology:
             counts.append(torch.stack([active, torch.count_nonzero(explored), dropped, grown]))
         rows: list[list[int]] = torch.stack(counts).tolist()
         self.reports = [LayerReport(lay.name, lay.size, *row) for lay, row in zip(self.layers, rows, strict=True)]
+
+    @torch.no_grad()
+    def track_momentum(self) -> None:
+        """Take the present dense gradients into the moving averages, in one fused pass."""
+        if self.momentum:
+            gradients = [layer.weight.grad for layer in self.layers]
+            if any(gradient is None for gradient in gradients):
+                raise RuntimeError("a moving average of gradients needs a backward pass before every step")
+            torch._foreach_lerp_(self.momentum, gradients, 1 - MOMENTUM)  # type: ignore[arg-type]
 
     @property
     def size(self) -> int:
@@ -66,22 +80,19 @@ class Topology:
         self.explored[index] |= mask
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks and explored masks as boolean tensors by layer name."""
-        return {
-            "masks": {layer.name: mask for layer, mask in zip(self.layers, self.masks, strict=True)},
-            "explored": {layer.name: seen for layer, seen in zip(self.layers, self.explored, strict=True)},
-        }
+        """Return masks, explored masks (boolean) and moving averages by layer name."""
+        names = [layer.name for layer in self.layers]
+        kinds = {"masks": self.masks, "explored": self.explored, "momentum": self.momentum}
+        return {kind: dict(zip(names, tensors, strict=True)) for kind, tensors in kinds.items() if tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore masks and explored masks; ValueError if the layers or shapes differ."""
-        for kind in ("masks", "explored"):
+        """Restore what ``state_dict`` returned; ValueError if the layers or shapes differ."""
+        for kind in self.state_dict():
             stored = {name: tuple(tensor.shape) for name, tensor in state[kind].items()}
             here = {layer.name: tuple(layer.weight.shape) for layer in self.layers}
             if stored != here:
                 differing = sorted({name for name, _ in stored.items() ^ here.items()})
                 raise ValueError(f"stored {kind} do not fit this model: layers {', '.join(differing)} differ")
-        for i, layer in enumerate(self.layers):
-            device = layer.weight.device
-            self.masks[i] = state["masks"][layer.name].to(device, torch.bool, copy=True)
-            self.explored[i] = state["explored"][layer.name].to(device, torch.bool, copy=True)
+            tensors = [state[kind][layer.name].to(layer.weight.device, copy=True) for layer in self.layers]
+            setattr(self, kind, tensors)
         self.refresh()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,13 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerView:
-    """The tensors of one layer, all of the weight's shape. ``gradient`` is dense: inactive positions included."""
+    """The tensors of one layer, all of the weight's shape.
+
+    ``gradient`` is dense for grow scores. Drop scores, which matter at active positions only, are taken after the
+    optimizer step and find it masked (and clipped, if the loop clips).
+    ``momentum``: the moving average of dense gradients, kept only if a part of the method asks for it.
+    """
 
     weight: Tensor
     mask: Tensor
     explored: Tensor
     gradient: Tensor | None
     seed: int
+    momentum: Tensor | None = None
 
     def uniform(self) -> Tensor:
         """Return numbers in [0, 1) derived from the run's seed, the update and the layer."""
@@ -26,17 +32,37 @@ class LayerView:
     def dense_gradient(self) -> Tensor:
         """Return the gradient; RuntimeError if there is none (no backward pass before this step)."""
         if self.gradient is None:
-            raise RuntimeError("growth by gradient needs a backward pass before the step")
+            raise RuntimeError(
+                "growth by gradient needs a backward pass before the step, through every layer in scope; exclude "
+                "layers that the model does not use"
+            )
         return self.gradient
+
+    def gradient_average(self) -> Tensor:
+        """Return the moving average of dense gradients."""
+        assert self.momentum is not None, "a part that reads the average must be marked needs_momentum"
+        return self.momentum
 
 
 Score = Callable[[LayerView], Tensor]
 """A pure function from a layer to one number a weight."""
 
+Need = Literal["dense_gradient", "momentum"]
+"""``dense_gradient``: at updates; ``momentum``: a moving average of dense gradients, so at every step."""
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def needs_dense_gradient(score: _F) -> _F:
-    """Mark a score that reads the dense gradient at updates, which training FLOPs must count."""
-    score.needs_dense_gradient = True  # type: ignore[attr-defined]
-    return score
+def needs(need: Need) -> Callable[[_F], _F]:
+    """Mark a part that reads dense gradients, which training FLOPs must count."""
+
+    def mark(part: _F) -> _F:
+        part.need = need  # type: ignore[attr-defined]
+        return part
+
+    return mark
+
+
+def need_of(part: Any) -> Need | None:
+    """Return what a part was marked with."""
+    return getattr(part, "need", None)

@@ -153,8 +153,11 @@ def test_best_val_reports_the_figures_of_the_selected_weights(tmp_path):
         assert summary[name] == best[name]
 
 
+METHODS = sorted(path.stem for path in (REPOSITORY / "conf" / "sparsity").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("method", ["dense", "static", "set_itop", "rigl", "rigl_itop"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_with_every_optimizer(method, optimizer, tmp_path):
     peak = {"sgd": 0.1, "adamw": 0.01}[optimizer]
     options = (f"schedule.optimizer.name={optimizer}", f"schedule.lr.peak={peak}", "schedule.epochs=10")
@@ -324,7 +327,7 @@ def test_help_lists_every_group_and_option():
 def test_cfg_job_shows_the_config_and_parts_of_it():
     assert "every: ${schedule.update_every}" in shell("--cfg", "job").stdout
     assert "every: 50" in shell("--cfg", "job", "--resolve").stdout
-    assert shell("--cfg", "job", "-p", "sparsity.drop", "sparsity=rigl").stdout.strip() == "name: magnitude"
+    assert shell("--cfg", "job", "-p", "sparsity.drop.name", "sparsity=rigl").stdout.strip() == "magnitude"
 
 
 def test_hydra_answers_what_only_it_can():
@@ -332,3 +335,104 @@ def test_hydra_answers_what_only_it_can():
     assert result.returncode == 0
     assert "sparsity: rigl_itop" in result.stdout
     assert not Path(REPOSITORY / "outputs" / "run.log").exists()
+
+
+# -- what a reviewer found ---------------------------------------------------------------------------------------------
+
+
+def test_weights_that_overflow_are_never_saved_nor_called_done(tmp_path):
+    """Finite gradients at an absurd rate: the bad step is seen before its checkpoint, and at the end of training."""
+    options = ("sparsity=static", "schedule.lr.peak=1e300", *(text for text in TINY if "update_every" not in text))
+    saving = run(*options, "checkpoint.every_steps=1", "checkpoint.keep=1", cwd=tmp_path)
+    assert saving.code == 3
+    assert "a weight or running statistic not finite at step 1" in saving.output
+    assert not list(tmp_path.glob("outputs/default/*/checkpoints/*.pt"))
+    one_step = run(*options, "schedule.batch_size=5000", "schedule.epochs=1", cwd=tmp_path)
+    assert one_step.code == 3
+
+
+def test_a_changed_method_does_not_keep_the_name_of_the_original(tmp_path):
+    result = run(*TINY, "sparsity.grow.name=random", "sparsity.density=0.2", cwd=tmp_path)
+    assert "digits mlp rigl_itop grow=random density=0.2 seed=0" in result.output
+    assert (
+        read_json(run_folder(tmp_path / "outputs") / "run.json")["config"]["sparsity.label"] == "rigl_itop grow=random"
+    )
+
+
+def test_a_default_said_aloud_does_not_change_the_name(tmp_path, finished):
+    cwd, folder, _ = finished
+    result = run("sparsity=rigl_itop", *TINY, "sparsity.update.stop=1.0", "sparsity.drop.name=magnitude", cwd=cwd)
+    assert f"run {folder.name} is done already" in result.output
+
+
+def test_damaged_records_do_not_stop_a_sweep(tmp_path):
+    sweep = ("-m", "seed=0,1,2", *TINY)
+    assert run(*sweep, cwd=tmp_path).code == 0
+    folders = find_runs(tmp_path / "outputs")
+    (folders[0] / "status.json").write_text('{"sta')
+    (folders[1] / "summary.json").unlink()
+    result = run(*sweep, cwd=tmp_path)
+    assert result.code == 1
+    assert "status.json is not JSON" in result.output
+    assert read_summary(folders[1])["test/accuracy"] > 0  # had again from its last checkpoint
+    assert "Traceback" not in result.output
+
+
+def test_a_cell_that_cannot_be_built_does_not_stop_a_sweep(tmp_path):
+    (tmp_path / "outputs" / "default").mkdir(parents=True)
+    first = run("-m", "seed=0,1", *TINY, cwd=tmp_path, fault="kill:step:5")
+    assert first.code == -9
+    (folder,) = find_runs(tmp_path / "outputs")
+    (folder / "run.json").write_text("{}")
+    result = run("-m", "seed=0,1", *TINY, cwd=tmp_path)
+    assert result.code == 2
+    assert "run.json is incomplete" in result.output
+    assert sorted(read_status(f)["state"] for f in find_runs(tmp_path / "outputs")) == ["done", "running"]
+
+
+def test_a_request_to_stop_at_the_very_end_of_a_cell_ends_the_sweep(tmp_path):
+    result = run("-m", "seed=0,1,2", *TINY, cwd=tmp_path, fault=f"signal:SIGTERM:{STEPS}")
+    assert result.code == 75
+    assert result.output.count("not started") == 2
+
+
+def test_batch_norm_and_a_batch_of_one(tmp_path):
+    options = ("model=resnet20", "schedule.batch_size=431", "schedule.update_every=1", "tracking=none")
+    result = run(*options, cwd=tmp_path)
+    assert result.code == 0 or "leave a batch of one" in result.output
+    result = run("model=vgg_c", *options[1:], cwd=tmp_path)
+    assert result.code == 2
+    assert "schedule.batch_size: with schedule.batch_size=431" in result.output
+
+
+def test_a_broken_yaml_is_told_and_names_the_file(tmp_path):
+    import shutil
+
+    from dst.compose import compose_cells
+    from dst.config import ConfigError
+
+    conf = tmp_path / "conf"
+    shutil.copytree(REPOSITORY / "conf", conf)
+    (conf / "sparsity" / "rigl_itop.yaml").write_text("label: [")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*rigl_itop\.yaml"):
+        compose_cells(conf, [], multirun=False)
+
+
+def test_flags_that_would_be_ignored():
+    for arguments in (["-p", "sparsity"], ["--resolve"], ["--cfg", "job", "-m"]):
+        result = shell(*arguments)
+        assert result.returncode == 2
+        assert "--cfg job" in result.stderr
+
+
+def test_all_that_does_not_fit_is_told_at_once(tmp_path):
+    result = run(*TINY, "sparsity.update.every=1000", "sparsity.scope.exclude=[fcx]", cwd=tmp_path)
+    assert result.code == 2
+    assert "there is no update in the whole run" in result.output
+    assert "scope pattern 'fcx' matches no layer" in result.output
+
+
+def test_a_density_that_leaves_nothing_to_grow(tmp_path):
+    result = run(*TINY, "sparsity.density=0.99999", cwd=tmp_path)
+    assert result.code == 2
+    assert "no layer has an inactive weight" in result.output

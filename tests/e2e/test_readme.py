@@ -10,6 +10,7 @@ import pytest
 
 from dst.checks import check
 from dst.compose import compose_cells
+from dst.config import options as resolved
 from dst.registry import members
 from tests.processes import REPOSITORY, run
 
@@ -64,7 +65,9 @@ def test_the_table_of_methods_is_that_of_the_configs():
         drop, grow, fraction = (cell.strip() for cell in row.split("|")[:3])
         assert (drop or "none", grow or "none") == (sparsity.drop.name, sparsity.grow.name)
         curve = sparsity.drop_fraction
-        expected = "" if curve.name == "none" else f"{curve.name} {curve.initial:g} to {curve.floor:g}"
+        options = resolved(config, "sparsity.drop_fraction")
+        expected = " to ".join(f"{options[name]:g}" for name in ("initial", "floor") if name in options)
+        expected = "" if curve.name == "none" else f"{curve.name} {expected}"
         assert fraction == expected
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst.sparsity import select
-from dst.sparsity.select import top_k
+from dst.sparsity.select import pooled_top_k, top_k
 
 
 def reference(scores, k, among):
@@ -66,3 +66,26 @@ def test_shape_is_kept_and_the_sample_leaves_global_randomness_alone():
 def test_too_many_asked_for():
     with pytest.raises(ValueError, match="cannot select 3 of 2"):
         top_k(torch.zeros(4), 3, torch.tensor([True, True, False, False]))
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0]), min_size=1, max_size=9), min_size=1, max_size=5),
+    st.data(),
+)
+def test_pooled_selection_is_global_and_leaves_no_layer_empty(layers, data):
+    scores = [torch.tensor(layer) for layer in layers]
+    among = [torch.ones_like(layer, dtype=torch.bool) for layer in scores]
+    k = data.draw(st.integers(len(scores), sum(map(len, layers))))
+    masks = pooled_top_k(scores, k, among)
+    assert sum(int(mask.sum()) for mask in masks) == k
+    assert all(mask.any() for mask in masks)
+    # Nothing left out beats anything kept, but for the one weight that keeps its layer alive.
+    out = max((float(s[~m].max()) for s, m in zip(scores, masks, strict=True) if (~m).any()), default=float("-inf"))
+    for layer, mask in zip(scores, masks, strict=True):
+        kept = sorted(layer[mask].tolist())
+        assert all(value >= out for value in (kept if len(kept) > 1 else []))
+
+
+def test_pooled_selection_needs_a_weight_a_layer():
+    with pytest.raises(ValueError, match="cannot keep 1 weights in 2 layers"):
+        pooled_top_k([torch.zeros(3), torch.zeros(3)], 1, [torch.ones(3).bool()] * 2)

@@ -49,8 +49,8 @@ def masks_of(sparsifier):
 @given(
     st.floats(0.05, 0.9),
     st.sampled_from(["uniform", "er", "erk"]),
-    st.sampled_from(["magnitude", "random"]),
-    st.sampled_from(["gradient", "random"]),
+    st.sampled_from(["magnitude", "random", "set", "taylor"]),
+    st.sampled_from(["gradient", "random", "random_unexplored", "momentum"]),
     st.floats(0.01, 1.0),
     st.sampled_from(["after_step", "replaces_step"]),
     st.booleans(),
@@ -314,3 +314,156 @@ def test_rs_of_random_growth_follows_the_closed_form():
         unseen *= 1 - p
         assert abs(sparsifier.rs - (1 - unseen / n_all)) < 4 * math.sqrt(variance) / n_all + 1e-12
     assert sparsifier.rs > 0.3
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+
+def small(model=None, **options):
+    """A network of three layers in training by SGD, updated every second step."""
+    model = model or net()
+    optimizer = optimizer_of(model, "sgd")
+    plan = UpdatePlan(every=2, total_steps=100)
+    return (
+        model,
+        optimizer,
+        Sparsifier(model, optimizer, **{"density": 0.3, "plan": plan, "drop_fraction": 0.4, **options}),
+    )
+
+
+@pytest.mark.parametrize("statistic", ["magnitude", "momentum", "nonzeros"])
+@pytest.mark.parametrize("regrow", [True, False])
+def test_redistribution_moves_budget_and_conserves_the_total(statistic, regrow):
+    plan = UpdatePlan(every=2, total_steps=100, regrow=regrow)
+    model, optimizer, sparsifier = small(redistribute=statistic, distribution="uniform", plan=plan)
+    before = [report.active for report in sparsifier.layers]
+    train(model, optimizer, sparsifier, 12)
+    after = [report.active for report in sparsifier.layers]
+    assert sum(after) == sum(before)
+    assert after != before
+    assert all(1 <= report.active <= report.size for report in sparsifier.layers)
+    for layer, mask in zip(sparsifier.topology.layers, masks_of(sparsifier), strict=True):
+        assert torch.count_nonzero(layer.weight[~mask]) == 0
+
+
+@pytest.mark.parametrize("drop", ["magnitude", "set", "random"])
+def test_global_drop_takes_the_fraction_of_all_layers_together(drop):
+    plan = UpdatePlan(every=1, total_steps=9, regrow=False)
+    options = {"drop": drop, "drop_pool": "global", "grow": "random_unexplored", "distribution": "uniform"}
+    model, optimizer, sparsifier = small(plan=plan, **options)
+    active = [report.active for report in sparsifier.layers]
+    train(model, optimizer, sparsifier, 1)
+    assert [report.active for report in sparsifier.layers] == active
+    assert sum(report.dropped for report in sparsifier.layers) == sum(math.ceil(0.4 * n) for n in active)
+
+
+def test_a_layer_that_drops_its_last_weight_gets_one_back():
+    model = nn.Sequential(nn.Linear(30, 30, bias=False), nn.Linear(30, 1, bias=False))
+    optimizer = optimizer_of(model, "sgd")
+    options = {"density": 0.02, "distribution": "uniform", "redistribute": "nonzeros", "grow": "random"}
+    sparsifier = Sparsifier(model, optimizer, plan=UpdatePlan(every=1, total_steps=99), drop_fraction=0.9, **options)
+    for _ in range(20):
+        sparsifier.step(lambda: None)
+        assert min(report.active for report in sparsifier.layers) >= 1
+        assert sparsifier.topology.active == round(0.02 * 930)
+
+
+def test_set_drops_the_same_fraction_of_both_signs():
+    from dst.sparsity.drop import set as set_score
+    from dst.sparsity.view import LayerView
+
+    weights = torch.tensor([5.0, 1.0, -0.1, -9.0, 3.0, 2.0, -4.0, -0.3, 4.0, 0.0])
+    active = weights != 0
+    scores = set_score(LayerView(weights, active, active, None, 0))
+    # Positive: 1 2 3 4 5, negative: -.1 -.3 -4 -9; of 9 weights the lowest 4 are 1, 2 and -.1, -.3.
+    lowest = scores.masked_fill(~active, torch.inf).argsort(stable=True)[:4]
+    assert sorted(weights[lowest].tolist()) == pytest.approx([-0.3, -0.1, 1.0, 2.0])
+
+
+def test_random_unexplored_takes_what_never_was_active_first():
+    """With unseen positions left, Rs grows by exactly what is grown; then everything has been explored."""
+    model, optimizer, sparsifier = small(grow="random_unexplored", drop="random", distribution="uniform")
+    unseen = [report.size - report.active for report in sparsifier.layers]
+    moved = [math.ceil(0.4 * report.active) for report in sparsifier.layers]
+    for update in range(1, 9):
+        train(model, optimizer, sparsifier, 2)
+        expected = [max(0, free - update * k) for free, k in zip(unseen, moved, strict=True)]
+        assert [report.size - report.explored for report in sparsifier.layers] == expected
+    assert sparsifier.rs == 1.0
+
+
+def test_momentum_is_an_unmasked_average_of_dense_gradients_and_explores():
+    model, optimizer, sparsifier = small(grow="momentum")
+    averages = [torch.zeros_like(layer.weight) for layer in sparsifier.topology.layers]
+    for _ in range(6):
+        inputs, labels = batch(sparsifier.steps)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        assert sparsifier.needs_dense_gradient()
+        for average, layer in zip(averages, sparsifier.topology.layers, strict=True):
+            average.lerp_(layer.weight.grad, 0.1)
+        sparsifier.step()
+    for average, kept in zip(averages, sparsifier.topology.momentum, strict=True):
+        torch.testing.assert_close(average, kept)
+    assert sparsifier.rs > sparsifier.density
+
+
+def test_momentum_survives_a_resume():
+    model, optimizer, sparsifier = small(grow="momentum", redistribute="momentum")
+    train(model, optimizer, sparsifier, 5)
+    stored = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
+    train(model, optimizer, sparsifier, 5)
+    other_model, other_optimizer, other = small(net(1), grow="momentum", redistribute="momentum")
+    for target, state in zip((other_model, other_optimizer, other), stored, strict=True):
+        target.load_state_dict(state)
+    train(other_model, other_optimizer, other, 5)
+    for a, b in zip(masks_of(sparsifier), masks_of(other), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("pool", ["global", "layer"])
+@pytest.mark.parametrize("regenerate", [True, False])
+def test_pruning_follows_the_curve_exactly(pool, regenerate):
+    """GMP without, GraNet with drop and grow; the count after every update is that of the curve."""
+    from dst.sparsity.density import cubic
+
+    plan = UpdatePlan(every=2, total_steps=20)
+    curve = cubic(plan, 0.1, initial=0.8, end=0.5)
+    parts = {} if regenerate else {"drop": None, "grow": None}
+    model, optimizer, sparsifier = small(density=0.8, plan=plan, density_curve=curve, prune_pool=pool, **parts)
+    for step in range(2, 20, 2):
+        previous = masks_of(sparsifier)
+        train(model, optimizer, sparsifier, 2)
+        assert sparsifier.topology.active == round(curve(step) * sparsifier.topology.size)
+        assert all(report.active >= 1 for report in sparsifier.layers)
+        if not regenerate:  # what is pruned stays pruned
+            assert all(not (new & ~old).any() for new, old in zip(masks_of(sparsifier), previous, strict=True))
+        for layer, mask in zip(sparsifier.topology.layers, masks_of(sparsifier), strict=True):
+            assert torch.count_nonzero(layer.weight[~mask]) == 0
+    assert sparsifier.density == pytest.approx(0.1, abs=0.5 / sparsifier.topology.size)
+
+
+def test_pruning_every_layer_alike_gives_every_layer_the_density():
+    from dst.sparsity.density import cubic
+
+    plan = UpdatePlan(every=2, total_steps=20)
+    curve = cubic(plan, 0.25, end=0.5)
+    model, optimizer, sparsifier = small(
+        density=None, distribution="dense", plan=plan, density_curve=curve, prune_pool="layer", drop=None, grow=None
+    )
+    train(model, optimizer, sparsifier, 10)
+    for report in sparsifier.layers:
+        assert abs(report.active - 0.25 * report.size) <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"drop": None}, "drop and grow go together"),
+        ({"drop_pool": "all"}, "pool 'all': allowed are layer, global"),
+        ({"redistribute": "momentums"}, "did you mean 'momentum'"),
+    ],
+)
+def test_wrong_compositions(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        small(**wrong)

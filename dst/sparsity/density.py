@@ -1,0 +1,32 @@
+"""How dense at step t: densities of the whole network as pure functions of the step.
+
+Each factory takes the update plan, the final density and its own options and returns a curve ``step -> density``.
+"""
+
+from collections.abc import Callable
+
+from dst.sparsity.plan import UpdatePlan
+
+Curve = Callable[[int], float]
+
+
+def cubic(plan: UpdatePlan, final: float, *, initial: float = 1.0, start: float = 0.0, end: float) -> Curve:
+    """Fall from ``initial`` to ``final`` along ``d_f + (d_i - d_f) (1 - (k - k0) / (k1 - k0))^3`` (Zhu & Gupta 2018).
+
+    ``k`` counts updates; ``k0`` and ``k1`` are those at the fractions ``start`` and ``end`` of training. From ``k1`` on
+    the density is exactly ``final``. Raises ValueError if there is no update between the two.
+    """
+    first, last = (int(fraction * plan.total_steps) // plan.every for fraction in (start, end))
+    if last <= first:
+        raise ValueError(
+            f"density_schedule: no update between start={start} and end={end} of training, with one every {plan.every} "
+            f"of {plan.total_steps} steps; widen the window or update more often"
+        )
+
+    def curve(step: int) -> float:
+        k = step // plan.every
+        if k >= last:
+            return final
+        return final + (initial - final) * (1 - max(k - first, 0) / (last - first)) ** 3
+
+    return curve

@@ -1,0 +1,24 @@
+import pytest
+
+from dst.sparsity.density import cubic
+from dst.sparsity.plan import UpdatePlan
+
+
+def test_ramp_is_that_of_the_published_oracle_and_ends_at_the_target():
+    plan = UpdatePlan(every=10, total_steps=200)
+    curve = cubic(plan, 0.05, initial=0.5, end=0.5)
+    published = [0.5, 0.37805, 0.2804, 0.20435, 0.1472, 0.10625, 0.0788, 0.06215, 0.0536, 0.05045, 0.05]
+    assert [curve(10 * k) for k in range(11)] == pytest.approx(published, abs=1e-12)
+    assert curve(100) == curve(200) == 0.05
+
+
+def test_ramp_waits_for_its_start():
+    curve = cubic(UpdatePlan(every=10, total_steps=200), 0.1, initial=1.0, start=0.25, end=0.75)
+    assert [curve(10), curve(50)] == [1.0, 1.0]
+    assert curve(100) == pytest.approx(0.1 + 0.9 / 8)
+    assert curve(150) == 0.1
+
+
+def test_a_window_without_updates_is_an_error():
+    with pytest.raises(ValueError, match=r"no update between start=0\.5 and end=0\.52"):
+        cubic(UpdatePlan(every=50, total_steps=200), 0.1, start=0.5, end=0.52)
