@@ -94,6 +94,7 @@ def first_masks(training):
         ({"precision": "bf16"}, 0.05),
         ({"precision": "fp16"}, 0.02),
         ({"channels_last": True}, 0.0),
+        ({"compile": True}, 0.01),
     ],
 )
 def test_first_masks_are_those_of_fp32(training, hardware, differing):
