@@ -209,6 +209,11 @@ def _check_update(config: Config) -> Iterator[str]:
             f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
             "is no update in the whole run"
         )
+    if config.hardware.precision == "fp16" and "momentum" in (sparsity.grow.name, sparsity.redistribute.name):
+        yield (
+            "hardware.precision=fp16 does not go with growth or redistribution by momentum: scaled gradients overflow "
+            "now and then, and their moving average would keep it; use bf16 or fp32"
+        )
     end = sparsity.density_schedule.end
     if end is not None and end > update.stop:
         yield (

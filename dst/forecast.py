@@ -13,7 +13,7 @@ import torch
 from dst.build import Parts, build
 from dst.config import Config, identity, run_name
 from dst.report import table
-from dst.sparsity.topology import LayerReport
+from dst.training.loop import Nobody
 
 _WARM_UP = 2
 _AT_LEAST = 5
@@ -125,22 +125,6 @@ def _train_flops(parts: Parts, batch_size: int) -> int:
     return total
 
 
-class _Nobody:
-    """An observer that does not look."""
-
-    def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        pass
-
-    def on_layers(self, step: int, layers: list[LayerReport]) -> None:
-        pass
-
-    def on_step(self, step: int) -> None:
-        pass
-
-    def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        pass
-
-
 def _time_step(parts: Parts) -> float:
     """Return the median seconds of a step, its data included."""
     training = parts.training
@@ -153,7 +137,7 @@ def _time_step(parts: Parts) -> float:
         if batch is None:  # a short epoch: begin it again
             batches = training.train_batches.epoch(0)
             continue
-        training.train_step(*batch, _Nobody())
+        training.train_step(*batch, Nobody())
         _wait()
         times.append(time.perf_counter() - started)
     return sorted(times[_WARM_UP:])[len(times[_WARM_UP:]) // 2]

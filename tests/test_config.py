@@ -222,6 +222,7 @@ WRONG = {
     "sparsity=gmp sparsity.redistribute.name=momentum": "would be ignored: nothing is dropped and grown",
     "sparsity=rigl schedule.update_every=1": "would replace every step by an update",
     "sparsity=rigl sparsity.update.on_last_step=true": "would be ignored: updates stop at 0.75 of training",
+    "sparsity=snfs hardware.precision=fp16": "hardware.precision=fp16 does not go with growth or redistribution",
     "hardware.threads=10000": "hardware.threads=10000: must be a finite number in [1, 1024]",
     "hardware.precision=tf32": "hardware.precision=tf32 would be ignored: only GPUs have it",
     "schedule.accumulate=65": "schedule.accumulate=65: a batch of 64 samples",

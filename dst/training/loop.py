@@ -57,6 +57,22 @@ class Observer(Protocol):
         ...
 
 
+class Nobody:
+    """An observer that does not look, for whoever only wants to train."""
+
+    def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def on_layers(self, step: int, layers: list[LayerReport]) -> None:
+        """Do nothing."""
+
+    def on_step(self, step: int) -> None:
+        """Do nothing."""
+
+    def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
 @dataclass
 class Counters:
     """All plain numbers that a resume needs. ``step`` counts steps taken; ``evaluated``: the last one validated at."""

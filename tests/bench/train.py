@@ -21,7 +21,7 @@ from dst.metrics.flops import Flops, forward_flops
 from dst.models.resnet_cifar import resnet18
 from dst.models.vgg import vgg_c
 from dst.sparsity import Sparsifier
-from dst.training.loop import Settings, Training
+from dst.training.loop import Nobody, Settings, Training
 from dst.training.optimizer import sgd
 from dst.training.precision import Precision
 from tests.bench.data import Samples
@@ -29,15 +29,6 @@ from tests.bench.data import Samples
 MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"vgg_c": vgg_c, "resnet18": resnet18}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 Step = Callable[[], Any]
-
-
-class Nobody:
-    """An observer that does not look."""
-
-    def on_metrics(self, *_: object) -> None: ...
-    def on_layers(self, *_: object) -> None: ...
-    def on_step(self, *_: object) -> None: ...
-    def on_checkpoint(self, *_: object) -> None: ...
 
 
 def main() -> None:

@@ -26,24 +26,9 @@ from dst.config import (
 from dst.models.resnet_cifar import resnet18
 from dst.training.decay import parameter_groups
 from dst.training.guard import DivergedError
+from dst.training.loop import Nobody
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag
-
-
-class Nobody:
-    """An observer that does not look."""
-
-    def on_metrics(self, step, epoch, values):
-        pass
-
-    def on_layers(self, step, layers):
-        pass
-
-    def on_step(self, step):
-        pass
-
-    def on_checkpoint(self, step, state):
-        pass
 
 
 @pytest.fixture
