@@ -79,20 +79,19 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool) -> str
 
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun.
     """
-    from dst.build import build
+    from dst.build import build, sources
 
     try:
         parts = build(cell.config)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
-    with _opened(cell, command, parts) as record:
+    with _opened(cell, _about(cell.config, command, parts, sources(cell.config))) as record:
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
 
 
 @contextmanager
-def _opened(cell: Cell, command: str, parts: "Parts") -> Iterator[Record]:
+def _opened(cell: Cell, about: dict[str, Any]) -> Iterator[Record]:
     """Make or open the record and hold its lock."""
-    about = _about(cell.config, command, parts)
     if cell.state == "new":
         folder = Path(cell.config.output.root) / cell.config.output.group / cell.id
         if cell.found is not None:
@@ -114,7 +113,7 @@ def _opened(cell: Cell, command: str, parts: "Parts") -> Iterator[Record]:
         yield record
 
 
-def _about(config: Config, command: str, parts: "Parts") -> dict[str, Any]:
+def _about(config: Config, command: str, parts: "Parts", sources: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of ``run.json``."""
     return {
         "schema": SCHEMA_VERSION,
@@ -129,6 +128,7 @@ def _about(config: Config, command: str, parts: "Parts") -> dict[str, Any]:
         **machine(),
         "device": parts.device_name,
         "dataset": {"name": parts.dataset.name, "digest": parts.dataset.digest},
+        "sources": sources,
         "determinism": config.hardware.determinism,
     }
 
@@ -142,6 +142,8 @@ def _check_continuation(folder: Path, about: Mapping[str, Any], *, strict: bool)
         raise ConfigError(
             [f"run {about['id']} was begun with other data ({begun['dataset']}, now {about['dataset']}); {_ANEW}"]
         )
+    if begun.get("sources", {}) != about["sources"]:
+        raise ConfigError([f"run {about['id']} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
     changes = []
     if begun["code"]["digest"] != about["code"]["digest"]:
         changes.append(f"the code (was {_code(begun)}, is {_code(about)})")

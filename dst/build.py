@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, update_wrapper
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -18,10 +21,15 @@ from dst.data.dataset import Samples
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
-from dst.sparsity.distribution import uniform
+from dst.sparsity.distribution import Distribution, uniform
+from dst.sparsity.first import FirstParts, admissible
+from dst.sparsity.marks import marks_of
+from dst.sparsity.saliency import Probe
+from dst.sparsity.scope import Layer
+from dst.training.checkpoint import Checkpoints, sha256
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
-from dst.training.loop import Settings, Training
+from dst.training.loop import Counters, Settings, Training
 from dst.training.lr import LRPlan
 from dst.training.precision import Precision
 
@@ -55,10 +63,14 @@ def check(config: Config) -> None:
         forward_flops(model, dataset.shape)
         with _told(problems, "schedule.batch_size: "):
             _check_batch_norm(config, model, dataset, train.samples)
+        with _told(problems):
+            _check_sources(config, model)
         with _told(problems, "sparsity.scope: "):
-            shapes = [layer.weight.shape for layer in _scope(config).layers(model)]
+            layers = _scope(config).layers(model)
+            with _told(problems):
+                _check_batches(config, len(train))
             with _told(problems, f"sparsity.density={config.sparsity.density}: "):
-                _check_density(config, shapes)
+                _check_density(config, layers)
     if problems:
         raise ConfigError(problems)
 
@@ -101,9 +113,17 @@ def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, sample
             ) from error
 
 
-def _check_density(config: Config, shapes: list[torch.Size]) -> None:
+def _check_density(config: Config, layers: list[Layer]) -> None:
     sparsity = config.sparsity
-    counts = allocate(_part(config, "sparsity.distribution"), shapes, _initial_density(config))
+    shapes = [layer.weight.shape for layer in layers]
+    parts = _first_parts(config)
+    if parts.own_counts or parts.distribution is None:
+        counts = [layer.size for layer in layers]
+    else:  # where data will say how many weights a layer keeps, any distribution shows whether the density can be had
+        by_data = "ranks" in marks_of(parts.distribution)
+        distribution = uniform if by_data else cast(Distribution, parts.distribution)
+        counts = allocate(distribution, shapes, _initial_density(config))
+    counts = admissible(parts.pattern(), [layer.name for layer in layers], shapes, counts)
     if sparsity.density is not None:
         allocate(uniform, shapes, sparsity.density)  # the final one may be impossible where the first is not
     if sparsity.redistribute.name != registry.NONE and len(shapes) < 2:
@@ -113,9 +133,56 @@ def _check_density(config: Config, shapes: list[torch.Size]) -> None:
                 "sparse layer; set it to none"
             ]
         )
-    is_full = all(count == shape.numel() for count, shape in zip(counts, shapes, strict=True))
-    if is_full and sparsity.drop.name != registry.NONE and sparsity.density_schedule.name == registry.NONE:
+    is_full = all(count == layer.size for count, layer in zip(counts, layers, strict=True))
+    may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
+    if is_full and sparsity.drop.name != registry.NONE and not may_be_full:
         raise ValueError("no layer has an inactive weight, so that nothing could be grown; choose a smaller density")
+
+
+def _check_batches(config: Config, available: int) -> None:
+    """Raise ConfigError if a part looks at more batches of data than there are."""
+    for slot in ("sparsity.distribution", "sparsity.init"):
+        wanted = options(config, slot).get("batches")
+        if wanted is not None and wanted > available:
+            raise ConfigError([f"{slot}.batches={wanted}: the training set has {available}; ask for fewer"])
+
+
+def _check_sources(config: Config, model: nn.Module) -> None:
+    """Raise ConfigError if what is taken from another run is not there or does not fit."""
+    sources(config)
+    if config.model.weights is None:
+        return
+    theirs = {name: tuple(t.shape) for name, t in _stored(config, "model.weights")["model"].items()}
+    ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    if theirs != ours:
+        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
+        raise ConfigError(
+            [f"model.weights={config.model.weights} is of another model: {', '.join(differing[:6])} differ"]
+        )
+
+
+def sources(config: Config) -> dict[str, str]:
+    """Return what a run takes from other runs: the key that says so -> the digest of the checkpoint.
+
+    Raises ConfigError where there is no checkpoint.
+    """
+    keys = ("model.weights", "sparsity.init.path")
+    return {key: sha256(_checkpoint(config, key)) for key in keys if get(config, key) is not None}
+
+
+def _checkpoint(config: Config, key: str) -> Path:
+    """Return the newest checkpoint of the run folder at a key."""
+    found = Checkpoints(Path(get(config, key)) / "checkpoints").newest()
+    if found is None:
+        raise ConfigError(
+            [f"{key}={get(config, key)}: there is no checkpoint; give a run's folder, e.g. outputs/default/<run id>"]
+        )
+    return found
+
+
+def _stored(config: Config, key: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(_checkpoint(config, key), map_location="cpu", weights_only=True)
+    return state
 
 
 def build(config: Config) -> Parts:
@@ -127,12 +194,20 @@ def build(config: Config) -> Parts:
     steps_per_epoch = len(loaders.train)
     seed_torch(config.seed, "init")
     model = _model(config, dataset).to(hardware.device)
+    if config.model.weights is not None:
+        model.load_state_dict(_stored(config, "model.weights")["model"])
     if hardware.channels_last:
         model = model.to(memory_format=torch.channels_last)
     dense_flops = forward_flops(model, dataset.shape)
     groups = parameter_groups(model, schedule.optimizer.decay)
     optimizer = _part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
-    sparsifier = _sparsifier(config, model, optimizer, _plan(config, steps_per_epoch))
+    probe = Probe(
+        model,
+        lambda count: islice(loaders.train.epoch(0), count),
+        partial(F.cross_entropy, label_smoothing=schedule.label_smoothing),
+        config.seed,
+    )
+    sparsifier = _sparsifier(config, model, optimizer, _plan(config, steps_per_epoch), probe)
     if hardware.compile:
         model.compile()  # in place: names of parameters, masks and checkpoints stay as they are
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
@@ -147,6 +222,7 @@ def build(config: Config) -> Parts:
         flops=flops,
         precision=Precision(hardware.precision, hardware.device),
         settings=_settings(config),
+        counters=Counters(flops=sparsifier.forward_passes * flops.dense),
     )
     return Parts(
         training=training,
@@ -262,24 +338,32 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
     return plan
 
 
+def _first_parts(config: Config) -> FirstParts:
+    init = _part(config, "sparsity.init")
+    if config.sparsity.init.path is not None:
+        init = update_wrapper(partial(init, path=str(_checkpoint(config, "sparsity.init.path"))), init)
+    return FirstParts(_part(config, "sparsity.distribution"), init, _part(config, "sparsity.pattern"))
+
+
 def _initial_density(config: Config) -> float | None:
-    """Return the density at the first step; None if the distribution alone says it."""
+    """Return the density at the first step; None if something else than a density says how many weights are kept."""
     sparsity = config.sparsity
-    if sparsity.distribution.name == "dense":
+    if _first_parts(config).own_counts:
         return None
     initial = options(config, "sparsity.density_schedule").get("initial")
     return sparsity.density if initial is None else float(initial)
 
 
-def _sparsifier(config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None) -> Sparsifier:
+def _sparsifier(
+    config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None, probe: Probe
+) -> Sparsifier:
     return Sparsifier(
         model,
         optimizer,
         density=_initial_density(config),
-        distribution=_part(config, "sparsity.distribution"),
-        init=_part(config, "sparsity.init"),
-        pattern=_part(config, "sparsity.pattern"),
+        **vars(_first_parts(config)),
         scope=_scope(config),
+        probe=probe,
         seed=config.seed,
         plan=plan,
         **(_updating(config, plan) if plan else {}),

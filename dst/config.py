@@ -44,13 +44,14 @@ class Model:
 
     ``hidden``: widths of the hidden layers of ``mlp``. ``dropout``: the fraction of a wide residual network's maps that
     is dropped between the convolutions of a block. ``fan_in``: ImageNet's residual networks start from Kaiming's normal
-    distribution by fan-in instead of fan-out.
+    distribution by fan-in instead of fan-out. ``weights``: start from those of another run: its folder.
     """
 
     name: str = "mlp"
     hidden: list[int] | None = None
     dropout: float | None = None
     fan_in: bool | None = None
+    weights: str | None = None
 
 
 @dataclass
@@ -113,11 +114,66 @@ class Slot:
 
 
 @dataclass
+class Distribution:
+    """How much where. ``none`` where init or pattern say themselves how many weights are kept.
+
+    ``classifier``: the density of the last layer, of which the others are then independent. ``clip``: layers that would
+    exceed a density of 1 are cut off and the total falls short, as in published codes. A saliency criterion (``snip``,
+    ``grasp``, ``synflow``, ``magnitude``) gives each layer its share of the best weights of the network; it looks at
+    ``batches`` of training data, in ``rounds`` of pruning, with logits divided by ``temperature``.
+    """
+
+    name: str = "dense"
+    classifier: float | None = None
+    clip: bool | None = None
+    batches: int | None = None
+    rounds: int | None = None
+    temperature: float | None = None
+
+
+@dataclass
+class Init:
+    """Which positions first. ``criterion`` of ``saliency``, with its options as for the distribution.
+
+    ``path`` of ``file``: the run folder whose masks are taken. ``rate``: the share of the given weights (see
+    ``model.weights``) that the ``prune`` inits remove.
+    """
+
+    name: str = "random"
+    criterion: str | None = None
+    batches: int | None = None
+    rounds: int | None = None
+    temperature: float | None = None
+    path: str | None = None
+    rate: float | None = None
+
+
+@dataclass
+class Pattern:
+    """What shapes a mask may take: ``n`` of ``m`` consecutive input channels; the same fan-in for all output units.
+
+    ``indivisible``: a layer that ``m`` does not divide is an ``error`` or stays ``dense``. ``ablation``: output units
+    with fewer salient weights than this share of their fan-in lose all, and the others share them.
+    """
+
+    name: str = "unstructured"
+    n: int | None = None
+    m: int | None = None
+    indivisible: str | None = None
+    ablation: float | None = None
+
+
+@dataclass
 class Drop:
-    """Who leaves. ``pool``: the drop fraction of each ``layer``, or of all layers together (``global``)."""
+    """Who leaves. ``pool``: the drop fraction of each ``layer``, or of all layers together (``global``).
+
+    ``value`` or ``quantile`` (of each layer's active weights) of ``threshold``, which drops whatever is below it.
+    """
 
     name: str = "none"
     pool: str = "layer"
+    value: float | None = None
+    quantile: float | None = None
 
 
 @dataclass
@@ -125,12 +181,14 @@ class DensitySchedule:
     """How dense over time: from ``initial`` to ``sparsity.density`` between the fractions ``start`` and ``end``.
 
     ``pool``: weights are pruned by magnitude in each ``layer`` alike, or in all layers together (``global``).
+    ``ends_early``: the ramp ends one update short of the final density, as in the published GraNet.
     """
 
     name: str = "none"
     initial: float | None = None
     start: float | None = None
     end: float | None = None
+    ends_early: bool | None = None
     pool: str = "global"
 
 
@@ -154,6 +212,8 @@ class Update:
     ``every`` steps, from ``start`` to ``stop`` (fractions of training). ``order``: ``after_step`` updates after the
     optimizer step (ITOP, GraNet), ``replaces_step`` instead of it (RigL). ``regrow``: just-dropped weights may return.
     ``on_last_step``: also update after the last step of training, when nothing can be learned any more.
+    ``grown_weights`` start from ``zero`` or from their ``initial`` value; ``returning_weights``, dropped and grown in
+    the same update, ``keep`` their value and momentum or are ``reset`` as if they were grown.
     """
 
     every: int | None = None
@@ -162,6 +222,8 @@ class Update:
     order: str = "after_step"
     regrow: bool = True
     on_last_step: bool = False
+    grown_weights: str = "zero"
+    returning_weights: str = "keep"
 
 
 @dataclass
@@ -174,9 +236,9 @@ class Sparsity:
     label: str = "dense"
     density: float | None = None
     scope: Scope = field(default_factory=Scope)
-    distribution: Slot = field(default_factory=lambda: Slot("dense"))
-    init: Slot = field(default_factory=lambda: Slot("random"))
-    pattern: Slot = field(default_factory=lambda: Slot("unstructured"))
+    distribution: Distribution = field(default_factory=Distribution)
+    init: Init = field(default_factory=Init)
+    pattern: Pattern = field(default_factory=Pattern)
     drop: Drop = field(default_factory=Drop)
     grow: Slot = field(default_factory=Slot)
     redistribute: Slot = field(default_factory=Slot)

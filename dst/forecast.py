@@ -113,7 +113,7 @@ def _train_flops(parts: Parts, batch_size: int) -> int:
     training, sparsifier = parts.training, parts.training.sparsifier
     steps_per_epoch, samples_per_epoch = len(training.train_batches), training.train_batches.samples
     at_first = {report.layer: report.active for report in sparsifier.layers}
-    active, total = at_first, 0
+    active, total = at_first, training.counters.flops
     for step in range(1, training.total_steps + 1):
         sparsifier.steps = step - 1
         batch = min(batch_size, samples_per_epoch - (step - 1) % steps_per_epoch * batch_size)

@@ -33,9 +33,14 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
         "models.wrn",
     ),
     "data": ("data.digits", "data.mnist", "data.cifar", "data.folder", "data.tiny_imagenet"),
-    "distribution": ("sparsity.distribution",),
+    "distribution": ("sparsity.distribution", "sparsity.saliency"),
+    "criterion": ("sparsity.saliency",),
     "init": ("sparsity.init",),
-    "pattern": ("sparsity.pattern.unstructured",),
+    "pattern": (
+        "sparsity.pattern.unstructured",
+        "sparsity.pattern.n_m",
+        "sparsity.pattern.constant_fan_in",
+    ),
     "drop": ("sparsity.drop",),
     "grow": ("sparsity.grow",),
     "redistribute": ("sparsity.redistribute",),
@@ -46,7 +51,10 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Kind -> the modules whose public functions are its members."""
 
-_MAY_BE_EMPTY: Final = frozenset({"drop", "grow", "redistribute", "drop_fraction", "density_schedule"})
+_MAY_BE_EMPTY: Final = frozenset({"distribution", "drop", "grow", "redistribute", "drop_fraction", "density_schedule"})
+
+_MARK: Final = "marked"
+"""The decorator whose arguments say what the rest of the system must know about a part."""
 
 
 class UnknownNameError(ValueError):
@@ -55,11 +63,12 @@ class UnknownNameError(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """One choice: where its code is and the options it takes (option name -> default, or ``REQUIRED``)."""
+    """One choice: where its code is, the options it takes (option name -> default, or ``REQUIRED``), and its marks."""
 
     module: str
     function: str
     options: Mapping[str, Any]
+    marks: frozenset[str] = frozenset()
 
     def load(self) -> Any:
         """Import and return the function."""
@@ -72,7 +81,7 @@ def members(kind: str) -> Mapping[str, Member]:
     found = {NONE: Member("", "", {})} if kind in _MAY_BE_EMPTY else {}
     for module in _MODULES[kind]:
         for function in _public_functions(module):
-            found[function.name] = Member(f"dst.{module}", function.name, _options(function))
+            found[function.name] = Member(f"dst.{module}", function.name, _options(function), _marks(function))
     return found
 
 
@@ -102,3 +111,10 @@ def _options(function: ast.FunctionDef) -> dict[str, Any]:
     names = (argument.arg for argument in function.args.kwonlyargs)
     defaults = (REQUIRED if node is None else ast.literal_eval(node) for node in function.args.kw_defaults)
     return dict(zip(names, defaults, strict=True))
+
+
+def _marks(function: ast.FunctionDef) -> frozenset[str]:
+    """Return the arguments of the ``marked(...)`` decorator, if there is one."""
+    calls = [node for node in function.decorator_list if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == _MARK]
+    return frozenset(ast.literal_eval(argument) for call in named for argument in call.args)

@@ -9,14 +9,17 @@ from dst.sparsity.distribution import Distribution, Shape
 def allocate(distribution: Distribution, shapes: Sequence[Shape], density: float | None) -> list[int]:
     """Return the exact number of active weights of every layer; ``density`` None leaves it to the distribution alone.
 
-    They sum to ``round(density * maskable weights)``. Raises ValueError for a density that cannot be had.
+    They sum to ``round(density * maskable weights)``, or to what a distribution that falls short of it on purpose
+    gives. Raises ValueError for a density that cannot be had.
     """
     sizes = [math.prod(shape) for shape in shapes]
     if density is None:
         return [round(d * n) for d, n in zip(distribution(shapes, 1.0), sizes, strict=True)]
     if not 0 < density <= 1:
         raise ValueError(f"density={density}: must lie in (0, 1]")
-    return layer_counts(distribution(shapes, density), sizes, round(density * sum(sizes)))
+    densities, wanted = distribution(shapes, density), density * sum(sizes)
+    given = sum(d * n for d, n in zip(densities, sizes, strict=True))
+    return layer_counts(densities, sizes, round(wanted if math.isclose(given, wanted, rel_tol=1e-9) else given))
 
 
 def layer_counts(densities: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:

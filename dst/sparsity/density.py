@@ -10,11 +10,15 @@ from dst.sparsity.plan import UpdatePlan
 Curve = Callable[[int], float]
 
 
-def cubic(plan: UpdatePlan, final: float, *, initial: float = 1.0, start: float = 0.0, end: float) -> Curve:
+def cubic(
+    plan: UpdatePlan, final: float, *, initial: float = 1.0, start: float = 0.0, end: float, ends_early: bool = False
+) -> Curve:
     """Fall from ``initial`` to ``final`` along ``d_f + (d_i - d_f) (1 - (k - k0) / (k1 - k0))^3`` (Zhu & Gupta 2018).
 
     ``k`` counts updates; ``k0`` and ``k1`` are those at the fractions ``start`` and ``end`` of training. From ``k1`` on
-    the density is exactly ``final``. Raises ValueError if there is no update between the two.
+    the density is exactly ``final``. ``ends_early``: the last pruning is that of ``k1 - 1``, as in the published
+    GraNet, so that the density stays ``(d_i - d_f) / (k1 - k0)^3`` above ``final``. Raises ValueError if there is no
+    update between the two.
     """
     first, last = (int(fraction * plan.total_steps) // plan.every for fraction in (start, end))
     if last <= first:
@@ -24,9 +28,7 @@ def cubic(plan: UpdatePlan, final: float, *, initial: float = 1.0, start: float 
         )
 
     def curve(step: int) -> float:
-        k = step // plan.every
-        if k >= last:
-            return final
+        k = min(step // plan.every, last - 1 if ends_early else last)
         return final + (initial - final) * (1 - max(k - first, 0) / (last - first)) ** 3
 
     return curve

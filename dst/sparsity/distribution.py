@@ -1,34 +1,106 @@
 """How much where: the density of each layer, and exact integer counts.
 
 A distribution is a function ``(shapes, density) -> densities``, one real number in [0, 1] a layer, such that the
-densities weighted by layer size average to ``density``.
+densities weighted by layer size average to ``density``. The other kind, which looks at weights or data, are the
+criteria in ``dst.sparsity.saliency``: they give each layer its share of the most salient weights of the network.
+
+``classifier``, where it is an option, fixes the density of the last layer; the others share the rest.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
+from dst.sparsity.marks import marked
+
 Shape = Sequence[int]
 Distribution = Callable[[Sequence[Shape], float], list[float]]
 
 
+@marked("own_counts")
 def dense(shapes: Sequence[Shape], density: float) -> list[float]:
     """Keep every weight."""
     return [1.0 for _ in shapes]
 
 
-def uniform(shapes: Sequence[Shape], density: float) -> list[float]:
+def uniform(shapes: Sequence[Shape], density: float, *, classifier: float | None = None) -> list[float]:
     """Give every layer the same density."""
+    return _with_fixed(_same, shapes, density, last=classifier)
+
+
+def uniform_plus(shapes: Sequence[Shape], density: float, *, classifier: float = 0.2) -> list[float]:
+    """Keep the first layer dense and ``classifier`` or more of the last; share the rest evenly (Gale et al. 2019)."""
+    return _with_fixed(_same, shapes, density, first=1.0, last=max(density, classifier))
+
+
+def er(shapes: Sequence[Shape], density: float, *, classifier: float | None = None, clip: bool = False) -> list[float]:
+    """Erdos-Renyi (SET, Mocanu et al. 2018): density proportional to ``(inputs + outputs) / (inputs * outputs)``.
+
+    ``clip``: layers that would exceed 1 are cut off and nobody gets what they cannot take, as in published codes; the
+    total then falls short of the density.
+    """
+    return _with_fixed(_clipped_er if clip else _er, shapes, density, last=classifier)
+
+
+def erk(shapes: Sequence[Shape], density: float, *, classifier: float | None = None, clip: bool = False) -> list[float]:
+    """Erdos-Renyi-Kernel (RigL, Evci et al. 2020): as ``er``, with the kernel's dimensions in sum and product."""
+    return _with_fixed(_clipped_erk if clip else _erk, shapes, density, last=classifier)
+
+
+def _same(shapes: Sequence[Shape], density: float) -> list[float]:
     return [density for _ in shapes]
 
 
-def er(shapes: Sequence[Shape], density: float) -> list[float]:
-    """Erdos-Renyi (SET, Mocanu et al. 2018): density proportional to ``(inputs + outputs) / (inputs * outputs)``."""
-    return _scaled([sum(shape[:2]) / math.prod(shape[:2]) for shape in shapes], shapes, density)
+def _er(shapes: Sequence[Shape], density: float) -> list[float]:
+    return _scaled([_ratio(shape[:2]) for shape in shapes], shapes, density)
 
 
-def erk(shapes: Sequence[Shape], density: float) -> list[float]:
-    """Erdos-Renyi-Kernel (RigL, Evci et al. 2020): as ``er``, with the kernel's dimensions in sum and product."""
-    return _scaled([sum(shape) / math.prod(shape) for shape in shapes], shapes, density)
+def _erk(shapes: Sequence[Shape], density: float) -> list[float]:
+    return _scaled([_ratio(shape) for shape in shapes], shapes, density)
+
+
+def _clipped_er(shapes: Sequence[Shape], density: float) -> list[float]:
+    return _clipped([_ratio(shape[:2]) for shape in shapes], shapes, density)
+
+
+def _clipped_erk(shapes: Sequence[Shape], density: float) -> list[float]:
+    return _clipped([_ratio(shape) for shape in shapes], shapes, density)
+
+
+def _ratio(shape: Shape) -> float:
+    return sum(shape) / math.prod(shape)
+
+
+def _with_fixed(
+    rest: Distribution,
+    shapes: Sequence[Shape],
+    density: float,
+    *,
+    first: float | None = None,
+    last: float | None = None,
+) -> list[float]:
+    """Fix the density of the first and the last layer, where given, and distribute what is left over the others."""
+    fixed = {i: d for i, d in ((0, first), (len(shapes) - 1, last)) if d is not None}
+    if not fixed:
+        return rest(shapes, density)
+    others = [i for i in range(len(shapes)) if i not in fixed]
+    sizes = [math.prod(shape) for shape in shapes]
+    room = sum(sizes[i] for i in others)
+    left = density * sum(sizes) - sum(d * sizes[i] for i, d in fixed.items())
+    if not 0 < left <= room:
+        told = ", ".join(f"{d:g} of layer {i}" for i, d in fixed.items())
+        raise ValueError(
+            f"a density of {density:g} is {density * sum(sizes):.0f} weights, which leaves {left:.0f} for the other "
+            f"layers ({room} weights) where {told} are fixed; choose another density, or another distribution"
+        )
+    found = dict(zip(others, rest([shapes[i] for i in others], left / room), strict=True))
+    return [fixed[i] if i in fixed else found[i] for i in range(len(shapes))]
+
+
+def _clipped(raw: Sequence[float], shapes: Sequence[Shape], density: float) -> list[float]:
+    """Scale ``raw`` as if densities above 1 were possible, and cut them off."""
+    sizes = [math.prod(shape) for shape in shapes]
+    scale = density * sum(sizes) / sum(r * n for r, n in zip(raw, sizes, strict=True))
+    return [min(1.0, scale * r) for r in raw]
 
 
 def _scaled(raw: Sequence[float], shapes: Sequence[Shape], density: float) -> list[float]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dst.sparsity.marks import marked
 from dst.sparsity.view import LayerView
 
 
@@ -33,3 +34,19 @@ def taylor(layer: LayerView) -> Tensor:
 def random(layer: LayerView) -> Tensor:
     """Drop uniformly at random."""
     return layer.uniform()
+
+
+@marked("cuts")
+def threshold(layer: LayerView, *, value: float | None = None, quantile: float | None = None) -> Tensor:
+    """Drop all active weights of magnitude below ``value``, or the share ``quantile`` of smallest ones of each layer.
+
+    The score is the distance to the threshold: whatever is negative leaves. With ties at a quantile fewer leave.
+    """
+    magnitudes = layer.weight.abs()
+    if value is not None and quantile is None:
+        return magnitudes - value
+    if quantile is None or value is not None:
+        raise ValueError(f"threshold: give either value or quantile, not value={value} and quantile={quantile}")
+    active = magnitudes[layer.mask]
+    leaving = min(int(quantile * active.numel()), active.numel() - 1)
+    return magnitudes - active.kthvalue(leaving + 1).values

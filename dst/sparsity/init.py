@@ -1,10 +1,181 @@
-"""Which positions first: scores whose largest values are active at the start."""
+"""Which positions first: the masks of all layers before the first step.
 
+Most choose within the counts of the distribution. Those marked ``own_counts`` say themselves what is kept: they read
+the masks of another run, or prune given (for instance trained) weights at a rate, which is how pruning plasticity is
+probed (GraNet, Liu et al. 2021).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
 from torch import Tensor
 
-from dst.sparsity.view import LayerView
+from dst import registry
+from dst.sparsity.marks import marked
+from dst.sparsity.saliency import gradient
+from dst.sparsity.select import pooled_top_k, top_k
+from dst.sparsity.start import Start
 
 
-def random(layer: LayerView) -> Tensor:
+def random(start: Start) -> list[Tensor]:
     """Choose uniformly at random, an exact count a layer."""
-    return layer.uniform()
+    return start.choose(lambda layer: layer.uniform())
+
+
+def bernoulli(start: Start) -> list[Tensor]:
+    """Draw every weight by itself with the density of its layer, as the published codes do: counts are not exact.
+
+    For comparison with them; no layer is left empty.
+    """
+    masks = []
+    for i, (layer, count) in enumerate(zip(start.layers, start.counts, strict=True)):
+        numbers = start.view(i).uniform()
+        mask = numbers < count / layer.size
+        mask.view(-1)[numbers.argmin()] = True
+        masks.append(mask)
+    return masks
+
+
+def magnitude(start: Start) -> list[Tensor]:
+    """Keep the largest weights of each layer; with the distribution ``magnitude``, of the network (lottery tickets)."""
+    return start.choose(lambda layer: layer.weight.abs())
+
+
+@marked("data")
+def saliency(
+    start: Start,
+    *,
+    criterion: str,
+    batches: int | None = None,
+    rounds: int | None = None,
+    temperature: float | None = None,
+) -> list[Tensor]:
+    """Keep the most salient weights of each layer by a criterion of ``dst.sparsity.saliency`` and its options."""
+    given = {"batches": batches, "rounds": rounds, "temperature": temperature}
+    options = {name: value for name, value in given.items() if value is not None}
+    return start.choose_by(start.rank(partial(registry.find("criterion", criterion).load(), **options), start.counts))
+
+
+@marked("own_counts")
+def file(start: Start, *, path: str) -> list[Tensor]:
+    """Take the masks of another run: of its checkpoint, or of what ``Sparsifier.state_dict`` returned, in a torch file.
+
+    Raises ValueError if it has other layers.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    masks = state.get("sparsifier", state).get("masks")
+    here = {layer.name: layer.weight.shape for layer in start.layers}
+    if masks is None or {name: mask.shape for name, mask in masks.items()} != here:
+        theirs = sorted(masks) if masks is not None else "none"
+        raise ValueError(f"the masks in {path} do not fit: they are of layers {theirs}, the model's are {sorted(here)}")
+    return [masks[layer.name].to(layer.weight.device, torch.bool) for layer in start.layers]
+
+
+@marked("own_counts")
+def prune_uniform(start: Start, *, rate: float) -> list[Tensor]:
+    """Remove the share ``rate`` of the nonzero weights of every layer, the smallest."""
+    return _prune_uniform(start, rate)
+
+
+@marked("own_counts")
+def prune_global(start: Start, *, rate: float) -> list[Tensor]:
+    """Remove the share ``rate`` of all nonzero weights, the smallest of all layers together; one a layer stays."""
+    return _prune_global(start, rate)
+
+
+@marked("own_counts")
+def prune_structured(start: Start, *, rate: float) -> list[Tensor]:
+    """Remove the share ``rate`` of the nonzero output units of every layer but the last, those of smallest L1 norm."""
+    return _prune_structured(start, rate)
+
+
+@marked("own_counts", "data")
+def prune_and_grow_uniform(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
+    """Prune as ``prune_uniform``, then grow as many in each layer by gradient, starting from zero."""
+    return _regrown(start, rate, batches, _prune_uniform)
+
+
+@marked("own_counts", "data")
+def prune_and_grow_global(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
+    """Prune as ``prune_global``, then grow each layer to its former number of weights by gradient, from zero."""
+    return _regrown(start, rate, batches, _prune_global)
+
+
+@marked("own_counts", "data")
+def prune_and_grow_structured(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
+    """Prune as ``prune_structured``, then grow as many units by the L1 norm of their gradients, from zero."""
+    before = _nonzero(start)
+    slopes = _gradients(start, batches)
+    masks = _prune_structured(start, rate)
+    for i, (kept, old, slope) in enumerate(zip(masks, before, slopes, strict=True)):
+        lost = int((old.flatten(1).any(1) & ~kept.flatten(1).any(1)).sum())
+        norms = (slope * ~kept).flatten(1).sum(1)
+        units = top_k(norms, lost, among=~kept.flatten(1).any(1))
+        _clear(start, i, kept)
+        masks[i] = kept | units.view(-1, *[1] * (kept.dim() - 1))
+    return masks
+
+
+# -- what the prune inits share ----------------------------------------------------------------------------------------
+
+
+def _nonzero(start: Start) -> list[Tensor]:
+    """Return where the given weights are not zero, which is what pruning counts."""
+    masks = [layer.weight.detach() != 0 for layer in start.layers]
+    for layer, mask in zip(start.layers, masks, strict=True):
+        if not mask.any():
+            raise ValueError(f"layer {layer.name} has no weight but zeros: there is nothing to prune")
+    return masks
+
+
+def _magnitudes(start: Start) -> list[Tensor]:
+    return [layer.weight.detach().abs() for layer in start.layers]
+
+
+def _prune_uniform(start: Start, rate: float) -> list[Tensor]:
+    before = _nonzero(start)
+    counts = [int(mask.sum()) for mask in before]
+    return [
+        top_k(score, max(1, n - math.ceil(rate * n)), among=mask)
+        for score, n, mask in zip(_magnitudes(start), counts, before, strict=True)
+    ]
+
+
+def _prune_global(start: Start, rate: float) -> list[Tensor]:
+    before = _nonzero(start)
+    total = sum(int(mask.sum()) for mask in before)
+    return pooled_top_k(_magnitudes(start), max(len(before), math.floor(total * (1 - rate))), before)
+
+
+def _prune_structured(start: Start, rate: float) -> list[Tensor]:
+    masks = _nonzero(start)
+    for i, (mask, score) in enumerate(zip(masks[:-1], _magnitudes(start), strict=False)):
+        norms = score.flatten(1).sum(1)
+        alive = norms > 0
+        living = int(alive.sum())
+        units = top_k(norms, max(1, living - math.floor(rate * living)), among=alive)
+        masks[i] = mask & units.view(-1, *[1] * (mask.dim() - 1))
+    return masks
+
+
+def _regrown(start: Start, rate: float, batches: int, prune: Callable[[Start, float], list[Tensor]]) -> list[Tensor]:
+    """Prune, set what left to zero, and grow every layer to its former count by the gradient before pruning."""
+    before = _nonzero(start)
+    slopes = _gradients(start, batches)
+    masks = prune(start, rate)
+    for i, (kept, old, slope) in enumerate(zip(masks, before, slopes, strict=True)):
+        _clear(start, i, kept)
+        masks[i] = kept | top_k(slope, int(old.sum()) - int(kept.sum()), among=~kept)
+    return masks
+
+
+def _clear(start: Start, i: int, kept: Tensor) -> None:
+    with torch.no_grad():
+        start.layers[i].weight.mul_(kept)
+
+
+def _gradients(start: Start, batches: int) -> Sequence[Tensor]:
+    """Return the magnitudes of the mean gradient of some batches at the given weights."""
+    return start.rank(partial(gradient, batches=batches), 0)

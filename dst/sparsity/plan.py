@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 ORDERS = ("after_step", "replaces_step")
+GROWN = ("zero", "initial")
+RETURNING = ("keep", "reset")
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,9 @@ class UpdatePlan:
 
     Steps count from 1. ``order``: ``after_step`` updates after the optimizer step (ITOP, GraNet), ``replaces_step``
     instead of it (RigL). ``regrow``: just-dropped weights may return in the same update. ``on_last_step``: update also
-    after the last step, when nothing can be learned any more (as the published ITOP code does).
+    after the last step, when nothing can be learned any more (as the published ITOP code does). ``grown_weights``
+    start from ``zero`` or from their ``initial`` value, in any case without optimizer state; ``returning_weights``,
+    dropped and grown in the same update, ``keep`` value and state (ITOP, GraNet) or are ``reset`` as if grown.
     """
 
     every: int
@@ -22,10 +26,14 @@ class UpdatePlan:
     order: str = "after_step"
     regrow: bool = True
     on_last_step: bool = False
+    grown_weights: str = "zero"
+    returning_weights: str = "keep"
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ValueError(f"order={self.order!r}: allowed are {', '.join(ORDERS)}")
+        choices = {"order": ORDERS, "grown_weights": GROWN, "returning_weights": RETURNING}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}")
         if self.every < 1 or self.total_steps < 1:
             raise ValueError(f"every={self.every} and total_steps={self.total_steps} must be at least 1")
         if not 0 <= self.start < self.stop <= 1:

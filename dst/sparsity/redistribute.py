@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dst.sparsity.view import LayerView, needs
+from dst.sparsity.marks import marked
+from dst.sparsity.view import LayerView
 
 Statistic = Callable[[LayerView], Tensor]
 """A function from a layer to a scalar tensor on its device."""
@@ -16,7 +17,7 @@ def magnitude(layer: LayerView) -> Tensor:
     return _mean_over_active(layer.weight, layer.mask)
 
 
-@needs("momentum")
+@marked("momentum")
 def momentum(layer: LayerView) -> Tensor:
     """Mean magnitude of the gradients' moving average over the active weights (SNFS, Dettmers & Zettlemoyer 2019)."""
     return _mean_over_active(layer.gradient_average(), layer.mask)

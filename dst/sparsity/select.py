@@ -44,6 +44,22 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
     return [mask.view(layer.shape) for mask, layer in zip(chosen, scores, strict=True)]
 
 
+def row_top_k(scores: Tensor, k: Tensor, among: Tensor) -> Tensor:
+    """Return a boolean mask of the ``k[r]`` largest scores of each row within ``among``, ties by lowest index.
+
+    ``scores`` and ``among``: [rows, columns]; ``k``: [rows], integers. A row with fewer candidates gives all it has.
+    """
+    widest = int(k.max())
+    if widest <= 0:
+        return torch.zeros_like(among)
+    values = scores.masked_fill(~among, -torch.inf)
+    best = values.topk(widest, dim=1).values  # in descending order
+    kth = best.gather(1, (k - 1).clamp(min=0).unsqueeze(1))
+    above, equal = values > kth, (values == kth) & among
+    room = (k - above.sum(1)).unsqueeze(1)
+    return (above | (equal & (equal.cumsum(1) <= room))) & (k > 0).unsqueeze(1)
+
+
 def _on_cpu(scores: Tensor, k: int, among: Tensor, chosen: Tensor) -> None:
     index = _candidates(scores, k, among)
     if index.numel() < k:

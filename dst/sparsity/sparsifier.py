@@ -10,16 +10,20 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.seeding import derive_seed
-from dst.sparsity.allocation import allocate, layer_counts, share
+from dst.sparsity.allocation import layer_counts, share
 from dst.sparsity.distribution import Distribution
+from dst.sparsity.first import FirstParts, first_masks
+from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
+from dst.sparsity.saliency import Probe
 from dst.sparsity.schedule import Curve, constant
 from dst.sparsity.scope import Scope
 from dst.sparsity.select import pooled_top_k, top_k
+from dst.sparsity.start import Criterion, Init, Start
 from dst.sparsity.topology import LayerReport, Topology
-from dst.sparsity.view import LayerView, Score, need_of
+from dst.sparsity.view import LayerView, Score
 
 POOLS = ("layer", "global")
 
@@ -33,18 +37,20 @@ class Sparsifier:
     Args:
         model: its convolution and linear weights (those in ``scope``) are masked in place.
         optimizer: its state of inactive weights is kept at exactly zero.
-        density: active fraction of all weights in scope at the start; None for the ``dense`` distribution.
+        density: active fraction of all weights in scope at the start; None where something else says it (the ``dense``
+            distribution, an init or a pattern with counts of its own).
         distribution, init, pattern, drop, grow, redistribute: names, or functions as in the modules of those names;
-            without ``drop`` and ``grow`` an update only prunes.
+            without ``drop`` and ``grow`` an update only prunes. Options of a part: a ``functools.partial`` of it.
         plan: when to update; None for a static topology.
         drop_fraction: of a layer's active weights, per update: a number or a curve over steps.
         drop_pool: drop that fraction in each ``layer``, or of all layers together (``global``).
         density_curve: the density over steps, never increasing; None keeps it.
         prune_pool: prune to it by the magnitude in each ``layer`` alike, or of all layers together (``global``).
         scope: which layers.
+        probe: the training data and the loss, for a distribution or an init that looks at them.
         seed: from which all random choices are derived.
 
-    Raises ValueError for unknown names and impossible densities.
+    Raises ValueError for unknown names, impossible densities and parts that do not go together.
 
     """
 
@@ -54,8 +60,8 @@ class Sparsifier:
         optimizer: Optimizer,
         *,
         density: float | None,
-        distribution: str | Distribution = "erk",
-        init: str | Score = "random",
+        distribution: str | Distribution | Criterion | None = "erk",
+        init: str | Init = "random",
         pattern: str | Callable[[], Pattern] = "unstructured",
         drop: str | Score | None = "magnitude",
         grow: str | Score | None = "gradient",
@@ -66,18 +72,9 @@ class Sparsifier:
         density_curve: Curve | None = None,
         prune_pool: str = "global",
         scope: Scope | None = None,
+        probe: Probe | None = None,
         seed: int = 0,
     ) -> None:
-        if (drop is None) != (grow is None):
-            raise ValueError("drop and grow go together: give both, or neither to prune only")
-        if isinstance(distribution, str) and (density is None) != (distribution == "dense"):
-            raise ValueError(
-                f"density={density} does not go with distribution={distribution!r}: dense keeps all weights and takes "
-                "density=None, all others need a density"
-            )
-        for pool in (drop_pool, prune_pool):
-            if pool not in POOLS:
-                raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
         self.optimizer = optimizer
         self.plan = plan
         self.seed = seed
@@ -85,30 +82,43 @@ class Sparsifier:
         """Steps taken so far, topology updates that replaced a step included."""
         self.updates = 0
         """Topology updates so far."""
-        self._pattern: Pattern = _part("pattern", pattern)()
         self._drop: Score | None = _part("drop", drop)
         self._grow: Score | None = _part("grow", grow)
         self._redistribute: Statistic | None = _part("redistribute", redistribute)
         self._drop_pool, self._prune_pool = drop_pool, prune_pool
         self._density_curve = density_curve
-        if not callable(drop_fraction):
-            if not 0 < drop_fraction <= 1:
-                raise ValueError(f"drop_fraction={drop_fraction}: must lie in (0, 1]")
-            drop_fraction = constant(plan, initial=drop_fraction) if plan else lambda step: 0.0
-        self._drop_fraction = drop_fraction
-        layers = (scope or Scope()).layers(model)
-        counts = allocate(_part("distribution", distribution), [layer.weight.shape for layer in layers], density)
-        init_score: Score = _part("init", init)
-        masks = []
-        for i, (layer, count) in enumerate(zip(layers, counts, strict=True)):
-            blank = torch.zeros_like(layer.weight, dtype=torch.bool)
-            view = LayerView(layer.weight.detach(), blank, blank, layer.weight.grad, derive_seed(seed, "init", i))
-            masks.append(self._pattern.initial(init_score(view), count) if count < layer.size else ~blank)
-        tracks = plan is not None and "momentum" in self._needs()
-        self.topology = Topology(layers, masks, with_momentum=tracks)
+        self._drop_fraction = _curve(drop_fraction, plan)
+        parts = FirstParts(_part("distribution", distribution), _part("init", init), _part("pattern", pattern))
+        self._check_parts(parts)
+        start = Start((scope or Scope()).layers(model), parts.pattern(), seed, probe)
+        masks = first_masks(start, parts, density)
+        self.forward_passes = start.forward_passes
+        """What the first masks have cost, in dense forward passes of one sample."""
+        self._pattern = start.pattern
+        self._structured = "structured" in marks_of(parts.pattern)
+        self.topology = Topology(
+            start.layers,
+            masks,
+            with_momentum=plan is not None and "momentum" in self._needs(),
+            with_initial=plan is not None and self._grow is not None and plan.grown_weights == "initial",
+        )
+        self._counts = [report.active for report in self.topology.reports]
+        """The active weights of each layer: exactly, or those that its pattern derives its quotas from."""
         # Where nothing changes the number of weights of a layer, one that is full has nothing to drop or grow.
         self._may_leave_full = density_curve is not None or self._redistribute is not None
         self._enforce()
+
+    def _check_parts(self, first: FirstParts) -> None:
+        """Raise ValueError for parts that do not go together."""
+        if (self._drop is None) != (self._grow is None):
+            raise ValueError("drop and grow go together: give both, or neither to prune only")
+        for pool in (self._drop_pool, self._prune_pool):
+            if pool not in POOLS:
+                raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
+        if "structured" in marks_of(first.pattern):
+            for name, part in (("redistribute", self._redistribute), ("density_curve", self._density_curve)):
+                if part is not None:
+                    raise ValueError(f"{name} changes the counts of layers, which this pattern keeps: leave it out")
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
@@ -172,19 +182,20 @@ class Sparsifier:
         needs = self._needs()
         return self.plan is not None and ("momentum" in needs or (self.update_due() and "dense_gradient" in needs))
 
-    def _needs(self) -> set[str | None]:
-        return {need_of(part) for part in (self._grow, self._redistribute)}
+    def _needs(self) -> frozenset[Mark]:
+        return marks_of(self._grow) | marks_of(self._redistribute)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, masks and explored masks."""
-        return {"steps": self.steps, "updates": self.updates, **self.topology.state_dict()}
+        """Return counters, counts, masks and explored masks."""
+        counters = {"steps": self.steps, "updates": self.updates, "counts": list(self._counts)}
+        return {**counters, **self.topology.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
         self.topology.load_state_dict(state)
-        self.steps, self.updates = state["steps"], state["updates"]
+        self.steps, self.updates, self._counts = state["steps"], state["updates"], list(state["counts"])
         self._enforce()
 
     # -- the update ----------------------------------------------------------------------------------------------------
@@ -210,25 +221,47 @@ class Sparsifier:
     def _update(self, grow_scores: list[Tensor]) -> None:
         """Prune to the scheduled density, drop, redistribute, grow; what is off the new masks becomes zero."""
         before = dict(enumerate(self.topology.masks))
-        expected = self._prune()
-        if self._drop is not None:
-            self._move(grow_scores, expected)
+        self._prune()
+        kept = self._move(grow_scores) if self._drop is not None else {}
         self.topology.refresh(before)
-        for report, count in zip(self.topology.reports, expected, strict=True):
-            if report.active != count:
-                raise RuntimeError(f"layer {report.layer} has {report.active} active weights instead of {count}")
+        self._check_counts()
         self.updates += 1
+        self._start_entered(before, kept)
         self._enforce()
 
-    def _prune(self) -> list[int]:
-        """Keep the largest weights, as many as the scheduled density allows; return the counts of all layers."""
+    def _check_counts(self) -> None:
+        """Raise RuntimeError if a layer is not as its budget or its pattern says: a mistake in a part."""
         topology = self.topology
-        counts = [report.active for report in topology.reports]
+        for report, count, mask in zip(topology.reports, self._counts, topology.masks, strict=True):
+            if self._structured:
+                if report.active < report.size and not self._pattern.allows(mask):
+                    raise RuntimeError(f"layer {report.layer}: its mask breaks the pattern")
+            elif report.active != count:
+                raise RuntimeError(f"layer {report.layer} has {report.active} active weights instead of {count}")
+
+    def _start_entered(self, before: Mapping[int, Tensor], kept: Mapping[int, Tensor]) -> None:
+        """Give the weights that entered in this update the value and the state that they start from.
+
+        What was inactive before is zero in both already. ``kept``: what the drop left, of the layers that moved.
+        """
+        assert self.plan is not None
+        reset = self.plan.returning_weights == "reset"
+        for i, left in kept.items():
+            layer, old = self.topology.layers[i], left if reset else before[i]
+            if reset:
+                for tensor in (layer.weight, *layer.optimizer_state(self.optimizer)):
+                    tensor.mul_(left)
+            if self.topology.initial:
+                layer.weight.copy_(torch.where(self.topology.masks[i] & ~old, self.topology.initial[i], layer.weight))
+
+    def _prune(self) -> None:
+        """Keep the largest weights, as many as the scheduled density allows."""
+        topology, counts = self.topology, self._counts
         if self._density_curve is None:
-            return counts
+            return
         target = round(self._density_curve(self.steps) * topology.size)
         if target >= sum(counts):
-            return counts
+            return
         scores = [layer.weight.detach().abs() for layer in topology.layers]
         if self._prune_pool == "global":
             kept = pooled_top_k(scores, target, topology.masks)
@@ -236,37 +269,43 @@ class Sparsifier:
             quotas = layer_counts([target / sum(counts)] * len(counts), counts, target)
             kept = [top_k(*part) for part in zip(scores, quotas, topology.masks, strict=True)]
         topology.masks = kept
-        return [int(count) for count in torch.stack([torch.count_nonzero(mask) for mask in kept]).tolist()]
+        self._counts = _count(kept)
 
-    def _move(self, grow_scores: list[Tensor], counts: list[int]) -> None:
-        """Drop and grow in every movable layer; ``counts`` become those after growing."""
+    def _move(self, grow_scores: list[Tensor]) -> dict[int, Tensor]:
+        """Drop and grow in every movable layer; return what the drop left of each."""
         assert self.plan is not None
         assert self._drop is not None
-        topology, movable = self.topology, self._movable()
+        topology, movable, regrow = self.topology, self._movable(), self.plan.regrow
         views = [self._view(i, "drop") for i in movable]
         scores = [self._drop(view) for view in views]
-        drops = self._drop_counts(views, scores, [counts[i] for i in movable])
-        free = [topology.layers[i].size - counts[i] for i in movable]
-        if not self.plan.regrow:  # what leaves must find room elsewhere in its layer
+        counts = _count([view.mask for view in views]) if self._structured else [self._counts[i] for i in movable]
+        drops = self._drop_counts(views, scores, counts)
+        free = [topology.layers[i].size - count for i, count in zip(movable, counts, strict=True)]
+        if not regrow:  # what leaves must find room elsewhere in its layer
             drops = [min(drop, room) for drop, room in zip(drops, free, strict=True)]
-        grows = self._grow_counts(views, drops, free, [counts[i] for i in movable])
+        grows = self._grow_counts(views, drops, free, counts)
+        kept = {}
         for i, view, score, grow_score, drop, grow in zip(
             movable, views, scores, grow_scores, drops, grows, strict=True
         ):
-            budget = Budget(drop=drop, grow=grow, regrow=self.plan.regrow)
-            topology.replace(i, self._pattern.update(score, grow_score, view.mask, budget))
-            counts[i] += grow - drop
+            is_last = i == len(topology.layers) - 1
+            budget = Budget(drop=drop, grow=grow, count=self._counts[i], regrow=regrow, is_last=is_last)
+            kept[i], mask = self._pattern.update(score, grow_score, view.mask, budget)
+            topology.replace(i, mask)
+            self._counts[i] += grow - drop
+        return kept
 
     def _drop_counts(self, views: list[LayerView], scores: list[Tensor], counts: list[int]) -> list[int]:
         """Return how many weights each layer drops."""
+        masks = [view.mask for view in views]
+        if "cuts" in marks_of(self._drop):
+            return _count([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
         fraction = self._drop_fraction(self.steps)
         drops = [math.ceil(fraction * count) for count in counts]
         if self._drop_pool == "layer":
             return drops
-        masks = [view.mask for view in views]
-        kept = pooled_top_k(scores, max(sum(counts) - sum(drops), len(counts)), masks)
-        left = torch.stack([torch.count_nonzero(mask) for mask in kept]).tolist()
-        return [count - int(n) for count, n in zip(counts, left, strict=True)]
+        kept = _count(pooled_top_k(scores, max(sum(counts) - sum(drops), len(counts)), masks))
+        return [count - left for count, left in zip(counts, kept, strict=True)]
 
     def _grow_counts(self, views: list[LayerView], drops: list[int], free: list[int], counts: list[int]) -> list[int]:
         """Return how many weights each layer grows: as many as it dropped, or its share of all that were dropped.
@@ -302,6 +341,21 @@ class Sparsifier:
                 masks.append(mask)
         if tensors:
             torch._foreach_mul_(tensors, masks)
+
+
+def _count(masks: list[Tensor]) -> list[int]:
+    """Return the number of true values of each mask, in one host synchronisation."""
+    found = [torch.count_nonzero(mask) for mask in masks]
+    return [int(count) for count in torch.stack(found).tolist()] if found else []
+
+
+def _curve(drop_fraction: float | Curve, plan: UpdatePlan | None) -> Curve:
+    """Return a drop fraction as a curve."""
+    if callable(drop_fraction):
+        return drop_fraction
+    if not 0 < drop_fraction <= 1:
+        raise ValueError(f"drop_fraction={drop_fraction}: must lie in (0, 1]")
+    return constant(plan, initial=drop_fraction) if plan else lambda step: 0.0
 
 
 def _part(kind: str, value: Any) -> Any:

@@ -28,12 +28,21 @@ class LayerReport:
 class Topology:
     """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included."""
 
-    def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor], *, with_momentum: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        masks: Sequence[Tensor],
+        *,
+        with_momentum: bool = False,
+        with_initial: bool = False,
+    ) -> None:
         self.layers = list(layers)
         self.masks = list(masks)
         self.explored = [mask.clone() for mask in masks]
         self.momentum = [torch.zeros_like(layer.weight) for layer in layers] if with_momentum else []
         """Moving averages of dense gradients, where the method asks for them."""
+        self.initial = [layer.weight.detach().clone() for layer in layers] if with_initial else []
+        """The weights before anything was masked, where grown weights start from them."""
         self.reports: list[LayerReport] = []
         self.refresh()
 
@@ -80,9 +89,9 @@ class Topology:
         self.explored[index] |= mask
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks, explored masks (boolean) and moving averages by layer name."""
+        """Return masks, explored masks (boolean), moving averages and initial weights by layer name."""
         names = [layer.name for layer in self.layers]
-        kinds = {"masks": self.masks, "explored": self.explored, "momentum": self.momentum}
+        kinds = {"masks": self.masks, "explored": self.explored, "momentum": self.momentum, "initial": self.initial}
         return {kind: dict(zip(names, tensors, strict=True)) for kind, tensors in kinds.items() if tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

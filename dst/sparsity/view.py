@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,29 +39,9 @@ class LayerView:
 
     def gradient_average(self) -> Tensor:
         """Return the moving average of dense gradients."""
-        assert self.momentum is not None, "a part that reads the average must be marked needs_momentum"
+        assert self.momentum is not None, "a part that reads the average must be marked 'momentum'"
         return self.momentum
 
 
 Score = Callable[[LayerView], Tensor]
 """A pure function from a layer to one number a weight."""
-
-Need = Literal["dense_gradient", "momentum"]
-"""``dense_gradient``: at updates; ``momentum``: a moving average of dense gradients, so at every step."""
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def needs(need: Need) -> Callable[[_F], _F]:
-    """Mark a part that reads dense gradients, which training FLOPs must count."""
-
-    def mark(part: _F) -> _F:
-        part.need = need  # type: ignore[attr-defined]
-        return part
-
-    return mark
-
-
-def need_of(part: Any) -> Need | None:
-    """Return what a part was marked with."""
-    return getattr(part, "need", None)

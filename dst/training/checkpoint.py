@@ -35,7 +35,7 @@ class Checkpoints:
         if data.with_suffix(".json").exists() and _problem(data.with_suffix(".json")) is None:
             return
         _write_atomically(data, lambda file: torch.save(state, file))
-        manifest = {"format": FORMAT, "step": step, "bytes": data.stat().st_size, "sha256": _digest(data)}
+        manifest = {"format": FORMAT, "step": step, "bytes": data.stat().st_size, "sha256": sha256(data)}
         _write_atomically(data.with_suffix(".json"), lambda file: file.write(json.dumps(manifest).encode()))
         self._prune()
 
@@ -50,6 +50,11 @@ class Checkpoints:
             print(f"warning: passing over checkpoint {manifest_path.stem}: {problem}", file=sys.stderr)
             manifest_path.unlink()  # or it would be kept in place of a good one
         return None
+
+    def newest(self) -> Path | None:
+        """Return the file of the newest valid checkpoint, for those who only read; None if there is none."""
+        found = (path.with_suffix(".pt") for path in self._manifests() if _problem(path) is None)
+        return next(found, None)
 
     def _manifests(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.json"), reverse=True)
@@ -77,14 +82,15 @@ def _problem(manifest_path: Path) -> str | None:
             )
         if data.stat().st_size != manifest["bytes"]:
             return f"it has {data.stat().st_size} bytes instead of {manifest['bytes']}"
-        if _digest(data) != manifest["sha256"]:
+        if sha256(data) != manifest["sha256"]:
             return "its content does not match its digest"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"it cannot be read ({error})"
     return None
 
 
-def _digest(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

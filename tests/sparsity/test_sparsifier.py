@@ -106,7 +106,7 @@ def one_layer(weights, gradients, **options):
         model,
         optimizer,
         density=float(active.sum()) / len(weights),
-        init=lambda layer: active.float(),
+        init=lambda start: [active],
         plan=UpdatePlan(every=1, total_steps=10, **options),
         drop_fraction=0.5,
     )

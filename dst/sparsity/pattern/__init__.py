@@ -1,27 +1,51 @@
 """What shapes a mask may take, and the selection inside that shape."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Size, Tensor
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many units of a layer leave and enter in one update; ``regrow``: those that leave may enter again."""
+    """How many weights of a layer leave and enter in one update.
+
+    ``count``: how many the layer has by the distribution, from which a pattern derives its quotas. ``regrow``: those
+    that leave may enter again. ``is_last``: the layer's output units are the network's, which must all live.
+    """
 
     drop: int
     grow: int
+    count: int
     regrow: bool = True
+    is_last: bool = False
+
+
+class Moved(NamedTuple):
+    """The outcome of an update: ``mask`` is ``kept`` (without those that left) and those that entered."""
+
+    kept: Tensor
+    mask: Tensor
 
 
 class Pattern(Protocol):
-    """A family of allowed masks. All tensors have the weight's shape; masks are boolean."""
+    """A family of allowed masks. All tensors have the weight's shape; masks are boolean.
 
-    def initial(self, scores: Tensor, count: int) -> Tensor:
-        """Return a mask of exactly ``count`` weights, those of largest score."""
+    A layer that keeps all its weights is allowed under every pattern and is never asked about.
+    """
+
+    def admissible(self, shape: Size, count: int) -> int:
+        """Return the number of weights nearest to ``count`` that the pattern allows; ValueError if there is none."""
         ...
 
-    def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Tensor:
-        """Return the next mask: the lowest drop scores leave, the highest grow scores enter, exactly as budgeted."""
+    def initial(self, scores: Tensor, count: int) -> Tensor:
+        """Return a mask of exactly ``count`` (admissible) weights, those of largest score."""
+        ...
+
+    def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
+        """Return the next mask: the lowest drop scores leave, the highest grow scores enter."""
+        ...
+
+    def allows(self, mask: Tensor) -> bool:
+        """Say whether the pattern allows a mask."""
         ...

@@ -1,24 +1,32 @@
 """Any single weight may be active."""
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from dst.sparsity.pattern import Budget
+from dst.sparsity.pattern import Budget, Moved
 from dst.sparsity.select import top_k
 
 
 class Unstructured:
     """Units are single weights, in one group a layer."""
 
+    def admissible(self, shape: Size, count: int) -> int:
+        """Return ``count``."""
+        return count
+
     def initial(self, scores: Tensor, count: int) -> Tensor:
         """Return a mask of the ``count`` largest scores."""
         return top_k(scores, count, torch.ones_like(scores, dtype=torch.bool))
 
-    def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Tensor:
+    def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
         """Return the mask without the lowest drop scores, plus the highest grow scores among what is free."""
         kept = mask & ~top_k(-drop_scores, budget.drop, among=mask)
         free = ~kept if budget.regrow else ~mask
-        return kept | top_k(grow_scores, budget.grow, among=free)
+        return Moved(kept, kept | top_k(grow_scores, budget.grow, among=free))
+
+    def allows(self, mask: Tensor) -> bool:
+        """Every mask is allowed."""
+        return True
 
 
 def unstructured() -> Unstructured:

@@ -1,0 +1,152 @@
+"""What is wrong with a config, all at once: names, ignored options, ranges, combinations.
+
+Only what can be seen without data and without torch; ``dst.build.check`` sees the rest.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+from dst import registry
+from dst.checks.ranges import CHOICES, RANGES, Range, shown
+from dst.checks.sparsity import check_density, check_parts, check_update
+from dst.config import SLOTS, Augment, Config, Tracking, get
+from dst.registry import REQUIRED, UnknownNameError, suggest
+
+
+def _check_slots(config: Config) -> Iterator[str]:
+    for slot, kind in SLOTS.items():
+        node = get(config, slot)
+        try:
+            taken = registry.find(kind, node.name).options
+        except UnknownNameError as error:
+            yield f"{slot}.name={node.name}: {error}"
+            continue
+        all_options = {name for member in registry.members(kind).values() for name in member.options}
+        for name in sorted(all_options):
+            value = getattr(node, name)
+            if name not in taken and value is not None:
+                yield (
+                    f"{slot}.{name}={shown(value)} would be ignored: {kind} '{node.name}' takes "
+                    f"{', '.join(taken) or 'no options'}. Remove it, or set {slot}.{name}=null"
+                )
+            elif value is None and taken.get(name) is REQUIRED:
+                yield f"{slot}.{name} is missing: {kind} '{node.name}' needs it, e.g. {slot}.{name}=..."
+
+
+def _check_ranges(config: Config) -> Iterator[str]:
+    for key, allowed in RANGES.items():
+        value = get(config, key)
+        if value is not None and value not in allowed:
+            yield f"{key}={shown(value)}: must be {allowed}"
+    for key, names in CHOICES.items():
+        value = get(config, key)
+        if value is not None and value not in names:
+            yield f"{key}={shown(value)}: {suggest(value, names)}"
+
+
+def _check_schedule(config: Config) -> Iterator[str]:
+    lr, optimizer = config.schedule.lr, config.schedule.optimizer
+    milestones = lr.milestones or []
+    if any(not 0 < m < 1 for m in milestones) or milestones != sorted(set(milestones)):
+        yield f"schedule.lr.milestones={milestones}: must be increasing fractions of training in (0, 1)"
+    if lr.name == "multistep" and lr.milestones == []:
+        yield "schedule.lr.milestones=[]: multistep needs one or more; schedule.lr.name=constant has none"
+    if lr.floor is not None and lr.floor > lr.peak:
+        yield f"schedule.lr.floor={lr.floor} must not exceed schedule.lr.peak={lr.peak}"
+    epochs = config.schedule.epochs * config.schedule.multiplier
+    if lr.warmup_epochs >= epochs > 0:
+        yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
+    if optimizer.name == "sgd" and optimizer.momentum == 0 and optimizer.nesterov is not False:
+        yield "schedule.optimizer.momentum=0: Nesterov needs momentum; add schedule.optimizer.nesterov=false"
+    if config.schedule.accumulate > config.schedule.batch_size:
+        yield (
+            f"schedule.accumulate={config.schedule.accumulate}: a batch of {config.schedule.batch_size} samples "
+            "(schedule.batch_size) cannot be cut into so many parts"
+        )
+    if config.hardware.precision == "tf32" and config.hardware.device == "cpu":
+        yield "hardware.precision=tf32 would be ignored: only GPUs have it; use fp32 or bf16 on a CPU"
+
+
+def _check_data(config: Config) -> Iterator[str]:
+    data = config.data
+    if (data.mean is None) != (data.std is None):
+        yield "data.mean and data.std go together: set both, or neither to use those of the training split"
+    if data.std is not None and not all(value in Range(1e-6) for value in data.std):
+        yield f"data.std={data.std}: must be positive, finite and not tiny"
+    if data.mean is not None and not all(math.isfinite(value) for value in data.mean):
+        yield f"data.mean={data.mean}: must be finite"
+    if data.augment.crop_padding == 0 and data.augment.padding_mode != Augment.padding_mode:
+        yield f"data.augment.padding_mode={data.augment.padding_mode} would be ignored with data.augment.crop_padding=0"
+    if data.center_crop is not None and data.size is None:
+        yield f"data.center_crop={data.center_crop} would be ignored without data.size, e.g. data.size=224"
+    scale = data.augment.resized_crop_scale
+    if scale is None:
+        return
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        yield f"data.augment.resized_crop_scale={scale}: must be two shares of the area, e.g. [0.08, 1.0]"
+    if data.augment.crop_padding:
+        yield (
+            f"data.augment.crop_padding={data.augment.crop_padding} and data.augment.resized_crop_scale={scale} are "
+            "two kinds of crop: set the one to 0 or the other to null"
+        )
+    if data.size is None:
+        yield "data.size is missing: data.augment.resized_crop_scale needs it, e.g. data.size=224"
+    if data.storage == "resident":
+        yield (
+            "data.storage=resident keeps images at data.size, but data.augment.resized_crop_scale needs them as they "
+            "are in their files: set data.storage=auto, or data.augment.resized_crop_scale=null"
+        )
+
+
+def _check_lists(config: Config) -> Iterator[str]:
+    hidden = config.model.hidden
+    if hidden is not None and (not hidden or min(hidden) < 1 or max(hidden) > _WIDEST):
+        yield f"model.hidden={hidden}: must be a list of widths in [1, {_WIDEST}], e.g. model.hidden=[256,256]"
+    group = config.output.group
+    if not group or group.startswith("/") or any(part.startswith(".") for part in group.split("/")):
+        yield f"output.group={group!r}: must be a folder below output.root, relative and without hidden parts"
+    for key in ("output.root", "data.root", "data.cache"):
+        if not get(config, key).strip():
+            yield f"{key} is empty: it must name a folder"
+    if not config.sparsity.scope.include:
+        yield "sparsity.scope.include=[]: no layer would be sparse; the default is ['*']"
+
+
+def _check_tracking(config: Config) -> Iterator[str]:
+    tracking, defaults = config.tracking, Tracking()
+    if tracking.mode == "none":
+        for name in ("project", "entity", "tags", "notes", "timeout_s"):
+            value = getattr(tracking, name)
+            if value != getattr(defaults, name):
+                yield (
+                    f"tracking.{name}={shown(value)} would be ignored: nothing is tracked. Remove it, or choose "
+                    "tracking=wandb_offline or tracking=wandb_online"
+                )
+        return
+    if not tracking.project:
+        yield f"tracking.project is missing: wandb ({tracking.mode}) needs it, e.g. tracking.project=dst"
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= _LONGEST_TAG:
+            yield f"tracking.tags: {tag!r} has {len(tag)} characters; wandb takes 1 to {_LONGEST_TAG}"
+
+
+_LONGEST_TAG = 64
+
+_WIDEST = 1_000_000
+
+_CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _check_slots,
+    _check_ranges,
+    check_density,
+    check_parts,
+    check_update,
+    _check_schedule,
+    _check_data,
+    _check_lists,
+    _check_tracking,
+)
+
+
+def check(config: Config) -> list[str]:
+    """Return every problem that can be seen without data or torch, as messages for the user."""
+    return [problem for checker in _CHECKS for problem in checker(config)]

@@ -1,0 +1,208 @@
+"""Which compositions of a sparsity method make sense; what makes none is refused, never ignored."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from dst import registry
+from dst.checks.ranges import shown
+from dst.config import SLOTS, Config, DensitySchedule, Update, get
+
+
+def _marks(config: Config, slot: str) -> frozenset[str]:
+    """Return the marks of a slot's member; none if there is no such member, which is told elsewhere."""
+    member = registry.members(SLOTS[f"sparsity.{slot}"]).get(get(config, f"sparsity.{slot}").name)
+    return member.marks if member else frozenset()
+
+
+def _named(config: Config, slot: str) -> str:
+    return f"sparsity.{slot}.name={get(config, f'sparsity.{slot}').name}"
+
+
+def _with_own_counts(config: Config) -> list[str]:
+    """Return the init and the pattern, as far as they say themselves how many weights are kept."""
+    return [_named(config, slot) for slot in ("init", "pattern") if "own_counts" in _marks(config, slot)]
+
+
+def check_density(config: Config) -> Iterator[str]:
+    """Tell what is wrong with the density: who says how many weights are kept, first and last."""
+    sparsity, schedule = config.sparsity, config.sparsity.density_schedule
+    own = _with_own_counts(config)
+    if own:
+        yield from _check_own_counts(config, own)
+        return
+    if schedule.name == "none":
+        if sparsity.distribution.name == "dense" and sparsity.density is not None:
+            yield (
+                f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all "
+                "weights. Remove it, or choose a sparse method, e.g. sparsity=rigl_itop"
+            )
+        if schedule.pool != DensitySchedule.pool:
+            yield f"sparsity.density_schedule.pool={schedule.pool} would be ignored without a density schedule"
+    elif sparsity.density is not None and schedule.initial is not None and schedule.initial <= sparsity.density:
+        yield (
+            f"sparsity.density_schedule.initial={schedule.initial} must exceed the final sparsity.density="
+            f"{sparsity.density}"
+        )
+    elif sparsity.distribution.name == "dense" and schedule.initial not in (None, 1):
+        yield (
+            f"sparsity.density_schedule.initial={schedule.initial} would be ignored: the distribution is dense at "
+            "first; choose uniform, er or erk, or an initial density of 1"
+        )
+    if schedule.start is not None and schedule.end is not None and schedule.start >= schedule.end:
+        yield (
+            f"sparsity.density_schedule.start={schedule.start} must lie before sparsity.density_schedule.end="
+            f"{schedule.end}"
+        )
+    if sparsity.distribution.name == "none":
+        yield (
+            f"sparsity.distribution.name=none: nothing says how many weights each layer keeps, since "
+            f"{_named(config, 'init')} and {_named(config, 'pattern')} do not; choose uniform, er or erk, and a density"
+        )
+    is_sparse = sparsity.distribution.name != "dense" or schedule.name != "none"
+    if is_sparse and sparsity.density is None:
+        yield f"sparsity.density is missing: sparsity '{sparsity.label}' needs it, e.g. sparsity.density=0.1"
+
+
+def _check_own_counts(config: Config, own: list[str]) -> Iterator[str]:
+    sparsity, who = config.sparsity, " and ".join(own)
+    mend = "sparsity.density=null sparsity.distribution.name=none"
+    if sparsity.density is not None:
+        yield (
+            f"sparsity.density={sparsity.density} would be ignored: {who} says itself how many weights are kept. Use "
+            f"{mend}"
+        )
+    if sparsity.distribution.name != "none":
+        yield (
+            f"sparsity.distribution.name={sparsity.distribution.name} would be ignored: {who} says itself how many "
+            f"weights each layer keeps. Use {mend}"
+        )
+    if sparsity.density_schedule.name != "none":
+        yield (
+            f"sparsity.density_schedule.name={sparsity.density_schedule.name} leads from the density of a distribution "
+            f"to another, but {who} says itself how many weights are kept; use an init such as random, or "
+            "sparsity.density_schedule.name=none"
+        )
+
+
+def check_parts(config: Config) -> Iterator[str]:
+    """Tell what is wrong with the options of init, pattern and drop among each other."""
+    init, pattern, drop = config.sparsity.init, config.sparsity.pattern, config.sparsity.drop
+    if init.name == "saliency" and init.criterion is not None and init.criterion in registry.members("criterion"):
+        takes = registry.find("criterion", init.criterion).options
+        for name in ("batches", "rounds", "temperature"):
+            if getattr(init, name) is not None and name not in takes:
+                yield (
+                    f"sparsity.init.{name}={getattr(init, name)} would be ignored: criterion '{init.criterion}' takes "
+                    f"{', '.join(takes) or 'no options'}"
+                )
+    if pattern.n is not None and pattern.m is not None and pattern.n >= pattern.m:
+        yield f"sparsity.pattern.n={pattern.n} must be less than sparsity.pattern.m={pattern.m}"
+    if "structured" in _marks(config, "pattern"):
+        for slot in ("redistribute", "density_schedule"):
+            if get(config, f"sparsity.{slot}").name != "none":
+                yield (
+                    f"{_named(config, slot)} changes how many weights a layer has, which {_named(config, 'pattern')} "
+                    f"keeps: set sparsity.{slot}.name=none, or sparsity.pattern.name=unstructured"
+                )
+    if drop.name == "threshold" and (drop.value is None) == (drop.quantile is None):
+        yield (
+            f"sparsity.drop.name=threshold needs exactly one of sparsity.drop.value (the magnitude below which weights "
+            f"leave, e.g. 0.001) and sparsity.drop.quantile (the share of each layer that leaves, e.g. 0.2), not "
+            f"value={shown(drop.value)} and quantile={shown(drop.quantile)}"
+        )
+
+
+def check_update(config: Config) -> Iterator[str]:
+    """Tell what is wrong with who moves, how much and when."""
+    sparsity, update = config.sparsity, config.sparsity.update
+    moves = any(get(config, f"sparsity.{slot}").name != "none" for slot in ("drop", "grow", "drop_fraction"))
+    prunes = sparsity.density_schedule.name != "none"
+    yield from _check_moves(config) if moves else _ignored_without_moves(config)
+    if moves and sparsity.distribution.name == "dense" and not prunes:
+        yield (
+            f"sparsity.distribution.name=dense leaves nothing to drop and grow, but sparsity '{sparsity.label}' "
+            "updates its topology: choose uniform, er or erk, and a density"
+        )
+    if not (moves or prunes):
+        yield from _ignored_update_keys(config)
+        return
+    if update.every is None:
+        yield (
+            f"sparsity.update.every is missing: sparsity '{sparsity.label}' updates its topology, e.g. "
+            "sparsity.update.every=${schedule.update_every}"
+        )
+    elif update.every == 1 and update.order == "replaces_step":
+        yield (
+            "sparsity.update.every=1 with sparsity.update.order=replaces_step would replace every step by an update: "
+            "nothing would be trained. Update less often, or after_step"
+        )
+    if update.on_last_step and update.stop < 1:
+        yield f"sparsity.update.on_last_step=true would be ignored: updates stop at {update.stop} of training"
+    if update.start >= update.stop:
+        yield (
+            f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
+            "is no update in the whole run"
+        )
+    end = sparsity.density_schedule.end
+    if end is not None and end > update.stop:
+        yield (
+            f"sparsity.density_schedule.end={end} must not lie behind sparsity.update.stop={update.stop}: the final "
+            "density would never be reached"
+        )
+
+
+def _check_moves(config: Config) -> Iterator[str]:
+    """Tell what is wrong with drop, grow and drop fraction, which go together."""
+    sparsity = config.sparsity
+    cuts = "cuts" in _marks(config, "drop")
+    slots = ("drop", "grow") if cuts else ("drop", "grow", "drop_fraction")
+    missing = [slot for slot in slots if get(config, f"sparsity.{slot}").name == "none"]
+    if missing:
+        present = ", ".join(_named(config, slot) for slot in slots if slot not in missing)
+        yield (
+            f"weights move by drop, grow and drop fraction together: {present or 'the others'} would be ignored "
+            f"without {', '.join(f'sparsity.{slot}.name' for slot in missing)}. Set all three, or none"
+        )
+    if cuts and sparsity.drop_fraction.name != "none":
+        yield (
+            f"{_named(config, 'drop_fraction')} would be ignored: {_named(config, 'drop')} says itself how many leave. "
+            "Set sparsity.drop_fraction.name=none"
+        )
+    if cuts and sparsity.drop.pool != "layer":
+        yield f"sparsity.drop.pool={sparsity.drop.pool} would be ignored: {_named(config, 'drop')} has no fraction"
+    fraction = sparsity.drop_fraction
+    if fraction.initial is not None and fraction.floor is not None and fraction.floor > fraction.initial:
+        yield f"sparsity.drop_fraction.floor={fraction.floor} must not exceed its initial={fraction.initial}"
+    if not sparsity.update.regrow and sparsity.update.returning_weights != Update.returning_weights:
+        yield (
+            f"sparsity.update.returning_weights={sparsity.update.returning_weights} would be ignored: with "
+            "sparsity.update.regrow=false no just-dropped weight returns"
+        )
+    if config.hardware.precision == "fp16" and "momentum" in _marks(config, "grow") | _marks(config, "redistribute"):
+        yield (
+            "hardware.precision=fp16 does not go with growth or redistribution by momentum: scaled gradients overflow "
+            "now and then, and their moving average would keep it; use bf16 or fp32"
+        )
+
+
+def _ignored_without_moves(config: Config) -> Iterator[str]:
+    defaults = {"redistribute.name": "none", "drop.pool": "layer"}
+    moving = {"update.regrow": Update.regrow, "update.grown_weights": Update.grown_weights}
+    moving["update.returning_weights"] = Update.returning_weights
+    if config.sparsity.density_schedule.name != "none":  # without it no key of update is of use, which is told anyway
+        defaults |= moving  # type: ignore[arg-type]
+    for key, default in defaults.items():
+        value = get(config, f"sparsity.{key}")
+        if value != default:
+            yield f"sparsity.{key}={shown(value)} would be ignored: nothing is dropped and grown"
+
+
+def _ignored_update_keys(config: Config) -> Iterator[str]:
+    defaults, update = Update(), config.sparsity.update
+    for item in fields(update):
+        value = getattr(update, item.name)
+        if value != getattr(defaults, item.name):
+            yield (
+                f"sparsity.update.{item.name}={shown(value)} would be ignored: sparsity '{config.sparsity.label}' "
+                "never updates its topology"
+            )

@@ -1,0 +1,79 @@
+"""The first masks of a network: how many weights in each layer, and which."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Size, Tensor
+
+from dst.sparsity.allocation import allocate
+from dst.sparsity.distribution import Distribution
+from dst.sparsity.marks import Mark, marks_of
+from dst.sparsity.pattern import Pattern
+from dst.sparsity.select import pooled_top_k
+from dst.sparsity.start import Criterion, Init, Start
+
+
+@dataclass(frozen=True)
+class FirstParts:
+    """The parts of a method that make its first masks; ``pattern`` is a factory."""
+
+    distribution: Distribution | Criterion | None
+    init: Init
+    pattern: Callable[[], Pattern]
+
+    @property
+    def own_counts(self) -> bool:
+        """Say whether a part says by itself how many weights are kept, so that there is no density."""
+        marks: frozenset[Mark] = frozenset().union(*map(marks_of, (self.distribution, self.init, self.pattern)))
+        return "own_counts" in marks
+
+
+def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[Tensor]:
+    """Return the mask of every layer; ValueError for a density or masks that cannot be."""
+    _check_density(parts, density)
+    shapes = [layer.weight.shape for layer in start.layers]
+    if parts.own_counts:
+        counts = [layer.size for layer in start.layers]
+    elif "ranks" in marks_of(parts.distribution):
+        counts = _ranked_counts(start, cast(Criterion, parts.distribution), cast(float, density))
+    else:
+        counts = allocate(cast(Distribution, parts.distribution), shapes, density)
+    start.counts = admissible(start.pattern, [layer.name for layer in start.layers], shapes, counts)
+    masks = parts.init(start)
+    for layer, mask in zip(start.layers, masks, strict=True):
+        if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
+            raise ValueError(f"layer {layer.name}: an init gives boolean masks of the shape of the weights")
+        if not (mask.all() or start.pattern.allows(mask)):
+            raise ValueError(f"layer {layer.name}: the pattern does not allow the mask that this init gives")
+    return masks
+
+
+def admissible(pattern: Pattern, names: Sequence[str], shapes: Sequence[Size], counts: Sequence[int]) -> list[int]:
+    """Return the counts that a pattern allows, nearest to the given; ValueError names the layer that has none."""
+    found = []
+    for name, shape, count in zip(names, shapes, counts, strict=True):
+        try:
+            found.append(pattern.admissible(shape, count))
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from error
+    return found
+
+
+def _check_density(parts: FirstParts, density: float | None) -> None:
+    if parts.own_counts and density is not None:
+        raise ValueError(
+            f"density={density} would be ignored: the distribution keeps all weights, or init or pattern say "
+            "themselves how many; give density=None"
+        )
+    if not parts.own_counts and (density is None or parts.distribution is None):
+        raise ValueError("density and distribution are missing: init and pattern leave open how many weights are kept")
+
+
+def _ranked_counts(start: Start, criterion: Criterion, density: float) -> list[int]:
+    """Return how many of the most salient weights of the whole network lie in each layer, at least one."""
+    total = round(density * sum(layer.size for layer in start.layers))
+    scores = start.rank(criterion, total)
+    masks = pooled_top_k(scores, total, [torch.ones_like(score, dtype=torch.bool) for score in scores])
+    return [int(torch.count_nonzero(mask)) for mask in masks]

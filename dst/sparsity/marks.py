@@ -1,0 +1,34 @@
+"""Marks on the parts of a method: what the rest of the system must know about a part without calling it.
+
+``dst.registry`` reads them from the source, so that a config is checked without importing torch.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+Mark = Literal["dense_gradient", "momentum", "cuts", "data", "own_counts", "ranks", "structured"]
+"""What a mark says.
+
+``dense_gradient``: reads dense gradients at updates. ``momentum``: reads their moving average, so needs them at every
+step. ``cuts``: a drop score whose negative values leave, however many. ``data``: looks at training batches.
+``own_counts``: says by itself how many weights are kept, without a density. ``ranks``: a criterion that ranks all
+weights of a network. ``structured``: a pattern that keeps quotas.
+"""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def marked(*marks: Mark) -> Callable[[_F], _F]:
+    """Mark a part."""
+
+    def mark(part: _F) -> _F:
+        part.marks = frozenset(marks)  # type: ignore[attr-defined]
+        return part
+
+    return mark
+
+
+def marks_of(part: Any) -> frozenset[Mark]:
+    """Return what a part was marked with."""
+    found: frozenset[Mark] = getattr(part, "marks", frozenset())
+    return found

@@ -1,0 +1,60 @@
+"""Constant fan-in: every output unit has the same number of incoming weights, or none (SRigL, Lasby et al. 2023)."""
+
+import math
+
+import torch
+from torch import Size, Tensor
+
+from dst.sparsity.marks import marked
+from dst.sparsity.pattern import Budget
+from dst.sparsity.pattern.rows import Rows
+
+
+class ConstantFanIn(Rows):
+    """Rows are output units. Units with few salient weights are ablated and their weights go to the others.
+
+    A weight is salient if the drop leaves it, or if it is among the best places to grow. Ablation has no memory: a unit
+    whose gradients ask for it comes back.
+    """
+
+    def __init__(self, ablation: float) -> None:
+        if not 0 <= ablation < 1:
+            raise ValueError(f"constant_fan_in: ablation={ablation}: must lie in [0, 1)")
+        self.ablation = ablation
+
+    def admissible(self, shape: Size, count: int) -> int:
+        """Return the nearest multiple of the number of output units, at least one weight each."""
+        units, fan_in = shape[0], math.prod(shape[1:])
+        return units * min(max(round(count / units), 1), fan_in)
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(1)
+
+    def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
+        return rows.view(shape)
+
+    def _quotas(self, kept: Tensor, wanted: Tensor, budget: Budget) -> Tensor:
+        units, fan_in = kept.shape
+        alive = torch.ones(units, dtype=torch.bool, device=kept.device)
+        if self.ablation > 0 and not budget.is_last:
+            salient = (kept | wanted).sum(1)
+            alive = salient >= max(1.0, self.ablation * budget.count / units)
+            fewest = math.ceil(budget.count / fan_in)  # or the layer's weights find no room
+            if int(alive.sum()) < fewest:
+                alive = torch.zeros_like(alive).index_fill_(
+                    0, salient.argsort(descending=True, stable=True)[:fewest], 1
+                )
+        living = int(alive.sum())
+        return alive * min(max(round(budget.count / living), 1), fan_in)
+
+    def _allows(self, counts: Tensor) -> bool:
+        return bool(((counts == counts.max()) | (counts == 0)).all())
+
+
+@marked("structured")
+def constant_fan_in(*, ablation: float = 0.0) -> ConstantFanIn:
+    """Return the pattern; units with fewer salient weights than the share ``ablation`` of their fan-in are ablated.
+
+    0 keeps all units. The last layer in scope, whose units are the network's outputs, keeps them in any case.
+    """
+    return ConstantFanIn(ablation)

@@ -1,0 +1,53 @@
+"""N:M sparsity: N of every M consecutive input channels, for each output channel and kernel position."""
+
+import math
+
+import torch
+from torch import Size, Tensor
+
+from dst.sparsity.marks import marked
+from dst.sparsity.pattern import Budget
+from dst.sparsity.pattern.rows import Rows
+
+INDIVISIBLE = ("error", "dense")
+
+
+class NM(Rows):
+    """Rows are M consecutive input channels at one output channel and kernel position, the quota is N."""
+
+    def __init__(self, n: int, m: int, indivisible: str) -> None:
+        if not 1 <= n < m:
+            raise ValueError(f"n_m: n={n} of m={m} weights: need 1 <= n < m")
+        if indivisible not in INDIVISIBLE:
+            raise ValueError(f"n_m: indivisible={indivisible!r}: allowed are {', '.join(INDIVISIBLE)}")
+        self.n, self.m, self.indivisible = n, m, indivisible
+
+    def admissible(self, shape: Size, count: int) -> int:
+        """Return N/M of the weights whatever ``count``; all, or ValueError, if M does not divide the input channels."""
+        size = math.prod(shape)
+        if shape[1] % self.m == 0:
+            return size // self.m * self.n
+        if self.indivisible == "dense":
+            return size
+        raise ValueError(
+            f"n_m: {shape[1]} input channels cannot be divided into groups of {self.m}: choose another m, keep such "
+            "layers dense (indivisible=dense), or leave the layer out of the scope"
+        )
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        return tensor.movedim(1, -1).reshape(-1, self.m)
+
+    def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
+        return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+
+    def _quotas(self, kept: Tensor, wanted: Tensor, budget: Budget) -> Tensor:
+        return torch.full((len(kept),), self.n, device=kept.device)
+
+    def _allows(self, counts: Tensor) -> bool:
+        return bool((counts == self.n).all())
+
+
+@marked("structured", "own_counts")
+def n_m(*, n: int, m: int, indivisible: str = "error") -> NM:
+    """Return the N:M pattern (Zhou et al. 2021); ``indivisible`` layers are an ``error`` or stay ``dense``."""
+    return NM(n, m, indivisible)

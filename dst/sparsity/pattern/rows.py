@@ -1,0 +1,64 @@
+"""Patterns with a quota of active weights in every row of a matrix view of the weight."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Size, Tensor
+
+from dst.sparsity.pattern import Budget, Moved
+from dst.sparsity.select import row_top_k, top_k
+
+
+class Rows(ABC):
+    """A layer as rows [groups, places]; drop and grow scores meet in each row, which ends at its quota."""
+
+    @abstractmethod
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """Return a weight-shaped tensor as [groups, places]."""
+
+    @abstractmethod
+    def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
+        """Return the inverse of ``_rows``."""
+
+    @abstractmethod
+    def _quotas(self, kept: Tensor, wanted: Tensor, budget: Budget) -> Tensor:
+        """Return how many weights each row shall have [groups].
+
+        ``kept``: what the drop leaves, ``wanted``: as many places as have left, those of highest grow score in the
+        whole layer; both [groups, places].
+        """
+
+    @abstractmethod
+    def admissible(self, shape: Size, count: int) -> int:
+        """Return the number of weights nearest to ``count`` that the pattern allows; ValueError if there is none."""
+
+    def initial(self, scores: Tensor, count: int) -> Tensor:
+        """Return a mask of ``count`` weights, the same number in each row, those of largest score."""
+        rows = self._rows(scores)
+        quotas = torch.full((len(rows),), count // len(rows), device=rows.device)
+        return self._unrows(row_top_k(rows, quotas, torch.ones_like(rows, dtype=torch.bool)), scores.shape)
+
+    def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
+        """Drop the lowest of the layer, then fill every row to its quota by grow score.
+
+        Where ``budget.regrow`` is false the just-dropped return only to rows that have no other place.
+        """
+        if budget.drop == 0:
+            return Moved(mask, mask)
+        drop, grow, before = self._rows(drop_scores), self._rows(grow_scores), self._rows(mask)
+        kept = before & ~top_k(-drop, budget.drop, among=before)
+        free = ~kept if budget.regrow else ~before
+        quotas = self._quotas(kept, top_k(grow, min(budget.drop, int(free.sum())), among=free), budget)
+        kept = row_top_k(drop, torch.minimum(quotas, kept.sum(1)), among=kept)
+        rows = kept | row_top_k(grow, torch.minimum(quotas - kept.sum(1), free.sum(1)), among=free)
+        if not budget.regrow:
+            rows = rows | row_top_k(grow, quotas - rows.sum(1), among=~rows)
+        return Moved(self._unrows(kept, mask.shape), self._unrows(rows, mask.shape))
+
+    def allows(self, mask: Tensor) -> bool:
+        """Say whether every row has its quota."""
+        return self._allows(self._rows(mask).sum(1))
+
+    @abstractmethod
+    def _allows(self, counts: Tensor) -> bool:
+        """Say whether these numbers of active weights [groups] are allowed together."""

@@ -1,0 +1,146 @@
+"""Every method x model x optimizer: it composes, trains two updates on real digits, keeps its promises, resumes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dst.build import build
+from dst.build import check as check_feasible
+from dst.checks import check
+from dst.compose import compose_cells
+from dst.config import complete
+from dst.training.checkpoint import Checkpoints
+from dst.training.loop import Nobody
+from dst.training.stopping import StopFlag, StopRequestedError
+
+CONF = Path(__file__).parents[2] / "conf"
+METHODS = sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml"))
+MODELS = {
+    "lenet_300_100": (),
+    "resnet20": (),
+    "wrn_22_2": ("data.size=8",),
+}
+SHORT = (
+    "schedule.epochs=1",
+    "data.val_fraction=0.8",
+    "schedule.batch_size=48",  # 6 steps of 287 samples
+    "schedule.lr.peak=0.01",
+    "schedule.optimizer.weight_decay=0.001",
+    "hardware.threads=1",
+    "tracking=none",
+)
+ADAMW = (
+    "schedule.optimizer.name=adamw",
+    "schedule.optimizer.momentum=null",
+    "schedule.optimizer.nesterov=null",
+    "schedule.optimizer.beta1=0.9",
+)
+
+def composed(method, model, optimizer):
+    few_rounds = ("sparsity.distribution.rounds=3", "sparsity.init.rounds=3") if method == "synflow" else ()
+    overrides = [f"sparsity={method}", f"model={model}", *SHORT, *MODELS[model], *few_rounds, *optimizer]
+    ((_, config),) = compose_cells(CONF, overrides, multirun=False)
+    if config.sparsity.update.every is not None:
+        config.sparsity.update.every = 2
+    assert check(config) == []
+    config = complete(config)
+    check_feasible(config)
+    return config
+
+
+class Witness(Nobody):
+    """Looks at every update and at every checkpoint; asks to stop after one step."""
+
+    def __init__(self, training, stop_after=None):
+        self.training, self.stop, self.stop_after = training, StopFlag(), stop_after
+        self.updates, self.saved = 0, None
+        self.first = [report.active for report in training.sparsifier.layers]
+
+    def on_step(self, step):
+        assert_inactive_is_zero(self.training)
+        if self.stop_after is not None and step == self.stop_after - 1:
+            self.stop.requested = "SIGTERM"
+
+    def on_layers(self, step, layers):
+        self.updates += 1
+        sparsifier = self.training.sparsifier
+        assert [report.active for report in layers] == [int(mask.sum()) for mask in sparsifier.topology.masks]
+        for report, mask in zip(layers, sparsifier.topology.masks, strict=True):
+            assert report.active >= 1
+            assert report.active == report.size or sparsifier._pattern.allows(mask)
+        if sparsifier._redistribute is not None:
+            assert sum(report.active for report in layers) == sum(self.first)
+        elif sparsifier._density_curve is not None:
+            assert sparsifier.topology.active == round(sparsifier.scheduled_density(step) * sparsifier.topology.size)
+        elif not sparsifier._structured:
+            assert [report.active for report in layers] == self.first
+
+    def on_checkpoint(self, step, state):
+        self.saved = step, state
+
+
+def assert_inactive_is_zero(training):
+    sparsifier = training.sparsifier
+    for layer, mask in zip(sparsifier.topology.layers, sparsifier.topology.masks, strict=True):
+        assert torch.count_nonzero(layer.weight[~mask]) == 0, layer.name
+        for state in layer.optimizer_state(training.optimizer):
+            assert torch.count_nonzero(state[~mask]) == 0, layer.name
+
+
+def trained(config, *, stop_after=None, state=None):
+    training = build(config).training
+    if state is not None:
+        training.load_state_dict(state)
+    witness = Witness(training, stop_after)
+    try:
+        training.run(witness, witness.stop)
+    except StopRequestedError:
+        assert training.counters.step == stop_after
+    return witness
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            same(one[key], other[key]) for key in one if "seconds" not in str(key)
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_method(method, model, optimizer, tmp_path):
+    config = composed(method, model, ADAMW if optimizer == "adamw" else ())
+    assert config.schedule.optimizer.name == optimizer
+    assert optimizer == "adamw" or config.schedule.optimizer.nesterov
+    whole = trained(config)
+    dynamic = config.sparsity.update.every is not None
+    assert whole.training.sparsifier.updates == (2 if dynamic else 0) == whole.updates
+    begun = trained(config, stop_after=3)
+    Checkpoints(tmp_path).save(*begun.saved)
+    resumed = trained(config, state=Checkpoints(tmp_path).load_newest())
+    assert same(resumed.training.state_dict(), whole.training.state_dict())
+    (step, state), final = begun.saved, whole.training.state_dict()
+    assert step == 3
+    assert not same(state["model"], final["model"])  # what is compared does change
+
+
+def test_the_final_density_is_that_of_the_config():
+    for method in ("gmp", "gmp_uniform", "granet", "granet_uniform"):
+        sparsifier = trained(composed(method, "lenet_300_100", ())).training.sparsifier
+        assert sparsifier.topology.active == round(0.1 * sparsifier.topology.size)
+
+
+def test_set_itop_and_rigl_itop_end_with_different_masks():
+    masks = [
+        trained(composed(method, "lenet_300_100", ())).training.sparsifier.topology.masks
+        for method in ("set_itop", "rigl_itop")
+    ]
+    assert all(not torch.equal(*pair) for pair in zip(*masks, strict=True))
