@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial, update_wrapper
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -238,12 +238,12 @@ def _epochs(config: Config) -> int:
 
 
 def _part(config: Config, slot: str) -> Any:
-    """Return the function that fills a slot, its options bound and its attributes kept; None if the slot is empty."""
+    """Return the function that fills a slot, its options bound; None if the slot is empty."""
     name = get(config, slot).name
     if name == registry.NONE:
         return None
     function = registry.find(SLOTS[slot], name).load()
-    return update_wrapper(partial(function, **options(config, slot)), function)
+    return partial(function, **options(config, slot))
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
 def _first_parts(config: Config) -> FirstParts:
     init = _part(config, "sparsity.init")
     if config.sparsity.init.path is not None:
-        init = update_wrapper(partial(init, path=str(_checkpoint(config, "sparsity.init.path"))), init)
+        init = partial(init, path=str(_checkpoint(config, "sparsity.init.path")))
     return FirstParts(_part(config, "sparsity.distribution"), init, _part(config, "sparsity.pattern"))
 
 

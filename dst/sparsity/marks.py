@@ -29,6 +29,6 @@ def marked(*marks: Mark) -> Callable[[_F], _F]:
 
 
 def marks_of(part: Any) -> frozenset[Mark]:
-    """Return what a part was marked with."""
-    found: frozenset[Mark] = getattr(part, "marks", frozenset())
+    """Return what a part was marked with, also if options are bound to it by ``functools.partial``."""
+    found: frozenset[Mark] = getattr(getattr(part, "func", part), "marks", frozenset())
     return found

@@ -37,6 +37,7 @@ ADAMW = (
     "schedule.optimizer.beta1=0.9",
 )
 
+
 def composed(method, model, optimizer):
     few_rounds = ("sparsity.distribution.rounds=3", "sparsity.init.rounds=3") if method == "synflow" else ()
     overrides = [f"sparsity={method}", f"model={model}", *SHORT, *MODELS[model], *few_rounds, *optimizer]
