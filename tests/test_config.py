@@ -10,6 +10,7 @@ from dst.checks import check
 from dst.compose import compose_cells
 from dst.config import SLOTS, Config, ConfigError, complete, flatten, get, identity, leaves, options, run_id
 from dst.registry import REQUIRED
+from dst.sparsity.marks import marks_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -43,6 +44,12 @@ def test_a_member_takes_exactly_the_options_of_its_signature(kind, name):
     assert dict(member.options) == keyword_only
 
 
+@pytest.mark.parametrize(("kind", "name"), MEMBERS)
+def test_the_marks_of_a_member_are_those_of_its_function(kind, name):
+    member = registry.find(kind, name)
+    assert member.marks == marks_of(member.load())
+
+
 def test_members_are_the_public_functions():
     assert {kind: sorted(registry.members(kind)) for kind in SLOTS.values()} == {
         "model": [
@@ -62,11 +69,18 @@ def test_members_are_the_public_functions():
             "mnist",
             "tiny_imagenet",
         ],
-        "distribution": ["dense", "er", "erk", "uniform"],
-        "init": ["random"],
-        "pattern": ["unstructured"],
-        "drop": ["magnitude", "none", "random", "set", "taylor"],
-        "grow": ["gradient", "momentum", "none", "random", "random_unexplored"],
+        "distribution": [
+            *["dense", "er", "erk", "gradient", "grasp", "magnitude", "none", "snip", "synflow"],
+            *["uniform", "uniform_plus"],
+        ],
+        "init": [
+            *["bernoulli", "file", "magnitude"],
+            *["prune_and_grow_global", "prune_and_grow_structured", "prune_and_grow_uniform"],
+            *["prune_global", "prune_structured", "prune_uniform", "random", "saliency"],
+        ],
+        "pattern": ["constant_fan_in", "n_m", "unstructured"],
+        "drop": ["magnitude", "none", "random", "set", "taylor", "threshold"],
+        "grow": ["gradient", "momentum", "momentum_neuron", "none", "random", "random_unexplored"],
         "redistribute": ["magnitude", "momentum", "none", "nonzeros"],
         "drop_fraction": ["constant", "cosine", "linear", "none"],
         "density_schedule": ["cubic", "none"],

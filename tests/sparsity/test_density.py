@@ -22,3 +22,11 @@ def test_ramp_waits_for_its_start():
 def test_a_window_without_updates_is_an_error():
     with pytest.raises(ValueError, match=r"no update between start=0\.5 and end=0\.52"):
         cubic(UpdatePlan(every=50, total_steps=200), 0.1, start=0.5, end=0.52)
+
+
+def test_ramp_that_ends_one_update_early_as_the_published_one():
+    plan = UpdatePlan(every=10, total_steps=200)
+    curve = cubic(plan, 0.05, initial=0.5, end=0.5, ends_early=True)
+    sound = cubic(plan, 0.05, initial=0.5, end=0.5)
+    assert [curve(10 * k) for k in range(10)] == [sound(10 * k) for k in range(10)]
+    assert curve(100) == curve(200) == sound(90) == pytest.approx(0.05045, abs=1e-12)

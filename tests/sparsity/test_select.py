@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst.sparsity import select
-from dst.sparsity.select import pooled_top_k, top_k
+from dst.sparsity.select import pooled_top_k, row_top_k, top_k
 
 
 def reference(scores, k, among):
@@ -89,3 +89,15 @@ def test_pooled_selection_is_global_and_leaves_no_layer_empty(layers, data):
 def test_pooled_selection_needs_a_weight_a_layer():
     with pytest.raises(ValueError, match="cannot keep 1 weights in 2 layers"):
         pooled_top_k([torch.zeros(3), torch.zeros(3)], 1, [torch.ones(3).bool()] * 2)
+
+
+@given(st.integers(1, 5), st.integers(1, 7), st.data())
+def test_selection_in_rows_is_the_selection_of_each_row(rows, columns, data):
+    values = st.lists(st.sampled_from([0.0, 0.0, 1.0, -1.0, 2.5]), min_size=columns, max_size=columns)
+    flags = st.lists(st.booleans(), min_size=columns, max_size=columns)
+    scores = [data.draw(values) for _ in range(rows)]
+    among = [data.draw(flags) for _ in range(rows)]
+    k = [data.draw(st.integers(0, columns)) for _ in range(rows)]
+    mask = row_top_k(torch.tensor(scores), torch.tensor(k), torch.tensor(among))
+    for row, (values_, flags_, count) in enumerate(zip(scores, among, k, strict=True)):
+        assert chosen(mask[row]) == reference(values_, count, flags_)

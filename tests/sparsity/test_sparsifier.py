@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
+from dst.sparsity import drop as drops
+from dst.sparsity import grow as grows
 from dst.sparsity.schedule import cosine
+from dst.sparsity.select import top_k
+from dst.sparsity.view import LayerView
 
 
 def net(seed=0, width=12):
@@ -467,3 +472,76 @@ def test_pruning_every_layer_alike_gives_every_layer_the_density():
 def test_wrong_compositions(wrong, told):
     with pytest.raises(ValueError, match=told):
         small(**wrong)
+
+
+# -- thresholds and growth by neuron -----------------------------------------------------------------------------------
+
+
+def threshold_update(**options):
+    model = nn.Linear(8, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, -2.0, 3.0, 4.0, 0.5, 0.0, 0.0, 0.0]])
+    active = model.weight.detach() != 0
+    sparsifier = Sparsifier(
+        model,
+        torch.optim.SGD(model.parameters(), 0.0),
+        density=5 / 8,
+        distribution="uniform",
+        init=lambda start: [active],
+        drop=partial(drops.threshold, **options),
+        plan=UpdatePlan(every=1, total_steps=9, regrow=False),
+    )
+    model.weight.grad = torch.arange(8.0)[None]
+    sparsifier.step()
+    return sparsifier.topology.masks[0].flatten().nonzero().flatten().tolist(), sparsifier.layers[0].dropped
+
+
+@pytest.mark.parametrize(
+    ("options", "stay", "dropped"),
+    [
+        ({"value": 0.1}, [0, 1, 2, 3, 4], 0),
+        ({"value": 1.0}, [0, 1, 2, 3, 7], 1),  # below 1: 0.5 alone
+        ({"value": 2.5}, [2, 3, 5, 6, 7], 3),
+        ({"value": 99.0}, [3, 2, 5, 6, 7], 3),  # five are below, but only three places are free
+        ({"quantile": 0.2}, [0, 1, 2, 3, 7], 1),
+        ({"quantile": 0.59}, [1, 2, 3, 6, 7], 2),  # floor(0.59 * 5)
+    ],
+)
+def test_threshold_drops_what_is_below_it(options, stay, dropped):
+    assert threshold_update(**options) == (sorted(stay), dropped)
+
+
+@pytest.mark.parametrize("options", [{}, {"value": 0.1, "quantile": 0.1}])
+def test_threshold_needs_exactly_one_of_value_and_quantile(options):
+    with pytest.raises(ValueError, match="either value or quantile"):
+        threshold_update(**options)
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.0]), min_size=6, max_size=6), min_size=1, max_size=5))
+def test_growth_by_neuron_is_an_apportionment(rows):
+    """Whatever is grown, no unit could give a place to another and be nearer to its share (Sainte-Lague)."""
+    average = torch.tensor(rows)
+    mask = torch.zeros_like(average, dtype=torch.bool)
+    mask[:, 0] = True
+    scores = grows.momentum_neuron(LayerView(average, mask, mask, None, 0, average))
+    shares = average.mean(1)
+    for k in range(1, 5 * len(rows) + 1):
+        grown = top_k(scores, k, among=~mask).sum(1)
+        assert grown.sum() == k
+        for i, here in enumerate(grown):
+            for j, there in enumerate(grown):
+                if here > 0 and there < 5:
+                    assert shares[i] / (here - 0.5) >= shares[j] / (there + 0.5) - 1e-6
+    within = scores[0][1:]
+    ordered = average[0][1:]
+    assert all(within[a] > within[b] for a in range(5) for b in range(5) if ordered[a] > ordered[b] and shares[0] > 0)
+
+
+def test_growth_by_neuron_explores():
+    model = net()
+    optimizer = optimizer_of(model, "sgd")
+    sparsifier = Sparsifier(
+        model, optimizer, density=0.1, grow="momentum_neuron", plan=UpdatePlan(every=2, total_steps=99)
+    )
+    train(model, optimizer, sparsifier, 20)
+    assert sparsifier.density == pytest.approx(0.1, abs=1e-3)
+    assert sparsifier.rs > 0.15
