@@ -1,6 +1,7 @@
 """What masking and topology updates cost: ``python -m tests.bench.step``.
 
-VGG-C on CIFAR-shaped batches of 32 at density 0.05 against dense, in one interleaved run; medians, as ratios.
+VGG-C on CIFAR-shaped batches of 32 at density 0.05 against dense, in one interleaved run; medians, as ratios. Then an
+ordinary step of every method in ``conf/sparsity`` against the dense one, and their updates of an ImageNet ResNet-50.
 """
 
 import argparse
@@ -8,17 +9,29 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from dst import registry
+from dst.build import build
+from dst.compose import compose_cells
+from dst.config import complete
 from dst.models.vgg import vgg_c
 from dst.sparsity import Sparsifier, UpdatePlan
+from dst.sparsity.density import cubic
+from dst.sparsity.pattern.constant_fan_in import constant_fan_in
+from dst.sparsity.pattern.n_m import n_m
 from dst.training.guard import Guard
+from dst.training.loop import Nobody, Training
 from dst.training.optimizer import sgd
 
 DENSITY, FRACTION = 0.05, 0.3
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def main() -> None:
@@ -33,6 +46,60 @@ def main() -> None:
     _steps(options.device, options.rounds)
     _optimizer_steps(options.device, options.rounds)
     _updates(options.device, options.rounds)
+    _methods(options.device, options.rounds)
+    _resnet50(options.device, max(3, options.rounds // 6))
+
+
+def _methods(device: str, rounds: int) -> None:
+    """Compare an ordinary step of every method, as the training loop takes it, with the dense step."""
+    inputs, labels = torch.randn(32, 1, 32, 32, device=device), torch.randint(10, (32,), device=device)
+    names = ["dense", *sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml") if path.stem != "dense")]
+    actions = {name: partial(_training(name, device).train_step, inputs, labels, Nobody()) for name in names}
+    times = _interleaved(actions, rounds, device)
+    for name in names:
+        target = "reported" if "momentum" in _needs(name) else "1.03 x or less"
+        _print(f"step of {name}", times[name], times["dense"], target)
+
+
+def _training(method: str, device: str) -> Training:
+    """Return the training of a method on VGG-C, its first topology update far away."""
+    few_rounds = ["sparsity.distribution.rounds=1", "sparsity.init.rounds=1"] if method == "synflow" else []
+    options = [f"sparsity={method}", "model=vgg_c", "data.size=32", "schedule.batch_size=32", *few_rounds]
+    length = ["schedule.epochs=100000", "schedule.update_every=1000000", "tracking=none"]
+    ((_, config),) = compose_cells(CONF, [*options, *length, f"hardware.device={device}"], multirun=False)
+    config.hardware.threads = torch.get_num_threads()
+    return build(complete(config)).training
+
+
+def _needs(method: str) -> frozenset[str]:
+    ((_, config),) = compose_cells(CONF, [f"sparsity={method}"], multirun=False)
+    return registry.find("grow", config.sparsity.grow.name).marks
+
+
+def _resnet50(device: str, rounds: int) -> None:
+    """Time the topology updates of an ImageNet ResNet-50 (25.5 M weights, density 0.1)."""
+    plan = UpdatePlan(every=1, total_steps=10**9, order="replaces_step")
+    falling = cubic(plan, 0.1, initial=0.2, end=1.0)
+    kinds: dict[str, tuple[dict[str, Any], str]] = {
+        "random growth": ({"grow": "random"}, "0.5 s or less"),
+        "gradient growth": ({"grow": "gradient"}, "0.5 s or less"),
+        "global drop, gradient growth": ({"grow": "gradient", "drop_pool": "global"}, "1.2 s or less"),
+        "global pruning (GMP)": ({"drop": None, "grow": None, "density_curve": falling}, "1.2 s or less"),
+        "global pruning, regeneration (GraNet)": ({"grow": "gradient", "density_curve": falling}, "1.2 s or less"),
+        "constant fan-in (SRigL)": ({"pattern": partial(constant_fan_in, ablation=0.3)}, "reported"),
+        "2:4": ({"pattern": partial(n_m, n=2, m=4, indivisible="dense"), "density": None, "distribution": None}, ""),
+    }
+    for name, (options, target) in kinds.items():
+        torch.manual_seed(0)
+        model = registry.find("model", "resnet50").load()((3, 224, 224), 1000).to(device)
+        optimizer = sgd([{"params": list(model.parameters())}], 1e-6, weight_decay=5e-4)
+        density = 0.2 if "density_curve" in options else 0.1
+        method = Sparsifier(
+            model, optimizer, **{"density": density, "plan": plan, "drop_fraction": FRACTION, **options}
+        )
+        weights = [layer.weight for layer in method.topology.layers]
+        times = _interleaved({name: method.step}, rounds, device, lambda weights=weights: _give_gradients(weights))
+        _print(f"ResNet-50 update, {name}", times[name], target=target or "reported")
 
 
 def _steps(device: str, rounds: int) -> None:
@@ -149,7 +216,9 @@ def _wait(device: str) -> None:
 
 
 def _print(what: str, times: list[float], against: list[float] | None = None, target: str = "") -> None:
-    text = f"  {what:<38} {1e3 * statistics.median(times):9.2f} ms"
+    text = f"  {what:<56} {1e3 * statistics.median(times):9.2f} ms"
+    if against is None and target:
+        text += f"   (target: {target})"
     if against is not None:
         # Rounds are pairs: the median of their ratios is steadier than the ratio of the medians.
         ratio = statistics.median(a / b for a, b in zip(times, against, strict=True))
