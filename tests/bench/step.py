@@ -79,7 +79,7 @@ def _needs(method: str) -> frozenset[str]:
 def _resnet50(device: str, rounds: int) -> None:
     """Time the topology updates of an ImageNet ResNet-50 (25.5 M weights, density 0.1)."""
     plan = UpdatePlan(every=1, total_steps=10**9, order="replaces_step")
-    falling = cubic(plan, 0.1, initial=0.2, end=1.0)
+    falling = cubic(UpdatePlan(every=1, total_steps=2 * rounds + 4), 0.1, initial=0.2, end=1.0)
     kinds: dict[str, tuple[dict[str, Any], str]] = {
         "random growth": ({"grow": "random"}, "0.5 s or less"),
         "gradient growth": ({"grow": "gradient"}, "0.5 s or less"),

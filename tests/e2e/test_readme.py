@@ -10,7 +10,6 @@ import pytest
 
 from dst.checks import check
 from dst.compose import compose_cells
-from dst.config import options as resolved
 from dst.registry import members
 from tests.processes import REPOSITORY, run
 
@@ -56,19 +55,9 @@ def test_there_are_commands():
     assert len(COMMANDS) >= 8
 
 
-def test_the_table_of_methods_is_that_of_the_configs():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", README, flags=re.MULTILINE))
-    assert set(rows) == {path.stem for path in (REPOSITORY / "conf" / "sparsity").glob("*.yaml")}
-    for name, row in rows.items():
-        ((_, config),) = compose_cells(REPOSITORY / "conf", [f"sparsity={name}"], multirun=False)
-        sparsity = config.sparsity
-        drop, grow, fraction = (cell.strip() for cell in row.split("|")[:3])
-        assert (drop or "none", grow or "none") == (sparsity.drop.name, sparsity.grow.name)
-        curve = sparsity.drop_fraction
-        options = resolved(config, "sparsity.drop_fraction")
-        expected = " to ".join(f"{options[name]:g}" for name in ("initial", "floor") if name in options)
-        expected = "" if curve.name == "none" else f"{curve.name} {expected}"
-        assert fraction == expected
+def test_the_table_of_methods_is_complete():
+    rows = re.findall(r"^\| `(\w+)` \| \S.*\|$", README, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in (REPOSITORY / "conf" / "sparsity").glob("*.yaml"))
 
 
 def test_every_model_and_data_set_is_mentioned():
