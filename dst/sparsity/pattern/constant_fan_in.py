@@ -8,6 +8,7 @@ from torch import Size, Tensor
 from dst.sparsity.marks import marked
 from dst.sparsity.pattern import Budget
 from dst.sparsity.pattern.rows import Rows
+from dst.sparsity.select import top_k
 
 
 class ConstantFanIn(Rows):
@@ -33,11 +34,12 @@ class ConstantFanIn(Rows):
     def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
         return rows.view(shape)
 
-    def _quotas(self, kept: Tensor, wanted: Tensor, budget: Budget) -> Tensor:
+    def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
         units, fan_in = kept.shape
         alive = torch.ones(units, dtype=torch.bool, device=kept.device)
         if self.ablation > 0 and not budget.is_last:
-            salient = (kept | wanted).sum(1)
+            best = top_k(grow_scores, min(budget.drop, int(free.sum())), among=free)
+            salient = (kept | best).sum(1)
             alive = salient >= max(1.0, self.ablation * budget.count / units)
             fewest = math.ceil(budget.count / fan_in)  # or the layer's weights find no room
             if int(alive.sum()) < fewest:

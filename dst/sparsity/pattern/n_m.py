@@ -40,7 +40,7 @@ class NM(Rows):
     def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
         return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
-    def _quotas(self, kept: Tensor, wanted: Tensor, budget: Budget) -> Tensor:
+    def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
         return torch.full((len(kept),), self.n, device=kept.device)
 
     def _allows(self, counts: Tensor) -> bool:

@@ -21,11 +21,10 @@ class Rows(ABC):
         """Return the inverse of ``_rows``."""
 
     @abstractmethod
-    def _quotas(self, kept: Tensor, wanted: Tensor, budget: Budget) -> Tensor:
+    def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
         """Return how many weights each row shall have [groups].
 
-        ``kept``: what the drop leaves, ``wanted``: as many places as have left, those of highest grow score in the
-        whole layer; both [groups, places].
+        ``kept``: what the drop leaves, ``free``: where weights may enter; all [groups, places].
         """
 
     @abstractmethod
@@ -48,8 +47,9 @@ class Rows(ABC):
         drop, grow, before = self._rows(drop_scores), self._rows(grow_scores), self._rows(mask)
         kept = before & ~top_k(-drop, budget.drop, among=before)
         free = ~kept if budget.regrow else ~before
-        quotas = self._quotas(kept, top_k(grow, min(budget.drop, int(free.sum())), among=free), budget)
-        kept = row_top_k(drop, torch.minimum(quotas, kept.sum(1)), among=kept)
+        quotas, held = self._quotas(kept, grow, free, budget), kept.sum(1)
+        if bool((held > quotas).any()):
+            kept = row_top_k(drop, torch.minimum(quotas, held), among=kept)
         rows = kept | row_top_k(grow, torch.minimum(quotas - kept.sum(1), free.sum(1)), among=free)
         if not budget.regrow:
             rows = rows | row_top_k(grow, quotas - rows.sum(1), among=~rows)
