@@ -302,6 +302,31 @@ class Schedule:
 
 
 @dataclass
+class Slurm:
+    """What the SLURM launcher asks the cluster for, for each job. What is null is left to the cluster's defaults.
+
+    ``timeout_min``: the time limit; ``signal_delay_s`` before it the run saves and is put back into the queue, at most
+    ``max_requeues`` times. ``nodes`` share the run's processes evenly; ``gpus`` per node (default: one a process on
+    CUDA), ``cpus`` per process (default: threads and workers), ``memory_gb`` per node. ``setup``: shell lines before
+    the program, e.g. ``["module load cuda"]``; ``options``: further ones of sbatch, e.g. ``["mail-type=FAIL"]``.
+    """
+
+    timeout_min: int = _aside(60)
+    signal_delay_s: int = _aside(120)
+    max_requeues: int = _aside(100)
+    nodes: int = _aside(1)
+    gpus: int | None = _aside(None)
+    cpus: int | None = _aside(None)
+    memory_gb: float | None = _aside(None)
+    partition: str | None = _aside(None)
+    account: str | None = _aside(None)
+    qos: str | None = _aside(None)
+    constraint: str | None = _aside(None)
+    setup: list[str] = field(default_factory=list, metadata={"identity": False})
+    options: list[str] = field(default_factory=list, metadata={"identity": False})
+
+
+@dataclass
 class Hardware:
     """Where and how the run computes.
 
@@ -309,7 +334,8 @@ class Hardware:
     ``threads`` changes bits, so it is pinned and part of the identity. ``precision``: ``fp32``, ``tf32`` (on GPUs that
     have it), or automatic mixed precision in ``bf16`` or, with loss scaling, ``fp16``. ``channels_last``: the memory
     layout of images that tensor cores want. ``compile``: the model by torch.compile. ``workers``: processes that load
-    streamed data.
+    streamed data. ``processes``: train on so many processes (one GPU each) that share every batch;
+    ``sync_batch_norm``: batch statistics over all of them instead of each by itself.
     """
 
     device: str = "cpu"
@@ -319,6 +345,9 @@ class Hardware:
     channels_last: bool = False
     compile: bool = False
     workers: int = _aside(0)
+    processes: int = 1
+    sync_batch_norm: bool = False
+    slurm: Slurm = field(default_factory=Slurm)
 
 
 @dataclass
