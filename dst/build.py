@@ -45,12 +45,13 @@ class Parts:
     device_name: str
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, elsewhere: bool = False) -> None:
     """Raise ConfigError, with all problems, if data, model and method do not fit together.
 
-    Before anything is built or recorded; needs the data, but neither time nor memory for the model.
+    Before anything is built or recorded; needs the data, but neither time nor memory for the model. ``elsewhere``: the
+    run will be carried out on another machine, so its devices are not looked for here.
     """
-    if config.hardware.device == "cuda" and not torch.cuda.is_available():
+    if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
     problems: list[str] = []
     with _told(problems):

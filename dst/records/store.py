@@ -60,10 +60,29 @@ class Record:
         """The folder of the run's checkpoints; whoever saves one makes it."""
         return self.folder / "checkpoints"
 
+    def write_config(self, config_yaml: str) -> None:
+        """Replace ``config.yaml``."""
+        _replace(self.folder / "config.yaml", config_yaml)
+
+    def write_launch(self, launch: Mapping[str, Any]) -> None:
+        """Replace ``launch.json``: which job carries the run out, and how it was submitted."""
+        _replace(self.folder / "launch.json", _json(launch, indent=2))
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Replace ``run.json``, once more is known of the run than at its submission."""
+        _replace(self.folder / "run.json", _json(run, indent=2))
+
     def write_status(
-        self, state: str, *, attempt: int, step: int, total_steps: int | None = None, error: str | None = None
+        self,
+        state: str,
+        *,
+        attempt: int,
+        step: int,
+        total_steps: int | None = None,
+        error: str | None = None,
+        **more: Any,
     ) -> None:
-        """Replace ``status.json``, with a heartbeat (unix time), host and process id.
+        """Replace ``status.json``, with a heartbeat (unix time), host and process id; ``more``: further fields.
 
         ``RecordError`` if the state is not one of ``STATES``.
         """
@@ -78,8 +97,18 @@ class Record:
             "heartbeat": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            **more,
         }
         _replace(self.folder / "status.json", _json(status, indent=2))
+
+    def log_attempt(self, attempt: int, **facts: Any) -> None:
+        """Append what became known of an attempt to ``attempts.jsonl``; its beginning and its end are lines apart."""
+        history = _History(self.folder / "attempts.jsonl")
+        try:
+            history.append([{"attempt": attempt, **facts}])
+            history.sync()
+        finally:
+            history.close()
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Replace ``summary.json``, the run's final figures by metric name; non-finite numbers become null."""
