@@ -29,16 +29,18 @@ class Result:
     output: str
 
 
-def run(*overrides: str, cwd: Path, fault: str = "", env: dict[str, str] | None = None) -> Result:
+def run(
+    *overrides: str, cwd: Path, fault: str = "", env: dict[str, str] | None = None, conf: Path = REPOSITORY / "conf"
+) -> Result:
     """Run ``python run.py`` with these arguments in ``cwd``, with a fault such as ``kill:step:12``.
 
-    ``env`` is added to the environment.
+    ``env`` is added to the environment; ``conf``: another folder of config files.
     """
     nursery = _nursery()
     assert nursery.stdin
     assert nursery.stdout
     output = cwd / "output.txt"
-    nursery.stdin.write(json.dumps([list(overrides), str(cwd), str(output), fault, env or {}]) + "\n")
+    nursery.stdin.write(json.dumps([list(overrides), str(cwd), str(output), fault, env or {}, str(conf)]) + "\n")
     nursery.stdin.flush()
     return Result(int(nursery.stdout.readline()), output.read_text())
 
@@ -62,7 +64,7 @@ def _serve() -> None:
         print(code, flush=True)
 
 
-def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str]) -> None:
+def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str], conf: str) -> None:
     from dst.cli import main
 
     os.environ.update(env)
@@ -76,7 +78,7 @@ def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dic
         if fault:
             _arm(*fault.split(":"))
         sys.argv = ["run.py", *overrides]
-        code = main(overrides, conf=REPOSITORY / "conf")
+        code = main(overrides, conf=Path(conf))
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:

@@ -42,9 +42,11 @@ class FrozenRun:
     config: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
     """What a job does: carry out ``runs``, at most ``parallel`` at a time, each on ``processes`` tasks of the job.
+
+    While it is being stopped, ``runs`` are those that shall go on when it has been requeued.
 
     Called by submitit on the node. ``requeues``: how often it has been put back into the queue so far. ``gpus``: those
     that runs may use, as CUDA_VISIBLE_DEVICES names them, where the cluster does not say it.
@@ -182,6 +184,7 @@ class _Supervisor:
             for run in unfinished:
                 _note_cause(run, cause, then)
         if may_requeue:
+            self.job.runs = tuple(unfinished)
             requeue(signal.SIGUSR2, None)  # submitit's own: it ends this process, or returns if this is not the first
             time.sleep(_REQUEUE_WAIT_S)
 
