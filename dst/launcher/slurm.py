@@ -42,20 +42,17 @@ def jobs(ids: Iterable[str]) -> dict[str, SlurmJob]:
     wanted = set(ids)
     if not wanted or not available():
         return {}
-    found = _queue(wanted)
-    return {**_accounting(wanted - found.keys()), **found}
-
-
-def _queue(wanted: set[str]) -> dict[str, SlurmJob]:
     rows = _rows(2, "squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
-    return {job: SlurmJob(state) for job, state in rows if job in wanted and SlurmJob(state).is_alive}
+    queued = {job: SlurmJob(state) for job, state in rows if job in wanted}
+    alive = {job: found for job, found in queued.items() if found.is_alive}
+    return {**queued, **_accounting(wanted - alive.keys()), **alive}
 
 
 def _accounting(wanted: set[str]) -> dict[str, SlurmJob]:
     if not wanted or shutil.which("sacct") is None:
         return {}
     parents = ",".join(sorted({job.partition("_")[0] for job in wanted}))
-    rows = _rows(3, "sacct", "-X", "-n", "-P", "--array", f"--jobs={parents}", "--format=JobID,State,ExitCode")
+    rows = _rows(3, "sacct", "-X", "-n", "-P", f"--jobs={parents}", "--format=JobID,State,ExitCode")
     # A state may carry more, as in "CANCELLED by 1000".
     return {job: SlurmJob(state.split()[0], code) for job, state, code in rows if job in wanted and state}
 
