@@ -28,9 +28,7 @@ SHORT = ("model.hidden=[16]", "schedule.epochs=4", "schedule.update_every=10")
 
 def python(cluster, *arguments, cwd):
     """Run a module of ours as users do; return what it prints."""
-    return cluster.run(
-        str(REPOSITORY / ".venv/bin/python"), "-m", *arguments, cwd=cwd, env={"PYTHONPATH": str(REPOSITORY)}
-    )
+    return cluster.run(sys.executable, "-m", *arguments, cwd=cwd, env={"PYTHONPATH": str(REPOSITORY)})
 
 
 def submit(cluster, *overrides, cwd, code=0, **options):
