@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.seeding import derive_seed
-from dst.sparsity.allocation import layer_counts, share
+from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
 from dst.sparsity.first import FirstParts, first_masks
 from dst.sparsity.marks import Mark, marks_of
@@ -45,7 +45,8 @@ class Sparsifier:
         drop_fraction: of a layer's active weights, per update: a number or a curve over steps.
         drop_pool: drop that fraction in each ``layer``, or of all layers together (``global``).
         density_curve: the density over steps, never increasing; None keeps it.
-        prune_pool: prune to it by the magnitude in each ``layer`` alike, or of all layers together (``global``).
+        prune_pool: prune to it by the magnitude in each ``layer``, to the same density, or of all layers together
+            (``global``).
         scope: which layers.
         probe: the training data and the loss, for a distribution or an init that looks at them.
         seed: from which all random choices are derived.
@@ -266,7 +267,7 @@ class Sparsifier:
         if self._prune_pool == "global":
             kept = pooled_top_k(scores, target, topology.masks)
         else:
-            quotas = layer_counts([target / sum(counts)] * len(counts), counts, target)
+            quotas = level_counts(target, [layer.size for layer in topology.layers], counts)
             kept = [top_k(*part) for part in zip(scores, quotas, topology.masks, strict=True)]
         topology.masks = kept
         self._counts = _count(kept)

@@ -461,6 +461,21 @@ def test_pruning_every_layer_alike_gives_every_layer_the_density():
         assert abs(report.active - 0.25 * report.size) <= 1
 
 
+def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
+    """GraNet_uniform: all layers come to the same density, those that have less already keep what they have."""
+    from dst.sparsity.density import cubic
+
+    plan = UpdatePlan(every=2, total_steps=20)
+    curve = cubic(plan, 0.2, initial=0.4, end=0.5)
+    model, optimizer, sparsifier = small(density=0.4, plan=plan, density_curve=curve, prune_pool="layer")
+    first = [report.active / report.size for report in sparsifier.layers]
+    assert max(first) > 2 * min(first)
+    train(model, optimizer, sparsifier, 10)
+    for report in sparsifier.layers:
+        assert abs(report.active - 0.2 * report.size) <= 1
+    assert sparsifier.topology.active == round(0.2 * sparsifier.topology.size)
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
