@@ -289,8 +289,8 @@ class Sparsifier:
         for i, view, score, grow_score, drop, grow in zip(
             movable, views, scores, grow_scores, drops, grows, strict=True
         ):
-            is_last = i == len(topology.layers) - 1
-            budget = Budget(drop=drop, grow=grow, count=self._counts[i], regrow=regrow, is_last=is_last)
+            is_output = topology.layers[i].is_output
+            budget = Budget(drop=drop, grow=grow, count=self._counts[i], regrow=regrow, is_output=is_output)
             kept[i], mask = self._pattern.update(score, grow_score, view.mask, budget)
             topology.replace(i, mask)
             self._counts[i] += grow - drop

@@ -162,6 +162,15 @@ def test_prune_structured_removes_output_units_but_none_of_the_last_layer():
     assert sparsifier.topology.masks[1].all()
 
 
+def test_prune_structured_spares_the_outputs_only():
+    model = nn.Sequential(linear([1.0, 1.0], [3.0, 0.0]), linear([0.1] * 2, [5.0] * 2), linear([1.0] * 2, [2.0] * 2))
+    prune = partial(inits.prune_structured, rate=0.5)
+    inner = sparse(copy.deepcopy(model), init=prune, scope=Scope(dense_last=True))
+    assert [mask.any(1).tolist() for mask in inner.topology.masks] == [[False, True], [False, True]]
+    with pytest.raises(ValueError, match="only the network's last layer is in scope"):
+        sparse(model, init=prune, scope=Scope(include=["2"]))
+
+
 @pytest.mark.parametrize("name", ["prune_and_grow_uniform", "prune_and_grow_global", "prune_and_grow_structured"])
 def test_prune_and_grow(name):
     model = net()
@@ -206,7 +215,7 @@ def test_prune_and_grow(name):
         ),
         (
             {"init": "bernoulli", "density": 0.3, "distribution": "uniform", "pattern": "constant_fan_in"},
-            "the pattern does not allow the mask",
+            "the pattern does not allow the mask that this init gives; random, magnitude",
         ),
         (
             {
