@@ -113,9 +113,17 @@ class Sparsifier:
         """Raise ValueError for parts that do not go together."""
         if (self._drop is None) != (self._grow is None):
             raise ValueError("drop and grow go together: give both, or neither to prune only")
+        if self._drop is None and self._redistribute is not None:
+            raise ValueError("redistribute would be ignored: without drop and grow no weight is freed")
         for pool in (self._drop_pool, self._prune_pool):
             if pool not in POOLS:
                 raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
+        if "cuts" in marks_of(self._drop) and self._drop_pool != "layer":
+            raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop says itself how many leave")
+        if self.plan is None and self._density_curve is not None:
+            raise ValueError("density_curve would be ignored: without a plan there are no updates")
+        if self.plan is not None and self._drop is None and self._density_curve is None:
+            raise ValueError("plan would be ignored: with neither drop and grow nor a density_curve nothing changes")
         if "structured" in marks_of(first.pattern):
             for name, part in (("redistribute", self._redistribute), ("density_curve", self._density_curve)):
                 if part is not None:
