@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -222,9 +223,21 @@ class Sparsifier:
 
     @torch.no_grad()
     def _grow_scores(self) -> list[Tensor]:
-        if self._grow is None:
+        if self._grow is None or "after_drop" in marks_of(self._grow):
             return []
         return [self._grow(self._view(i, "grow")) for i in self._movable()]
+
+    def _grow_scores_after_drop(self, movable: list[int], scores: list[Tensor], drops: list[int]) -> list[Tensor]:
+        """Return the scores of a growth that must know which places are free."""
+        assert self._grow is not None
+        assert self.plan is not None
+        found = []
+        for i, score, drop in zip(movable, scores, drops, strict=True):
+            view = self._view(i, "grow")
+            if self.plan.regrow:
+                view = replace(view, mask=view.mask & ~top_k(-score, drop, among=view.mask))
+            found.append(self._grow(view))
+        return found
 
     @torch.no_grad()
     def _update(self, grow_scores: list[Tensor]) -> None:
@@ -293,6 +306,8 @@ class Sparsifier:
         if not regrow:  # what leaves must find room elsewhere in its layer
             drops = [min(drop, room) for drop, room in zip(drops, free, strict=True)]
         grows = self._grow_counts(views, drops, free, counts)
+        if "after_drop" in marks_of(self._grow):
+            grow_scores = self._grow_scores_after_drop(movable, scores, drops)
         kept = {}
         for i, view, score, grow_score, drop, grow in zip(
             movable, views, scores, grow_scores, drops, grows, strict=True
@@ -311,7 +326,7 @@ class Sparsifier:
             return _count([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
         fraction = self._drop_fraction(self.steps)
         drops = [math.ceil(fraction * count) for count in counts]
-        if self._drop_pool == "layer":
+        if self._drop_pool == "layer" or not views:
             return drops
         kept = _count(pooled_top_k(scores, max(sum(counts) - sum(drops), len(counts)), masks))
         return [count - left for count, left in zip(counts, kept, strict=True)]
