@@ -95,7 +95,7 @@ def check_parts(config: Config) -> Iterator[str]:
             if getattr(init, name) is not None and name not in takes:
                 yield (
                     f"sparsity.init.{name}={getattr(init, name)} would be ignored: criterion '{init.criterion}' takes "
-                    f"{', '.join(takes) or 'no options'}"
+                    f"{', '.join(takes) or 'no options'}. Set sparsity.init.{name}=null"
                 )
     if pattern.n is not None and pattern.m is not None and pattern.n >= pattern.m:
         yield f"sparsity.pattern.n={pattern.n} must be less than sparsity.pattern.m={pattern.m}"
@@ -187,7 +187,12 @@ def check_update(config: Config) -> Iterator[str]:
             f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
             "is no update in the whole run"
         )
-    end = sparsity.density_schedule.end
+    start, end = sparsity.density_schedule.start or 0.0, sparsity.density_schedule.end
+    if prunes and update.start > start:
+        yield (
+            f"sparsity.update.start={update.start} lies behind sparsity.density_schedule.start={start}: the first "
+            "update would prune at once to where the ramp is by then. Let the ramp start where the updates do"
+        )
     if end is not None and end > update.stop:
         yield (
             f"sparsity.density_schedule.end={end} must not lie behind sparsity.update.stop={update.stop}: the final "

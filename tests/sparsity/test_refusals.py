@@ -10,9 +10,13 @@ from dst.compose import compose_cells
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def problems(overrides):
+def config_of(overrides):
     ((_, config),) = compose_cells(CONF, overrides.split(), multirun=False)
-    return check(config)
+    return config
+
+
+def problems(overrides):
+    return check(config_of(overrides))
 
 
 OWN = "sparsity.density=null sparsity.distribution.name=none"
@@ -43,6 +47,9 @@ REFUSED = {
     "sparsity=static sparsity.distribution.classifier=0.5 sparsity.scope.dense_last=true": [
         "or sparsity.distribution.classifier=null"
     ],
+    "sparsity=gmp sparsity.update.start=0.25": [
+        "sparsity.update.start=0.25 lies behind sparsity.density_schedule.start=0.0: the first update would prune"
+    ],
 }
 
 
@@ -60,6 +67,7 @@ ALLOWED = [
     "sparsity=srigl sparsity.init.name=magnitude",
     "sparsity=srigl sparsity.init.name=saliency sparsity.init.criterion=snip",
     f"sparsity=srigl {OWN} sparsity.init.name=prune_structured sparsity.init.rate=0.5",
+    "sparsity=gmp sparsity.update.start=0.25 sparsity.density_schedule.start=0.25",
     "sparsity=static sparsity.distribution.name=uniform_plus",
     "sparsity=static sparsity.distribution.classifier=0.5 sparsity.scope.dense_first=true",
     "sparsity=static sparsity.scope.dense_first=true sparsity.scope.dense_last=true",
@@ -69,3 +77,13 @@ ALLOWED = [
 @pytest.mark.parametrize("overrides", ALLOWED)
 def test_allowed(overrides):
     assert problems(overrides) == []
+
+
+@pytest.mark.parametrize("option", ["snip batches", "grasp batches", "grasp temperature", "synflow rounds"])
+def test_ratios_and_positions_are_of_the_same_ranking(option):
+    """One override changes the criterion of both; the init may still be given another by itself."""
+    method, name = option.split()
+    both = config_of(f"sparsity={method} sparsity.distribution.{name}=7").sparsity
+    assert getattr(both.init, name) == getattr(both.distribution, name) == 7
+    apart = config_of(f"sparsity={method} sparsity.init.{name}=7").sparsity
+    assert getattr(apart.init, name) == 7 != getattr(apart.distribution, name)
