@@ -48,7 +48,7 @@ def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[
         if not (mask.all() or start.pattern.allows(mask)):
             raise ValueError(
                 f"layer {layer.name}: the pattern does not allow the mask that this init gives; random, magnitude and "
-                "saliency choose inside it"
+                "saliency choose inside it, and the unstructured pattern allows every mask"
             )
     return masks
 

@@ -68,10 +68,22 @@ def file(start: Start, *, path: str) -> list[Tensor]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     masks = state.get("sparsifier", state).get("masks")
     here = {layer.name: layer.weight.shape for layer in start.layers}
-    if masks is None or {name: mask.shape for name, mask in masks.items()} != here:
-        theirs = sorted(masks) if masks is not None else "none"
-        raise ValueError(f"the masks in {path} do not fit: they are of layers {theirs}, the model's are {sorted(here)}")
+    if masks is None:
+        raise ValueError(f"there are no masks in {path}: give the checkpoint of a run")
+    theirs = {name: mask.shape for name, mask in masks.items()}
+    if theirs != here:
+        told = ", ".join(
+            f"{name} is {_size(theirs.get(name))} there and {_size(here.get(name))} here"
+            for name in sorted({name for name, _ in theirs.items() ^ here.items()})
+        )
+        raise ValueError(
+            f"the masks in {path} do not fit this model and scope: {told}. Take those of a run of the same"
+        )
     return [masks[layer.name].to(layer.weight.device, torch.bool) for layer in start.layers]
+
+
+def _size(shape: torch.Size | None) -> str:
+    return "x".join(map(str, shape)) if shape is not None else "missing"
 
 
 @marked("own_counts", "free_form")
@@ -157,7 +169,7 @@ def _prune_structured(start: Start, rate: float) -> list[Tensor]:
     masks = _nonzero(start)
     inner = [i for i, layer in enumerate(start.layers) if not layer.is_output]
     if not inner:
-        raise ValueError("only the network's last layer is in scope, whose units are the outputs and all stay")
+        raise ValueError("only the network's last layer is in scope, whose units are the outputs: take in others")
     magnitudes = _magnitudes(start)
     for i in inner:
         mask, norms = masks[i], magnitudes[i].flatten(1).sum(1)

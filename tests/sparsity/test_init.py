@@ -133,9 +133,17 @@ def test_file_takes_the_masks_of_another_run(tmp_path):
 
 
 def test_masks_of_another_model_are_refused(tmp_path):
-    torch.save(sparse(linear([1.0, 2.0]), density=0.5, distribution="uniform").state_dict(), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt do not fit: they are of layers"):
-        sparse(net(), init=partial(inits.file, path=str(tmp_path / "other.pt")))
+    torch.save(
+        sparse(nn.Sequential(linear([1.0, 2.0])), density=0.5, distribution="uniform").state_dict(),
+        tmp_path / "other.pt",
+    )
+    told = r"other.pt do not fit this model and scope: 0 is 1x2 there and 1x3 here, 1 is missing there and 3x1 here"
+    model = nn.Sequential(linear([1.0, 2.0, 3.0]), linear([1.0], [2.0], [3.0]))
+    with pytest.raises(ValueError, match=told):
+        sparse(model, init=partial(inits.file, path=str(tmp_path / "other.pt")))
+    torch.save({"model": {}}, tmp_path / "none.pt")
+    with pytest.raises(ValueError, match=r"there are no masks in .*none.pt"):
+        sparse(model, init=partial(inits.file, path=str(tmp_path / "none.pt")))
 
 
 GIVEN = ([0.0, 4.0, -1.0, 2.0, 3.0, 5.0],)  # five nonzero weights
