@@ -44,8 +44,8 @@ class Record:
         if (folder / "checkpoints").exists():
             raise RecordError(f"{folder} holds checkpoints but no record (run.json): restore it, or remove the folder")
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "config.yaml", config_yaml)
-        _replace(folder / "run.json", _json(run, indent=2))  # last: it is what makes the folder a run
+        replace_text(folder / "config.yaml", config_yaml)
+        replace_text(folder / "run.json", _json(run, indent=2))  # last: it is what makes the folder a run
         return cls(folder)
 
     @classmethod
@@ -99,7 +99,7 @@ class Record:
             "pid": os.getpid(),
             **more,
         }
-        _replace(self.folder / "status.json", _json(status, indent=2))
+        replace_text(self.folder / "status.json", _json(status, indent=2))
 
     def log_attempt(self, attempt: int, **facts: Any) -> None:
         """Append what became known of an attempt to ``attempts.jsonl``; its beginning and its end are lines apart."""
@@ -112,7 +112,7 @@ class Record:
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Replace ``summary.json``, the run's final figures by metric name; non-finite numbers become null."""
-        _replace(self.folder / "summary.json", _json(values, indent=2))
+        replace_text(self.folder / "summary.json", _json(values, indent=2))
 
     def log(self, *, step: int, epoch: float, attempt: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append one line to ``metrics.jsonl``; non-finite numbers become null.
@@ -223,7 +223,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
