@@ -62,15 +62,15 @@ class Record:
 
     def write_config(self, config_yaml: str) -> None:
         """Replace ``config.yaml``."""
-        _replace(self.folder / "config.yaml", config_yaml)
+        replace_text(self.folder / "config.yaml", config_yaml)
 
     def write_launch(self, launch: Mapping[str, Any]) -> None:
         """Replace ``launch.json``: which job carries the run out, and how it was submitted."""
-        _replace(self.folder / "launch.json", _json(launch, indent=2))
+        replace_text(self.folder / "launch.json", _json(launch, indent=2))
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace ``run.json``, once more is known of the run than at its submission."""
-        _replace(self.folder / "run.json", _json(run, indent=2))
+        replace_text(self.folder / "run.json", _json(run, indent=2))
 
     def write_status(
         self,

@@ -224,7 +224,11 @@ def test_arrays_are_as_few_as_the_cluster_allows(cluster, tmp_path, monkeypatch)
     queued = cluster.run("squeue", "--noheader", "--format=%i").split()
     first, second, last = done.jobs
     assert sorted(queued) == [f"{first}_[0-2%2]", f"{second}_[0-2%2]", last]
-    assert [read_launch(Path(run.folder))["job"] for run, _ in frozen][2:5] == [f"{first}_2", f"{second}_0", f"{second}_1"]
+    assert [read_launch(Path(run.folder))["job"] for run, _ in frozen][2:5] == [
+        f"{first}_2",
+        f"{second}_0",
+        f"{second}_1",
+    ]
 
 
 def test_runs_that_share_a_job(cluster, tmp_path):
