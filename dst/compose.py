@@ -164,9 +164,18 @@ def _honest_label(composer: "Composer", overrides: Sequence[str]) -> str:
     changes = [
         f"{key.removeprefix('sparsity.').removesuffix('.name')}={value}"
         for key, value in changed.items()
-        if key.startswith("sparsity.") and value != original[key] and key not in _NO_PART_OF_THE_LABEL
+        if key.startswith("sparsity.")
+        and value != original[key]
+        and key not in _NO_PART_OF_THE_LABEL
+        and not (value is None and _has_another_name(key, changed, original))
     ]
     return " ".join([label, *changes])
+
+
+def _has_another_name(key: str, changed: dict[str, Any], original: dict[str, Any]) -> bool:
+    """Say whether the slot of an option is filled otherwise, which says by itself that the option is gone."""
+    name = f"{key.rpartition('.')[0]}.name"
+    return changed.get(name) != original.get(name)
 
 
 def _is_of_method(text: str) -> bool:
