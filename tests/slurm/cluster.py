@@ -139,7 +139,9 @@ class Cluster:
             if known and wanted & {"PENDING", "RUNNING"} >= {row["State"] for row in known}:
                 return True
             rows[:] = self.sacct(job_id)
-            return len(rows) >= max(len(known), 1) and all(row["State"].split()[0] in wanted for row in rows)
+            # The last task of an array is listed under the array's own id for a while.
+            are_all = {row["JobID"] for row in known} <= {row["JobID"] for row in rows}
+            return bool(rows) and are_all and all(row["State"].split()[0] in wanted for row in rows)
 
         self._wait(arrived, timeout, lambda: f"job {job_id} is not {' or '.join(sorted(wanted))}: {rows}")
         return rows
@@ -156,6 +158,8 @@ class Cluster:
             return state == ["PENDING"]
 
         self._wait(pending, timeout, lambda: f"job {job_id} is not PENDING but {state}")
+        # A node refuses a job that comes again within the second it was killed in: FAILED, "credential revoked".
+        time.sleep(1.1)
         self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now")
 
     def cancel_all(self, timeout: float = 30) -> None:
