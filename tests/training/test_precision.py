@@ -11,6 +11,7 @@ from dst.config import (
     Augment,
     Config,
     Data,
+    Distribution,
     Drop,
     DropFraction,
     Hardware,
@@ -42,7 +43,7 @@ def training(tmp_path_factory):
             sparsity=Sparsity(
                 label="rigl_itop",
                 density=0.1,
-                distribution=Slot("erk"),
+                distribution=Distribution("erk"),
                 drop=Drop("magnitude"),
                 grow=Slot("gradient"),
                 drop_fraction=DropFraction(name="cosine", initial=0.5),
