@@ -4,19 +4,23 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst import app
 from dst.app import Cell
 from dst.checks import check
+from dst.checks.start import check_start, started
 from dst.compose import compose_cells
 from dst.config import Config, ConfigError, complete, identity, run_name
 from dst.records.read import read_summary
 from dst.records.store import RecordError
 from dst.report import sweep_report
+from dst.training.place import Place
 
 if TYPE_CHECKING:
+    from dst.training.distributed import Group, Processes
     from dst.training.stopping import StopFlag
 
 _WORST_FIRST = ("failed", "refused", "diverged", "preempted")
@@ -31,6 +35,11 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
     """
     composed = compose_cells(conf, overrides, multirun=multirun)
     _check_all(composed)
+    if not forecast:
+        here = started()
+        check_start([config for _, config in composed], here, multirun=multirun)
+        if here.world > 1:
+            return together(complete(composed[0][1]), here)
     cells = app.cells([complete(config) for _, config in composed])
     if len(cells) < len(composed):
         print(f"{len(composed)} cells are {len(cells)} distinct runs: the others differ in ways that change no result")
@@ -77,12 +86,57 @@ def _forecast(configs: Sequence[Config]) -> int:
     return 0
 
 
-def _single(cell: Cell) -> int:
+def together(config: Config, here: Place) -> int:
+    """Run one config in several processes, each of which calls this; return the exit code, in all of them the same.
+
+    Raises ConfigError in all of them; that the main one tells it is enough.
+    """
+    from dst.training.distributed import DismissedError, PeerError, StartError, joined
+    from dst.training.stopping import StopFlag
+
+    hardware = config.hardware
+    try:
+        with (
+            StopFlag() as stop,
+            joined(here, hardware.device, strict=hardware.determinism == "strict") as processes,
+            processes.watched(),
+        ):
+            if processes.is_main:
+                return _lead(config, stop, processes)
+            processes.hear()  # that the data is there, and all is well
+            return _EXIT_CODES[app.follow(config, stop, processes)]
+    except StartError as error:
+        raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
+    except DismissedError as end:
+        return end.code
+    except PeerError as error:
+        print(f"error: rank {here.rank}: {error}", file=sys.stderr)
+        return _EXIT_CODES["failed"]
+
+
+def _lead(config: Config, stop: "StopFlag", processes: "Group") -> int:
+    """Do all that is to be done once, and train with the others, which are let go whatever happens."""
+    code = _EXIT_CODES["failed"]
+    try:
+        (cell,) = app.cells([config])
+        if not cell.is_over:
+            _check_feasible([config])
+            processes.tell(None)
+        code = _single(cell, stop, processes)
+        return code
+    except ConfigError:
+        code = _EXIT_CODES["refused"]
+        raise
+    finally:
+        processes.dismiss(code)
+
+
+def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:
     if not cell.is_over:
         from dst.training.stopping import StopFlag
 
-        with StopFlag() as stop:
-            return _EXIT_CODES[app.run(cell, _command(), stop, with_tables=True)]
+        with nullcontext(stop) if stop else StopFlag() as flag:
+            return _EXIT_CODES[app.run(cell, _command(), flag, with_tables=True, processes=processes)]
     assert cell.found is not None
     if cell.state == "done":
         print(app.report(cell.found))
