@@ -314,18 +314,25 @@ def _check_gpus(world: int) -> None:
         raise StartError(f"{world} processes were started on {len(set(identifiers))} GPUs: start one a GPU")
 
 
-_ODD = 0x5851F42D4C957F2D  # multiplier of Knuth's MMIX generator
-
-
 @torch.no_grad()
 def checksum(mask: Tensor) -> Tensor:
     """Return a checksum of a boolean tensor: int64, on its device, the same on every device.
 
-    Words of eight elements are weighted by pseudo-random odd numbers and summed modulo 2^64, so that a difference in a
-    single word always shows and any other does but for one case in about 2^56. The order of the sum does not matter.
+    Words of eight elements are mixed with their positions and summed modulo 2^64, in whatever order. A difference in a
+    single word always shows, any other but for one case in 2^64.
     """
     octets = mask.flatten().view(torch.uint8)
     words = F.pad(octets, (0, -octets.numel() % 8 + 8)).view(torch.int64)  # padding copies, and so aligns
-    weights = torch.arange(1, len(words) + 1, device=mask.device) * _ODD
-    weights = (weights ^ (weights >> 29)) * _ODD
-    return (words * (weights ^ (weights >> 32) | 1)).sum()
+    return _mixed(words + _mixed(torch.arange(len(words), device=mask.device))).sum()
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """Return pseudo-random numbers, different ones of different int64 (the finaliser of SplitMix64, Steele 2014)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        words = (words ^ _shifted(words, shift)) * factor
+    return words ^ _shifted(words, 31)
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros, as unsigned numbers are."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
