@@ -299,12 +299,13 @@ def joined(place: Place, device: str, *, strict: bool) -> Iterator[Group]:
 
 def _take_gpu(place: Place) -> None:
     found = torch.cuda.device_count()
+    if found == 0:
+        raise StartError("PyTorch finds no CUDA GPU on this machine; use hardware.device=cpu")
     if 1 < found < place.local_world:
         raise StartError(
             f"{place.local_world} processes were started on this machine, which has {found} GPUs: start one a GPU"
         )
-    if found > 0:
-        torch.cuda.set_device(place.local_rank if found > 1 else 0)  # launchers may show each process its own only
+    torch.cuda.set_device(place.local_rank if found > 1 else 0)  # some launchers show each process its own only
 
 
 def _check_gpus(world: int) -> None:

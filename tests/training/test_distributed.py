@@ -1,12 +1,17 @@
 """Several processes train as one does; they stay alike at every update, and end alike whatever happens to one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
+from dst import build
 from dst.checks import check
 from dst.checks.start import check_start
-from dst.config import Config, ConfigError, Hardware
-from dst.training.distributed import checksum
+from dst.config import Config, ConfigError, Data, Hardware, Model, Schedule, complete
+from dst.training import distributed
+from dst.training.distributed import StartError, checksum
 from dst.training.place import Place, place
 from tests.processes import call_together
 from tests.training import ranks
@@ -172,3 +177,58 @@ def test_what_synchronised_batch_norm_needs():
     assert problem.startswith("hardware.sync_batch_norm=true: PyTorch has it on GPUs only")
     (problem,) = told(sync_batch_norm=True, device="cuda")
     assert problem.startswith("hardware.sync_batch_norm=true would be ignored: there is one process only")
+
+
+def test_batches_must_leave_every_process_enough():
+    config = Config(schedule=Schedule(batch_size=16, accumulate=2), hardware=Hardware(processes=3))
+    build._check_shards(config, 16 + 6)
+    with pytest.raises(ConfigError, match=r"batch_size=16: the 21 training samples leave a batch of 5, too few for 3"):
+        build._check_shards(config, 16 + 5)
+
+
+def test_batch_norm_cannot_train_on_a_share_of_one():
+    dataset, model = SimpleNamespace(shape=(4,)), nn.BatchNorm1d(4, device="meta")
+    config = Config(schedule=Schedule(batch_size=12), hardware=Hardware(processes=3))
+    build._check_batch_norm(config, model, dataset, 24 + 6)
+    for samples in (24 + 5, 24 + 4):  # shares of 2, 2 and 1 samples; of 2, 1 and 1
+        with pytest.raises(ConfigError, match=r"accumulate=1 and hardware.processes=3 the .* leave a batch of one"):
+            build._check_batch_norm(config, model, dataset, samples)
+    config.hardware.sync_batch_norm = True
+    build._check_batch_norm(config, model, dataset, 24 + 4)
+    with pytest.raises(ConfigError, match=r"sync_batch_norm=true would be ignored: the model has no batch norm"):
+        build._check_batch_norm(config, nn.Linear(4, 4), dataset, 24)
+
+
+def test_synchronised_batch_norm_changes_no_name_and_no_parameter(tmp_path):
+    states = []
+    for wanted in (False, True):
+        hardware = Hardware(sync_batch_norm=wanted)
+        config = Config(model=Model(name="resnet20"), data=Data(cache=str(tmp_path)), hardware=hardware)
+        training = build.build(complete(config)).training
+        norms = [module for module in training.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        assert len(norms) > 10
+        assert all(isinstance(norm, nn.SyncBatchNorm) == wanted for norm in norms)
+        optimised = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+        assert {id(p) for p in training.model.parameters()} == optimised
+        states.append(training.state_dict()["model"])
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("found", "local_rank", "taken"),
+    [(4, 3, 3), (1, 1, 0)],  # all GPUs of the machine, or one that the launcher shows this process only
+)
+def test_each_process_takes_a_gpu(found, local_rank, taken, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    distributed._take_gpu(Place(local_rank, 4, local_rank, 4))
+    assert chosen == [taken]
+
+
+@pytest.mark.parametrize(("found", "message"), [(0, "finds no CUDA GPU"), (2, "4 processes .* has 2 GPUs")])
+def test_too_few_gpus(found, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    with pytest.raises(StartError, match=message):
+        distributed._take_gpu(Place(0, 4, 0, 4))
