@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dst.sparsity.topology import LayerReport
     from dst.tracking.progress import Progress
     from dst.tracking.tracker import Tracker
+    from dst.training.distributed import Processes
     from dst.training.stopping import StopFlag
 
 _HEARTBEAT_S = 10.0
@@ -77,21 +78,55 @@ def cells(configs: Sequence[Config]) -> list[Cell]:
     return [Cell(config, newest.get((config.output.root, identifier))) for identifier, config in distinct.items()]
 
 
-def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool) -> str:
+def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:
     """Carry a run out, or on, to its end, and return the state it ended in.
 
-    Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun.
+    Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
+    the main one calls this while the others ``follow``.
     """
-    from dst.build import build, sources
+    from dst.build import sources
 
-    try:
-        parts = build(cell.config)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+    parts = _built(cell.config, processes)
     here = found_here(parts.device_name, parts.dataset, sources(cell.config))
     record = cell.record(command)
     with held(record, cell.config, here):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
+
+
+def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
+    """Train together with the main process, which keeps the record; return the state the run ended in.
+
+    Raises DismissedError if the main process ends before training.
+    """
+    import torch
+
+    from dst.training.guard import DivergedError
+    from dst.training.loop import Nobody
+    from dst.training.stopping import StopRequestedError
+
+    parts = _built(config, processes)
+    checkpoint: Path | None = processes.hear()
+    if checkpoint is not None:
+        state = torch.load(checkpoint, map_location=config.hardware.device, weights_only=True)
+        parts.training.load_state_dict(state)
+    try:
+        parts.training.run(Nobody(), stop)
+        parts.training.finish(parts.test_batches)
+    except StopRequestedError:
+        return "preempted"
+    except DivergedError:
+        return "diverged"
+    return "done"
+
+
+def _built(config: Config, processes: "Processes | None") -> "Parts":
+    from dst.build import build
+    from dst.training.distributed import ALONE
+
+    try:
+        return build(config, processes or ALONE)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 class _Attempt:
@@ -189,6 +224,8 @@ class _Attempt:
         state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:
             training.load_state_dict(state)
+        path = self.checkpoints.path(training.counters.step).resolve() if state is not None else None
+        training.processes.tell(path, is_last=True)
         step, total = training.counters.step, training.total_steps
         if self.attempt > 1:
             self.record.mark_resume(step=step, attempt=self.attempt)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.config import SLOTS, Config, ConfigError, get, options
-from dst.data import Augment, Dataset, Loader, Split, channel_statistics, load, loader, train_val_split
+from dst.data import Augment, Dataset, Loader, Shard, Split, channel_statistics, load, loader, train_val_split
 from dst.data.dataset import Samples
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
@@ -29,6 +29,7 @@ from dst.sparsity.scope import Layer
 from dst.training.checkpoint import Checkpoints, sha256
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
+from dst.training.distributed import ALONE, Processes, accumulation_parts
 from dst.training.loop import Counters, Settings, Training
 from dst.training.lr import LRPlan
 from dst.training.precision import Precision
@@ -62,7 +63,8 @@ def check(config: Config, *, elsewhere: bool = False) -> None:
         with torch.device("meta"):
             model = _model(config, dataset)
         forward_flops(model, dataset.shape)
-        with _told(problems, "schedule.batch_size: "):
+        with _told(problems):
+            _check_shards(config, train.samples)
             _check_batch_norm(config, model, dataset, train.samples)
         with _told(problems):
             _check_sources(config, model)
@@ -101,20 +103,58 @@ def _check_plan(config: Config, steps_per_epoch: int) -> None:
         )
 
 
+def _batch_sizes(config: Config, samples: int) -> set[int]:
+    """Return the sizes of the batches of an epoch, of which the last one may be smaller."""
+    batch_size = config.schedule.batch_size
+    return {min(batch_size, samples), samples % batch_size} - {0}
+
+
+def _check_shards(config: Config, samples: int) -> None:
+    """Raise ConfigError if a batch does not leave every process a sample for each part that it accumulates."""
+    schedule, processes = config.schedule, config.hardware.processes
+    smallest = min(_batch_sizes(config, samples))
+    if processes > 1 and smallest // processes < schedule.accumulate:
+        each = f", each {schedule.accumulate} (schedule.accumulate)" if schedule.accumulate > 1 else ""
+        raise ConfigError(
+            [
+                f"schedule.batch_size={schedule.batch_size}: the {samples} training samples leave a batch of "
+                f"{smallest}, too few for {processes} processes (hardware.processes){each}; choose another batch size "
+                "or fewer processes"
+            ]
+        )
+
+
 def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
     """Batch norm cannot train on one value a channel, which the last batch of an epoch may come to."""
-    schedule = config.schedule
-    batches = {min(schedule.batch_size, samples), samples % schedule.batch_size} - {0}
-    parts = {len(part) for batch in batches for part in torch.empty(batch).chunk(schedule.accumulate)}
-    if 1 in parts and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    schedule, hardware = config.schedule, config.hardware
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if hardware.sync_batch_norm:
+        if not has_batch_norm:
+            raise ConfigError(["hardware.sync_batch_norm=true would be ignored: the model has no batch norm"])
+        return  # its statistics are over two processes or more
+    if 1 in _part_sizes(config, samples) and has_batch_norm:
         try:
             model.train()(torch.empty(1, *dataset.shape, device="meta"))
         except ValueError as error:
-            raise ValueError(
-                f"with schedule.batch_size={schedule.batch_size} and schedule.accumulate={schedule.accumulate} the "
-                f"{samples} training samples leave a batch of one, on which this model's batch norm cannot train; "
-                "choose another batch size"
+            shared = f" and hardware.processes={hardware.processes}" if hardware.processes > 1 else ""
+            raise ConfigError(
+                [
+                    f"schedule.batch_size: with schedule.batch_size={schedule.batch_size} and schedule.accumulate="
+                    f"{schedule.accumulate}{shared} the {samples} training samples leave a batch of one, on which this "
+                    "model's batch norm cannot train; choose another batch size"
+                ]
             ) from error
+
+
+def _part_sizes(config: Config, samples: int) -> set[int]:
+    """Return the numbers of samples that pass through the model at once in training."""
+    world, accumulate = config.hardware.processes, config.schedule.accumulate
+    sizes: set[int] = set()
+    for batch in _batch_sizes(config, samples):
+        for rank in range(world):
+            share = torch.empty(len(Shard(rank, world).of(range(batch))))
+            sizes |= {len(part) for part in accumulation_parts(share, accumulate, world)}
+    return sizes
 
 
 def _check_density(config: Config, layers: list[Layer]) -> None:
@@ -202,8 +242,8 @@ def _stored(config: Config, key: str) -> dict[str, Any]:
     return state
 
 
-def build(config: Config) -> Parts:
-    """Return all objects of a run at its first step."""
+def build(config: Config, processes: Processes = ALONE) -> Parts:
+    """Return all objects of a run at its first step; with several processes all of them call this."""
     schedule, hardware = config.schedule, config.hardware
     configure(hardware.device, hardware.determinism, hardware.threads)
     dataset = _dataset(config)
@@ -225,6 +265,8 @@ def build(config: Config) -> Parts:
         config.seed,
     )
     sparsifier = _sparsifier(config, model, optimizer, _plan(config, steps_per_epoch), probe)
+    if hardware.sync_batch_norm:  # only now, since it can neither be counted nor differentiated twice
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
     if hardware.compile:
         model.compile()  # in place: names of parameters, masks and checkpoints stay as they are
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
@@ -240,7 +282,10 @@ def build(config: Config) -> Parts:
         precision=Precision(hardware.precision, hardware.device),
         settings=_settings(config),
         counters=Counters(flops=sparsifier.forward_passes * flops.dense),
+        processes=processes,
     )
+    if processes.world > 1:
+        training.begin_alike()
     return Parts(
         training=training,
         test_batches=loaders.test,

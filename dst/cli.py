@@ -8,6 +8,7 @@ from pathlib import Path
 from dst.config import ConfigError
 from dst.environment import wait_without_spinning
 from dst.records.store import RecordError
+from dst.training.place import place
 
 _DESCRIPTION = """\
 Train a network that is sparse from start to end, record it, and continue it where it stopped.
@@ -43,7 +44,10 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     if options.cfg and (options.multirun or options.forecast):
         parser.error("--cfg job shows one config and runs nothing: leave out -m and --forecast")
     wait_without_spinning()
+    speaks = _speaks()
     try:
+        if not speaks and (options.cfg or options.forecast):
+            return 0
         if options.cfg:
             from dst.compose import compose, show
 
@@ -53,13 +57,22 @@ def main(arguments: Sequence[str], conf: Path) -> int:
 
         return run_cells(conf, options.overrides, multirun=options.multirun, forecast=options.forecast)
     except ConfigError as error:
-        print(error.text(), file=sys.stderr)
+        if speaks:
+            print(error.text(), file=sys.stderr)
         return INVALID
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _speaks() -> bool:
+    """Say whether this process tells what is the same in all processes of a run; the main one does."""
+    try:
+        return place().rank == 0
+    except ValueError:  # of no use here, and told later
+        return True
 
 
 def _parser(conf: Path) -> argparse.ArgumentParser:

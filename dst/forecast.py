@@ -12,6 +12,7 @@ import torch
 
 from dst.build import Parts, build
 from dst.config import Config, identity, run_name
+from dst.data import Shard
 from dst.report import table
 from dst.training.loop import Nobody
 
@@ -62,7 +63,10 @@ def text(found: Sequence[Forecast]) -> str:
         steps = sum(f.steps for f in found)
         blank = [""] * 4
         rows.append([f"sum of {len(found)}", "", "", f"{steps:,}", "", f"{flops:.3e}", *blank, _duration(seconds)])
-    note = "time: one run after another on this machine, from a few timed steps and evaluations; memory: peak so far"
+    note = (
+        "time: one run after another on this machine, from a few timed steps and evaluations (of several processes, "
+        "one at its share, without what they tell each other); memory: peak so far"
+    )
     return f"{table(_HEADER, rows)}\n  {note}"
 
 
@@ -86,7 +90,8 @@ def _forecast(config: Config) -> Forecast:
     parts = build(config)
     training = parts.training
     train_flops = _train_flops(parts, config.schedule.batch_size)
-    step_s, evaluation_s = _time_step(parts), _time_evaluation(parts)
+    shard = Shard(0, config.hardware.processes)
+    step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
     evaluations = -(-training.settings.epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
     return Forecast(
         name="",
@@ -125,17 +130,17 @@ def _train_flops(parts: Parts, batch_size: int) -> int:
     return total
 
 
-def _time_step(parts: Parts) -> float:
-    """Return the median seconds of a step, its data included."""
+def _time_step(parts: Parts, shard: Shard) -> float:
+    """Return the median seconds of a step on a shard of each batch, its data included."""
     training = parts.training
     times: list[float] = []
-    batches = training.train_batches.epoch(0)
+    batches = training.train_batches.epoch(0, shard=shard)
     begun = time.perf_counter()
     while len(times) < _WARM_UP + _AT_LEAST or time.perf_counter() - begun < _TIMED_S:
         started = time.perf_counter()
         batch = next(batches, None)
         if batch is None:  # a short epoch: begin it again
-            batches = training.train_batches.epoch(0)
+            batches = training.train_batches.epoch(0, shard=shard)
             continue
         training.train_step(*batch, Nobody())
         _wait()
@@ -143,14 +148,14 @@ def _time_step(parts: Parts) -> float:
     return sorted(times[_WARM_UP:])[len(times[_WARM_UP:]) // 2]
 
 
-def _time_evaluation(parts: Parts) -> float:
-    """Return the seconds of one validation, judged by its first batches."""
+def _time_evaluation(parts: Parts, shard: Shard) -> float:
+    """Return the seconds of one validation on a shard of each batch, judged by the first ones."""
     training, batches = parts.training, parts.training.val_batches
     training.model.eval()
     few = min(3, len(batches))
     started = time.perf_counter()
     with torch.inference_mode():
-        for inputs, _ in islice(batches.epoch(0), few):
+        for inputs, _ in islice(batches.epoch(0, shard=shard), few):
             training.forward(inputs)
     _wait()
     training.model.train()

@@ -10,13 +10,14 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -36,13 +37,65 @@ def run(
 
     ``env`` is added to the environment; ``conf``: another folder of config files.
     """
+    (result,) = _run_children([_Child(list(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))])
+    return result
+
+
+def run_together(*overrides: str, cwd: Path, faults: Sequence[str] = ("", "")) -> list[Result]:
+    """Run a command as torchrun would, in as many processes as there are faults, one for each rank."""
+    places = _places(len(faults))
+    return _run_children(
+        [
+            _Child(list(overrides), str(cwd), str(cwd / f"output.{rank}.txt"), fault, places[rank])
+            for rank, fault in enumerate(faults)
+        ]
+    )
+
+
+def call_together(function: Callable[..., Any], *arguments: Any, cwd: Path, processes: int = 2) -> list[Any]:
+    """Call a function of a module in several processes, as torchrun would start them; return what each returned.
+
+    The arguments must be such that JSON keeps them, the results such that torch does.
+    """
+    words = [_CALL, f"{function.__module__}:{function.__name__}", json.dumps(arguments)]
+    places = _places(processes)
+    results = _run_children(
+        [_Child(words, str(cwd), str(cwd / f"output.{rank}.txt"), "", places[rank]) for rank in range(processes)]
+    )
+    assert [result.code for result in results] == [0] * processes, "\n".join(result.output for result in results)
+    import torch
+
+    return [torch.load(cwd / f"result.{rank}.pt") for rank in range(processes)]
+
+
+_CALL = "--call"
+
+
+def _places(world: int) -> list[dict[str, str]]:
+    """Return the environment of each rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+class _Child(NamedTuple):
+    words: list[str]
+    cwd: str
+    output: str
+    fault: str
+    env: dict[str, str]
+    conf: str = str(REPOSITORY / "conf")
+
+
+def _run_children(children: list[_Child]) -> list[Result]:
     nursery = _nursery()
     assert nursery.stdin
     assert nursery.stdout
-    output = cwd / "output.txt"
-    nursery.stdin.write(json.dumps([list(overrides), str(cwd), str(output), fault, env or {}, str(conf)]) + "\n")
+    nursery.stdin.write(json.dumps(children) + "\n")
     nursery.stdin.flush()
-    return Result(int(nursery.stdout.readline()), output.read_text())
+    codes = json.loads(nursery.stdout.readline())
+    return [Result(code, Path(child.output).read_text()) for child, code in zip(children, codes, strict=True)]
 
 
 @cache
@@ -57,11 +110,13 @@ def _serve() -> None:
         importlib.import_module(module)
 
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _run_child(*json.loads(line))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(code, flush=True)
+        started = []
+        for child in json.loads(line):
+            started.append(os.fork())
+            if started[-1] == 0:
+                _run_child(*child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+        print(json.dumps(codes), flush=True)
 
 
 def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str], conf: str) -> None:
@@ -78,7 +133,9 @@ def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dic
         if fault:
             _arm(*fault.split(":"))
         sys.argv = ["run.py", *overrides]
-        code = main(overrides, conf=Path(conf))
+        if "RANK" in env:  # let none wait for ever for another
+            signal.alarm(_PATIENCE_S)
+        code = _call(*overrides[1:]) if overrides[:1] == [_CALL] else main(overrides, conf=Path(conf))
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:
@@ -92,12 +149,24 @@ def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dic
         os._exit(code)
 
 
+def _call(name: str, arguments: str) -> int:
+    import torch
+
+    module, _, function = name.partition(":")
+    result = getattr(importlib.import_module(module), function)(*json.loads(arguments))
+    torch.save(result, f"result.{os.environ['RANK']}.pt")
+    return 0
+
+
+_PATIENCE_S = 120
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Faults
 
 
 def _arm(kind: str, *arguments: str) -> None:
-    {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize}[kind](*arguments)
+    arms = {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize, "mask": _arm_mask}
+    arms[kind](*arguments)
 
 
 def _die() -> None:
@@ -195,6 +264,22 @@ def _arm_nan(where: str, step: str) -> None:
         return loss
 
     loop.F.cross_entropy = poisoned
+
+
+def _arm_mask(number: str) -> None:
+    """Change one bit of a mask in the n-th update."""
+    from dst.sparsity.topology import Topology
+
+    original, calls = Topology.refresh, iter(range(1, 1_000_000))
+
+    def refresh(self: Topology, before: Any = None) -> None:
+        if before and next(calls) == int(number):
+            mask = self.masks[0].view(-1)
+            on, off = mask.nonzero()[0], (~mask).nonzero()[0]
+            mask[on], mask[off] = False, True
+        original(self, before)
+
+    Topology.refresh = refresh
 
 
 def _arm_fsize(limit: str) -> None:

@@ -68,6 +68,19 @@ def _check_schedule(config: Config) -> Iterator[str]:
         yield "hardware.precision=tf32 would be ignored: only GPUs have it; use fp32 or bf16 on a CPU"
 
 
+def _check_processes(config: Config) -> Iterator[str]:
+    hardware = config.hardware
+    if not hardware.sync_batch_norm:
+        return
+    if hardware.processes == 1:
+        yield (
+            "hardware.sync_batch_norm=true would be ignored: there is one process only. Remove it, or train in more, "
+            "e.g. hardware=ddp"
+        )
+    if hardware.device == "cpu":
+        yield "hardware.sync_batch_norm=true: PyTorch has it on GPUs only; use hardware.device=cuda, or remove it"
+
+
 def _check_data(config: Config) -> Iterator[str]:
     data = config.data
     if (data.mean is None) != (data.std is None):
@@ -154,6 +167,7 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_parts,
     check_update,
     _check_schedule,
+    _check_processes,
     _check_data,
     _check_lists,
     _check_slurm,

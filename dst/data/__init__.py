@@ -5,22 +5,26 @@ from dst.data.batches import Batches
 from dst.data.cache import load
 from dst.data.dataset import DataError, Dataset, Split
 from dst.data.files import Files
-from dst.data.loader import Loader, loader
+from dst.data.loader import Loader, loader, samples_of
 from dst.data.normalise import channel_statistics
+from dst.data.shard import WHOLE, Shard
 from dst.data.splits import train_val_split
 from dst.data.stream import Stream
 
 __all__ = [
+    "WHOLE",
     "Augment",
     "Batches",
     "DataError",
     "Dataset",
     "Files",
     "Loader",
+    "Shard",
     "Split",
     "Stream",
     "channel_statistics",
     "load",
     "loader",
+    "samples_of",
     "train_val_split",
 ]

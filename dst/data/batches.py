@@ -10,6 +10,7 @@ from torch import Tensor
 from dst.data.augment import Augment, Crops, draw
 from dst.data.dataset import DataError, Split
 from dst.data.normalise import Normalise, channel_statistics
+from dst.data.shard import WHOLE, Shard
 
 
 class Batches:
@@ -57,22 +58,24 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(self.samples / self.batch_size)
 
-    def epoch(self, epoch: int, phase: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int, phase: int = 0, start: int = 0, shard: Shard = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
 
-        The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in.
+        The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in. Of each batch
+        only a ``shard`` is made; where that is empty, nothing is yielded.
         """
         if not 0 <= start <= len(self):
             raise DataError(f"cannot start at batch {start}: an epoch has batches 0..{len(self) - 1}")
-        return self._epoch(epoch, phase, start)
+        return self._epoch(epoch, phase, start, shard)
 
-    def _epoch(self, epoch: int, phase: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _epoch(self, epoch: int, phase: int, start: int, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
         draws = draw(self._augment, self.samples, self._seed, epoch, phase, shuffle=self._shuffle)
         positions = self._crops.positions(draws.order, draws).to(self.device)
         order = draws.order.to(self.device)
         flips = None if draws.flips is None else draws.flips.to(self.device)
-        for low in range(start * self.batch_size, self.samples, self.batch_size):
-            batch = slice(low, low + self.batch_size)
+        for batch in shard.slices(self.samples, self.batch_size, start):
             images = self._crops.take(positions[batch], None if flips is None else flips[batch])
             yield self._normalise(images), self._labels.index_select(0, order[batch])
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from dst.data.batches import Batches
 from dst.data.dataset import Samples, Split
 from dst.data.files import Files
+from dst.data.shard import WHOLE, Shard
 from dst.data.stream import Stream
 
 
@@ -16,12 +17,24 @@ class Loader(Protocol):
 
     samples: int
     """Number of samples of an epoch."""
+    batch_size: int
+    """Number of samples of every batch but the last, which may have fewer."""
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, phase: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on."""
+    def epoch(
+        self, epoch: int, phase: int = 0, start: int = 0, shard: Shard = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
+
+        Of each batch only a ``shard`` is made; where that is empty, nothing is yielded.
+        """
         ...
+
+
+def samples_of(batches: Loader, index: int) -> int:
+    """Return the number of samples of a batch, all shards together."""
+    return min(batches.batch_size, batches.samples - index * batches.batch_size)
 
 
 def loader(samples: Samples, *, workers: int = 0, **options: Any) -> Loader:

@@ -24,6 +24,7 @@ from dst.data.dataset import DataError, Split
 from dst.data.files import Files, decode
 from dst.data.fit import resized
 from dst.data.normalise import Normalise
+from dst.data.shard import WHOLE, Shard
 
 _DECODED_AT_ONCE = 128
 _FILES_PER_WORKER = 500  # to start a process for fewer costs more than it saves
@@ -87,24 +88,26 @@ class Stream:
     def __len__(self) -> int:
         return math.ceil(self.samples / self.batch_size)
 
-    def epoch(self, epoch: int, phase: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int, phase: int = 0, start: int = 0, shard: Shard = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
 
-        The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in.
-        ``DataError`` if a file cannot be decoded.
+        The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in. Of each batch
+        only a ``shard`` is made; where that is empty, nothing is yielded. ``DataError`` if a file cannot be decoded.
         """
         if not 0 <= start <= len(self):
             raise DataError(f"cannot start at batch {start}: an epoch has batches 0..{len(self) - 1}")
-        return self._epoch(epoch, phase, start)
+        return self._epoch(epoch, phase, start, shard)
 
-    def _epoch(self, epoch: int, phase: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _epoch(self, epoch: int, phase: int, start: int, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
         draws = draw(self._augment, self.samples, self._seed, epoch, phase, shuffle=self._shuffle)
-        begins = range(start * self.batch_size, self.samples, self.batch_size)
+        batches = list(shard.slices(self.samples, self.batch_size, start))
         labels = self._labels[draws.order].to(self.device)
-        self._jobs.now = jobs = (_job(draws, slice(low, low + self.batch_size)) for low in begins)
-        for low, made in zip(begins, self._loader, strict=True):
+        self._jobs.now = jobs = (_job(draws, batch) for batch in batches)
+        for batch, made in zip(batches, self._loader, strict=True):
             images = _checked(made).to(self.device, non_blocking=True)
-            yield self._normalise(images), labels[low : low + self.batch_size]
+            yield self._normalise(images), labels[batch]
             if self._jobs.now is not jobs:
                 raise RuntimeError("another epoch of this stream was begun before this one was over")
 

@@ -10,12 +10,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from dst.checks.start import check_start, started
 from dst.config import Config, ConfigError, run_id
 from dst.environment import wait_without_spinning
 from dst.recording import RunningError, digest
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from dst.states import EXIT_CODES
+from dst.training.place import place
 from dst.training.stopping import StopFlag
 
 
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     wait_without_spinning()
     with StopFlag() as stop:
         try:
-            return EXIT_CODES[_carry_out(options.folder, options.digest, stop)]
+            return _carry_out(options.folder, options.digest, stop)
         except RunningError as error:  # what it says of itself is the truth
             print(error.text(), file=sys.stderr)
             return EXIT_CODES["refused"]
@@ -42,16 +44,20 @@ def main(arguments: Sequence[str]) -> int:
             return EXIT_CODES["failed"]
 
 
-def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> str:
+def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
     config = _config(folder, submitted)
-    from dst import app, build
+    from dst import app, build, sweep
 
     cell = app.Cell(config, folder)
+    here = started()
+    check_start([config], here, multirun=False)
+    if here.world > 1:
+        return sweep.together(config, here, cell, stop)
     if cell.is_over:
         print(f"run {folder.name} is {cell.state} already")
-        return cell.state
+        return EXIT_CODES[cell.state]
     build.check(config)
-    return app.run(cell, str(read_json(folder / "run.json").get("command")), stop, with_tables=True)
+    return EXIT_CODES[app.run(cell, str(read_json(folder / "run.json").get("command")), stop, with_tables=True)]
 
 
 def _config(folder: Path, submitted: str) -> Config:
@@ -75,7 +81,7 @@ def _config(folder: Path, submitted: str) -> Config:
 def _fail(folder: Path, error: str, trace: str | None = None) -> None:
     """Put on record that the run could not even begin, unless it has said so itself."""
     before = read_status(folder) or {}
-    if before.get("state") in ("queued", "running", "preempted"):
+    if place().rank == 0 and before.get("state") in ("queued", "running", "preempted"):
         Record.open(folder).write_status(
             "failed",
             attempt=before.get("attempt", 0),

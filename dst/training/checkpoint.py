@@ -31,7 +31,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint unless this step has a valid one; OSError (disk full) leaves earlier ones alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        data = self.folder / f"step_{step:09d}.pt"
+        data = self.path(step)
         if data.with_suffix(".json").exists() and _problem(data.with_suffix(".json")) is None:
             return
         _write_atomically(data, lambda file: torch.save(state, file))
@@ -50,6 +50,10 @@ class Checkpoints:
             print(f"warning: passing over checkpoint {manifest_path.stem}: {problem}", file=sys.stderr)
             manifest_path.unlink()  # or it would be kept in place of a good one
         return None
+
+    def path(self, step: int) -> Path:
+        """Return the file of the checkpoint of a step, whether there is one or not."""
+        return self.folder / f"step_{step:09d}.pt"
 
     def newest(self) -> Path | None:
         """Return the file of the newest valid checkpoint, for those who only read; None if there is none."""

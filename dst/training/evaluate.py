@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
+from dst.training.distributed import ALONE, Processes
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -18,11 +20,15 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    forward: Callable[[Tensor], Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Evaluate in eval mode with one host synchronisation at the end; every sample counts once.
 
-    ``forward`` maps inputs to logits by the model, where that takes more than calling it.
+    ``forward`` maps inputs to logits by the model, where that takes more than calling it. Of several ``processes`` each
+    calls this with its own samples, which may be none, and gets the figures of all.
     """
     forward = forward or model
     training = model.training
@@ -35,5 +41,11 @@ def evaluate(
         totals.append(torch.stack([loss, (logits.argmax(1) == labels).sum().double()]))
         samples += len(labels)
     model.train(training)
-    loss_sum, correct = torch.stack(totals).sum(0).tolist()
-    return Evaluation(loss_sum / samples, correct / samples)
+    ours = torch.stack(totals).sum(0) if totals else torch.zeros(2, dtype=torch.float64, device=_device(model))
+    sums = processes.total(*ours, ours.new_tensor(samples))
+    loss_sum, correct, count = torch.stack(sums).tolist()
+    return Evaluation(loss_sum / count, correct / count)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,12 +11,13 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dst.data import Loader
+from dst.data import Loader, samples_of
 from dst.metrics.flops import Flops
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
 from dst.training.determinism import seed_torch
-from dst.training.evaluate import evaluate
+from dst.training.distributed import ALONE, Processes
+from dst.training.evaluate import Evaluation, evaluate
 from dst.training.guard import DivergedError, Guard
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag, StopRequestedError
@@ -102,6 +104,7 @@ class Training:
     precision: Precision
     settings: Settings
     counters: Counters = field(default_factory=Counters)
+    processes: Processes = ALONE
     best: dict[str, Any] | None = None
     """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
 
@@ -111,6 +114,8 @@ class Training:
         """Sums of loss and of correct answers since the last log line."""
         self._guard = Guard(self.optimizer, self.model)
         self._active = self._count_active()
+        self._buffers = list(self.model.buffers())
+        self._replica = self.processes.replica(self.model)
 
     @property
     def total_steps(self) -> int:
@@ -121,16 +126,24 @@ class Training:
         """Train from the current state to the end.
 
         Raises StopRequestedError after saving if ``stop`` was requested, DivergedError if a loss or gradient was not
-        finite (nothing is saved then, so the newest checkpoint is a good one).
+        finite (nothing is saved then, so the newest checkpoint is a good one). With several processes all of them call
+        this, and it ends in all of them alike, at the same step; PeerError if one is lost, DesynchronisedError if their
+        masks differ.
         """
+        with self.processes.watched():
+            self._run(observer, stop)
+
+    def _run(self, observer: Observer, stop: StopFlag) -> None:
+        self.processes.check_masks(self.sparsifier.topology, f"at step {self.counters.step}")
         per_epoch = len(self.train_batches)
         started, saved = time.perf_counter() - self.counters.seconds, time.monotonic()
         self._evaluate_if_due(observer)
         while self.counters.step < self.total_steps:
             epoch, first = divmod(self.counters.step, per_epoch)
-            for inputs, labels in self.train_batches.epoch(epoch, start=first):
-                self.train_step(inputs, labels, observer)
+            for inputs, labels in self.train_batches.epoch(epoch, start=first, shard=self.processes.shard):
                 counters = self.counters
+                samples = samples_of(self.train_batches, counters.step % per_epoch)
+                self.train_step(inputs, labels, observer, samples)
                 counters.seconds = time.perf_counter() - started
                 is_last = counters.step == self.total_steps
                 self._guard.check(now=is_last)
@@ -138,12 +151,14 @@ class Training:
                     self._log(observer)
                 every = self.settings.checkpoint_every_steps
                 due = every is not None and counters.step % every == 0
-                due = due or time.monotonic() - saved >= self.settings.checkpoint_every_s
-                if (due or stop.requested) and not is_last:
+                late = time.monotonic() - saved >= self.settings.checkpoint_every_s
+                stopping, late = self.processes.agree(stop.requested is not None, late and self.processes.is_main)
+                if (due or late or stopping) and not is_last:
                     self._checkpoint(observer)
                     saved = time.monotonic()
-                if stop.requested and not is_last:
-                    raise StopRequestedError(stop.requested, counters.step)
+                if stopping and not is_last:
+                    name = self.processes.any_name(stop.requested)
+                    raise StopRequestedError(name or "a request", counters.step)
                 observer.on_step(counters.step)
                 self._evaluate_if_due(observer)
         self._checkpoint(observer)
@@ -163,7 +178,8 @@ class Training:
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
             self._active = self._count_active()
-        test = evaluate(self.model, test_batches.epoch(0), self.forward)
+        with self.processes.watched():
+            test = self._evaluate(test_batches)
         test_flops = self.flops.test(self._active)
         return {
             "test/accuracy": test.accuracy,
@@ -185,12 +201,15 @@ class Training:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def train_step(self, inputs: Tensor, labels: Tensor, observer: Observer) -> None:
-        """Take one step on a batch, or the topology update that replaces it."""
-        step, samples = self.counters.step + 1, len(labels)
+    def train_step(self, inputs: Tensor, labels: Tensor, observer: Observer, samples: int | None = None) -> None:
+        """Take one step on a batch, or the topology update that replaces it.
+
+        ``samples``: those of the batch in all processes together, if this one has a shard of it.
+        """
+        step, samples = self.counters.step + 1, samples or len(labels)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.counters.step)
-        loss, correct = self._backward(inputs, labels, step)
+        loss, correct = self._backward(inputs, labels, samples, step)
         self._guard.inspect(loss, step, gradients_may_overflow=self.precision.scales_losses)
         if self.sparsifier.update_due():
             self._guard.check(now=True)  # an update cannot be vetoed on the device
@@ -198,8 +217,9 @@ class Training:
                 # A step can be left out, an update not: have its gradients without overflow.
                 self.precision.halve_scale()
                 self._check_scale(step)
-                loss, correct = self._backward(inputs, labels, step)
+                loss, correct = self._backward(inputs, labels, samples, step)
         if self.sparsifier.step(self._stepper(step)):
+            self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
             self._active = self._count_active()
             observer.on_layers(step, self.sparsifier.layers)
         self._sums += torch.stack([loss.double() * samples, correct.double()])
@@ -219,29 +239,41 @@ class Training:
         return checked
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits as float32, computed in the run's layout and precision."""
+        """Return logits as float32 (or finer), computed in the run's layout and precision; not for backward passes."""
+        return self._forward(self.model, inputs)
+
+    def _forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
         if self.settings.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.precision.autocast():
-            logits: Tensor = self.model(inputs)
-        return logits.float()
+            logits: Tensor = model(inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _backward(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of the mean loss over a batch; return that loss and the number of right answers."""
-        settings = self.settings
-        seed_torch(settings.seed, "step", step)
+    def _backward(self, inputs: Tensor, labels: Tensor, samples: int, step: int) -> tuple[Tensor, Tensor]:
+        """Accumulate the gradients of the mean loss over a batch; return that loss and the number of right answers.
+
+        The gradients, the loss and the answers are those of all ``samples``, of which this process may have a shard.
+        """
+        settings, processes = self.settings, self.processes
+        seed_torch(settings.seed, "step", step, *processes.seed_path)
         self.optimizer.zero_grad()
         losses, correct = [], []
-        for part, targets in zip(inputs.chunk(settings.accumulate), labels.chunk(settings.accumulate), strict=True):
-            logits = self.forward(part)
-            mean = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
-            loss = mean * (len(targets) / len(labels))
-            self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call,unused-ignore]
+        parts = [processes.parts(tensor, settings.accumulate) for tensor in (inputs, labels)]
+        for i, (part, targets) in enumerate(zip(*parts, strict=True)):
+            is_last = i == len(parts[0]) - 1
+            with nullcontext() if is_last else processes.local(self._replica):
+                logits = self._forward(self._replica, part)
+                mean = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+                loss = mean * (len(targets) / samples)
+                self.precision.scaled(processes.to_sum(loss)).backward()  # type: ignore[no-untyped-call,unused-ignore]
             losses.append(loss.detach())
             correct.append((logits.detach().argmax(1) == targets).sum())
+        processes.sum_gradients(self.model.parameters())
+        processes.share(self._buffers)  # running statistics are those of the main process, which saves them
         dense_gradient = self.sparsifier.needs_dense_gradient()
-        self.counters.flops += self.flops.train_step(self._active, len(labels), dense_gradient=dense_gradient)
-        return torch.stack(losses).sum(), torch.stack(correct).sum()
+        self.counters.flops += self.flops.train_step(self._active, samples, dense_gradient=dense_gradient)
+        loss, right = processes.total(torch.stack(losses).sum(), torch.stack(correct).sum())
+        return loss, right
 
     def _check_scale(self, step: int) -> None:
         """Raise DivergedError if the loss scale has vanished."""
@@ -281,6 +313,9 @@ class Training:
             "sparsity/drop_fraction": self.sparsifier.drop_fraction,
         }
 
+    def _evaluate(self, batches: Loader) -> Evaluation:
+        return evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
+
     def _evaluate_if_due(self, observer: Observer) -> None:
         """Validate at the end of every n-th epoch and of training, once, also after a resume at just that step."""
         counters, per_epoch = self.counters, len(self.train_batches)
@@ -288,7 +323,7 @@ class Training:
         is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
         if not is_due or counters.evaluated == counters.step:
             return
-        result = evaluate(self.model, self.val_batches.epoch(0), self.forward)
+        result = self._evaluate(self.val_batches)
         counters.evaluated = counters.step
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
         values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
@@ -303,6 +338,15 @@ class Training:
             }
 
     # -- state ---------------------------------------------------------------------------------------------------------
+
+    def begin_alike(self) -> None:
+        """Begin with the weights and masks of the main process: other hardware may have made slightly others."""
+        state = self.sparsifier.state_dict()
+        tensors = [tensor for value in state.values() if isinstance(value, Mapping) for tensor in value.values()]
+        counts = torch.tensor(state["counts"], device=self._sums.device)
+        self.processes.share([*self.model.state_dict().values(), *tensors, counts])
+        self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
+        self._active = self._count_active()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resume needs, as tensors and plain data."""

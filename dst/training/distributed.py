@@ -1,0 +1,339 @@
+"""Several processes that train one network on shares of every batch, and the one process that does so by itself.
+
+All hold the same weights and masks: they start from those of the main process (rank 0), and what changes them is the
+same everywhere, since gradients are summed over all and random numbers are derived from names. That the masks are the
+same is checked at the start and at every update. Whatever one process learns that changes the course of the run (a
+request to stop, that it is time to save, a loss that is not finite) all learn at the same step.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dst.data import Shard
+from dst.sparsity.topology import Topology
+from dst.training.place import Place
+
+_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for one that is alive but does nothing, such as the main one while it decodes a data set."""
+
+
+class StartError(ValueError):
+    """The processes cannot be joined as they were started."""
+
+
+class PeerError(ConnectionError):
+    """Another process of the run has ended or cannot be reached."""
+
+
+class DesynchronisedError(RuntimeError):
+    """The processes do not hold the same masks."""
+
+
+class DismissedError(Exception):
+    """The main process has ended before training began, with exit code ``code``."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(f"the main process ended with exit code {code}")
+
+
+def accumulation_parts(tensor: Tensor, count: int, world: int) -> Sequence[Tensor]:
+    """Return the parts of a process's samples whose gradients are accumulated.
+
+    ``chunk``, with which single processes have trained from the beginning, may make fewer parts than ``count``, which
+    several ones could not stand: all of them must have equally many.
+    """
+    return tensor.chunk(count) if world == 1 else tensor.tensor_split(count)
+
+
+class Processes:
+    """The processes of a run. This class is one that trains alone: it communicates with nobody and costs nothing."""
+
+    rank = 0
+    world = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Say whether this is the process that keeps the record."""
+        return self.rank == 0
+
+    @property
+    def shard(self) -> Shard:
+        """The part of every batch that this process takes."""
+        return Shard(self.rank, self.world)
+
+    @property
+    def seed_path(self) -> tuple[int, ...]:
+        """What is added to the names of random numbers that must differ between processes (dropout)."""
+        return () if self.is_main else (self.rank,)
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def replica(self, model: nn.Module) -> nn.Module:
+        """Return what to call instead of a model in forward passes whose gradients are wanted."""
+        return model
+
+    def parts(self, tensor: Tensor, count: int) -> Sequence[Tensor]:
+        """Return the parts of a batch whose gradients are accumulated; every process has equally many."""
+        return accumulation_parts(tensor, count, self.world)
+
+    def local(self, replica: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context for all backward passes of a step but the last."""
+        return nullcontext()
+
+    def to_sum(self, loss: Tensor) -> Tensor:
+        """Return what to call ``backward`` on, given what this process adds to the loss of the batch."""
+        return loss
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients of a step over all processes, as far as its backward passes have not done so."""
+
+    def total(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Return the sums of scalars over all processes, on their device and without waiting for it."""
+        return values
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors by those of the main process."""
+
+    # -- agreement -----------------------------------------------------------------------------------------------------
+
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """Return for each wish whether any process has it; to be called by all at every step."""
+        return wishes
+
+    def any_name(self, name: str | None) -> str | None:
+        """Return the name that the first process which has one gives."""
+        return name
+
+    def check_masks(self, topology: Topology, when: str) -> None:
+        """Raise DesynchronisedError, in all processes, if their masks differ."""
+
+    # -- who leads -----------------------------------------------------------------------------------------------------
+
+    def tell(self, message: Any, *, is_last: bool = False) -> None:
+        """Let the others go on, which wait in ``hear``; the main process calls this, ``is_last`` before training."""
+
+    def hear(self) -> Any:
+        """Wait for what the main process tells; DismissedError if it ends without having told."""
+        raise AssertionError("a process by itself has nobody to listen to")
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Return a context in which the loss of another process is a PeerError."""
+        return nullcontext()
+
+
+ALONE = Processes()
+
+
+@dataclass(frozen=True)
+class _Dismissal:
+    code: int
+
+
+class Group(Processes):
+    """Several processes: one of them, joined with its peers by ``joined``.
+
+    Gradients are summed by one all-reduce of them all after the backward passes, always in the same order.
+    """
+
+    def __init__(self, rank: int, world: int, device: str) -> None:
+        self.rank, self.world = rank, world
+        # On a GPU the answer to a wish is read a step later, so that nobody waits for anybody.
+        self._delay = 0 if device == "cpu" else 1
+        self._asked: list[tuple[dist.Work, Tensor]] = []
+        self._leads = self.is_main
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum them all together."""
+        _jointly([p.grad for p in parameters if p.grad is not None], dist.all_reduce)
+
+    def total(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Sum in float64, in which counts are exact."""
+        sums = torch.stack([value.double() for value in values])
+        dist.all_reduce(sums)
+        return tuple(sums.unbind())
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Broadcast them all together."""
+        _jointly([tensor.detach() for tensor in tensors], lambda joint: dist.broadcast(joint.view(torch.uint8), src=0))
+
+    # -- agreement -----------------------------------------------------------------------------------------------------
+
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """Ask by a message between the hosts, beside the device; what was wished is heard once."""
+        flags = torch.tensor(wishes, dtype=torch.uint8)
+        self._asked.append((dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags))
+        if len(self._asked) <= self._delay:
+            return (False,) * len(wishes)
+        heard = self._answer()
+        while any(heard) and self._asked:  # the same wishes, asked again before they were heard
+            self._answer()
+        return heard
+
+    def _answer(self) -> tuple[bool, ...]:
+        work, flags = self._asked.pop(0)
+        work.wait()
+        return tuple(flags.bool().tolist())
+
+    def any_name(self, name: str | None) -> str | None:
+        """Ask all for their names."""
+        names: list[str | None] = [None] * self.world
+        dist.all_gather_object(names, name)
+        return next((name for name in names if name), None)
+
+    def check_masks(self, topology: Topology, when: str) -> None:
+        """Compare a checksum of every mask."""
+        ours = torch.stack([checksum(mask) for mask in topology.masks])
+        everyone = [torch.empty_like(ours) for _ in range(self.world)]
+        dist.all_gather(everyone, ours)
+        differs = (torch.stack(everyone) != everyone[0]).cpu()
+        if not differs.any():
+            return
+        ranks = differs.any(1).nonzero().flatten().tolist()
+        layers = [topology.layers[i].name for i in differs.any(0).nonzero().flatten().tolist()]
+        raise DesynchronisedError(
+            f"{when}: the masks of rank {', '.join(map(str, ranks))} are not those of rank 0 (of {self.world} ranks), "
+            f"in layers {', '.join(layers)}; nothing was saved since. Run the same command to continue from the last "
+            "checkpoint; if it happens again, a part of the method depends on more than the gradients and the seed"
+        )
+
+    # -- who leads -----------------------------------------------------------------------------------------------------
+
+    def tell(self, message: Any, *, is_last: bool = False) -> None:
+        """Broadcast from the main process."""
+        dist.broadcast_object_list([message], src=0, device=torch.device("cpu"))
+        self._leads = self._leads and not is_last
+
+    def hear(self) -> Any:
+        """Receive what the main process broadcasts."""
+        message: list[Any] = [None]
+        dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
+        if isinstance(message[0], _Dismissal):
+            raise DismissedError(message[0].code)
+        return message[0]
+
+    def dismiss(self, code: int) -> None:
+        """Tell those who still wait for the main process that it has ended."""
+        if self._leads:
+            self.tell(_Dismissal(code), is_last=True)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Translate what the back ends raise, which is told apart by its text only."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                reason = str(error).splitlines()[0]
+                raise PeerError(f"lost another of the {self.world} processes, which will say why: {reason}") from error
+            raise
+
+
+class OverlappingGroup(Group):
+    """As ``Group``, but gradients are summed by DistributedDataParallel while the backward pass computes others.
+
+    It arranges them by the order in which the first step of a process had them, and with that the order of summation
+    changes after this step: in a continued run of three processes or more, another one than in an undisturbed run.
+    """
+
+    def replica(self, model: nn.Module) -> nn.Module:
+        """Wrap the model, which stays as it is; its buffers are left to ``share``."""
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        with warnings.catch_warnings():  # its successor is not in all versions of PyTorch that we support
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            devices = [torch.cuda.current_device()] if on_gpu else None
+            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+    def local(self, replica: nn.Module) -> AbstractContextManager[Any]:
+        """Return DistributedDataParallel's own context."""
+        assert isinstance(replica, DistributedDataParallel)
+        return replica.no_sync()
+
+    def to_sum(self, loss: Tensor) -> Tensor:
+        """Undo that DistributedDataParallel divides by the number of processes."""
+        return loss * self.world
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Leave it to the backward pass."""
+
+
+def _jointly(tensors: Sequence[Tensor], collective: Callable[[Tensor], Any]) -> None:
+    """Carry out a collective in place on many tensors, those of a type together."""
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        joint = torch.cat([tensor.flatten() for tensor in alike])
+        collective(joint)
+        for tensor, part in zip(alike, torch.split(joint, [t.numel() for t in alike]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+@contextmanager
+def joined(place: Place, device: str, *, strict: bool) -> Iterator[Group]:
+    """Join the processes of a run, which have all been started, and part from them at the end.
+
+    ``device``: ``cuda`` (NCCL, each process with a GPU of its own) or ``cpu`` (gloo). ``strict``: a continued run is to
+    sum gradients in the order of an undisturbed one. Raises StartError where GPUs are too few or shared.
+    """
+    if device == "cuda":
+        _take_gpu(place)
+    # gloo also with GPUs: for what hosts tell each other
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=_TIMEOUT)
+    if device == "cuda":
+        _check_gpus(place.world)
+    yield (Group if strict else OverlappingGroup)(place.rank, place.world, device)
+    dist.destroy_process_group()  # not after an error: it would wait for peers that may wait for us
+
+
+def _take_gpu(place: Place) -> None:
+    found = torch.cuda.device_count()
+    if found == 0:
+        raise StartError("PyTorch finds no CUDA GPU on this machine; use hardware.device=cpu")
+    if 1 < found < place.local_world:
+        raise StartError(
+            f"{place.local_world} processes were started on this machine, which has {found} GPUs: start one a GPU"
+        )
+    torch.cuda.set_device(place.local_rank if found > 1 else 0)  # some launchers show each process its own only
+
+
+def _check_gpus(world: int) -> None:
+    identifiers: list[str] = [""] * world
+    dist.all_gather_object(identifiers, str(torch.cuda.get_device_properties().uuid))
+    if len(set(identifiers)) < world:
+        raise StartError(f"{world} processes were started on {len(set(identifiers))} GPUs: start one a GPU")
+
+
+@torch.no_grad()
+def checksum(mask: Tensor) -> Tensor:
+    """Return a checksum of a boolean tensor: int64, on its device, the same on every device.
+
+    Words of eight elements are mixed with their positions and summed modulo 2^64, in whatever order. A difference in a
+    single word always shows, any other but for one case in 2^64.
+    """
+    octets = mask.flatten().view(torch.uint8)
+    words = F.pad(octets, (0, -octets.numel() % 8 + 8)).view(torch.int64)  # padding copies, and so aligns
+    return _mixed(words + _mixed(torch.arange(len(words), device=mask.device))).sum()
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """Return pseudo-random numbers, different ones of different int64 (the finaliser of SplitMix64, Steele 2014)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        words = (words ^ _shifted(words, shift)) * factor
+    return words ^ _shifted(words, 31)
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros, as unsigned numbers are."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
