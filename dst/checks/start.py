@@ -23,7 +23,7 @@ def check_start(configs: Sequence[Config], here: Place, *, multirun: bool) -> No
         raise ConfigError(
             [
                 f"-m with hardware.processes={wanted} and {here.world} processes started: here a sweep starts no "
-                "processes for its cells. Launch it with hydra/launcher=slurm or hydra/launcher=local, without torchrun, "
+                "processes for its cells. Launch it with hydra/launcher=slurm or local, without torchrun, "
                 "or start each cell by itself, by torchrun and without -m"
             ]
         )
