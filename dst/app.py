@@ -1,21 +1,20 @@
 """One run, from its config to its summary: find or make its record, build, train, finish, and say how it went."""
 
-import fcntl
 import os
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.compose import to_yaml
-from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, identity, run_id, run_name
+from dst.config import Config, ConfigError, run_id, run_name
+from dst.environment import JOB
+from dst.recording import create, digest, found_here, frozen, held
 from dst.records.catalog import attempt_folder, find_runs
-from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_json, read_status, read_summary
 from dst.records.store import Record
 from dst.report import is_complete, layer_table, run_report
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from dst.tracking.tracker import Tracker
     from dst.training.distributed import Processes
     from dst.training.stopping import StopFlag
-
-EXIT_CODES = {"done": 0, "failed": 1, "diverged": 3, "preempted": 75}
-"""Exit code of a run by the state it ended in; 2 is an invalid configuration."""
 
 _HEARTBEAT_S = 10.0
 
@@ -60,6 +56,13 @@ class Cell:
         """Say whether training again would change nothing: the run is done, or diverged and would do so again."""
         return self.state in ("done", "diverged")
 
+    def record(self, command: str) -> Record:
+        """Return the record to continue, or a new one."""
+        if self.state == "new":
+            return create(self.config, command, superseded=self.found)
+        assert self.found is not None
+        return Record.open(self.found)
+
 
 def cells(configs: Sequence[Config]) -> list[Cell]:
     """Return the distinct runs of the configs, each with its record if there is one below its output root."""
@@ -84,7 +87,9 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, proces
     from dst.build import sources
 
     parts = _built(cell.config, processes)
-    with _opened(cell, _about(cell.config, command, parts, sources(cell.config))) as record:
+    here = found_here(parts.device_name, parts.dataset, sources(cell.config))
+    record = cell.record(command)
+    with held(record, cell.config, here):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
 
 
@@ -124,111 +129,6 @@ def _built(config: Config, processes: "Processes | None") -> "Parts":
         raise ConfigError([str(error)]) from error
 
 
-@contextmanager
-def _opened(cell: Cell, about: dict[str, Any]) -> Iterator[Record]:
-    """Make or open the record and hold its lock."""
-    if cell.state == "new":
-        folder = Path(cell.config.output.root) / cell.config.output.group / cell.id
-        if cell.found is not None:
-            folder = folder.with_name(f"{cell.id}.{attempt_folder(cell.found) + 1}")
-        for above in folder.parents:
-            if (above / "run.json").exists():
-                raise ConfigError([f"output.group={cell.config.output.group}: {above} is a run, not a group of runs"])
-        try:
-            record = Record.create(folder, config_yaml=to_yaml(cell.config), run=about)
-        except OSError as error:
-            raise ConfigError(
-                [f"output.root={cell.config.output.root}: cannot write a record there: {error}"]
-            ) from error
-    else:
-        assert cell.found is not None
-        _check_continuation(cell.found, about, strict=cell.config.hardware.determinism == "strict")
-        record = Record.open(cell.found)
-    with _locked(record.folder), record:
-        yield record
-
-
-def _about(config: Config, command: str, parts: "Parts", sources: Mapping[str, str]) -> dict[str, Any]:
-    """Return the content of ``run.json``."""
-    return {
-        "schema": SCHEMA_VERSION,
-        "id": run_id(config),
-        "name": run_name(config),
-        "command": command,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "identity": identity(config),
-        "config": flatten(config),
-        "code": code_version(),
-        "versions": library_versions(),
-        **machine(),
-        "device": parts.device_name,
-        "dataset": {"name": parts.dataset.name, "digest": parts.dataset.digest},
-        "sources": sources,
-        "determinism": config.hardware.determinism,
-    }
-
-
-def _check_continuation(folder: Path, about: Mapping[str, Any], *, strict: bool) -> None:
-    """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
-    begun = read_json(folder / "run.json")
-    if not {"dataset", "code", "versions", "device"} <= begun.keys():
-        raise ConfigError([f"{folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
-    if begun["dataset"] != about["dataset"]:
-        raise ConfigError(
-            [f"run {about['id']} was begun with other data ({begun['dataset']}, now {about['dataset']}); {_ANEW}"]
-        )
-    if begun.get("sources", {}) != about["sources"]:
-        raise ConfigError([f"run {about['id']} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
-    changes = []
-    if begun["code"]["digest"] != about["code"]["digest"]:
-        changes.append(f"the code (was {_code(begun)}, is {_code(about)})")
-    if begun["device"] != about["device"]:
-        changes.append(f"the device (was {begun['device']}, is {about['device']})")
-    for name, version in about["versions"].items():
-        if begun["versions"].get(name) != version:
-            changes.append(f"{name} (was {begun['versions'].get(name)}, is {version})")
-    if changes and strict:
-        raise ConfigError(
-            [
-                f"run {about['id']} in {folder} cannot be continued bit-identically: "
-                f"changed {', '.join(changes)}; {_ANEW}"
-            ]
-        )
-    if changes:
-        print(f"warning: continuing run {about['id']} with changed {', '.join(changes)}", file=sys.stderr)
-
-
-_ANEW = "go back to what it was begun with, or add output.resume=never to start anew"
-
-
-def _code(about: Mapping[str, Any]) -> str:
-    commit = about["code"]["git"]
-    return f"{about['code']['digest']}{f' at commit {commit[:10]}' if commit else ''}"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, which dies with the process; ConfigError if another process has it."""
-    try:
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise ConfigError([f"run {folder.name} cannot be locked: {error}"]) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = read_status(folder) or {}
-            raise ConfigError(
-                [f"run {folder.name} is running already: host {holder.get('host')}, process {holder.get('pid')}"]
-            ) from None
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: forked loader processes hold the file too
-    finally:
-        os.close(handle)
-
-
 class _Attempt:
     """One attempt at a run: it watches the training loop, keeps the record, and puts the outcome on it."""
 
@@ -246,6 +146,7 @@ class _Attempt:
         self.summary: dict[str, Any] = {}
         self.state = "failed"
         self._beat = 0.0
+        self._started = {"started": time.time(), "started_step": 0}
 
     def carry_out(self, stop: "StopFlag") -> str:
         """Train to the end and write the summary; every way to end leaves a truthful status."""
@@ -277,7 +178,7 @@ class _Attempt:
             return self._end("failed", f"{type(error).__name__}: {error}")
         except Exception as error:
             traceback.print_exc()
-            return self._end("failed", f"{type(error).__name__}: {error}")
+            return self._end("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
 
     # -- what the training loop tells ----------------------------------------------------------------------------------
 
@@ -328,7 +229,11 @@ class _Attempt:
         step, total = training.counters.step, training.total_steps
         if self.attempt > 1:
             self.record.mark_resume(step=step, attempt=self.attempt)
+        self._started = {"started": time.time(), "started_step": step}
         self._status("running")
+        place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
+        executed = digest(to_yaml(frozen(config)))
+        self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
         verb = f"continuing from step {step}" if step else "training"
         print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
         if step == 0:
@@ -371,23 +276,30 @@ class _Attempt:
         self.record.write_summary(summary)
         self.summary = summary
         self.record.close()
-        self._status("done")
+        self._over("done")
         if self.progress is not None:
             self.progress.close()
         if self.with_tables:
             print(layer_table(self.training.sparsifier.layers))
         print(report(self.record.folder), flush=True)
 
-    def _end(self, state: str, error: str) -> str:
+    def _end(self, state: str, error: str, trace: str | None = None) -> str:
         """Put an end that is none on the record; if even that fails (a full disk), say so."""
         print(f"run {self.record.folder.name} {state}: {error}", file=sys.stderr, flush=True)
         try:
-            self._status(state, error)
+            self._over(state, error, trace)
         except OSError as problem:
             print(f"and its status could not be written: {problem}", file=sys.stderr)
         return state
 
-    def _status(self, state: str, error: str | None = None) -> None:
+    def _over(self, state: str, error: str | None = None, trace: str | None = None) -> None:
+        """Put the end of this attempt on the record."""
+        self._status(state, error, trace)
+        self.record.log_attempt(
+            self.attempt, ended=time.time(), step=self.training.counters.step, state=state, error=error
+        )
+
+    def _status(self, state: str, error: str | None = None, trace: str | None = None) -> None:
         self.state = state
         self._beat = time.monotonic()
         self.record.write_status(
@@ -396,6 +308,9 @@ class _Attempt:
             step=self.training.counters.step,
             total_steps=self.training.total_steps,
             error=error,
+            traceback=trace,
+            job=os.environ.get(JOB),
+            **self._started,
         )
 
 

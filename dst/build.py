@@ -46,12 +46,13 @@ class Parts:
     device_name: str
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, elsewhere: bool = False) -> None:
     """Raise ConfigError, with all problems, if data, model and method do not fit together.
 
-    Before anything is built or recorded; needs the data, but neither time nor memory for the model.
+    Before anything is built or recorded; needs the data, but neither time nor memory for the model. ``elsewhere``: the
+    run will be carried out on another machine, so its devices are not looked for here.
     """
-    if config.hardware.device == "cuda" and not torch.cuda.is_available():
+    if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
     problems: list[str] = []
     with _told(problems):
@@ -71,7 +72,10 @@ def check(config: Config) -> None:
             layers = _scope(config).layers(model)
             with _told(problems):
                 _check_batches(config, len(train))
-            with _told(problems, f"sparsity.density={config.sparsity.density}: "):
+            with _told(problems, f"sparsity.init.path={config.sparsity.init.path}: "):
+                _check_masks(config, layers)
+            density = config.sparsity.density
+            with _told(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
                 _check_density(config, layers)
     if problems:
         raise ConfigError(problems)
@@ -176,7 +180,8 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
     is_full = all(count == layer.size for count, layer in zip(counts, layers, strict=True))
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if is_full and sparsity.drop.name != registry.NONE and not may_be_full:
-        raise ValueError("no layer has an inactive weight, so that nothing could be grown; choose a smaller density")
+        mend = "leave out drop and grow" if sparsity.density is None else "choose a smaller density"
+        raise ValueError(f"no layer has an inactive weight, so that nothing could be grown; {mend}")
 
 
 def _check_batches(config: Config, available: int) -> None:
@@ -199,6 +204,18 @@ def _check_sources(config: Config, model: nn.Module) -> None:
         raise ConfigError(
             [f"model.weights={config.model.weights} is of another model: {', '.join(differing[:6])} differ"]
         )
+
+
+def _check_masks(config: Config, layers: list[Layer]) -> None:
+    """Raise ValueError if masks that are taken from another run do not fit the model."""
+    if config.sparsity.init.path is None:
+        return
+    stored = _stored(config, "sparsity.init.path")["sparsifier"]["masks"]
+    theirs = {name: tuple(mask.shape) for name, mask in stored.items()}
+    ours = {layer.name: tuple(layer.weight.shape) for layer in layers}
+    if theirs != ours:
+        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
+        raise ValueError(f"its masks are of another model or scope: layers {', '.join(differing[:6])} differ")
 
 
 def sources(config: Config) -> dict[str, str]:

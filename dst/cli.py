@@ -1,12 +1,12 @@
 """The command line: overrides and a few flags in, runs out, the exit code of the worst."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dst.config import ConfigError
+from dst.environment import wait_without_spinning
 from dst.records.store import RecordError
 from dst.training.place import place
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str], conf: Path) -> int:
         parser.error("--resolve and --package go with --cfg job")
     if options.cfg and (options.multirun or options.forecast):
         parser.error("--cfg job shows one config and runs nothing: leave out -m and --forecast")
-    _wait_without_spinning()
+    wait_without_spinning()
     speaks = _speaks()
     try:
         if not speaks and (options.cfg or options.forecast):
@@ -73,16 +73,6 @@ def _speaks() -> bool:
         return place().rank == 0
     except ValueError:  # of no use here, and told later
         return True
-
-
-def _wait_without_spinning() -> None:
-    """Let idle OpenMP threads sleep, as long as nothing else was asked for.
-
-    By default they spin, which on a machine that others use too makes a run of two threads 10 to 20 times slower. Read
-    by the library when it is loaded, so it must be said before torch is imported.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def _parser(conf: Path) -> argparse.ArgumentParser:

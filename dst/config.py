@@ -180,8 +180,8 @@ class Drop:
 class DensitySchedule:
     """How dense over time: from ``initial`` to ``sparsity.density`` between the fractions ``start`` and ``end``.
 
-    ``pool``: weights are pruned by magnitude in each ``layer`` alike, or in all layers together (``global``).
-    ``ends_early``: the ramp ends one update short of the final density, as in the published GraNet.
+    ``pool``: weights are pruned by magnitude in each ``layer``, to the same density, or in all layers together
+    (``global``). ``ends_early``: the ramp ends one update short of the final density, as in the published GraNet.
     """
 
     name: str = "none"

@@ -1,4 +1,4 @@
-"""The cells of a command: all composed and checked before the first one runs, then one after another."""
+"""The cells of a command: all composed and checked before the first one runs, here or elsewhere."""
 
 import shlex
 import sys
@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING
 
 from dst import app
 from dst.app import Cell
-from dst.checks import check
+from dst.checks import check, check_launch
 from dst.checks.start import check_start, started
-from dst.compose import compose_cells
-from dst.config import Config, ConfigError, complete, identity, run_name
+from dst.compose import Composed, compose_command, compose_each
+from dst.config import Config, ConfigError, complete, flatten, identity, run_id, run_name
 from dst.records.read import read_summary
 from dst.records.store import RecordError
 from dst.report import sweep_report
+from dst.states import EXIT_CODES, worst
+from dst.together import together
 from dst.training.place import Place
 
 if TYPE_CHECKING:
+    from dst.launcher.launch import Launched
+    from dst.launcher.settings import LauncherSettings
     from dst.training.distributed import Group, Processes
     from dst.training.stopping import StopFlag
-
-_WORST_FIRST = ("failed", "refused", "diverged", "preempted")
-_EXIT_CODES = {**app.EXIT_CODES, "refused": 2}
 
 
 def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast: bool = False) -> int:
@@ -33,34 +34,75 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
     With ``forecast``, only print what the cells that are not over yet will cost, each from its beginning.
     Raises ConfigError, with every problem of every cell, before anything is trained or recorded.
     """
-    composed = compose_cells(conf, overrides, multirun=multirun)
-    _check_all(composed)
+    composed = compose_command(conf, overrides, multirun=multirun)
+    check_launch(overrides, composed.launcher, multirun=multirun or forecast)
     if not forecast:
-        here = started()
-        check_start([config for _, config in composed], here, multirun=multirun)
+        here, launches = started(), composed.launcher is not None
+        check_start([config for _, config in composed.cells], here, multirun=multirun, launches=launches)
         if here.world > 1:
-            return together(complete(composed[0][1]), here)
-    cells = app.cells([complete(config) for _, config in composed])
-    if len(cells) < len(composed):
-        print(f"{len(composed)} cells are {len(cells)} distinct runs: the others differ in ways that change no result")
-    todo = [cell.config for cell in cells if not _is_over(cell)]
-    _check_feasible(todo)
+            return _together(composed.cells, here)
+    cells = _checked(composed, forecast=forecast)
     if forecast:
-        return _forecast(todo)
+        return _forecast([cell.config for cell in cells if not _is_over(cell)])
+    if composed.launcher is not None:
+        return _launch(cells, composed.launcher)
     return _sweep(cells) if multirun else _single(cells[0])
+
+
+def launch(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettings") -> list[tuple[Path, str]]:
+    """Submit cells given by their overrides, for Hydra's own command line; return the folder and state of each.
+
+    Raises ConfigError, with every problem of every cell, before anything is submitted.
+    """
+    from dst.launcher.launch import launch as submit
+    from dst.launcher.launch import wait
+    from dst.launcher.seen import look
+
+    composed = Composed(compose_each(conf, cells), settings)
+    checked = _checked(composed)
+    folders = submit(checked, settings, _command()).folders
+    seen = wait(folders) if settings.wait else look(folders)
+    by_id = {cell.id: (folder, run.state) for cell, folder, run in zip(checked, folders, seen, strict=True)}
+    return [by_id[run_id(complete(config))] for _, config in composed.cells]
+
+
+def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
+    """Return the distinct runs of the cells, each with its record; ConfigError if anything is wrong with any."""
+    _check_all(composed.cells)
+    cells = app.cells([complete(config) for _, config in composed.cells])
+    if len(cells) < len(composed.cells):
+        differing = "the others differ in ways that change no result"
+        print(f"{len(composed.cells)} cells are {len(cells)} distinct runs: {differing}")
+    todo = [cell.config for cell in cells if not _is_over(cell)]
+    settings = composed.launcher
+    if settings is not None and not forecast:
+        from dst.launcher.launch import check_settings
+
+        check_settings(settings, todo)
+    _check_feasible(todo, elsewhere=settings is not None and settings.cluster == "slurm")
+    return cells
 
 
 def _check_all(composed: Sequence[tuple[list[str], Config]]) -> None:
     """Raise ConfigError if any config is wrong in itself; what is wrong with all of them is told once."""
-    problems = [(" ".join(overrides), text) for overrides, config in composed for text in check(config)]
+    known: dict[str, list[str]] = {}
+    problems = []
+    for overrides, config in composed:
+        key = repr({**flatten(config), "seed": min(config.seed, 0)})  # no valid seed makes a difference
+        if key not in known:
+            known[key] = check(config)
+        problems += [(" ".join(overrides), text) for text in known[key]]
     texts = [text for _, text in problems]
     if texts:
         told = [text if texts.count(text) == len(composed) else f"[{cell}] {text}" for cell, text in problems]
         raise ConfigError(list(dict.fromkeys(told)))
 
 
-def _check_feasible(configs: Sequence[Config]) -> None:
-    """Raise ConfigError if data, model and method of any cell do not fit together; seeds make no difference."""
+def _check_feasible(configs: Sequence[Config], *, elsewhere: bool) -> None:
+    """Raise ConfigError if data, model and method of any cell do not fit together; seeds make no difference.
+
+    ``elsewhere``: the runs will use other devices than this machine has.
+    """
     distinct = {repr({**identity(config), "seed": 0}): config for config in configs}
     if not distinct:
         return
@@ -69,7 +111,7 @@ def _check_feasible(configs: Sequence[Config]) -> None:
     problems: dict[str, None] = {}
     for config in distinct.values():
         try:
-            build.check(config)
+            build.check(config, elsewhere=elsewhere)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -86,49 +128,23 @@ def _forecast(configs: Sequence[Config]) -> int:
     return 0
 
 
-def together(config: Config, here: Place) -> int:
-    """Run one config in several processes, each of which calls this; return the exit code, in all of them the same.
-
-    Raises ConfigError in all of them; that the main one tells it is enough.
-    """
-    from dst.training.distributed import DismissedError, PeerError, StartError, joined
+def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
+    """Run the one cell of a command in several processes."""
     from dst.training.stopping import StopFlag
 
-    hardware = config.hardware
-    try:
-        with (
-            StopFlag() as stop,
-            joined(here, hardware.device, strict=hardware.determinism == "strict") as processes,
-            processes.watched(),
-        ):
-            if processes.is_main:
-                return _lead(config, stop, processes)
-            processes.hear()  # that the data is there, and all is well
-            return _EXIT_CODES[app.follow(config, stop, processes)]
-    except StartError as error:
-        raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
-    except DismissedError as end:
-        return end.code
-    except PeerError as error:
-        print(f"error: rank {here.rank}: {error}", file=sys.stderr)
-        return _EXIT_CODES["failed"]
+    _check_all(composed)
+    ((_, config),) = composed
+    config = complete(config)
 
-
-def _lead(config: Config, stop: "StopFlag", processes: "Group") -> int:
-    """Do all that is to be done once, and train with the others, which are let go whatever happens."""
-    code = _EXIT_CODES["failed"]
-    try:
+    def lead(processes: "Group") -> int:
         (cell,) = app.cells([config])
         if not cell.is_over:
-            _check_feasible([config])
+            _check_feasible([config], elsewhere=False)
             processes.tell(None)
-        code = _single(cell, stop, processes)
-        return code
-    except ConfigError:
-        code = _EXIT_CODES["refused"]
-        raise
-    finally:
-        processes.dismiss(code)
+        return _single(cell, stop, processes)
+
+    with StopFlag() as stop:
+        return together(config, here, stop, lead)
 
 
 def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:
@@ -136,12 +152,12 @@ def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | 
         from dst.training.stopping import StopFlag
 
         with nullcontext(stop) if stop else StopFlag() as flag:
-            return _EXIT_CODES[app.run(cell, _command(), flag, with_tables=True, processes=processes)]
+            return EXIT_CODES[app.run(cell, _command(), flag, with_tables=True, processes=processes)]
     assert cell.found is not None
     if cell.state == "done":
         print(app.report(cell.found))
     print(f"run {cell.id} is {cell.state} already, nothing was trained; output.resume=never trains it anew")
-    return _EXIT_CODES[cell.state]
+    return EXIT_CODES[cell.state]
 
 
 def _sweep(cells: Sequence[Cell]) -> int:
@@ -161,8 +177,45 @@ def _sweep(cells: Sequence[Cell]) -> int:
     print(_report(cells, states))
     if len(states) < len(cells):
         print("stopped on request; run the same command to continue")
-    worst = next((state for state in _WORST_FIRST if state in states.values()), "done")
-    return _EXIT_CODES["preempted" if worst == "done" and len(states) < len(cells) else worst]
+    unfinished = EXIT_CODES["preempted"] if len(states) < len(cells) else 0
+    return worst(EXIT_CODES[state] for state in states.values()) or unfinished
+
+
+def _launch(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
+    """Submit the cells, say what was done and how to go on, and wait if that was asked for."""
+    from dst.launcher.launch import launch as submit
+    from dst.launcher.launch import wait
+    from dst.launcher.submit import SubmissionError
+
+    try:
+        launched = submit(cells, settings, _command())
+    except SubmissionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODES["failed"]
+    print(_summary(cells, launched, settings), flush=True)
+    if not settings.wait:
+        return 0
+    states = {cell.id: run.state for cell, run in zip(cells, wait(launched.folders), strict=True)}
+    print(_report(cells, states))
+    return worst(EXIT_CODES.get(state, EXIT_CODES["failed"]) for state in states.values())
+
+
+def _summary(cells: Sequence[Cell], launched: "Launched", settings: "LauncherSettings") -> str:
+    over = sum(_is_over(cell) for cell in cells)
+    under_way = len(cells) - over - len(launched.submitted)
+    counts = [f"{over} finished already"] * bool(over) + [f"{under_way} under way already"] * bool(under_way)
+    lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(launched.submitted)} submitted'])}"]
+    if launched.submission is not None:
+        root = cells[0].config.output.root
+        jobs = launched.submission.jobs
+        told = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
+        where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
+        lines += [
+            f"  {where} job{'s' * (len(jobs) > 1)} {told}; logs in {launched.submission.logs}",
+            f"  watch:   python -m dst.launcher.status {root}",
+            f"  cancel:  python -m dst.launcher.cancel {root}",
+        ]
+    return "\n".join(lines)
 
 
 def _is_over(cell: Cell) -> bool:

@@ -30,12 +30,15 @@ class Result:
     output: str
 
 
-def run(*overrides: str, cwd: Path, fault: str = "", env: dict[str, str] | None = None) -> Result:
+def run(
+    *overrides: str, cwd: Path, fault: str = "", env: dict[str, str] | None = None, conf: Path = REPOSITORY / "conf"
+) -> Result:
     """Run ``python run.py`` with these arguments in ``cwd``, with a fault such as ``kill:step:12``.
 
-    ``env`` is added to the environment.
+    ``env`` is added to the environment; ``conf``: another folder of config files.
     """
-    (result,) = _run_children([_Child(list(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {})])
+    child = _Child(list(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))
+    (result,) = _run_children([child])
     return result
 
 
@@ -83,6 +86,7 @@ class _Child(NamedTuple):
     output: str
     fault: str
     env: dict[str, str]
+    conf: str = str(REPOSITORY / "conf")
 
 
 def _run_children(children: list[_Child]) -> list[Result]:
@@ -116,7 +120,7 @@ def _serve() -> None:
         print(json.dumps(codes), flush=True)
 
 
-def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str]) -> None:
+def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str], conf: str) -> None:
     from dst.cli import main
 
     os.environ.update(env)
@@ -132,7 +136,7 @@ def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dic
         sys.argv = ["run.py", *overrides]
         if "RANK" in env:  # let none wait for ever for another
             signal.alarm(_PATIENCE_S)
-        code = _call(*overrides[1:]) if overrides[:1] == [_CALL] else main(overrides, conf=REPOSITORY / "conf")
+        code = _call(*overrides[1:]) if overrides[:1] == [_CALL] else main(overrides, conf=Path(conf))
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:

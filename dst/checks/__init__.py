@@ -4,12 +4,13 @@ Only what can be seen without data and without torch; ``dst.build.check`` sees t
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from dst import registry
 from dst.checks.ranges import CHOICES, RANGES, Range, shown
 from dst.checks.sparsity import check_density, check_parts, check_update
-from dst.config import SLOTS, Augment, Config, Tracking, get
+from dst.config import SLOTS, Augment, Config, ConfigError, Tracking, get
+from dst.launcher.settings import LauncherSettings
 from dst.registry import REQUIRED, UnknownNameError, suggest
 
 
@@ -125,6 +126,18 @@ def _check_lists(config: Config) -> Iterator[str]:
         yield "sparsity.scope.include=[]: no layer would be sparse; the default is ['*']"
 
 
+def _check_slurm(config: Config) -> Iterator[str]:
+    wanted = config.hardware.slurm
+    if wanted.signal_delay_s >= 60 * wanted.timeout_min:
+        yield (
+            f"hardware.slurm.signal_delay_s={wanted.signal_delay_s} must be less than the time limit "
+            f"(hardware.slurm.timeout_min={wanted.timeout_min}): a run would be stopped before it begins"
+        )
+    for option in wanted.options:
+        if not option.lstrip("-").partition("=")[0]:
+            yield f"hardware.slurm.options: {option!r} is no option of sbatch, e.g. mail-type=FAIL"
+
+
 def _check_tracking(config: Config) -> Iterator[str]:
     tracking, defaults = config.tracking, Tracking()
     if tracking.mode == "none":
@@ -157,8 +170,24 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _check_processes,
     _check_data,
     _check_lists,
+    _check_slurm,
     _check_tracking,
 )
+
+
+def check_launch(overrides: Sequence[str], settings: LauncherSettings | None, *, multirun: bool) -> None:
+    """Raise ConfigError if a command says how to launch what will not be launched so."""
+    problems = []
+    if settings is not None and not multirun:
+        problems.append(
+            f"hydra/launcher={settings.cluster} launches sweeps: add -m (a sweep may be a single run), or "
+            "hydra/launcher=basic to run in this process"
+        )
+    if settings is None or settings.cluster != "slurm":
+        ignored = [text for text in overrides if text.lstrip("+").startswith("hardware.slurm.")]
+        problems += [f"{text} would be ignored: add hydra/launcher=slurm or hardware=slurm, and -m" for text in ignored]
+    if problems:
+        raise ConfigError(problems)
 
 
 def check(config: Config) -> list[str]:

@@ -85,15 +85,17 @@ def _check_own_counts(config: Config, own: list[str]) -> Iterator[str]:
 
 
 def check_parts(config: Config) -> Iterator[str]:
-    """Tell what is wrong with the options of init, pattern and drop among each other."""
+    """Tell what is wrong with the options of distribution, init, pattern and drop among each other."""
     init, pattern, drop = config.sparsity.init, config.sparsity.pattern, config.sparsity.drop
+    yield from _check_all_weights(config)
+    yield from _check_fixed_layers(config)
     if init.name == "saliency" and init.criterion is not None and init.criterion in registry.members("criterion"):
         takes = registry.find("criterion", init.criterion).options
         for name in ("batches", "rounds", "temperature"):
             if getattr(init, name) is not None and name not in takes:
                 yield (
                     f"sparsity.init.{name}={getattr(init, name)} would be ignored: criterion '{init.criterion}' takes "
-                    f"{', '.join(takes) or 'no options'}"
+                    f"{', '.join(takes) or 'no options'}. Set sparsity.init.{name}=null"
                 )
     if pattern.n is not None and pattern.m is not None and pattern.n >= pattern.m:
         yield f"sparsity.pattern.n={pattern.n} must be less than sparsity.pattern.m={pattern.m}"
@@ -104,12 +106,54 @@ def check_parts(config: Config) -> Iterator[str]:
                     f"{_named(config, slot)} changes how many weights a layer has, which {_named(config, 'pattern')} "
                     f"keeps: set sparsity.{slot}.name=none, or sparsity.pattern.name=unstructured"
                 )
+        if "free_form" in _marks(config, "init"):
+            yield (
+                f"{_named(config, 'init')} keeps to no pattern, so its masks would break {_named(config, 'pattern')}: "
+                "choose random, magnitude or saliency, or sparsity.pattern.name=unstructured"
+            )
     if drop.name == "threshold" and (drop.value is None) == (drop.quantile is None):
         yield (
             f"sparsity.drop.name=threshold needs exactly one of sparsity.drop.value (the magnitude below which weights "
             f"leave, e.g. 0.001) and sparsity.drop.quantile (the share of each layer that leaves, e.g. 0.2), not "
             f"value={shown(drop.value)} and quantile={shown(drop.quantile)}"
         )
+
+
+def _check_all_weights(config: Config) -> Iterator[str]:
+    """Tell which init and pattern would find nothing to choose, since all weights are kept."""
+    sparsity, schedule = config.sparsity, config.sparsity.density_schedule
+    if _with_own_counts(config):  # which do not go with a distribution, as is told elsewhere
+        return
+    if sparsity.distribution.name == "dense":
+        why, mend = "sparsity.distribution.name=dense", "uniform, er or erk, and a density"
+    elif schedule.name != "none" and schedule.initial in (None, 1):
+        why, mend = "sparsity.density_schedule.initial=1", "an initial density below 1"
+    else:
+        return
+    for slot, default in (("init", "random"), ("pattern", "unstructured")):
+        if get(config, f"sparsity.{slot}").name != default:
+            yield (
+                f"{_named(config, slot)} would be ignored: with {why} all weights are active at first. Choose {mend}, "
+                f"or sparsity.{slot}.name={default}"
+            )
+
+
+def _check_fixed_layers(config: Config) -> Iterator[str]:
+    """Tell which layers of a density of their own are not in scope."""
+    distribution, scope = config.sparsity.distribution, config.sparsity.scope
+    is_plus = distribution.name == "uniform_plus"
+    fixes_last = is_plus or distribution.classifier is not None
+    for key, leaves_out, fixes, layer in (
+        ("dense_first", scope.dense_first, is_plus, "first"),
+        ("dense_last", scope.dense_last, fixes_last, "last"),
+    ):
+        if leaves_out and fixes:
+            yield (
+                f"sparsity.scope.{key}=true leaves the {layer} layer out, but {_named(config, 'distribution')} gives "
+                f"the {layer} layer in scope a density of its own, which would be another layer: set "
+                f"sparsity.scope.{key}=false, or choose another distribution"
+                + ("" if is_plus else ", or sparsity.distribution.classifier=null")
+            )
 
 
 def check_update(config: Config) -> Iterator[str]:
@@ -143,7 +187,12 @@ def check_update(config: Config) -> Iterator[str]:
             f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
             "is no update in the whole run"
         )
-    end = sparsity.density_schedule.end
+    start, end = sparsity.density_schedule.start or 0.0, sparsity.density_schedule.end
+    if prunes and update.start > start:
+        yield (
+            f"sparsity.update.start={update.start} lies behind sparsity.density_schedule.start={start}: the first "
+            "update would prune at once to where the ramp is by then. Let the ramp start where the updates do"
+        )
     if end is not None and end > update.stop:
         yield (
             f"sparsity.density_schedule.end={end} must not lie behind sparsity.update.stop={update.stop}: the final "

@@ -4,22 +4,27 @@ import hashlib
 import platform
 import socket
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE: Final = Path(__file__).resolve().parents[1]
+"""The folder of the package."""
+
 _LIBRARIES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
 
 
+@cache
 def code_version() -> dict[str, Any]:
     """Return the digest of the package's sources, and git's commit and the digest of its diff where there is git.
 
-    The digest says whether two runs were made by the same code; the commit says where to find it.
+    The digest says whether two runs were made by the same code; the commit says where to find it. Looked at once a
+    process: what has been imported does not change any more.
     """
     digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(_PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
     diff = _git("diff", "HEAD")
     return {
         "digest": digest.hexdigest()[:16],
@@ -47,7 +52,7 @@ def _version(name: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """Return git's answer about the folder of the package, or None where there is no git or no repository."""
-    command = ["git", "-C", str(_PACKAGE), *arguments]
+    command = ["git", "-C", str(PACKAGE), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -29,6 +29,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return _read_optional(folder / "summary.json")
 
 
+def read_launch(folder: Path) -> dict[str, Any] | None:
+    """Return the run's ``launch.json``, None if it was not launched as a job; ``RecordError`` if it is damaged."""
+    return _read_optional(folder / "launch.json")
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the valid history by step: a row for each logged step, lines of the same step merged, later values win.
 
@@ -55,6 +60,14 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
         else:
             rows[line["step"], line["layer"]] = line
     return sorted(rows.values(), key=lambda row: int(row["step"]))
+
+
+def read_attempts(folder: Path) -> list[dict[str, Any]]:
+    """Return what is known of each attempt at a run, oldest first; later lines add to earlier ones."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in _lines(folder / "attempts.jsonl"):
+        rows.setdefault(line["attempt"], {}).update(line)
+    return [rows[number] for number in sorted(rows)]
 
 
 def _read_optional(path: Path) -> dict[str, Any] | None:

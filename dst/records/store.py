@@ -44,8 +44,8 @@ class Record:
         if (folder / "checkpoints").exists():
             raise RecordError(f"{folder} holds checkpoints but no record (run.json): restore it, or remove the folder")
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "config.yaml", config_yaml)
-        _replace(folder / "run.json", _json(run, indent=2))  # last: it is what makes the folder a run
+        replace_text(folder / "config.yaml", config_yaml)
+        replace_text(folder / "run.json", _json(run, indent=2))  # last: it is what makes the folder a run
         return cls(folder)
 
     @classmethod
@@ -60,10 +60,29 @@ class Record:
         """The folder of the run's checkpoints; whoever saves one makes it."""
         return self.folder / "checkpoints"
 
+    def write_config(self, config_yaml: str) -> None:
+        """Replace ``config.yaml``."""
+        replace_text(self.folder / "config.yaml", config_yaml)
+
+    def write_launch(self, launch: Mapping[str, Any]) -> None:
+        """Replace ``launch.json``: which job carries the run out, and how it was submitted."""
+        replace_text(self.folder / "launch.json", _json(launch, indent=2))
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Replace ``run.json``, once more is known of the run than at its submission."""
+        replace_text(self.folder / "run.json", _json(run, indent=2))
+
     def write_status(
-        self, state: str, *, attempt: int, step: int, total_steps: int | None = None, error: str | None = None
+        self,
+        state: str,
+        *,
+        attempt: int,
+        step: int,
+        total_steps: int | None = None,
+        error: str | None = None,
+        **more: Any,
     ) -> None:
-        """Replace ``status.json``, with a heartbeat (unix time), host and process id.
+        """Replace ``status.json``, with a heartbeat (unix time), host and process id; ``more``: further fields.
 
         ``RecordError`` if the state is not one of ``STATES``.
         """
@@ -78,12 +97,22 @@ class Record:
             "heartbeat": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            **more,
         }
-        _replace(self.folder / "status.json", _json(status, indent=2))
+        replace_text(self.folder / "status.json", _json(status, indent=2))
+
+    def log_attempt(self, attempt: int, **facts: Any) -> None:
+        """Append what became known of an attempt to ``attempts.jsonl``; its beginning and its end are lines apart."""
+        history = _History(self.folder / "attempts.jsonl")
+        try:
+            history.append([{"attempt": attempt, **facts}])
+            history.sync()
+        finally:
+            history.close()
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Replace ``summary.json``, the run's final figures by metric name; non-finite numbers become null."""
-        _replace(self.folder / "summary.json", _json(values, indent=2))
+        replace_text(self.folder / "summary.json", _json(values, indent=2))
 
     def log(self, *, step: int, epoch: float, attempt: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append one line to ``metrics.jsonl``; non-finite numbers become null.
@@ -194,7 +223,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

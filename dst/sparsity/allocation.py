@@ -46,20 +46,40 @@ def layer_counts(densities: Sequence[float], sizes: Sequence[int], total: int) -
 def share(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
     """Share ``total`` in proportion to ``weights``, at most ``caps`` each; what overflows goes to the others.
 
-    Exact: the shares sum to ``total``. Largest remainders first, ties to the earlier. Raises ValueError if the caps
-    leave no room. Weights that sum to zero count as equal.
+    Exact: the shares sum to ``total``, by largest remainder, ties to the earlier. Raises ValueError if the caps leave
+    no room. Weights that sum to zero, or to nothing finite, count as equal.
     """
     if total > sum(caps):
         raise ValueError(f"{total} weights do not fit into {sum(caps)} free places")
-    shares = [0] * len(caps)
-    while (rest := total - sum(shares)) > 0:
-        open_ = [i for i, cap in enumerate(caps) if shares[i] < cap]
-        whole = sum(weights[i] for i in open_)
-        parts = {i: rest * (weights[i] / whole if whole > 0 else 1 / len(open_)) for i in open_}
-        grants = {i: min(int(part), caps[i] - shares[i]) for i, part in parts.items()}
-        if not any(grants.values()):  # less than one for each: by largest remainder
-            for i in sorted(open_, key=lambda i: (-parts[i], i))[:rest]:
-                grants[i] = 1
-        for i, grant in grants.items():
-            shares[i] += grant
+    parts = _parts(total, weights, caps)
+    shares = [int(part) for part in parts]
+    open_ = [i for i, cap in enumerate(caps) if shares[i] < cap]
+    for i in sorted(open_, key=lambda i: (shares[i] - parts[i], i))[: total - sum(shares)]:
+        shares[i] += 1
     return shares
+
+
+def level_counts(total: int, sizes: Sequence[int], caps: Sequence[int]) -> list[int]:
+    """Share ``total`` so that all layers have the same density, at least one weight and at most ``caps`` each.
+
+    A layer that has fewer weights than the others' density would give it keeps its ``caps``.
+    """
+    parts = _parts(total, sizes, caps)
+    return layer_counts([part / cap for part, cap in zip(parts, caps, strict=True)], caps, total)
+
+
+def _parts(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[float]:
+    """Return real parts of ``total`` in proportion to ``weights``, but for those that come to their cap."""
+    parts, rest, open_ = [float(cap) for cap in caps], total, list(range(len(caps)))
+    while open_:
+        whole = sum(weights[i] for i in open_)
+        is_usable = whole > 0 and math.isfinite(whole)
+        found = {i: rest * (weights[i] / whole if is_usable else 1 / len(open_)) for i in open_}
+        full = [i for i in open_ if found[i] >= caps[i]]
+        if not full:
+            for i, part in found.items():
+                parts[i] = part
+            break
+        rest -= sum(caps[i] for i in full)
+        open_ = [i for i in open_ if found[i] < caps[i]]
+    return parts

@@ -46,7 +46,10 @@ def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[
         if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
             raise ValueError(f"layer {layer.name}: an init gives boolean masks of the shape of the weights")
         if not (mask.all() or start.pattern.allows(mask)):
-            raise ValueError(f"layer {layer.name}: the pattern does not allow the mask that this init gives")
+            raise ValueError(
+                f"layer {layer.name}: the pattern does not allow the mask that this init gives; random, magnitude and "
+                "saliency choose inside it, and the unstructured pattern allows every mask"
+            )
     return masks
 
 

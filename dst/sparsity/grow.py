@@ -29,15 +29,15 @@ def random_unexplored(layer: LayerView) -> Tensor:
     return layer.uniform() - layer.explored.to(layer.weight.dtype)
 
 
-@marked("momentum")
+@marked("momentum", "after_drop")
 def momentum_neuron(layer: LayerView) -> Tensor:
     """Share the growth among output units by their mean average gradient, within a unit where it is largest.
 
-    The r-th best inactive place (from 0) of a unit whose mean magnitude is v scores ``v / (r + 1/2)``: the k largest of
+    The r-th best free place (from 0) of a unit whose mean magnitude is v scores ``v / (r + 1/2)``: the k largest of
     these are the Sainte-Lague apportionment of k places among the units, so the count is exact and full units give way.
     """
     average = layer.gradient_average().abs().flatten(1)
     order = average.argsort(dim=1, descending=True, stable=True)
-    inactive = (~layer.mask).flatten(1).gather(1, order)
-    rank = torch.empty_like(average).scatter_(1, order, (inactive.cumsum(1) - inactive.long()).to(average.dtype))
+    free = (~layer.mask).flatten(1).gather(1, order)
+    rank = torch.empty_like(average).scatter_(1, order, (free.cumsum(1) - free.long()).to(average.dtype))
     return (average.mean(1, keepdim=True) / (rank + 0.5)).view(layer.weight.shape)

@@ -24,6 +24,7 @@ def random(start: Start) -> list[Tensor]:
     return start.choose(lambda layer: layer.uniform())
 
 
+@marked("free_form")
 def bernoulli(start: Start) -> list[Tensor]:
     """Draw every weight by itself with the density of its layer, as the published codes do: counts are not exact.
 
@@ -67,19 +68,31 @@ def file(start: Start, *, path: str) -> list[Tensor]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     masks = state.get("sparsifier", state).get("masks")
     here = {layer.name: layer.weight.shape for layer in start.layers}
-    if masks is None or {name: mask.shape for name, mask in masks.items()} != here:
-        theirs = sorted(masks) if masks is not None else "none"
-        raise ValueError(f"the masks in {path} do not fit: they are of layers {theirs}, the model's are {sorted(here)}")
+    if masks is None:
+        raise ValueError(f"there are no masks in {path}: give the checkpoint of a run")
+    theirs = {name: mask.shape for name, mask in masks.items()}
+    if theirs != here:
+        told = ", ".join(
+            f"{name} is {_size(theirs.get(name))} there and {_size(here.get(name))} here"
+            for name in sorted({name for name, _ in theirs.items() ^ here.items()})
+        )
+        raise ValueError(
+            f"the masks in {path} do not fit this model and scope: {told}. Take those of a run of the same"
+        )
     return [masks[layer.name].to(layer.weight.device, torch.bool) for layer in start.layers]
 
 
-@marked("own_counts")
+def _size(shape: torch.Size | None) -> str:
+    return "x".join(map(str, shape)) if shape is not None else "missing"
+
+
+@marked("own_counts", "free_form")
 def prune_uniform(start: Start, *, rate: float) -> list[Tensor]:
     """Remove the share ``rate`` of the nonzero weights of every layer, the smallest."""
     return _prune_uniform(start, rate)
 
 
-@marked("own_counts")
+@marked("own_counts", "free_form")
 def prune_global(start: Start, *, rate: float) -> list[Tensor]:
     """Remove the share ``rate`` of all nonzero weights, the smallest of all layers together; one a layer stays."""
     return _prune_global(start, rate)
@@ -87,17 +100,20 @@ def prune_global(start: Start, *, rate: float) -> list[Tensor]:
 
 @marked("own_counts")
 def prune_structured(start: Start, *, rate: float) -> list[Tensor]:
-    """Remove the share ``rate`` of the nonzero output units of every layer but the last, those of smallest L1 norm."""
+    """Remove the share ``rate`` of the nonzero output units of every layer, those of smallest L1 norm.
+
+    The network's last layer keeps its units, which are the outputs. Raises ValueError if no other layer is in scope.
+    """
     return _prune_structured(start, rate)
 
 
-@marked("own_counts", "data")
+@marked("own_counts", "data", "free_form")
 def prune_and_grow_uniform(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
     """Prune as ``prune_uniform``, then grow as many in each layer by gradient, starting from zero."""
     return _regrown(start, rate, batches, _prune_uniform)
 
 
-@marked("own_counts", "data")
+@marked("own_counts", "data", "free_form")
 def prune_and_grow_global(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
     """Prune as ``prune_global``, then grow each layer to its former number of weights by gradient, from zero."""
     return _regrown(start, rate, batches, _prune_global)
@@ -151,8 +167,12 @@ def _prune_global(start: Start, rate: float) -> list[Tensor]:
 
 def _prune_structured(start: Start, rate: float) -> list[Tensor]:
     masks = _nonzero(start)
-    for i, (mask, score) in enumerate(zip(masks[:-1], _magnitudes(start), strict=False)):
-        norms = score.flatten(1).sum(1)
+    inner = [i for i, layer in enumerate(start.layers) if not layer.is_output]
+    if not inner:
+        raise ValueError("only the network's last layer is in scope, whose units are the outputs: take in others")
+    magnitudes = _magnitudes(start)
+    for i in inner:
+        mask, norms = masks[i], magnitudes[i].flatten(1).sum(1)
         alive = norms > 0
         living = int(alive.sum())
         units = top_k(norms, max(1, living - math.floor(rate * living)), among=alive)

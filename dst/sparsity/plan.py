@@ -44,13 +44,16 @@ class UpdatePlan:
         """The step from which on there are no updates, for curves that end with the updates."""
         return round(self.stop * self.total_steps)
 
+    @property
+    def last_step(self) -> int:
+        """The last step that may have an update."""
+        return min(self.stop_step, self.total_steps if self.on_last_step else self.total_steps - 1)
+
     def due(self, step: int) -> bool:
         """Say whether the topology is updated at this step (counted from 1)."""
-        inside = self.start * self.total_steps <= step <= self.stop_step
-        return step % self.every == 0 and inside and (step < self.total_steps or self.on_last_step)
+        return step % self.every == 0 and self.start * self.total_steps <= step <= self.last_step
 
     def updates(self) -> int:
         """Return the number of updates in the whole training."""
         first = math.ceil(self.start * self.total_steps)
-        last = min(self.stop_step, self.total_steps if self.on_last_step else self.total_steps - 1)
-        return max(0, last // self.every - max(first - 1, 0) // self.every)
+        return max(0, self.last_step // self.every - max(first - 1, 0) // self.every)

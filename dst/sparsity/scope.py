@@ -1,7 +1,7 @@
 """Which parameters may be sparse, in a stable order, with a handle for each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import cast
 
@@ -14,10 +14,14 @@ from dst.registry import suggest
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A handle on one maskable weight; ``name`` is its module's qualified name."""
+    """A handle on one maskable weight; ``name`` is its module's qualified name.
+
+    ``is_output``: the last convolution or linear layer of the model, whose output units are the network's.
+    """
 
     name: str
     weight: nn.Parameter
+    is_output: bool = False
 
     @property
     def size(self) -> int:
@@ -65,13 +69,13 @@ class Scope:
 
 
 def _weights(model: nn.Module) -> list[Layer]:
-    found: list[Layer] = []
-    seen: set[int] = set()
+    found: dict[int, Layer] = {}
+    last = 0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | _ConvNd) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found.append(Layer(name, cast(nn.Parameter, module.weight)))
-    return found
+        if isinstance(module, nn.Linear | _ConvNd):
+            last = id(module.weight)
+            found.setdefault(last, Layer(name, cast(nn.Parameter, module.weight)))
+    return [replace(layer, is_output=weight == last) for weight, layer in found.items()]
 
 
 def _names(layers: Sequence[Layer]) -> list[str]:

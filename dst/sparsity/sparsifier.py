@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.seeding import derive_seed
-from dst.sparsity.allocation import layer_counts, share
+from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
 from dst.sparsity.first import FirstParts, first_masks
 from dst.sparsity.marks import Mark, marks_of
@@ -45,7 +46,8 @@ class Sparsifier:
         drop_fraction: of a layer's active weights, per update: a number or a curve over steps.
         drop_pool: drop that fraction in each ``layer``, or of all layers together (``global``).
         density_curve: the density over steps, never increasing; None keeps it.
-        prune_pool: prune to it by the magnitude in each ``layer`` alike, or of all layers together (``global``).
+        prune_pool: prune to it by the magnitude in each ``layer``, to the same density, or of all layers together
+            (``global``).
         scope: which layers.
         probe: the training data and the loss, for a distribution or an init that looks at them.
         seed: from which all random choices are derived.
@@ -112,9 +114,17 @@ class Sparsifier:
         """Raise ValueError for parts that do not go together."""
         if (self._drop is None) != (self._grow is None):
             raise ValueError("drop and grow go together: give both, or neither to prune only")
+        if self._drop is None and self._redistribute is not None:
+            raise ValueError("redistribute would be ignored: without drop and grow no weight is freed")
         for pool in (self._drop_pool, self._prune_pool):
             if pool not in POOLS:
                 raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
+        if "cuts" in marks_of(self._drop) and self._drop_pool != "layer":
+            raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop says itself how many leave")
+        if self.plan is None and self._density_curve is not None:
+            raise ValueError("density_curve would be ignored: without a plan there are no updates")
+        if self.plan is not None and self._drop is None and self._density_curve is None:
+            raise ValueError("plan would be ignored: with neither drop and grow nor a density_curve nothing changes")
         if "structured" in marks_of(first.pattern):
             for name, part in (("redistribute", self._redistribute), ("density_curve", self._density_curve)):
                 if part is not None:
@@ -213,9 +223,21 @@ class Sparsifier:
 
     @torch.no_grad()
     def _grow_scores(self) -> list[Tensor]:
-        if self._grow is None:
+        if self._grow is None or "after_drop" in marks_of(self._grow):
             return []
         return [self._grow(self._view(i, "grow")) for i in self._movable()]
+
+    def _grow_scores_after_drop(self, movable: list[int], scores: list[Tensor], drops: list[int]) -> list[Tensor]:
+        """Return the scores of a growth that must know which places are free."""
+        assert self._grow is not None
+        assert self.plan is not None
+        found = []
+        for i, score, drop in zip(movable, scores, drops, strict=True):
+            view = self._view(i, "grow")
+            if self.plan.regrow:
+                view = replace(view, mask=view.mask & ~top_k(-score, drop, among=view.mask))
+            found.append(self._grow(view))
+        return found
 
     @torch.no_grad()
     def _update(self, grow_scores: list[Tensor]) -> None:
@@ -266,7 +288,7 @@ class Sparsifier:
         if self._prune_pool == "global":
             kept = pooled_top_k(scores, target, topology.masks)
         else:
-            quotas = layer_counts([target / sum(counts)] * len(counts), counts, target)
+            quotas = level_counts(target, [layer.size for layer in topology.layers], counts)
             kept = [top_k(*part) for part in zip(scores, quotas, topology.masks, strict=True)]
         topology.masks = kept
         self._counts = _count(kept)
@@ -284,12 +306,14 @@ class Sparsifier:
         if not regrow:  # what leaves must find room elsewhere in its layer
             drops = [min(drop, room) for drop, room in zip(drops, free, strict=True)]
         grows = self._grow_counts(views, drops, free, counts)
+        if "after_drop" in marks_of(self._grow):
+            grow_scores = self._grow_scores_after_drop(movable, scores, drops)
         kept = {}
         for i, view, score, grow_score, drop, grow in zip(
             movable, views, scores, grow_scores, drops, grows, strict=True
         ):
-            is_last = i == len(topology.layers) - 1
-            budget = Budget(drop=drop, grow=grow, count=self._counts[i], regrow=regrow, is_last=is_last)
+            is_output = topology.layers[i].is_output
+            budget = Budget(drop=drop, grow=grow, count=self._counts[i], regrow=regrow, is_output=is_output)
             kept[i], mask = self._pattern.update(score, grow_score, view.mask, budget)
             topology.replace(i, mask)
             self._counts[i] += grow - drop
@@ -302,7 +326,7 @@ class Sparsifier:
             return _count([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
         fraction = self._drop_fraction(self.steps)
         drops = [math.ceil(fraction * count) for count in counts]
-        if self._drop_pool == "layer":
+        if self._drop_pool == "layer" or not views:
             return drops
         kept = _count(pooled_top_k(scores, max(sum(counts) - sum(drops), len(counts)), masks))
         return [count - left for count, left in zip(counts, kept, strict=True)]

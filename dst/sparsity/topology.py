@@ -97,6 +97,8 @@ class Topology:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; ValueError if the layers or shapes differ."""
         for kind in self.state_dict():
+            if kind not in state:
+                raise ValueError(f"the stored state has no {kind}, which this method needs: it is of another method")
             stored = {name: tuple(tensor.shape) for name, tensor in state[kind].items()}
             here = {layer.name: tuple(layer.weight.shape) for layer in self.layers}
             if stored != here:

@@ -32,7 +32,7 @@ class LayerView:
         """Return the gradient; RuntimeError if there is none (no backward pass before this step)."""
         if self.gradient is None:
             raise RuntimeError(
-                "growth by gradient needs a backward pass before the step, through every layer in scope; exclude "
+                "a score by gradient needs a backward pass before the step, through every layer in scope; exclude "
                 "layers that the model does not use"
             )
         return self.gradient

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from dst.tracking.tracker import RunFacts
 
-_WORKER = Path(__file__).with_name("wandb_worker.py")
+WORKER = Path(__file__).with_name("wandb_worker.py")
+"""The program that talks to wandb."""
 
 _BACKLOG_BYTES = 64 * 2**20
 """How much may wait for a mirror that does not read."""
@@ -31,7 +32,14 @@ _BACKLOG_BYTES = 64 * 2**20
 _EXIT_S = 1.0
 """How long a mirror that has finished may take to end."""
 
-_NOT_OURS = ("WANDB_SERVICE", "WANDB_DISABLED", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
+_NOT_OURS = (
+    "WANDB_SERVICE",
+    "WANDB_DISABLED",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+    "WANDB_RUN_ID",
+    "WANDB_RESUME",
+)
 """Of an enclosing wandb run; ours is described by the config alone."""
 
 
@@ -103,11 +111,11 @@ class WandbMirror:
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_WORKER)],  # -P: the modules beside the worker must not shadow others
+                [sys.executable, "-P", str(WORKER)],  # -P: the modules beside the worker must not shadow others
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=_environment(folder, self._temporary),
+                env=environment(folder, self._temporary),
                 start_new_session=True,
             )
         finally:
@@ -197,8 +205,8 @@ class WandbMirror:
         self._has_warned = True
 
 
-def _environment(folder: Path, temporary: str) -> dict[str, str]:
-    """Return the mirror's environment: all that wandb writes goes into the run's folder, and offline it is offline."""
+def environment(folder: Path, temporary: str) -> dict[str, str]:
+    """Return the environment of the program that talks to wandb: what wandb writes goes into ``folder``."""
     wandb = folder / "wandb"
     return {
         **{name: value for name, value in os.environ.items() if name not in _NOT_OURS},

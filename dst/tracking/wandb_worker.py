@@ -1,7 +1,7 @@
 """The process that talks to wandb: reads JSON lines from a run, mirrors them, reports trouble in one line.
 
-Started by ``dst.tracking.wandb_mirror`` as a file. It imports the standard library and wandb, and nobody else imports
-wandb.
+Started as a file by ``dst.tracking.wandb_mirror`` for a run that is going on, and by ``dst.launcher.replay`` for
+one that is on record. It imports the standard library and wandb, and nobody else imports wandb.
 """
 
 import json
@@ -10,6 +10,7 @@ import queue
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Literal, TextIO
@@ -23,8 +24,13 @@ _KILLED: Message = ("finish", {"summary": {}, "layers": [], "state": "killed"})
 
 _FLUSH_S = 5.0
 
-
 _GRACE_S = 5.0
+
+_POLL_S = 0.5
+
+
+class _NotSentError(RuntimeError):
+    """A record that did not arrive."""
 
 
 def main() -> None:
@@ -34,6 +40,8 @@ def main() -> None:
     try:
         _mirror(_messages(), reports)
         print("finished", file=reports, flush=True)
+    except _NotSentError as error:
+        print(f"wandb: {error}", file=reports, flush=True)
     except Exception as error:
         print(f"wandb: {_first_line(error)}; {_MEND}", file=reports, flush=True)
     finally:
@@ -82,6 +90,9 @@ def _mirror(messages: Iterator[Message], reports: TextIO) -> None:
     if first is None:
         return
     _, begin = first
+    if begin["mode"] == "record":
+        _send(begin, messages, reports)
+        return
     run, logged = _init(begin, reports), list[Mapping[str, Any]]()
     for kind, content in messages:
         try:
@@ -91,6 +102,56 @@ def _mirror(messages: Iterator[Message], reports: TextIO) -> None:
             _pass_on(run, kind, content, reports)
         logged.append(content)
     _tear_down()
+
+
+def _send(begin: dict[str, Any], messages: Iterable[Message], reports: TextIO) -> None:
+    """Send what the server lacks of a whole record, and wait until it has all; ``_NotSentError`` if it does not."""
+    try:
+        run = _start(begin, "online")
+        rows, end = [], dict[str, Any]()
+        for kind, content in messages:
+            if kind == "log":
+                rows.append(content)
+            else:
+                end = content
+        missing = beyond(rows, run.starting_step, run.summary.get("step"))
+        for row in missing:
+            run.log(row)
+        _finish(run, end, reports)
+        _confirm(f"{run.entity}/{run.project}/{run.id}", run.starting_step + len(missing), _share(begin))
+    except Exception as error:
+        raise _NotSentError(_first_line(error)) from error
+    _tear_down()
+
+
+def beyond(rows: list[dict[str, Any]], lines: int, last: float | None) -> list[dict[str, Any]]:
+    """Return the rows that a server lacks which has ``lines`` lines, the last one of step ``last``.
+
+    Sent from a record, a line is a row, and an interrupted sending is gone on with where it ended. Where the lines came
+    otherwise (sent while training, until the server was lost), all rows of later steps are missing.
+    """
+    if lines == 0:
+        return rows
+    if lines <= len(rows) and rows[lines - 1]["step"] == last:
+        return rows[lines:]
+    return [row for row in rows if last is None or row["step"] > last]
+
+
+def _confirm(path: str, lines: int, timeout_s: float) -> None:
+    """Wait until the server has this many lines of history.
+
+    wandb counts a run as finished, and exits with 0, also where the server refused all of its history.
+    """
+    import wandb
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = wandb.Api(timeout=max(1, int(timeout_s))).run(path).historyLineCount
+        if found is None or found >= lines:  # None: an old server that does not say
+            return
+        if time.monotonic() > deadline:
+            raise _NotSentError(f"the server has {found} of {lines} lines of the history")
+        time.sleep(_POLL_S)
 
 
 def _pass_on(run: Any, kind: str, content: Mapping[str, Any], reports: TextIO) -> None:
@@ -156,8 +217,8 @@ def _start_offline(begin: dict[str, Any], folder: str) -> Any:
 def _start(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     import wandb
 
-    half = begin["timeout_s"] / 2
-    wanted = {
+    share = _share(begin)
+    wanted: dict[str, Any] = {
         "silent": True,
         "console": "off",
         "disable_code": True,
@@ -165,11 +226,12 @@ def _start(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
         "symlink": False,
         "stop_on_fatal_error": False,
         "stop_fn": _ignore_stop,
-        "init_timeout": half,
-        "finish_timeout": half,
+        "x_start_time": begin.get("start_time"),
+        "init_timeout": share,
+        "finish_timeout": share,
         "finish_timeout_raises": True,
-        "login_timeout": half,
-        "x_service_wait": half,
+        "login_timeout": share,
+        "x_service_wait": share,
         "x_disable_stats": True,
         "x_disable_meta": True,
         "x_disable_machine_info": True,
@@ -177,6 +239,7 @@ def _start(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
         "x_transaction_log_flush_interval": _FLUSH_S,
     }
     known = wandb.Settings.model_fields  # older versions lack some
+    wanted = {name: value for name, value in wanted.items() if value is not None}
     run = wandb.init(
         mode=mode,
         dir=begin["folder"],
@@ -196,6 +259,11 @@ def _start(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     return run
 
 
+def _share(begin: Mapping[str, Any]) -> float:
+    """Return how many seconds each part may take: starting, finishing and, of a whole record, being confirmed."""
+    return float(begin["timeout_s"]) / (3 if begin["mode"] == "record" else 2)
+
+
 def _ignore_stop() -> None:
     """Leave the run alone when somebody presses Stop in wandb: this process is not the one to stop."""
 
@@ -211,8 +279,12 @@ def _finish(run: Any, content: Mapping[str, Any], reports: TextIO) -> None:
     ]
     run.summary.update(content["summary"])
     if rows:
+        table = {"sparsity/layers": wandb.Table(columns=columns, data=rows)}
         try:
-            run.log({"sparsity/layers": wandb.Table(columns=columns, data=rows)})
+            if "must_arrive" in content:  # from a record: there, a line of the history is a row of the record
+                run.summary.update(table)
+            else:
+                run.log(table)
         except ValueError as error:  # online, wandb asks the server about tables; the rest must not suffer from it
             print(f"wandb: no table of layers: {_first_line(error)}", file=reports, flush=True)
     if content["state"] == "preempted":
@@ -220,11 +292,14 @@ def _finish(run: Any, content: Mapping[str, Any], reports: TextIO) -> None:
     try:
         run.finish(exit_code=_EXIT_CODES.get(content["state"], 1))
     except TimeoutError:
+        if "must_arrive" in content:
+            raise
         print(f"wandb: not everything was sent in time; {_later(run)}", file=reports, flush=True)
 
 
 def _later(run: Any) -> str:
-    return f"send it later with: wandb sync {os.path.dirname(run.dir)}"
+    run_folder = os.path.dirname(os.path.dirname(os.path.dirname(run.dir)))
+    return f"send it later with: python -m dst.launcher.sync {run_folder}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -181,6 +181,15 @@ def test_masks_of_another_run(finished, tmp_path):
     assert digest == sha256(Checkpoints(folder / "checkpoints").newest())
 
 
+def test_masks_that_do_not_fit_are_refused(finished, tmp_path):
+    _, folder, _ = finished
+    command = (*OWN_COUNTS.split(), "sparsity.init.name=file", f"sparsity.init.path={folder}", *TINY)
+    result = run(*command, "model.hidden=[8]", cwd=tmp_path)
+    assert result.code == 2
+    assert f"sparsity.init.path={folder}: its masks are of another model" in result.output
+    assert "layers fc1, fc2 differ" in result.output
+
+
 def test_pruning_plasticity_of_another_runs_weights(finished, tmp_path):
     """Trained weights, pruned at a rate and regrown by gradient: as many weights as before."""
     _, folder, _ = finished
@@ -223,6 +232,10 @@ def tree(folder):
         ("sparsity.density=nan", "sparsity.density=nan: must be a finite number in (0, 1)"),
         ("sparsity.update.every=100000", "there is no update in the whole run, which has 42 steps"),
         ("model=lenet_5", "set data.size=16 or more"),
+        ("hardware.slurm.partition=gpu", "hardware.slurm.partition=gpu would be ignored: add hydra/launcher=slurm"),
+        ("hydra/launcher=local", "hydra/launcher=local launches sweeps: add -m"),
+        ("-m hydra/launcher=local hydra.launcher.runs_per_job=0", "hydra.launcher.runs_per_job=0: must be an integer"),
+        ("-m hydra/launcher=local hydra.launcher.wait=maybe", "hydra.launcher.wait=maybe: must be true or false"),
         (
             "sparsity=nm_rigl sparsity.pattern.m=5 sparsity.pattern.indivisible=error",
             "cannot be divided into groups of 5",

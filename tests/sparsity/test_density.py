@@ -30,3 +30,17 @@ def test_ramp_that_ends_one_update_early_as_the_published_one():
     sound = cubic(plan, 0.05, initial=0.5, end=0.5)
     assert [curve(10 * k) for k in range(10)] == [sound(10 * k) for k in range(10)]
     assert curve(100) == curve(200) == sound(90) == pytest.approx(0.05045, abs=1e-12)
+
+
+@pytest.mark.parametrize(("stop", "on_last_step", "ends_at"), [(1.0, False, 90), (1.0, True, 100), (0.75, False, 70)])
+def test_ramp_to_the_end_ends_at_the_last_update_that_takes_place(stop, on_last_step, ends_at):
+    plan = UpdatePlan(every=10, total_steps=100, stop=stop, on_last_step=on_last_step)
+    curve = cubic(plan, 0.1, end=1.0)
+    assert plan.due(ends_at)
+    assert curve(ends_at) == 0.1 < curve(ends_at - 10)
+
+
+@pytest.mark.parametrize(("initial", "final"), [(0.1, 0.1), (0.1, 0.5), (1.5, 0.1), (1.0, 0.0)])
+def test_densities_that_do_not_fall(initial, final):
+    with pytest.raises(ValueError, match="need 0 < final < initial <= 1, got final="):
+        cubic(UpdatePlan(every=10, total_steps=100), final, initial=initial, end=0.5)

@@ -133,9 +133,17 @@ def test_file_takes_the_masks_of_another_run(tmp_path):
 
 
 def test_masks_of_another_model_are_refused(tmp_path):
-    torch.save(sparse(linear([1.0, 2.0]), density=0.5, distribution="uniform").state_dict(), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt do not fit: they are of layers"):
-        sparse(net(), init=partial(inits.file, path=str(tmp_path / "other.pt")))
+    torch.save(
+        sparse(nn.Sequential(linear([1.0, 2.0])), density=0.5, distribution="uniform").state_dict(),
+        tmp_path / "other.pt",
+    )
+    told = r"other.pt do not fit this model and scope: 0 is 1x2 there and 1x3 here, 1 is missing there and 3x1 here"
+    model = nn.Sequential(linear([1.0, 2.0, 3.0]), linear([1.0], [2.0], [3.0]))
+    with pytest.raises(ValueError, match=told):
+        sparse(model, init=partial(inits.file, path=str(tmp_path / "other.pt")))
+    torch.save({"model": {}}, tmp_path / "none.pt")
+    with pytest.raises(ValueError, match=r"there are no masks in .*none.pt"):
+        sparse(model, init=partial(inits.file, path=str(tmp_path / "none.pt")))
 
 
 GIVEN = ([0.0, 4.0, -1.0, 2.0, 3.0, 5.0],)  # five nonzero weights
@@ -160,6 +168,15 @@ def test_prune_structured_removes_output_units_but_none_of_the_last_layer():
     sparsifier = sparse(model, init=partial(inits.prune_structured, rate=0.4))  # floor(0.4 * 3 living) = 1 unit
     assert sparsifier.topology.masks[0].tolist() == [[0, 0], [0, 0], [1, 0], [1, 1]]
     assert sparsifier.topology.masks[1].all()
+
+
+def test_prune_structured_spares_the_outputs_only():
+    model = nn.Sequential(linear([1.0, 1.0], [3.0, 0.0]), linear([0.1] * 2, [5.0] * 2), linear([1.0] * 2, [2.0] * 2))
+    prune = partial(inits.prune_structured, rate=0.5)
+    inner = sparse(copy.deepcopy(model), init=prune, scope=Scope(dense_last=True))
+    assert [mask.any(1).tolist() for mask in inner.topology.masks] == [[False, True], [False, True]]
+    with pytest.raises(ValueError, match="only the network's last layer is in scope"):
+        sparse(model, init=prune, scope=Scope(include=["2"]))
 
 
 @pytest.mark.parametrize("name", ["prune_and_grow_uniform", "prune_and_grow_global", "prune_and_grow_structured"])
@@ -206,7 +223,7 @@ def test_prune_and_grow(name):
         ),
         (
             {"init": "bernoulli", "density": 0.3, "distribution": "uniform", "pattern": "constant_fan_in"},
-            "the pattern does not allow the mask",
+            "the pattern does not allow the mask that this init gives; random, magnitude",
         ),
         (
             {

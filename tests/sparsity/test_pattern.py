@@ -51,7 +51,7 @@ def test_n_m_keeps_n_of_every_m_consecutive_input_channels(shape, n_of_m, seed, 
 
 
 @given(SHAPES, st.floats(0.01, 1), st.integers(0, 99), KINDS, KINDS, st.floats(0.01, 1), st.booleans(), st.booleans())
-def test_constant_fan_in(shape, density, seed, drops, grows, fraction, ablates, is_last):
+def test_constant_fan_in(shape, density, seed, drops, grows, fraction, ablates, is_output):
     pattern = constant_fan_in(ablation=0.5 if ablates else 0.0)
     units, fan_in = shape[0], math.prod(shape[1:])
     count = pattern.admissible(torch.Size(shape), round(density * units * fan_in))
@@ -62,7 +62,7 @@ def test_constant_fan_in(shape, density, seed, drops, grows, fraction, ablates, 
     for round_ in range(3):
         active = int(mask.sum())
         drop = math.ceil(fraction * active)
-        budget = Budget(drop=drop, grow=drop, count=count, is_last=is_last)
+        budget = Budget(drop=drop, grow=drop, count=count, is_output=is_output)
         kept, mask_after = pattern.update(
             scores(shape, seed + round_, drops), scores(shape, 7 + round_, grows), mask, budget
         )
@@ -71,7 +71,7 @@ def test_constant_fan_in(shape, density, seed, drops, grows, fraction, ablates, 
         living = int((per_unit > 0).sum())
         assert living >= math.ceil(count / fan_in)
         assert per_unit.max() == min(max(round(count / living), 1), fan_in)
-        if is_last or not ablates:
+        if is_output or not ablates:
             assert living == units
         assert not (kept & ~mask).any()
         assert not (kept & ~mask_after).any()
@@ -97,7 +97,7 @@ def test_a_unit_without_salient_weights_is_ablated_and_the_others_share_its_weig
     _, after = constant_fan_in(ablation=0.3).update(magnitudes, gradients, mask, budget)
     assert after.tolist() == [[False] * 4, [True] * 4]
     # the same layer as the network's last one: its units are the outputs and all stay
-    last = Budget(drop=2, grow=2, count=4, is_last=True)
+    last = Budget(drop=2, grow=2, count=4, is_output=True)
     _, after = constant_fan_in(ablation=0.3).update(magnitudes, gradients, mask, last)
     assert after.sum(1).tolist() == [2, 2]
 

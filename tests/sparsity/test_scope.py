@@ -23,6 +23,14 @@ def test_patterns_and_dense_ends():
     assert names(Scope(dense_last=True)) == ["0", "3"]
 
 
+def test_the_layer_of_the_outputs_is_known_in_or_out_of_scope():
+    assert [layer.is_output for layer in Scope().layers(net())] == [False, False, True]
+    assert [layer.is_output for layer in Scope(dense_last=True).layers(net())] == [False, False]
+    first, second, tied = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+    tied.weight = first.weight
+    assert [layer.is_output for layer in Scope().layers(nn.Sequential(first, second, tied))] == [True, False]
+
+
 def test_shared_weight_appears_once():
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight

@@ -13,6 +13,7 @@ from torch import nn
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity import drop as drops
 from dst.sparsity import grow as grows
+from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.schedule import cosine
 from dst.sparsity.select import top_k
 from dst.sparsity.view import LayerView
@@ -247,6 +248,36 @@ def test_state_of_another_model_is_refused():
         Sparsifier(wider, optimizer_of(wider, "sgd"), density=0.2).load_state_dict(state)
 
 
+def test_state_of_another_method_is_refused():
+    plan = UpdatePlan(every=2, total_steps=9)
+    model = net()
+    state = Sparsifier(model, optimizer_of(model, "sgd"), density=0.2, plan=plan).state_dict()
+    with pytest.raises(ValueError, match="the stored state has no momentum"):
+        Sparsifier(model, optimizer_of(model, "sgd"), density=0.2, plan=plan, grow="momentum").load_state_dict(state)
+
+
+def test_only_the_layer_that_gives_the_outputs_is_spared_by_ablation():
+    """A layer that happens to be the last in scope is not."""
+    for scope, ablated in ((Scope(), [True, True, False]), (Scope(dense_last=True), [True, True])):
+        model = net()
+        plan = UpdatePlan(every=1, total_steps=9)
+        sparsifier = Sparsifier(
+            model,
+            torch.optim.SGD(model.parameters(), 0.0),
+            density=0.3,
+            distribution="uniform",
+            pattern=partial(constant_fan_in, ablation=0.9),
+            scope=scope,
+            plan=plan,
+            drop_fraction=0.9,
+        )
+        for layer in sparsifier.topology.layers:
+            layer.weight.grad = torch.zeros_like(layer.weight)
+            layer.weight.grad[0] = 1.0
+        sparsifier.step()
+        assert [not mask.flatten(1).any(1).all() for mask in sparsifier.topology.masks] == ablated
+
+
 def test_dense_costs_nothing_and_counts_as_explored():
     model = net()
     sparsifier = Sparsifier(model, optimizer_of(model, "sgd"), density=None, distribution="dense")
@@ -362,6 +393,16 @@ def test_global_drop_takes_the_fraction_of_all_layers_together(drop):
     assert sum(report.dropped for report in sparsifier.layers) == sum(math.ceil(0.4 * n) for n in active)
 
 
+@pytest.mark.parametrize("pool", ["layer", "global"])
+def test_where_all_layers_are_full_nothing_moves(pool):
+    """As where a pattern rounds small layers up to all their weights."""
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(1, 3, bias=False))
+    plan = UpdatePlan(every=1, total_steps=9)
+    _, _, sparsifier = small(model, density=0.5, pattern="constant_fan_in", drop_pool=pool, grow="random", plan=plan)
+    assert sparsifier.step(lambda: None)
+    assert [(report.active, report.dropped) for report in sparsifier.layers] == [(2, 0), (3, 0)]
+
+
 def test_a_layer_that_drops_its_last_weight_gets_one_back():
     model = nn.Sequential(nn.Linear(30, 30, bias=False), nn.Linear(30, 1, bias=False))
     optimizer = optimizer_of(model, "sgd")
@@ -461,12 +502,31 @@ def test_pruning_every_layer_alike_gives_every_layer_the_density():
         assert abs(report.active - 0.25 * report.size) <= 1
 
 
+def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
+    """GraNet_uniform: all layers come to the same density, those that have less already keep what they have."""
+    from dst.sparsity.density import cubic
+
+    plan = UpdatePlan(every=2, total_steps=20)
+    curve = cubic(plan, 0.2, initial=0.4, end=0.5)
+    model, optimizer, sparsifier = small(density=0.4, plan=plan, density_curve=curve, prune_pool="layer")
+    first = [report.active / report.size for report in sparsifier.layers]
+    assert max(first) > 2 * min(first)
+    train(model, optimizer, sparsifier, 10)
+    for report in sparsifier.layers:
+        assert abs(report.active - 0.2 * report.size) <= 1
+    assert sparsifier.topology.active == round(0.2 * sparsifier.topology.size)
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         ({"drop": None}, "drop and grow go together"),
         ({"drop_pool": "all"}, "pool 'all': allowed are layer, global"),
         ({"redistribute": "momentums"}, "did you mean 'momentum'"),
+        ({"drop": None, "grow": None, "redistribute": "momentum"}, "redistribute would be ignored"),
+        ({"drop": partial(drops.threshold, value=0.1), "drop_pool": "global"}, "drop_pool='global' would be ignored"),
+        ({"plan": None, "density_curve": lambda step: 0.1}, "density_curve would be ignored"),
+        ({"drop": None, "grow": None}, "plan would be ignored"),
     ],
 )
 def test_wrong_compositions(wrong, told):
@@ -534,6 +594,30 @@ def test_growth_by_neuron_is_an_apportionment(rows):
     within = scores[0][1:]
     ordered = average[0][1:]
     assert all(within[a] > within[b] for a in range(5) for b in range(5) if ordered[a] > ordered[b] and shares[0] > 0)
+
+
+@pytest.mark.parametrize(("regrow", "entered"), [(True, [[0], [3]]), (False, [[3], [3]])])
+def test_places_that_were_just_left_take_their_turn_in_growth_by_neuron(regrow, entered):
+    """Two units of the same mean gradient share two places, though the best two are what the first unit just left."""
+    model = nn.Linear(4, 2, bias=False)
+    model.weight.data = torch.tensor([[0.1, 0.2, 0.0, 0.0], [8.0, 9.0, 0.0, 0.0]])
+    active = model.weight.detach() != 0
+    sparsifier = Sparsifier(
+        model,
+        torch.optim.SGD(model.parameters(), 0.0),
+        density=0.5,
+        distribution="uniform",
+        init=lambda start: [active],
+        grow="momentum_neuron",
+        drop_fraction=0.5,
+        plan=UpdatePlan(every=1, total_steps=9, regrow=regrow),
+    )
+    model.weight.grad = torch.tensor([[4.0, 3.0, 1.0, 2.0], [2.0, 1.0, 3.0, 4.0]])
+    sparsifier.step()
+    expected = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0]])
+    for row, places in enumerate(entered):
+        expected[row, places] = 1
+    assert sparsifier.topology.masks[0].tolist() == expected.bool().tolist()
 
 
 def test_growth_by_neuron_explores():

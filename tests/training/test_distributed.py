@@ -171,6 +171,13 @@ def test_other_processes_than_configured(processes, world, multirun, message):
         check_start(configs, Place(0, world, 0, world), multirun=multirun)
 
 
+def test_a_launcher_starts_the_processes_itself():
+    configs = [Config(hardware=Hardware(processes=2))]
+    check_start(configs, Place(), multirun=True, launches=True)
+    with pytest.raises(ConfigError, match=r"2 processes were started .*, but the launcher starts those of each run"):
+        check_start(configs, Place(0, 2, 0, 2), multirun=True, launches=True)
+
+
 @pytest.mark.parametrize(("processes", "world", "multirun"), [(1, 1, False), (1, 1, True), (3, 3, False)])
 def test_the_processes_that_are_configured(processes, world, multirun):
     check_start([Config(hardware=Hardware(processes=processes))], Place(0, world, 0, world), multirun=multirun)

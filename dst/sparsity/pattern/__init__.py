@@ -11,14 +11,14 @@ class Budget:
     """How many weights of a layer leave and enter in one update.
 
     ``count``: how many the layer has by the distribution, from which a pattern derives its quotas. ``regrow``: those
-    that leave may enter again. ``is_last``: the layer's output units are the network's, which must all live.
+    that leave may enter again. ``is_output``: the layer's output units are the network's, which must all live.
     """
 
     drop: int
     grow: int
     count: int
     regrow: bool = True
-    is_last: bool = False
+    is_output: bool = False
 
 
 class Moved(NamedTuple):

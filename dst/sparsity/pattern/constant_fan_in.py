@@ -37,7 +37,7 @@ class ConstantFanIn(Rows):
     def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
         units, fan_in = kept.shape
         alive = torch.ones(units, dtype=torch.bool, device=kept.device)
-        if self.ablation > 0 and not budget.is_last:
+        if self.ablation > 0 and not budget.is_output:
             best = top_k(grow_scores, min(budget.drop, int(free.sum())), among=free)
             salient = (kept | best).sum(1)
             alive = salient >= max(1.0, self.ablation * budget.count / units)
@@ -57,6 +57,6 @@ class ConstantFanIn(Rows):
 def constant_fan_in(*, ablation: float = 0.0) -> ConstantFanIn:
     """Return the pattern; units with fewer salient weights than the share ``ablation`` of their fan-in are ablated.
 
-    0 keeps all units. The last layer in scope, whose units are the network's outputs, keeps them in any case.
+    0 keeps all units. The network's last layer, whose units are its outputs, keeps them in any case.
     """
     return ConstantFanIn(ablation)

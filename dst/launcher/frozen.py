@@ -1,0 +1,45 @@
+"""A run as it was submitted: its own resolved config in its folder and in its job, and the code to run it with."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from dst.app import Cell
+from dst.config import run_name
+from dst.launcher.job import FrozenRun
+from dst.recording import digest, refreeze
+from dst.records.provenance import PACKAGE, code_version
+from dst.records.read import read_status
+
+
+def freeze(cell: Cell, command: str) -> FrozenRun:
+    """Put a cell's config into its run folder, new or to be continued, and mark the run as queued."""
+    record = cell.record(command)
+    text = refreeze(record, cell.config)
+    before = read_status(record.folder) or {}
+    record.write_status(
+        "queued",
+        attempt=before.get("attempt", 0),
+        step=before.get("step", 0),
+        total_steps=before.get("total_steps"),
+    )
+    return FrozenRun(str(record.folder.resolve()), run_name(cell.config), digest(text), text)
+
+
+def frozen_code(root: Path) -> Path:
+    """Copy the package below ``root``, once for each version of it, and return the folder to import it from.
+
+    So a queued job runs the code that it was submitted with, whatever is edited or checked out meanwhile.
+    """
+    place = root.resolve() / ".code" / str(code_version()["digest"])
+    if not (place / PACKAGE.name).is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))
+        shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        partial.chmod(0o755)
+        try:
+            os.rename(partial, place)
+        except OSError:  # another submission was faster
+            shutil.rmtree(partial)
+    return place

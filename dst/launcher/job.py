@@ -1,0 +1,261 @@
+"""A job: the process that SLURM (or this machine) starts, and the runs that it starts side by side in their own.
+
+The job itself loads neither torch nor a config. It passes requests to stop on to its runs, which save and end, and only
+then has the job put back into the queue: nothing is done inside a signal handler.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from submitit import JobEnvironment
+from submitit.core.utils import DelayedSubmission
+from submitit.helpers import TorchDistributedEnvironment
+
+from dst.environment import JOB
+from dst.launcher import slurm
+from dst.records.read import read_status
+from dst.records.store import Record, RecordError
+from dst.states import EXIT_CODES, worst
+
+_POLL_S: Final = 0.2
+_LOG_LINES: Final = 200
+_REQUEUE_WAIT_S: Final = 120.0
+"""How long the other tasks of a job wait for the first one to have it requeued."""
+
+
+@dataclass(frozen=True)
+class FrozenRun:
+    """A run folder, the run's readable name, and the digest and the text of the config to be executed in it."""
+
+    folder: str
+    name: str
+    digest: str
+    config: str
+
+
+@dataclass
+class Job:
+    """What a job does: carry out ``runs``, at most ``parallel`` at a time, each on ``processes`` tasks of the job.
+
+    While it is being stopped, ``runs`` are those that shall go on when it has been requeued.
+
+    Called by submitit on the node. ``requeues``: how often it has been put back into the queue so far. ``gpus``: those
+    that runs may use, as CUDA_VISIBLE_DEVICES names them, where the cluster does not say it.
+    """
+
+    runs: tuple[FrozenRun, ...]
+    parallel: int = 1
+    processes: int = 1
+    max_requeues: int = 0
+    requeues: int = 0
+    gpus: tuple[str, ...] = ()
+
+    def __call__(self) -> None:
+        """Carry the runs out; exit with the worst code of theirs unless it is 0."""
+        code = _Supervisor(self).carry_out()
+        if code:
+            sys.exit(code)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Return what submitit shall start when the job has been requeued."""
+        return DelayedSubmission(replace(self, requeues=self.requeues + 1))
+
+
+@dataclass
+class _Child:
+    """A run that is being carried out."""
+
+    run: FrozenRun
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+
+@dataclass
+class _Supervisor:
+    job: Job
+    requested: int | None = None
+    """The signal that asks to stop."""
+    waiting: list[FrozenRun] = field(init=False)
+    running: list[_Child] = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.waiting = list(self.job.runs)
+        self.environment = JobEnvironment()
+        self.is_main = self.environment.global_rank == 0
+
+    def carry_out(self) -> int:
+        """Start, watch and stop the runs; return the worst exit code. If the job is requeued, it does not return."""
+        if self.environment.cluster == "local":
+            os.setpgrp()  # signals of the terminal that it was submitted from are not for it
+        if self.environment.cluster == "slurm" and self.is_main:
+            slurm.rename(self.environment.job_id, _title(self.job.runs))
+        requeue = signal.getsignal(signal.SIGUSR2)
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+        forwarded = None
+        while self.running or (self.waiting and self.requested is None):
+            while self.waiting and len(self.running) < self.job.parallel and self.requested is None:
+                self._start(self.waiting.pop(0))
+            if self.requested != forwarded and self.requested is not None:
+                forwarded = self.requested
+                for child in self.running:
+                    child.process.send_signal(forwarded)
+            self._reap()
+            time.sleep(_POLL_S)
+        unfinished = [run for run in self.job.runs if self.codes.get(run.folder, EXIT_CODES["preempted"]) == 75]
+        if unfinished and self.requested is not None:
+            self._stopped(unfinished, requeue)
+        return worst(self.codes.values()) or (EXIT_CODES["preempted"] if unfinished else 0)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
+
+    def _start(self, run: FrozenRun) -> None:
+        rank = self.environment.global_rank
+        log = Path(run.folder) / ("log.txt" if rank == 0 else f"log.{rank}.txt")
+        environment = {**os.environ, JOB: self.environment.job_id, **self._devices()}
+        if self.job.processes > 1:
+            environment |= _torch_distributed()
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "dst.launcher.node", run.folder, "--digest", run.digest],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        print(f"{_now()} {Path(run.folder).name} started as process {process.pid}, output in {log}", flush=True)
+        self.running.append(_Child(run, process, log))
+
+    def _devices(self) -> dict[str, str]:
+        """Return which GPUs the next run sees: all of the job's, or one of several that runs side by side share."""
+        gpus = self.job.gpus or visible_gpus()
+        if not gpus:
+            return {}
+        if self.job.processes == 1 and self.job.parallel > 1:
+            gpus = (gpus[(len(self.codes) + len(self.running)) % len(gpus)],)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+    def _reap(self) -> None:
+        for child in list(self.running):
+            code = child.process.poll()
+            if code is not None:
+                self.running.remove(child)
+                self.codes[child.run.folder] = self._judged(child, code)
+
+    def _judged(self, child: _Child, code: int) -> int:
+        """Return the exit code of a run that has ended, having put on record what it could not say itself."""
+        name = Path(child.run.folder).name
+        if code < 0 and self.requested is not None:  # it was not far enough to have a handler
+            code = EXIT_CODES["preempted"]
+        print(f"{_now()} {name} ended with exit code {code}", flush=True)
+        if code in (0, EXIT_CODES["preempted"]):
+            return code
+        print(_tail(child.log), file=sys.stderr, flush=True)
+        if code < 0:
+            signal_name = signal.Signals(-code).name
+            hint = " (was its memory too small?)" if -code == signal.SIGKILL else ""
+            if self.is_main:
+                _write_status(child.run, "failed", f"killed by {signal_name}{hint}; see {child.log}")
+            code = EXIT_CODES["failed"]
+        return code
+
+    def _stopped(self, unfinished: list[FrozenRun], requeue: Any) -> None:
+        """Put the cause on record and, if it is SLURM that wants the node back, have the job requeued."""
+        assert self.requested is not None
+        is_ours = self.requested == signal.SIGUSR2 and callable(requeue)
+        may_requeue = is_ours and self.job.requeues < self.job.max_requeues
+        cause = self._cause()
+        then = "stopped" if not is_ours else f"to be requeued as job {self.environment.job_id}"
+        if is_ours and not may_requeue:
+            then = f"not requeued: it was {self.job.requeues} times (hardware.slurm.max_requeues)"
+        print(f"{_now()} {cause}: {then}", flush=True)
+        if self.is_main:
+            for run in unfinished:
+                _note_cause(run, cause, then)
+        if may_requeue:
+            self.job.runs = tuple(unfinished)
+            requeue(signal.SIGUSR2, None)  # submitit's own: it ends this process, or returns if this is not the first
+            time.sleep(_REQUEUE_WAIT_S)
+
+    def _cause(self) -> str:
+        if self.requested != signal.SIGUSR2:
+            assert self.requested is not None
+            return f"stop request ({signal.Signals(self.requested).name})"
+        preempted = slurm.is_being_preempted(self.environment.job_id) if self.environment.cluster == "slurm" else None
+        if preempted is None:
+            return "time limit or preemption"
+        return "preemption" if preempted else "time limit"
+
+
+def _title(runs: tuple[FrozenRun, ...]) -> str:
+    """Return a job's name, for people who look at the queue: that of its run, or of its first one and how many more."""
+    more = f" + {len(runs) - 1}" if len(runs) > 1 else ""
+    return f"{runs[0].name}{more}".replace(" ", ",")
+
+
+def _torch_distributed() -> dict[str, str]:
+    """Return the variables that torch's processes find each other by."""
+    found = TorchDistributedEnvironment()
+    values = {
+        "MASTER_ADDR": found.master_addr,
+        "MASTER_PORT": found.master_port,
+        "RANK": found.rank,
+        "WORLD_SIZE": found.world_size,
+        "LOCAL_RANK": found.local_rank,
+        "LOCAL_WORLD_SIZE": found.local_world_size,
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name for name in visible.split(",") if name)
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], check=False, capture_output=True, text=True)
+    return tuple(str(number) for number in range(len(listed.stdout.splitlines())))
+
+
+def _note_cause(run: FrozenRun, cause: str, then: str) -> None:
+    """Put on record why a run was stopped; where it stands, it has written itself."""
+    status = read_status(Path(run.folder)) or {}
+    if status.get("state") == "preempted":
+        _write_status(run, "preempted", f"{cause} after step {status.get('step', 0)}; {then}")
+    with suppress(OSError, RecordError):
+        Record.open(Path(run.folder)).log_attempt(status.get("attempt", 0), cause=cause)
+
+
+def _write_status(run: FrozenRun, state: str, error: str) -> None:
+    """Change the state of a run that no process carries out any more."""
+    try:
+        folder = Path(run.folder)
+        before = read_status(folder) or {}
+        kept = {name: value for name, value in before.items() if name not in ("state", "error", "host", "pid")}
+        Record.open(folder).write_status(
+            state,
+            **{"attempt": 0, "step": 0, **kept, "error": error},
+        )
+    except (OSError, RecordError) as problem:
+        print(f"the status of {run.folder} could not be written: {problem}", file=sys.stderr, flush=True)
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()
+    return "\n".join([f"--- the end of {path}:", *lines[-_LOG_LINES:], "---"])
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")

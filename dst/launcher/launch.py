@@ -1,0 +1,110 @@
+"""From the cells of a sweep to submitted jobs: what is over or under way is left alone, the rest is frozen and sent."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dst.app import Cell
+from dst.compose import from_yaml
+from dst.config import Config, ConfigError
+from dst.launcher.frozen import freeze, frozen_code
+from dst.launcher.job import FrozenRun
+from dst.launcher.seen import Seen, look
+from dst.launcher.settings import LauncherSettings
+from dst.launcher.submit import Submission, note, submit
+from dst.recording import check_continuable
+
+_POLL_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a command has done: run folders in the order of its cells, those submitted, and how."""
+
+    folders: list[Path]
+    submitted: list[Path]
+    submission: Submission | None
+
+
+def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
+    """Submit the cells that are neither over nor under way.
+
+    Raises ConfigError if a cell cannot be recorded, SubmissionError if a job is not taken.
+    """
+    taken = {Path(seen.folder) for seen in look([cell.found for cell in cells if cell.found]) if seen.is_taken}
+    todo = [cell for cell in cells if not (cell.is_over or (cell.state != "new" and cell.found in taken))]
+    _check_continuable(todo)
+    frozen = {id(cell): freeze(cell, command) for cell in todo}
+    folders = [Path(frozen[id(cell)].folder) if id(cell) in frozen else _found(cell) for cell in cells]
+    runs = [(frozen[id(cell)], cell.config) for cell in todo]
+    submission = resubmit(runs, settings) if runs else None
+    return Launched(folders, [Path(run.folder) for run, _ in runs], submission)
+
+
+def _check_continuable(cells: Sequence[Cell]) -> None:
+    problems = []
+    for cell in cells:
+        if cell.state != "new" and cell.found is not None:
+            try:
+                check_continuable(cell.found, strict=cell.config.hardware.determinism == "strict")
+            except ConfigError as error:
+                problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def resubmit(runs: Sequence[tuple[FrozenRun, Config]], settings: LauncherSettings) -> Submission:
+    """Submit runs that have been frozen."""
+    root = Path(runs[0][1].output.root)
+    note([run for run, _ in runs], settings, job=None)  # that others see them taken meanwhile
+    return submit(runs, settings, root=root, code=frozen_code(root))
+
+
+def refrozen(folder: Path) -> tuple[FrozenRun, Config]:
+    """Freeze a run again from its own record, to be resubmitted without the files that it was composed from."""
+    config = from_yaml((folder / "config.yaml").read_text())
+    return freeze(Cell(config, folder), ""), config
+
+
+def _found(cell: Cell) -> Path:
+    assert cell.found is not None
+    return cell.found
+
+
+def wait(folders: Sequence[Path]) -> list[Seen]:
+    """Return what is seen of runs once no job carries any of them out any more."""
+    while True:
+        seen = look(folders)
+        if not any(run.is_taken for run in seen):
+            return seen
+        time.sleep(_POLL_S)
+
+
+def check_settings(settings: LauncherSettings, configs: Sequence[Config]) -> None:
+    """Raise ConfigError if runs cannot be launched so."""
+    from dst.launcher import slurm
+
+    problems = settings.problems()
+    if settings.cluster == "slurm" and not slurm.available():
+        problems.append("hydra/launcher=slurm: there is no sbatch on this machine; use hydra/launcher=local or basic")
+    for config in configs:
+        hardware = config.hardware
+        if hardware.processes > 1 and settings.runs_per_job > 1:
+            problems.append(
+                f"hydra.launcher.runs_per_job={settings.runs_per_job} and hardware.processes={hardware.processes}: "
+                "only runs of one process share a job; set one of them to 1"
+            )
+        if hardware.processes > 1 and settings.cluster == "local" and (settings.max_parallel or 1) > 1:
+            problems.append(
+                f"hydra.launcher.max_parallel={settings.max_parallel} and hardware.processes={hardware.processes}: on "
+                "one machine runs of several processes go one after another; leave max_parallel out"
+            )
+        if settings.cluster == "slurm" and hardware.processes % hardware.slurm.nodes:
+            problems.append(
+                f"hardware.slurm.nodes={hardware.slurm.nodes}: hardware.processes={hardware.processes} cannot be "
+                "shared out evenly; choose a divisor of it"
+            )
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))

@@ -1,0 +1,109 @@
+"""Carry out one frozen run, on the machine of its job: ``python -m dst.launcher.node FOLDER --digest DIGEST``.
+
+Nothing is composed here: the config in the run folder is executed if it is the one that was submitted, and nothing
+else.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dst.checks.start import check_start, started
+from dst.config import Config, ConfigError, run_id
+from dst.environment import wait_without_spinning
+from dst.recording import RunningError, digest
+from dst.records.read import read_json, read_status
+from dst.records.store import Record
+from dst.states import EXIT_CODES
+from dst.together import together
+from dst.training.stopping import StopFlag
+
+if TYPE_CHECKING:
+    from dst.training.distributed import Group
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Execute the run; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dst.launcher.node", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the run's folder")
+    parser.add_argument("--digest", required=True, help="sha256 of the config that was submitted")
+    options = parser.parse_args(arguments)
+    wait_without_spinning()
+    with StopFlag() as stop:
+        try:
+            return _carry_out(options.folder, options.digest, stop)
+        except RunningError as error:  # what it says of itself is the truth
+            print(error.text(), file=sys.stderr)
+            return EXIT_CODES["refused"]
+        except ConfigError as error:
+            print(error.text(), file=sys.stderr)
+            _fail(options.folder, error.text())
+            return EXIT_CODES["refused"]
+        except Exception as error:
+            traceback.print_exc()
+            _fail(options.folder, f"{type(error).__name__}: {error}", traceback.format_exc())
+            return EXIT_CODES["failed"]
+
+
+def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
+    config, here = _config(folder, submitted), started()
+    check_start([config], here)
+    if here.world == 1:
+        return _lead(config, folder, stop)
+    return together(config, here, stop, lambda processes: _lead(config, folder, stop, processes))
+
+
+def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None" = None) -> int:
+    from dst import app, build
+
+    cell = app.Cell(config, folder)
+    if cell.is_over:
+        print(f"run {folder.name} is {cell.state} already")
+        return EXIT_CODES[cell.state]
+    build.check(config)
+    if processes is not None:
+        processes.tell(None)
+    command = str(read_json(folder / "run.json").get("command"))
+    return EXIT_CODES[app.run(cell, command, stop, with_tables=True, processes=processes)]
+
+
+def _config(folder: Path, submitted: str) -> Config:
+    """Return the run's frozen config; ConfigError unless it is what was submitted."""
+    from dst.compose import from_yaml
+
+    text = (folder / "config.yaml").read_text()
+    if digest(text) != submitted:
+        raise ConfigError(
+            [
+                f"{folder}/config.yaml is not what was submitted (digest {digest(text)[:12]} instead of "
+                f"{submitted[:12]}): somebody changed it. Run the sweep's command again to submit it anew"
+            ]
+        )
+    config = from_yaml(text)
+    if run_id(config) != folder.name.partition(".")[0]:
+        raise ConfigError([f"{folder}/config.yaml is the config of run {run_id(config)}: the folder was renamed"])
+    return config
+
+
+def _fail(folder: Path, error: str, trace: str | None = None) -> None:
+    """Put on record that the run could not even begin, unless it has said so itself; the main process does."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
+    before = read_status(folder) or {}
+    if before.get("state") in ("queued", "running", "preempted"):
+        Record.open(folder).write_status(
+            "failed",
+            attempt=before.get("attempt", 0),
+            step=before.get("step", 0),
+            total_steps=before.get("total_steps"),
+            error=error,
+            traceback=trace,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

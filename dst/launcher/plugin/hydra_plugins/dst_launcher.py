@@ -1,0 +1,44 @@
+"""The Hydra launcher of this project: ``hydra/launcher=slurm`` and ``hydra/launcher=local``.
+
+Hydra takes plugins from this namespace only and loads each at its start, so the work is elsewhere (``dst.launcher``).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from dst.launcher.settings import Cluster, LauncherSettings
+
+
+class SubmititLauncher(Launcher):
+    """Submits the cells of a sweep through submitit, each with its own frozen config."""
+
+    def __init__(self, cluster: Cluster, **options: Any) -> None:
+        self.settings = LauncherSettings(cluster, **options)
+        self._conf: Path | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Learn where the config files are; a run needs no task function, since its frozen config says all."""
+        sources = config.hydra.runtime.config_sources
+        self._conf = next(Path(source.path) for source in sources if source.provider == "main")
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose, check, freeze and submit the cells; return one result a cell, whose value is the run's folder.
+
+        Raises ConfigError, with everything that is wrong, before anything is submitted.
+        """
+        from dst.sweep import launch
+
+        assert self._conf is not None
+        launched = launch(self._conf, job_overrides, self.settings)
+        return [_result(overrides, *found) for overrides, found in zip(job_overrides, launched, strict=True)]
+
+
+def _result(overrides: Sequence[str], folder: Path, state: str) -> JobReturn:
+    status = JobStatus.COMPLETED if state == "done" else JobStatus.UNKNOWN
+    return JobReturn(overrides=overrides, status=status, _return_value=str(folder))

@@ -1,0 +1,64 @@
+"""Submit failed and lost runs again, as they were: ``python -m dst.launcher.requeue DIR``."""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from dst.config import Config, ConfigError
+from dst.launcher.arguments import folders_below
+from dst.launcher.job import FrozenRun
+from dst.launcher.launch import refrozen, resubmit
+from dst.launcher.seen import LOST, look
+from dst.launcher.settings import LauncherSettings
+from dst.launcher.submit import SubmissionError
+from dst.records.read import read_launch
+
+_DESCRIPTION = """\
+Submit the runs below DIR that failed or were lost again, from their newest checkpoint, with the config and to the
+cluster that they were submitted with. No config file is read. Diverged runs would diverge again and are left alone."""
+
+_STATES = ("failed", LOST)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Submit again, and say what; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dst.launcher.requeue",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="an output root, a group, or one run's folder")
+    parser.add_argument("--preempted", action="store_true", help="also those that were stopped or cancelled")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be submitted")
+    options = parser.parse_args(arguments)
+    folders = folders_below(options.dir)
+    if folders is None:
+        return 2
+    states = (*_STATES, "preempted") if options.preempted else _STATES
+    wanted = [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]
+    launched = {folder: launch for folder in wanted if (launch := read_launch(folder))}
+    for folder in wanted:
+        if folder not in launched:
+            print(f"left alone, since it was not launched as a job: {folder}; run its command again")
+    if options.dry_run:
+        print("\n".join([*map(str, launched), f"{len(launched)} runs would be submitted"]))
+        return 0
+    groups: dict[LauncherSettings, list[tuple[FrozenRun, Config]]] = defaultdict(list)
+    try:
+        for folder, launch in launched.items():
+            groups[LauncherSettings(**launch["settings"])].append(refrozen(folder))
+        for settings, runs in groups.items():
+            submission = resubmit(runs, settings)
+            print(f"{len(runs)} runs submitted as job {', '.join(submission.jobs)}; logs in {submission.logs}")
+    except (SubmissionError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not groups:
+        print("nothing to submit: no run below that folder has failed or was lost")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""What has become of runs, as far as can be seen: their records, their locks, and what SLURM says of their jobs."""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dst.launcher import slurm
+from dst.records.lock import holder
+from dst.records.read import read_json, read_launch, read_status, read_summary
+from dst.records.store import RecordError
+
+LOST: Final = "lost"
+"""The state of a run that its record takes for queued or running while no job and no process carries it out."""
+
+_STARTUP_S: Final = 120.0
+"""How long a job that runs may take to begin its run."""
+
+_TAIL_BYTES: Final = 65536
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run. ``state``: as its record says, or ``lost``; ``slurm``: the state of its job in SLURM's own words.
+
+    ``accuracy``: the last one measured, on the validation or, when done, on the test set. ``eta_s``: seconds to go.
+    ``is_taken``: a process or a job carries it out, or will. ``why``: why it failed or stopped.
+    """
+
+    folder: str
+    name: str
+    state: str
+    attempt: int
+    step: int
+    total_steps: int | None
+    accuracy: float | None
+    eta_s: float | None
+    cluster: str | None
+    job: str | None
+    slurm: str | None
+    is_taken: bool
+    why: str | None
+
+
+def look(folders: Iterable[Path]) -> list[Seen]:
+    """Return what is seen of these runs; SLURM is asked once for all."""
+    launches = {folder: _launch(folder) for folder in folders}
+    jobs = slurm.jobs(str(at["job"]) for at in launches.values() if at.get("cluster") == "slurm")
+    return [_seen(folder, launch, jobs.get(str(launch.get("job")))) for folder, launch in launches.items()]
+
+
+def _launch(folder: Path) -> dict[str, Any]:
+    try:
+        return read_launch(folder) or {}
+    except RecordError:
+        return {}
+
+
+def _seen(folder: Path, launch: dict[str, Any], job: slurm.SlurmJob | None) -> Seen:
+    try:
+        status = read_status(folder) or {"state": "unknown"}
+        name = str(read_json(folder / "run.json").get("name", folder.name))
+        summary = (read_summary(folder) or {}) if status["state"] == "done" else {}
+    except RecordError as error:
+        status, name, summary = {"state": "unreadable", "error": str(error)}, folder.name, {}
+    state, why = status["state"], status.get("error")
+    is_held = holder(folder) is not None
+    lives = is_held or _lives(launch, job)
+    if state == "running" and not is_held:
+        state, why = LOST, f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
+    elif state == "queued" and not lives:
+        state, why = LOST, "its job is gone"
+    if state == LOST and job is not None and not job.is_alive:
+        why = f"SLURM says {job.state}"
+    measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
+    return Seen(
+        folder=str(folder),
+        name=name,
+        state=state,
+        attempt=status.get("attempt", 0),
+        step=status.get("step", 0),
+        total_steps=status.get("total_steps"),
+        accuracy=measured,
+        eta_s=_eta(status) if state == "running" else None,
+        cluster=launch.get("cluster"),
+        job=launch.get("job"),
+        slurm=None if job is None else job.state,
+        is_taken=is_held or (state in ("queued", "preempted", LOST) and lives),
+        why=why if state not in ("running", "queued", "done") else None,
+    )
+
+
+def _lives(launch: dict[str, Any], job: slurm.SlurmJob | None) -> bool:
+    """Say whether the job of a run runs or will run."""
+    if launch.get("cluster") == "slurm":
+        if job is not None:
+            return job.is_alive
+        # Not known yet, or SLURM cannot be asked from here.
+        return not slurm.available() or time.time() - launch.get("submitted", 0) < _STARTUP_S
+    if launch.get("cluster") == "local":
+        return _process_lives(launch)
+    return False
+
+
+def _process_lives(launch: dict[str, Any]) -> bool:
+    """Say whether a local job's process is alive; the start time tells it from another one of the same number."""
+    if launch.get("host") != os.uname().nodename:
+        return True  # it cannot be seen from here
+    return process_started(int(launch["job"])) == launch.get("process_started")
+
+
+def process_started(pid: int) -> str | None:
+    """Return when a process of this machine was started, in ticks; None if there is none (or it is a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _eta(status: dict[str, Any]) -> float | None:
+    """Return the seconds to go, at the speed of this attempt so far."""
+    steps = status.get("step", 0) - status.get("started_step", 0)
+    if steps <= 0 or not status.get("total_steps"):
+        return None
+    seconds = status["heartbeat"] - status["started"]
+    return float(seconds / steps * (status["total_steps"] - status["step"]))
+
+
+def _last_accuracy(folder: Path) -> float | None:
+    """Return the last validation accuracy in the history, without reading all of it."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        if b'"val/accuracy"' in line:
+            try:
+                value = json.loads(line)["val/accuracy"]
+            except ValueError:
+                continue
+            return None if value is None else float(value)
+    return None

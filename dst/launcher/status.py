@@ -1,0 +1,81 @@
+"""The state of all runs below a folder: ``python -m dst.launcher.status DIR``."""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dst.launcher.arguments import folders_below
+from dst.launcher.seen import Seen, look
+from dst.report import table
+
+_DESCRIPTION = """\
+Show what has become of the runs below DIR: state, attempt, step, time to go, last accuracy, job, why it failed.
+
+States are those of the records (queued, running, preempted, done, failed, diverged) and 'lost': recorded as queued or
+running while no job and no process carries the run out any more. Where there is SLURM, its own word is shown beside."""
+
+_HOME_AND_CLEAR = "\033[H\033[2J"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table once, or again and again; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dst.launcher.status",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="an output root, a group, or one run's folder")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it anew, so often, until all is over")
+    parser.add_argument("--state", action="append", help="only runs in this state; may be given more than once")
+    parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
+    options = parser.parse_args(arguments)
+    while True:
+        folders = folders_below(options.dir)
+        if folders is None:
+            return 2
+        seen = [run for run in look(folders) if not options.state or run.state in options.state]
+        text = json.dumps([asdict(run) for run in seen], indent=2) if options.json else show(seen)
+        print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
+        if not options.watch or not any(run.is_taken for run in seen):
+            return 0
+        time.sleep(options.watch)
+
+
+def show(seen: Sequence[Seen]) -> str:
+    """Return the table, one line a run, and how many runs are in each state."""
+    with_slurm = any(run.slurm for run in seen)
+    header = ["run", "id", "state", *(["SLURM"] if with_slurm else []), "attempt", "step", "to go", "accuracy", "job"]
+    rows = [_row(run, with_slurm=with_slurm) for run in seen]
+    counts = Counter(run.state for run in seen)
+    told = [f"  {Path(run.folder).name} {run.state}: {run.why}" for run in seen if run.why]
+    total = f"{len(seen)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
+    return "\n".join([*([table(header, rows)] if rows else []), *told, total])
+
+
+def _row(run: Seen, *, with_slurm: bool) -> list[str]:
+    return [
+        run.name,
+        Path(run.folder).name,
+        run.state,
+        *([run.slurm or "-"] if with_slurm else []),
+        str(run.attempt),
+        f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
+        "-" if run.eta_s is None else _duration(run.eta_s),
+        "-" if run.accuracy is None else f"{run.accuracy:.4f}",
+        run.job or "-",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

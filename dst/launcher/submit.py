@@ -1,0 +1,200 @@
+"""Submitting frozen runs through submitit: to SLURM as few job arrays, or to this machine as one job."""
+
+import os
+import secrets
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from submitit import LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from dst.config import Config, Hardware
+from dst.launcher import slurm
+from dst.launcher.job import FrozenRun, Job, visible_gpus
+from dst.launcher.seen import process_started
+from dst.launcher.settings import LauncherSettings
+from dst.records.store import Record
+
+_FOREVER_MIN: Final = 60 * 24 * 365
+"""Jobs on this machine have no time limit."""
+
+Run = tuple[FrozenRun, Config]
+
+_T = TypeVar("_T")
+
+
+class SubmissionError(RuntimeError):
+    """A job was not taken; what had been submitted before it goes on."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was submitted: the ids of jobs and arrays, and the folder of their logs and of submitit's files."""
+
+    jobs: list[str]
+    logs: Path
+
+
+def submit(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: Path) -> Submission:
+    """Submit runs, and note the job of each in its ``launch.json``.
+
+    ``root``: below it, in ``.launch``, lie the logs; ``code``: where the jobs import the package from.
+    Raises SubmissionError.
+    """
+    logs = root.resolve() / ".launch" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    logs.mkdir(parents=True)
+    to_cluster = _to_slurm if settings.cluster == "slurm" else _to_this_machine
+    try:
+        return Submission(list(to_cluster(runs, settings, logs, code)), logs)
+    except (OSError, FailedJobError, FailedSubmissionError) as error:
+        raise SubmissionError(f"{settings.cluster} did not take the job: {' '.join(str(error).split())}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SLURM
+
+
+def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
+    arrays = [
+        (array, hardware)
+        for same, hardware in _by_request(runs)
+        for array in _batches(list(_batches(same, settings.runs_per_job)), slurm.max_array_size())
+    ]
+    # The limit on what runs at a time holds for each array by itself, so each gets its share.
+    throttle = None if settings.max_parallel is None else max(1, settings.max_parallel // len(arrays))
+    for array, hardware in arrays:
+        jobs = [
+            Job(
+                tuple(packed),
+                parallel=settings.runs_per_job,
+                processes=hardware.processes,
+                max_requeues=hardware.slurm.max_requeues,
+            )
+            for packed in array
+        ]
+        executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
+        executor.update_parameters(**sbatch_parameters(hardware, settings.runs_per_job, code, throttle))
+        submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
+        for job, found in zip(jobs, submitted, strict=True):
+            note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
+        yield submitted[0].job_id.partition("_")[0]
+
+
+def sbatch_parameters(hardware: Hardware, runs_per_job: int, code: Path, throttle: int | None) -> dict[str, Any]:
+    """Return what is asked of SLURM for each job, in submitit's words."""
+    wanted = hardware.slurm
+    tasks = hardware.processes // wanted.nodes
+    gpus = wanted.gpus if wanted.gpus is not None else (tasks if hardware.device == "cuda" else 0)
+    options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
+    asked = {
+        "job_name": "dst",
+        "time": wanted.timeout_min,
+        "signal_delay_s": wanted.signal_delay_s,
+        "nodes": wanted.nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": wanted.cpus or runs_per_job * (hardware.threads + hardware.workers),
+        "gpus_per_node": gpus or None,
+        "mem": wanted.memory_gb and f"{round(1024 * wanted.memory_gb)}M",
+        "partition": wanted.partition,
+        "account": wanted.account,
+        "qos": wanted.qos,
+        "constraint": wanted.constraint,
+        "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in _imports(code).items())],
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True, **{name: value or True for name, value in options.items()}},
+        "array_parallelism": throttle or slurm.max_array_size(),
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _by_request(runs: Sequence[Run]) -> Iterator[tuple[list[FrozenRun], Hardware]]:
+    """Yield the runs that ask for the same, which can share an array."""
+    groups: dict[str, tuple[list[FrozenRun], Hardware]] = {}
+    for run, config in runs:
+        hardware = config.hardware
+        asked = (hardware.slurm, hardware.device, hardware.processes, hardware.threads, hardware.workers)
+        groups.setdefault(repr(asked), ([], hardware))[0].append(run)
+    yield from groups.values()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# This machine
+
+
+def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
+    """Start a job in the background that has all runs, and carries out so many at a time."""
+    by_processes: dict[int, list[Run]] = {}
+    for run, config in runs:
+        by_processes.setdefault(config.hardware.processes, []).append((run, config))
+    for processes, same in by_processes.items():
+        threads = max(config.hardware.threads for _, config in same)
+        job = Job(
+            tuple(run for run, _ in same),
+            parallel=1 if processes > 1 else _at_a_time(settings, threads),
+            processes=processes,
+            gpus=visible_gpus(),
+        )
+        executor = LocalExecutor(logs)
+        executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)
+        with _in_background(code):
+            found = executor.submit(job)
+        facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
+        note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
+        yield found.job_id
+
+
+def _at_a_time(settings: LauncherSettings, threads: int) -> int:
+    """Return how many runs go on side by side: what was asked for, or what the processors allow."""
+    jobs = settings.max_parallel or max(1, (os.cpu_count() or 1) // (threads * settings.runs_per_job))
+    return jobs * settings.runs_per_job
+
+
+@contextmanager
+def _in_background(code: Path) -> Iterator[None]:
+    """Let what is started here find the frozen package, and outlive this terminal: signals ignored stay ignored."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    outside = {name: os.environ.get(name) for name in _imports(code)}
+    os.environ.update(_imports(code))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for name, value in outside.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Both
+
+
+def note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
+    """Put on record which job carries runs out."""
+    for run in runs:
+        launch = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings), **facts}
+        Record.open(Path(run.folder)).write_launch(launch)
+
+
+def _imports(code: Path) -> dict[str, str]:
+    """Return the variables that make a Python import the frozen package, whatever lies in its working folder."""
+    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    """Cut a list into lists of at most ``size``."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

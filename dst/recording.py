@@ -1,0 +1,181 @@
+"""The record of a run at its beginning: what is frozen into it, and whether it can be continued as it was begun."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dst.compose import to_yaml
+from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, identity, run_id, run_name
+from dst.environment import JOB
+from dst.records.catalog import attempt_folder
+from dst.records.lock import LockedError, locked
+from dst.records.provenance import code_version, library_versions, machine
+from dst.records.read import read_json
+from dst.records.store import Record
+
+if TYPE_CHECKING:
+    from dst.data import Dataset
+
+
+def create(config: Config, command: str, superseded: Path | None = None) -> Record:
+    """Make the record of a new run: its frozen config, and what is known of it before it begins.
+
+    ``superseded``: the run's newest attempt folder so far, beside which another one is made.
+    Raises ConfigError if it cannot be made there.
+    """
+    folder = Path(config.output.root) / config.output.group / run_id(config)
+    if superseded is not None:
+        folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
+    for above in folder.parents:
+        if (above / "run.json").exists():
+            raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
+    text = to_yaml(frozen(config))
+    about = {**_known(config), "command": command, "config_digest": digest(text), "code": code_version()}
+    try:
+        return Record.create(folder, config_yaml=text, run=about)
+    except OSError as error:
+        raise ConfigError([f"output.root={config.output.root}: cannot write a record there: {error}"]) from error
+
+
+def frozen(config: Config) -> Config:
+    """Return the config of a run that has its folder: what to do about an earlier one has been decided."""
+    return replace(config, output=replace(config.output, resume="auto"))
+
+
+def refreeze(record: Record, config: Config) -> str:
+    """See that a record's frozen config is this one, and return its text.
+
+    When a run is continued, what cannot change its result (where it runs, how it is tracked) may be new.
+    """
+    text = to_yaml(frozen(config))
+    if (record.folder / "config.yaml").read_text() != text:
+        record.write_config(text)
+    about = read_json(record.folder / "run.json")
+    new = {**about, "config": flatten(frozen(config)), "config_digest": digest(text)}
+    if "dataset" not in about:  # it has not begun
+        new["code"] = code_version()
+    if new != about:
+        record.write_run(new)
+    return text
+
+
+def digest(text: str) -> str:
+    """Return the digest of a frozen config."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _known(config: Config) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run before it begins."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "id": run_id(config),
+        "name": run_name(config),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "identity": identity(config),
+        "config": flatten(frozen(config)),
+        "determinism": config.hardware.determinism,
+    }
+
+
+def found_here(device: str, dataset: "Dataset", sources: Mapping[str, str]) -> dict[str, Any]:
+    """Return what ``run.json`` says of the place where a run begins, and of what it is made with."""
+    return {
+        "code": code_version(),
+        "versions": library_versions(),
+        **machine(),
+        "device": device,
+        "dataset": {"name": dataset.name, "digest": dataset.digest},
+        "sources": dict(sources),
+    }
+
+
+def check_continuable(folder: Path, *, strict: bool) -> None:
+    """Raise ConfigError, or warn, if a run that has begun would be refused where it shall be continued.
+
+    As far as can be seen from here, without its data and its device.
+    """
+    about = read_json(folder / "run.json")
+    if "dataset" in about:
+        here = {"code": code_version(), "versions": library_versions()}
+        _check_same(folder, about, here, strict=strict)
+
+
+class RunningError(ConfigError):
+    """Another process carries the run out."""
+
+
+@contextmanager
+def held(record: Record, config: Config, here: Mapping[str, Any]) -> Iterator[None]:
+    """Hold a record's lock, all that ``here`` says of where the run begins being in it.
+
+    Raises RunningError if another process holds it, ConfigError if the run cannot be continued as it was begun.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(record.folder, os.environ.get(JOB)))
+        except LockedError as error:
+            raise RunningError([str(error)]) from error
+        except OSError as error:
+            raise ConfigError([f"run {record.folder.name} cannot be locked: {error}"]) from error
+        stack.enter_context(record)
+        _begin_or_continue(record, here, strict=config.hardware.determinism == "strict")
+        refreeze(record, config)
+        yield
+
+
+def _begin_or_continue(record: Record, here: Mapping[str, Any], *, strict: bool) -> None:
+    """Put on record what the run begins with, or see that it continues with the same."""
+    about = read_json(record.folder / "run.json")
+    if "dataset" in about:
+        return _check_continuation(record.folder, about, here, strict=strict)
+    if {"id", "code"} <= about.keys():
+        _check_same(record.folder, about, {"code": here["code"]}, strict=strict)
+        return record.write_run({**about, **here, "code": about["code"]})
+    raise ConfigError([f"{record.folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
+
+
+def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
+    """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
+    if not {"dataset", "code", "versions", "device"} <= begun.keys():
+        raise ConfigError([f"{folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
+    name = folder.name
+    if begun["dataset"] != here["dataset"]:
+        raise ConfigError(
+            [f"run {name} was begun with other data ({begun['dataset']}, now {here['dataset']}); {_ANEW}"]
+        )
+    if begun.get("sources", {}) != here["sources"]:
+        raise ConfigError([f"run {name} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
+    _check_same(folder, begun, here, strict=strict)
+
+
+def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
+    """Raise ConfigError in strict mode, warn otherwise, if what is here has changed since the run was begun."""
+    changes = []
+    if begun["code"]["digest"] != here["code"]["digest"]:
+        changes.append(f"the code (was {_code(begun)}, is {_code(here)})")
+    if "device" in here and begun["device"] != here["device"]:
+        changes.append(f"the device (was {begun['device']}, is {here['device']})")
+    for name, version in here.get("versions", {}).items():
+        if begun["versions"].get(name) != version:
+            changes.append(f"{name} (was {begun['versions'].get(name)}, is {version})")
+    told = ", ".join(changes)
+    if changes and strict:
+        raise ConfigError(
+            [f"run {folder.name} in {folder} cannot be continued bit-identically: changed {told}; {_ANEW}"]
+        )
+    if changes:
+        print(f"warning: continuing run {folder.name} with changed {told}", file=sys.stderr)
+
+
+_ANEW = "go back to what it was begun with, or add output.resume=never to start anew"
+
+
+def _code(about: Mapping[str, Any]) -> str:
+    commit = about["code"]["git"]
+    return f"{about['code']['digest']}{f' at commit {commit[:10]}' if commit else ''}"

@@ -1,0 +1,151 @@
+"""One writer a run folder: a lock that says who holds it, dies with its holder, and is taken over when it is stale.
+
+Two marks are combined. An ``flock`` dies with the process at once, and on most cluster file systems it is seen by all
+nodes. Where it is not, the heartbeat counts: the holder touches the file every few seconds, and a file that nobody has
+touched for long enough belongs to a node that is gone.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+NAME: Final = "lock"
+HEARTBEAT_S: Final = 5.0
+STALE_S: Final = 60.0
+"""A lock of another host that has not been touched for so long is stale."""
+
+_ORPHANS_S: Final = 5.0
+"""How long the processes that a killed holder has started may take to see it, and give up the ``flock``."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock. ``job``: its SLURM or local job, if it is one."""
+
+    host: str
+    pid: int
+    job: str | None = None
+
+    def __str__(self) -> str:
+        return f"host {self.host}, process {self.pid}" + (f", job {self.job}" if self.job else "")
+
+
+class LockedError(RuntimeError):
+    """Somebody else holds the lock."""
+
+    def __init__(self, folder: Path, holder: Holder | None) -> None:
+        self.holder = holder
+        super().__init__(f"run {folder.name} is running already: {holder or 'by an unknown process'}")
+
+
+@contextmanager
+def locked(folder: Path, job: str | None = None) -> Iterator[None]:
+    """Hold the lock of a run folder, with a heartbeat; LockedError if another process has it, OSError."""
+    path = folder / NAME
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _acquire(handle, folder)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(asdict(Holder(socket.gethostname(), os.getpid(), job))).encode(), 0)
+        over = threading.Event()
+        beats = threading.Thread(target=_beat, args=(path, over), daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beats.join()
+            os.ftruncate(handle, 0)
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: forked loader processes hold the file too
+    finally:
+        os.close(handle)
+
+
+def holder(folder: Path) -> Holder | None:
+    """Return who holds the lock of a run folder as far as can be seen from here; None if nobody who lives does."""
+    found = _read(folder)
+    if found is None or not _may_live(folder, found):
+        return None
+    if found.host != socket.gethostname():
+        return found
+    try:
+        handle = os.open(folder / NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return found
+    try:
+        return found if not _flock(handle) else None
+    finally:
+        os.close(handle)
+
+
+def _acquire(handle: int, folder: Path) -> None:
+    deadline = time.monotonic() + _ORPHANS_S
+    while not _flock(handle):
+        found = _read(folder)
+        if (found is not None and _may_live(folder, found)) or time.monotonic() > deadline:
+            raise LockedError(folder, found)
+        time.sleep(0.1)
+    found = _read(folder)
+    # With the flock in hand a holder of this host is dead; one of another host may only be out of its reach.
+    if found is not None and found.host != socket.gethostname() and _may_live(folder, found):
+        raise LockedError(folder, found)
+
+
+def _flock(handle: int) -> bool:
+    """Take the ``flock`` if it is free, or if the file system has none; say whether."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True
+
+
+def _may_live(folder: Path, found: Holder) -> bool:
+    """Say whether a holder can be alive: by its process on this host, by its heartbeat on another."""
+    if found.host == socket.gethostname():
+        try:
+            os.kill(found.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+    return _age(folder / NAME) < STALE_S
+
+
+def _age(path: Path) -> float:
+    """Return how long ago a file was touched, by the clock of its file system: hosts' clocks differ."""
+    probe = path.with_name(f".clock.{socket.gethostname()}.{os.getpid()}")
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
+    except OSError:  # a folder that may only be read
+        now = time.time()
+    return now - path.stat().st_mtime
+
+
+def _read(folder: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads((folder / NAME).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _beat(path: Path, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_S):
+        with suppress(OSError):
+            os.utime(path)

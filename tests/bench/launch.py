@@ -1,0 +1,62 @@
+"""What launching costs: ``python -m tests.bench.launch``.
+
+A sweep of 1,000 cells (5 methods, 2 densities, 100 seeds): composed and checked with one bad cell among them; composed,
+checked and frozen; and the throughput of four runs side by side against one after another. On a machine with SLURM,
+``--slurm`` submits the thousand as well, held, and cancels them.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+METHODS = "sparsity=set_itop,rigl,static,granet,gmp"
+GOOD = (METHODS, "sparsity.density=0.1,0.2", "seed=range(0,100)")
+BAD = (METHODS, "sparsity.density=0.1", "seed=range(0,199),-1")
+RUN = ("sparsity=rigl_itop", "model.hidden=[256,256]", "schedule.epochs=60", "hardware.threads=1", "tracking=none")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slurm", action="store_true", help="submit 1,000 held jobs to SLURM, then cancel them")
+    options = parser.parse_args()
+    launcher = "slurm" if options.slurm else "local"
+    with tempfile.TemporaryDirectory() as folder:
+        code, seconds, output = _timed(folder, "-m", f"hydra/launcher={launcher}", *BAD)
+        told = [line for line in output.splitlines() if "seed=-1" in line]
+        print(
+            f"  1,000 cells, 5 of them bad: exit code {code}, {len(told)} named, {seconds:.1f} s (target: 15 s or less)"
+        )
+    if options.slurm:
+        with tempfile.TemporaryDirectory() as folder:
+            held = ("hydra/launcher=slurm", "hardware.slurm.options=[hold]", "tracking=none")
+            code, seconds, output = _timed(folder, "-m", *held, *GOOD)
+            print(f"  1,000 cells frozen and submitted: exit code {code}, {seconds:.1f} s (target: 60 s or less)")
+            print("\n".join(f"    {line}" for line in output.splitlines()))
+            subprocess.run(["scancel", f"--user={os.environ.get('USER', 'root')}"], check=False)
+    seeds = "seed=0,1,2,3"
+    with tempfile.TemporaryDirectory() as folder:
+        _, one_by_one, _ = _timed(folder, "-m", *RUN, seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        packed = ("hydra/launcher=local", "hydra.launcher.wait=true", "hydra.launcher.max_parallel=1")
+        _, together, _ = _timed(folder, "-m", *packed, "hydra.launcher.runs_per_job=4", *RUN, seeds)
+    cores = os.cpu_count()
+    print(f"  4 runs one after another in one process {one_by_one:.1f} s, side by side in one job {together:.1f} s:")
+    print(f"    throughput {one_by_one / together:.2f} x on {cores} cores")
+
+
+def _timed(folder: str, *arguments: str) -> tuple[int, float, str]:
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.returncode, time.perf_counter() - started, done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The same sweeps without SLURM: processes of this machine, in the background."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.core.utils import JobStatus
+
+from dst.launcher import cancel, node, requeue, status
+from dst.launcher.frozen import freeze
+from dst.launcher.plugin.hydra_plugins.dst_launcher import SubmititLauncher
+from dst.launcher.seen import look
+from dst.recording import digest
+from dst.records.catalog import find_runs
+from dst.records.read import read_attempts, read_json, read_launch, read_status
+from tests.processes import REPOSITORY, run, run_folder, traces
+
+pytestmark = pytest.mark.slow
+
+TINY = ("model.hidden=[16]", "schedule.epochs=4", "schedule.update_every=10", "sparsity=rigl_itop")
+QUIET = ("hardware.threads=1", "tracking=none")
+LOCAL = ("-m", "hydra/launcher=local", *QUIET)
+ENDLESS = ("model.hidden=[16]", "schedule.epochs=5000", "schedule.update_every=100", "sparsity=set_itop")
+
+
+def wait_until(condition, what, timeout=90.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def state(folder):
+    return (read_status(folder) or {}).get("state")
+
+
+def is_moving(folder):
+    told = read_status(folder) or {}
+    return told.get("state") == "running" and told["step"] > told["started_step"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_four_runs_in_one_job_are_four_runs(here):
+    """Launched as Hydra itself does it; then one after another, in folders of their own."""
+    launcher = SubmititLauncher("local", wait=True, runs_per_job=4, max_parallel=1)
+    launcher._conf = REPOSITORY / "conf"
+    cells = [[*TINY, *QUIET, f"seed={seed}"] for seed in range(4)]
+    results = launcher.launch(cells, 0)
+    assert [result.status for result in results] == [JobStatus.COMPLETED] * 4
+    assert len({read_launch(Path(result.return_value))["job"] for result in results}) == 1
+    for cell, result in zip(cells, results, strict=True):
+        alone = here / cell[-1]
+        alone.mkdir()
+        assert run(*cell, cwd=alone).code == 0
+        assert traces(Path(result.return_value)) == traces(run_folder(alone / "outputs"))
+    told = run(*LOCAL, *TINY, "seed=0,1,2,3", cwd=here)
+    assert (told.code, told.output.splitlines()[0]) == (0, "4 runs: 4 finished already, 0 submitted")
+
+
+def test_a_failing_cell_does_not_hurt_its_neighbours(here, capsys):
+    forecast = run("-m", *QUIET, *TINY, "seed=1", "output.group=other", cwd=here)
+    assert forecast.code == 0
+    failing = here / "outputs" / "default" / run_folder(here / "outputs" / "other").name
+    (here / "outputs" / "other").rename(here / "aside")
+    (failing / "metrics.jsonl").mkdir(parents=True)
+    result = run(*LOCAL, *TINY, "seed=0,1,2", "hydra.launcher.wait=true", cwd=here)
+    assert result.code == 1
+    assert sorted(state(folder) for folder in find_runs(here / "outputs")) == ["done", "done", "failed"]
+    assert "metrics.jsonl" in read_status(failing)["error"]
+    log = "".join(path.read_text() for path in (here / "outputs").glob(".launch/*/*.out"))
+    assert read_status(failing)["error"] in log
+
+    assert status.main(["outputs"]) == 0
+    assert "3 runs: 2 done, 1 failed" in capsys.readouterr().out
+    (failing / "metrics.jsonl").rmdir()
+    assert requeue.main(["outputs", "--dry-run"]) == 0
+    assert capsys.readouterr().out == f"{failing.relative_to(here)}\n1 runs would be submitted\n"
+    assert requeue.main(["outputs"]) == 0
+    wait_until(lambda: state(failing) == "done", "not done after the requeue")
+
+
+def test_nothing_is_submitted_if_a_cell_is_bad(here):
+    result = run(*LOCAL, *TINY, "seed=0,1", "sparsity.density=0.1,1.5", cwd=here)
+    assert result.code == 2
+    assert "[" in result.output
+    assert "sparsity.density=1.5" in result.output
+    assert find_runs(here / "outputs") == []
+    assert not list((here / "outputs").glob(".launch*"))
+
+
+def test_killed_without_warning_and_cancelled(here, capsys):
+    command = (*LOCAL, *ENDLESS, "checkpoint.every_steps=50", "seed=0")
+    assert run(*command, cwd=here).code == 0
+    folder = run_folder(here / "outputs")
+    wait_until(lambda: is_moving(folder) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
+    assert "1 under way already" in run(*command, cwd=here).output
+    refused = run(*ENDLESS, *QUIET, "seed=0", cwd=here)
+    assert refused.code == 2
+    assert f"process {read_status(folder)['pid']}" in refused.output
+
+    job = int(read_launch(folder)["job"])
+    children = subprocess.run(["pgrep", "-P", str(job)], capture_output=True, text=True, check=True).stdout.split()
+    for pid in (job, *map(int, children), read_status(folder)["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: look([folder])[0].state == "lost", "not seen as lost")
+
+    assert "1 submitted" in run(*command, cwd=here).output
+    wait_until(lambda: is_moving(folder) and read_status(folder)["attempt"] == 2, "not continued")
+    assert read_status(folder)["started_step"] > 0
+    assert cancel.main(["outputs"]) == 0
+    assert "cancelled 1 jobs of 1 runs" in capsys.readouterr().out
+    wait_until(lambda: state(folder) == "preempted", "not stopped")
+    wait_until(lambda: not look([folder])[0].is_taken, "the job does not end")
+    assert read_attempts(folder)[-1]["cause"] == "stop request (SIGTERM)"
+
+
+def test_a_changed_frozen_config_is_refused(here):
+    from dst.app import cells
+    from dst.compose import compose_cells
+    from dst.config import complete
+
+    ((_, config),) = compose_cells(REPOSITORY / "conf", [*TINY, *QUIET], multirun=False)
+    (cell,) = cells([complete(config)])
+    frozen = freeze(cell, "a command")
+    folder = Path(frozen.folder)
+    about = read_json(folder / "run.json")
+    assert about["config_digest"] == frozen.digest == digest((folder / "config.yaml").read_text())
+    assert state(folder) == "queued"
+    (folder / "config.yaml").write_text(frozen.config.replace("peak:", "peak: 9 #"))
+    assert node.main([frozen.folder, "--digest", frozen.digest]) == 2
+    assert "is not what was submitted" in read_status(folder)["error"]
+
+
+def test_status_tells_everything_as_json_and_starts_fast(here, capsys):
+    assert status.main(["nowhere"]) == 2
+    (here / "outputs").mkdir()
+    assert status.main(["outputs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []
+    heavy = "import sys, dst.launcher.status; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'pandas')))"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-c", heavy], env=environment, check=False).returncode == 0

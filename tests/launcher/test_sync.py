@@ -1,0 +1,258 @@
+"""Every run that was tracked offline arrives at wandb's server once and whole, whatever became of its attempts."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from dst.launcher.replay import ReplayError, messages, nested
+from dst.launcher.sync import main, offline_folders
+from dst.records.catalog import find_runs
+from dst.records.read import read_metrics, read_summary
+from dst.records.store import Record
+from dst.tracking.wandb_worker import beyond
+from tests.processes import REPOSITORY, run
+from tests.tracking.servers import KEY, server
+from tests.tracking.stub_server import stub_server
+
+TINY = (
+    "sparsity=rigl_itop",
+    "tracking=wandb_offline",
+    "model.hidden=[16]",
+    "schedule.epochs=2",
+    "schedule.update_every=10",
+    "tracking.every_steps=5",
+    "tracking.progress=none",
+    "hardware.threads=1",
+    "checkpoint.every_steps=7",
+    "output.group=some/study",
+    "tracking.tags=[mine]",
+)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    with stub_server() as running:
+        for name, value in running.env.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+def sync(capsys, *arguments):
+    """Return the exit code, and the verdict on each run by the name of its folder."""
+    code = main([str(argument) for argument in arguments])
+    *lines, _ = capsys.readouterr().out.splitlines()
+    verdicts = {Path(line[12:].split("  ")[0]).name: line[:12].strip() for line in lines}
+    return code, verdicts
+
+
+def book(folder):
+    with suppress(FileNotFoundError):
+        return json.loads((folder / "wandb" / "sent.json").read_text())
+
+
+# -- real runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refusal(tmp_path, stub, capsys):
+    root = tmp_path / "outputs"
+    assert run(*TINY, "seed=0", cwd=tmp_path, fault="kill:step:27").code == -9
+    assert run(*TINY, "seed=0", cwd=tmp_path).code == 0
+    (done,) = find_runs(root)
+    assert run(*TINY, "seed=1", cwd=tmp_path, fault="kill:step:27").code == -9
+    (killed,) = set(find_runs(root)) - {done}
+    wait_for_mirror(killed)
+    assert [len(offline_folders(folder)) for folder in (done, killed)] == [2, 1]
+
+    stub.refusing = {done.name}
+    assert sync(capsys, root, "--timeout-s", "20") == (1, {done.name: "failed", killed.name: "left out"})
+    assert book(done) is None
+    stub.refusing = set()
+    assert sync(capsys, root, "--running") == (0, {done.name: "sent", killed.name: "sent"})
+    assert arrived(stub, killed) == recorded(killed)
+    assert run(*TINY, "seed=1", cwd=tmp_path).code == 0
+    assert sync(capsys, root) == (0, {done.name: "up to date", killed.name: "sent"})
+
+    assert {name for _, name in stub.runs} == {done.name, killed.name}
+    for folder in (done, killed):
+        found = stub.run(folder.name)
+        assert arrived(stub, folder) == recorded(folder)
+        assert [line["_step"] for line in found.history] == list(range(len(found.history)))
+        assert found.lines_received == len(found.history)
+        assert read_summary(folder).items() <= found.summary.items()
+        assert found.summary["sparsity/layers"]["nrows"] == 2
+        assert found.config["sparsity"]["value"]["drop_fraction"]["initial"] == 0.5
+        assert found.about("groupName") == "some/study"
+        assert set(found.about("tags")) == {"mlp", "digits", "rigl_itop", "mine"}
+        assert found.exit_code == 0
+
+    before = len(stub.requests)
+    assert sync(capsys, root) == (0, {done.name: "up to date", killed.name: "up to date"})
+    assert len(stub.requests) == before
+
+
+def wait_for_mirror(folder, seconds=20.0):
+    """Wait for the files of a killed run: its mirror, which outlives it, may not even have begun them."""
+    limit = time.monotonic() + seconds
+    while not list(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        assert time.monotonic() < limit, f"no offline files in {folder}"
+        time.sleep(0.05)
+
+
+def arrived(stub, folder):
+    return [plain(line) for line in stub.run(folder.name).history]
+
+
+def recorded(folder):
+    return [plain(line) for line in read_metrics(folder)]
+
+
+def plain(line):
+    """Return a line without what wandb adds, and without what a step done again, to the same bits, has of its own."""
+    return {name: value for name, value in line.items() if not name.startswith(("_", "time/", "attempt"))}
+
+
+# -- trouble, with records made by hand --------------------------------------------------------------------------------
+
+
+def made(root, name, rows=4, state="done"):
+    """Make the record of a run that was tracked offline."""
+    config = {
+        "model.name": "mlp", "data.name": "digits", "sparsity.label": "rigl", "output.group": "g",
+        "tracking.tags": [], "tracking.notes": None, "tracking.project": "dst", "tracking.entity": None,
+    }  # fmt: skip
+    about = {"id": name, "name": "a run", "created": "2026-01-02T03:04:05+00:00", "identity": {}, "config": config}
+    folder = root / "g" / name
+    with Record.create(folder, config_yaml="", run=about) as record:
+        record.write_status(state, attempt=1, step=rows)
+        for step in range(1, rows + 1):
+            record.log(step=step, epoch=1.0, attempt=1, values={"train/loss": 1 / step, "lr": None})
+        record.write_summary({"test/accuracy": 0.5})
+    (folder / "wandb" / f"offline-run-20260102_030405-{name}").mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["refuse", "hang"])
+def test_a_server_that_is_no_help(kind, tmp_path, monkeypatch, capsys):
+    folder = made(tmp_path, "aaa")
+    with server(kind) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        assert main([str(folder), "--timeout-s", "3"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(f"failed      {folder}  wandb: ")
+    assert out.endswith("\n1 failed\n")
+    assert book(folder) is None
+    assert sorted(path.name for path in (folder / "wandb").iterdir()) == ["offline-run-20260102_030405-aaa"]
+
+
+# -- without a server --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sendings(monkeypatch):
+    """Note what would be sent instead of sending it."""
+    sent = []
+    monkeypatch.setattr("dst.launcher.sync.replay", lambda folder, **where: sent.append((folder.name, where)) or [])
+    return sent
+
+
+def test_only_what_is_new_is_sent_and_to_where_it_shall_go(tmp_path, sendings, capsys):
+    folder = made(tmp_path, "aaa")
+    assert sync(capsys, tmp_path, "--dry-run") == (0, {"aaa": "would send"})
+    assert sendings == []
+    assert sync(capsys, tmp_path, "--timeout-s", "7") == (0, {"aaa": "sent"})
+    assert sendings == [("aaa", {"project": "dst", "entity": None, "timeout_s": 7.0})]
+    assert sync(capsys, tmp_path) == (0, {"aaa": "up to date"})
+    assert sync(capsys, tmp_path, "--project", "other", "--entity", "us") == (0, {"aaa": "sent"})
+    assert sendings[-1] == ("aaa", {"project": "other", "entity": "us", "timeout_s": 120.0})
+    (folder / "wandb" / "sent.json").write_text("{")
+    assert sync(capsys, tmp_path, "--project", "other", "--entity", "us") == (0, {"aaa": "sent"})
+    with Record.open(folder) as record:
+        record.log(step=5, epoch=1.0, attempt=2, values={"train/loss": 0.1})
+    assert sync(capsys, tmp_path, "--project", "other", "--entity", "us") == (0, {"aaa": "sent"})
+    assert len(sendings) == 4
+
+
+def test_runs_that_go_on_or_were_not_tracked_offline_are_left_out(tmp_path, sendings, capsys):
+    made(tmp_path, "aaa", state="running")
+    (made(tmp_path, "bbb") / "wandb").rename(tmp_path / "elsewhere")
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "running (last heartbeat 0 min ago on " in out
+    assert out.endswith("--running sends what there is\n1 left out\n")
+    assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent"})
+
+
+def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, monkeypatch, capsys):
+    def send(folder, **_):
+        if folder.name == "ccc":
+            raise ReplayError("wandb: refused")
+        return ["wandb: no table of layers"]
+
+    monkeypatch.setattr("dst.launcher.sync.replay", send)
+    (made(tmp_path, "aaa") / "run.json").write_text("{")
+    (made(tmp_path, "bbb") / "run.json").write_text('{"config": {}}')
+    made(tmp_path, "ccc")
+    made(tmp_path, "ddd")
+    assert main([str(tmp_path)]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line[:9] for line in lines] == ["failed   ", "failed   ", "failed   ", "sent     "]
+    assert "is not JSON" in lines[0]
+    assert lines[1].endswith("run.json lacks 'tracking.project'")
+    assert lines[2].endswith("wandb: refused")
+    assert lines[3].endswith("1 offline folder -> dst; wandb: no table of layers")
+    assert last == "1 sent, 3 failed"
+
+
+def test_folders_without_runs(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no runs that were tracked offline\n"
+    assert main([str(tmp_path / "missing")]) == 2
+    assert "missing: no such folder; give one that holds runs" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--timeout-s", "0"])
+
+
+def test_it_starts_without_what_is_slow():
+    code = "import sys, dst.launcher.sync; print({'torch', 'hydra', 'omegaconf', 'pandas', 'wandb'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# -- what a server lacks -----------------------------------------------------------------------------------------------
+
+
+def test_what_lies_beyond_what_a_server_has():
+    rows = [{"step": step} for step in (5, 10, 15, 20)]
+    assert beyond(rows, 0, None) == rows
+    assert beyond(rows, 2, 10) == rows[2:]
+    assert beyond(rows, 4, 20) == []
+    # Lines that were sent while training: twice at a step, or of steps that a resume took back.
+    assert beyond(rows, 3, 10) == rows[2:]
+    assert beyond(rows, 9, 25) == []
+    assert beyond(rows, 1, None) == rows
+
+
+def test_the_times_are_those_of_the_run_and_numbers_that_were_not_finite_are_such_again(tmp_path):
+    told = list(messages(made(tmp_path, "aaa"), tmp_path, project="p", entity=None, timeout_s=1))
+    assert told[0][1]["start_time"] == told[1][1]["_timestamp"] == 1767323045
+    assert all(math.isnan(content["lr"]) for kind, content in told if kind == "log")
+    assert told[-1] == (
+        "finish",
+        {"summary": {"test/accuracy": 0.5}, "layers": [], "state": "done", "must_arrive": True},
+    )
+
+
+def test_dotted_keys_are_mappings_within_mappings():
+    assert nested({"seed": 0, "a.b.c": 1, "a.b.d": [2], "a.e": None}) == {
+        "seed": 0,
+        "a": {"b": {"c": 1, "d": [2]}, "e": None},
+    }

@@ -1,0 +1,243 @@
+"""Sweeps on a real SLURM: what is submitted is what runs, states are true, and nothing is lost on the way."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dst.compose import compose_cells
+from dst.launcher import slurm
+from dst.launcher.job import FrozenRun
+from dst.launcher.seen import look
+from dst.launcher.settings import LauncherSettings
+from dst.launcher.submit import submit as submit_runs
+from dst.records.catalog import find_runs
+from dst.records.read import read_attempts, read_json, read_launch, read_metrics, read_status
+from tests.processes import REPOSITORY, run, traces
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+SLURM = ("-m", "hydra/launcher=slurm", "hardware.threads=1", "tracking=none")
+SHORT = ("model.hidden=[16]", "schedule.epochs=4", "schedule.update_every=10")
+
+
+def python(cluster, *arguments, cwd):
+    """Run a module of ours as users do; return what it prints."""
+    return cluster.run(sys.executable, "-m", *arguments, cwd=cwd, env={"PYTHONPATH": str(REPOSITORY)})
+
+
+def submit(cluster, *overrides, cwd, code=0, **options):
+    result = run(*SLURM, *overrides, cwd=cwd, env=cluster.env, **options)
+    assert result.code == code, result.output
+    return result.output
+
+
+def jobs(root):
+    """Return the job of each run, by its seed."""
+    folders = find_runs(root / "outputs")
+    return {read_json(folder / "run.json")["config"]["seed"]: read_launch(folder)["job"] for folder in folders}
+
+
+def by_seed(root):
+    return {read_json(folder / "run.json")["config"]["seed"]: folder for folder in find_runs(root / "outputs")}
+
+
+def states_of_sacct(cluster, ids):
+    return {job: (row["State"].split()[0], row["ExitCode"]) for job in ids for row in cluster.sacct(job)}
+
+
+def test_a_sweep_with_a_failing_cell(cluster, tmp_path):
+    """Held back until its config files are edited and gone, and the place of one run's checkpoints is taken."""
+    conf = shutil.copytree(REPOSITORY / "conf", tmp_path / "conf")
+    command = (*SHORT, "sparsity=set_itop", "sparsity.density=0.2", "seed=range(0,6)")
+    output = submit(cluster, *command, "hardware.slurm.options=[hold]", cwd=tmp_path, conf=conf)
+    assert "6 runs: 6 submitted" in output
+    ids = jobs(tmp_path)
+    array = ids[0].partition("_")[0]
+    assert sorted(ids.values()) == [f"{array}_{i}" for i in range(6)]  # one array
+    assert [seen.state for seen in look(find_runs(tmp_path / "outputs"))] == ["queued"] * 6
+    again = submit(cluster, *command, cwd=tmp_path, conf=conf)
+    assert "6 runs: 6 under way already, 0 submitted" in again
+
+    method = conf / "sparsity" / "set_itop.yaml"
+    method.write_text(method.read_text().replace("initial: 0.5", "initial: 0.9"))
+    shutil.move(conf, tmp_path / "elsewhere")
+    folders = by_seed(tmp_path)
+    (folders[4] / "checkpoints").write_text("in the way")
+    cluster.run("scontrol", "release", array)
+    cluster.wait_for(array, ("COMPLETED", "FAILED"), timeout=240)
+
+    assert states_of_sacct(cluster, ids.values()) == {
+        job: ("FAILED", "1:0") if seed == 4 else ("COMPLETED", "0:0") for seed, job in ids.items()
+    }
+    for seed, folder in folders.items():
+        status, about = read_status(folder), read_json(folder / "run.json")
+        assert status["state"] == ("failed" if seed == 4 else "done")
+        assert about["config"]["sparsity.drop_fraction.initial"] == 0.5
+        (attempt,) = read_attempts(folder)
+        assert attempt["config_digest"] == about["config_digest"]
+        assert attempt["job"] == ids[seed]
+    failed = read_status(folders[4])
+    assert str(folders[4] / "checkpoints") in failed["error"]
+    log = Path(read_launch(folders[4])["logs"], f"{ids[4]}_0_log.out").read_text()
+    assert failed["error"].splitlines()[0] in log
+
+    told = json.loads(python(cluster, "dst.launcher.status", "outputs", "--json", cwd=tmp_path))
+    assert {run["job"]: (run["state"], run["slurm"]) for run in told} == {
+        job: ("failed", "FAILED") if seed == 4 else ("done", "COMPLETED") for seed, job in ids.items()
+    }
+    table = python(cluster, "dst.launcher.status", "outputs", cwd=tmp_path)
+    assert f"{folders[4].name} failed: {failed['error']}" in table
+    assert table.endswith("6 runs: 5 done, 1 failed\n")
+
+    (folders[4] / "checkpoints").unlink()
+    shutil.move(tmp_path / "elsewhere", conf)
+    shutil.copy(REPOSITORY / "conf" / "sparsity" / "set_itop.yaml", method)
+    output = submit(cluster, *command, "hydra.launcher.wait=true", cwd=tmp_path, conf=conf)
+    assert "6 runs: 5 finished already, 1 submitted" in output
+    assert read_status(folders[4])["state"] == "done"
+    assert [attempt["state"] for attempt in read_attempts(folders[4])] == ["failed", "done"]
+    assert all(len(read_attempts(folder)) == 1 for seed, folder in folders.items() if seed != 4)
+
+
+LONG = ("model.hidden=[16]", "schedule.epochs=1500", "schedule.update_every=100", "schedule.eval_every_epochs=100")
+"""31,500 steps: longer than the half minute that SLURM may take to see that a time limit is near."""
+
+
+def wait_until(condition, what, timeout=120.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def is_at(folder, attempt):
+    """Say whether an attempt is under way, beyond its beginning."""
+    status = read_status(folder) or {}
+    is_moving = status.get("step", 0) > status.get("started_step", 0)
+    return status.get("state") == "running" and status["attempt"] == attempt and is_moving
+
+
+def test_a_run_interrupted_three_times(cluster, tmp_path):
+    """By its time limit, by ``scontrol requeue``, and by a job of a higher-priority partition."""
+    interrupted, undisturbed = tmp_path / "interrupted", tmp_path / "undisturbed"
+    frequent = ("checkpoint.every_steps=500", "tracking.every_steps=50")
+    short_limit = (
+        *("hardware.slurm.partition=low", "hardware.slurm.timeout_min=1", "hardware.slurm.signal_delay_s=40"),
+        *("hardware.slurm.cpus=1",),
+    )
+    for root, options in ((interrupted, short_limit), (undisturbed, ())):
+        root.mkdir()
+        submit(cluster, *LONG, *frequent, *options, "sparsity=rigl_itop", cwd=root)
+    ((_, job),), ((_, folder),) = jobs(interrupted).items(), by_seed(interrupted).items()
+
+    wait_until(lambda: read_status(folder)["state"] == "preempted", "no signal before the time limit")
+    cluster.start_now(job)
+    cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=30")
+    wait_until(lambda: is_at(folder, 2), "not running after the first requeue")
+    cluster.run("scontrol", "requeue", job)
+    cluster.start_now(job)
+    wait_until(lambda: is_at(folder, 3), "not running after the second requeue")
+    other = cluster.sbatch("true", "--partition=high", "--exclusive", cwd=tmp_path)
+    cluster.wait_for(other, "COMPLETED", timeout=120)
+    cluster.start_now(job)
+    cluster.wait_for(job, "COMPLETED", timeout=240)
+    ((_, reference),) = by_seed(undisturbed).items()
+    wait_until(lambda: read_status(reference)["state"] == "done", "the undisturbed run does not end", 240)
+
+    attempts = read_attempts(folder)
+    assert [attempt["attempt"] for attempt in attempts] == [1, 2, 3, 4]
+    causes = [attempt.get("cause") for attempt in attempts]
+    assert causes == ["time limit", "stop request (SIGTERM)", "preemption", None]
+    assert [attempt["state"] for attempt in attempts] == ["preempted"] * 3 + ["done"]
+    assert len({attempt["config_digest"] for attempt in attempts}) == 1
+    assert traces(folder) == traces(reference)
+    steps = [row["step"] for row in read_metrics(folder)]
+    assert steps == sorted(set(steps))
+    assert set(range(50, 31_501, 50)) <= set(steps)
+    assert [state["job"] for state in attempts] == [job] * 4
+
+
+def test_a_job_killed_without_warning(cluster, tmp_path):
+    """Its lock is stale, its state is lost; the next submission goes on from the newest checkpoint."""
+    command = (*LONG, "schedule.epochs=120", "checkpoint.every_steps=100", "sparsity=set_itop")
+    submit(cluster, *command, cwd=tmp_path)
+    ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
+    wait_until(lambda: is_at(folder, 1) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
+    child = read_status(folder)["pid"]
+    supervisor = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (supervisor, child):
+        os.kill(pid, signal.SIGKILL)
+    cluster.wait_for(job, ("FAILED", "NODE_FAIL", "CANCELLED"))
+    (seen,) = look([folder])
+    assert (seen.state, seen.is_taken) == ("lost", False)
+    assert "SLURM says" in seen.why
+    assert json.loads((folder / "lock").read_text())["pid"] == child
+
+    assert "1 runs: 1 submitted" in submit(cluster, *command, "hydra.launcher.wait=true", cwd=tmp_path)
+    first, second = read_attempts(folder)
+    assert second["started_step"] > 0
+    assert (first.get("state"), second["state"]) == (None, "done")
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    assert run(*command, "hardware.threads=1", "tracking=none", cwd=reference).code == 0
+    ((_, undisturbed),) = by_seed(reference).items()
+    assert traces(folder) == traces(undisturbed)
+
+
+def test_cancel_and_requeue(cluster, tmp_path):
+    submit(cluster, *LONG, "sparsity=set_itop", "seed=0,1", "hydra.launcher.max_parallel=1", cwd=tmp_path)
+    folders = by_seed(tmp_path)
+    wait_until(lambda: is_at(folders[0], 1), "not running")
+    assert "cancelled 2 jobs of 2 runs" in python(cluster, "dst.launcher.cancel", "outputs", cwd=tmp_path)
+    wait_until(lambda: read_status(folders[0])["state"] == "preempted", "not stopped")
+    assert [read_status(folders[seed])["attempt"] for seed in (0, 1)] == [1, 0]
+    wait_until(lambda: "cause" in read_attempts(folders[0])[0], "no cause")
+    assert read_attempts(folders[0])[0]["cause"] == "stop request (SIGTERM)"
+    assert "nothing to submit" in python(cluster, "dst.launcher.requeue", "outputs", cwd=tmp_path)
+    dry = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", "--dry-run", cwd=tmp_path)
+    assert "2 runs would be submitted" in dry
+    told = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", cwd=tmp_path)
+    assert "2 runs submitted as job" in told
+    wait_until(lambda: is_at(folders[0], 2), "not continued")
+    assert read_status(folders[0])["started_step"] > 0
+
+
+def test_arrays_are_as_few_as_the_cluster_allows(cluster, tmp_path, monkeypatch):
+    """Seven jobs where an array has at most three: two arrays and a job, which share the throttle."""
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 3)
+    monkeypatch.chdir(tmp_path)
+    config = compose_cells(REPOSITORY / "conf", ["hardware.slurm.options=[hold]"], multirun=False)[0][1]
+    frozen = []
+    for number in range(7):
+        folder = tmp_path / "outputs" / f"run{number}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        frozen.append((FrozenRun(str(folder), f"run {number}", "", ""), config))
+    done = submit_runs(frozen, LauncherSettings("slurm", max_parallel=6), root=tmp_path / "outputs", code=REPOSITORY)
+    assert len(done.jobs) == 3
+    queued = cluster.run("squeue", "--noheader", "--format=%i").split()
+    first, second, last = done.jobs
+    assert sorted(queued) == [f"{first}_[0-2%2]", f"{second}_[0-2%2]", last]
+    assert [read_launch(Path(run.folder))["job"] for run, _ in frozen][2:5] == [
+        f"{first}_2",
+        f"{second}_0",
+        f"{second}_1",
+    ]
+
+
+def test_runs_that_share_a_job(cluster, tmp_path):
+    """One of three fails; its neighbours finish, and the job is FAILED."""
+    command = (*SHORT, "sparsity=set_itop", "seed=0,1,2", "hydra.launcher.runs_per_job=3")
+    submit(cluster, *command, "hardware.slurm.options=[hold]", cwd=tmp_path)
+    (job,) = set(jobs(tmp_path).values())
+    folders = by_seed(tmp_path)
+    (folders[1] / "checkpoints").write_text("in the way")
+    cluster.run("scontrol", "release", job)
+    cluster.wait_for(job, "FAILED", timeout=120)
+    assert [read_status(folders[seed])["state"] for seed in (0, 1, 2)] == ["done", "failed", "done"]
