@@ -18,6 +18,7 @@ from dst.records.read import read_summary
 from dst.records.store import RecordError
 from dst.report import sweep_report
 from dst.states import EXIT_CODES, worst
+from dst.together import together
 from dst.training.place import Place
 
 if TYPE_CHECKING:
@@ -35,12 +36,11 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
     """
     composed = compose_command(conf, overrides, multirun=multirun)
     check_launch(overrides, composed.launcher, multirun=multirun or forecast)
-    if not forecast and composed.launcher is None:
-        here = started()
-        check_start([config for _, config in composed.cells], here, multirun=multirun)
+    if not forecast:
+        here, launches = started(), composed.launcher is not None
+        check_start([config for _, config in composed.cells], here, multirun=multirun, launches=launches)
         if here.world > 1:
-            _check_all(composed.cells)
-            return together(complete(composed.cells[0][1]), here)
+            return _together(composed.cells, here)
     cells = _checked(composed, forecast=forecast)
     if forecast:
         return _forecast([cell.config for cell in cells if not _is_over(cell)])
@@ -128,50 +128,23 @@ def _forecast(configs: Sequence[Config]) -> int:
     return 0
 
 
-def together(config: Config, here: Place, cell: Cell | None = None, stop: "StopFlag | None" = None) -> int:
-    """Run one config in several processes, each of which calls this; return the exit code, in all of them the same.
-
-    ``cell``: its record, if that need not be looked for; ``stop``: a flag, if one is up already.
-    Raises ConfigError in all of them; that the main one tells it is enough.
-    """
-    from dst.training.distributed import DismissedError, PeerError, StartError, joined
+def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
+    """Run the one cell of a command in several processes."""
     from dst.training.stopping import StopFlag
 
-    hardware = config.hardware
-    try:
-        with (
-            nullcontext(stop) if stop else StopFlag() as flag,
-            joined(here, hardware.device, strict=hardware.determinism == "strict") as processes,
-            processes.watched(),
-        ):
-            if processes.is_main:
-                return _lead(config, cell, flag, processes)
-            processes.hear()  # that the data is there, and all is well
-            return EXIT_CODES[app.follow(config, flag, processes)]
-    except StartError as error:
-        raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
-    except DismissedError as end:
-        return end.code
-    except PeerError as error:
-        print(f"error: rank {here.rank}: {error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+    _check_all(composed)
+    ((_, config),) = composed
+    config = complete(config)
 
-
-def _lead(config: Config, cell: Cell | None, stop: "StopFlag", processes: "Group") -> int:
-    """Do all that is to be done once, and train with the others, which are let go whatever happens."""
-    code = EXIT_CODES["failed"]
-    try:
-        cell = cell or app.cells([config])[0]
+    def lead(processes: "Group") -> int:
+        (cell,) = app.cells([config])
         if not cell.is_over:
             _check_feasible([config], elsewhere=False)
             processes.tell(None)
-        code = _single(cell, stop, processes)
-        return code
-    except ConfigError:
-        code = EXIT_CODES["refused"]
-        raise
-    finally:
-        processes.dismiss(code)
+        return _single(cell, stop, processes)
+
+    with StopFlag() as stop:
+        return together(config, here, stop, lead)
 
 
 def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:

@@ -37,7 +37,8 @@ def run(
 
     ``env`` is added to the environment; ``conf``: another folder of config files.
     """
-    (result,) = _run_children([_Child(list(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))])
+    child = _Child(list(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))
+    (result,) = _run_children([child])
     return result
 
 

@@ -16,15 +16,27 @@ def started() -> Place:
         raise ConfigError([str(error)]) from error
 
 
-def check_start(configs: Sequence[Config], here: Place, *, multirun: bool) -> None:
-    """Raise ConfigError if the processes that were started are not those of the configs."""
+def check_start(configs: Sequence[Config], here: Place, *, multirun: bool = False, launches: bool = False) -> None:
+    """Raise ConfigError if the processes that were started are not those of the configs.
+
+    ``launches``: the command trains nothing itself but has a launcher start what the configs ask for.
+    """
+    if launches:
+        if here.world > 1:
+            raise ConfigError(
+                [
+                    f"{here.world} processes were started (WORLD_SIZE={here.world} in the environment), but the "
+                    "launcher starts those of each run itself: start one process, by python and not by torchrun"
+                ]
+            )
+        return
     wanted = max(config.hardware.processes for config in configs)
     if multirun and max(wanted, here.world) > 1:
         raise ConfigError(
             [
-                f"-m with hardware.processes={wanted} and {here.world} processes started: here a sweep starts no "
-                "processes for its cells. Launch it with hydra/launcher=slurm or local, without torchrun, "
-                "or start each cell by itself, by torchrun and without -m"
+                f"-m with hardware.processes={wanted} and {here.world} processes started: a sweep starts no processes "
+                "for its cells; let a launcher do it (hydra/launcher=local, or hardware=slurm_ddp), or start each cell "
+                "by itself, by torchrun and without -m"
             ]
         )
     if here.world == wanted:

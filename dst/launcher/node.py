@@ -5,10 +5,12 @@ else.
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dst.checks.start import check_start, started
 from dst.config import Config, ConfigError, run_id
@@ -17,8 +19,11 @@ from dst.recording import RunningError, digest
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from dst.states import EXIT_CODES
-from dst.training.place import place
+from dst.together import together
 from dst.training.stopping import StopFlag
+
+if TYPE_CHECKING:
+    from dst.training.distributed import Group
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,19 +50,25 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
-    config = _config(folder, submitted)
-    from dst import app, build, sweep
+    config, here = _config(folder, submitted), started()
+    check_start([config], here)
+    if here.world == 1:
+        return _lead(config, folder, stop)
+    return together(config, here, stop, lambda processes: _lead(config, folder, stop, processes))
+
+
+def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None" = None) -> int:
+    from dst import app, build
 
     cell = app.Cell(config, folder)
-    here = started()
-    check_start([config], here, multirun=False)
-    if here.world > 1:
-        return sweep.together(config, here, cell, stop)
     if cell.is_over:
         print(f"run {folder.name} is {cell.state} already")
         return EXIT_CODES[cell.state]
     build.check(config)
-    return EXIT_CODES[app.run(cell, str(read_json(folder / "run.json").get("command")), stop, with_tables=True)]
+    if processes is not None:
+        processes.tell(None)
+    command = str(read_json(folder / "run.json").get("command"))
+    return EXIT_CODES[app.run(cell, command, stop, with_tables=True, processes=processes)]
 
 
 def _config(folder: Path, submitted: str) -> Config:
@@ -79,9 +90,11 @@ def _config(folder: Path, submitted: str) -> Config:
 
 
 def _fail(folder: Path, error: str, trace: str | None = None) -> None:
-    """Put on record that the run could not even begin, unless it has said so itself."""
+    """Put on record that the run could not even begin, unless it has said so itself; the main process does."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     before = read_status(folder) or {}
-    if place().rank == 0 and before.get("state") in ("queued", "running", "preempted"):
+    if before.get("state") in ("queued", "running", "preempted"):
         Record.open(folder).write_status(
             "failed",
             attempt=before.get("attempt", 0),

@@ -9,14 +9,14 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dst.launcher.arguments import folders_below
 from dst.launcher.replay import ReplayError, replay
-from dst.records.catalog import find_runs
+from dst.records.lock import holder
 from dst.records.read import read_json, read_status
 from dst.records.store import RecordError, replace_text
 
@@ -40,10 +40,10 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Send the runs at or below a folder; 0 if all went well, 1 if a run could not be sent, 2 for a wrong command."""
     options = _parser().parse_args(arguments)
-    if not options.dir.is_dir():
-        print(f"{options.dir}: no such folder; give one that holds runs, such as outputs", file=sys.stderr)
+    below = folders_below(options.dir)
+    if below is None:
         return 2
-    folders = [folder for folder in find_runs(options.dir) if offline_folders(folder)]
+    folders = [folder for folder in below if offline_folders(folder)]
     verdicts = []
     for folder in folders:
         outcome = sync_run(
@@ -74,8 +74,9 @@ def sync_run(
     """
     try:
         status, config = read_status(folder) or {}, read_json(folder / "run.json")["config"]
-        if status.get("state") == "running" and not with_running:
-            return Outcome(LEFT_OUT, f"running ({_heartbeat(status)}); --running sends what there is")
+        who = holder(folder) if status.get("state") == "running" else None
+        if who is not None and not with_running:
+            return Outcome(LEFT_OUT, f"running ({who}); --running sends what there is")
         project = project or config["tracking.project"] or _DEFAULT_PROJECT
         entity = entity or config["tracking.entity"]
         book = contents(folder, project=project, entity=entity, state=status.get("state"))
@@ -120,12 +121,6 @@ def _what(attempts: int, project: str, entity: str | None) -> str:
 def _fingerprint(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _heartbeat(status: dict[str, Any]) -> str:
-    """Return how long ago a run last gave a sign of life: a killed one stays ``running`` until it is continued."""
-    minutes = max(0.0, time.time() - status.get("heartbeat", 0.0)) / 60
-    return f"last heartbeat {minutes:.0f} min ago on {status.get('host', 'an unknown host')}"
 
 
 def _summary(verdicts: Sequence[str]) -> str:

@@ -126,3 +126,11 @@ def test_torchrun_starts_it(options, reference, tmp_path):
     again = run_together(*options, cwd=tmp_path)
     assert codes(again) == [0, 0]
     assert ["is done already, nothing was trained" in one.output for one in again] == [True, False]
+
+
+def test_a_launcher_starts_it(options, reference, tmp_path):
+    result = run("-m", "hydra/launcher=local", "hydra.launcher.wait=true", *options, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert_same(tmp_path, reference)
+    assert "training, 63 steps" in (run_folder(tmp_path / "outputs") / "log.txt").read_text()
+    assert (run_folder(tmp_path / "outputs") / "log.1.txt").read_text() == ""

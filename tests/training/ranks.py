@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dst.build import build
+from dst.config import Config, Data, Distribution, Hardware, Init, Model, Schedule, Sparsity, complete
 from dst.data import WHOLE, Augment, Batches, Split
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Sparsifier, UpdatePlan
@@ -185,6 +187,21 @@ def resume(options: dict[str, Any], steps: list[int]) -> tuple[list[str], list[l
             again.run(watcher, StopFlag())
             continued.append(watcher.digests)
         return undisturbed.digests, continued
+
+
+def first_masks(cache: str) -> tuple[torch.Tensor, int]:
+    """Return the masks that SNIP makes of the first training batch, and what they have cost."""
+    with processes() as group:
+        config = Config(
+            data=Data(cache=cache),
+            model=Model(name="mlp", hidden=[16]),
+            sparsity=Sparsity(label="snip", density=0.1, distribution=Distribution("snip"), init=Init("saliency")),
+            schedule=Schedule(batch_size=50),
+            hardware=Hardware(processes=group.world),
+        )
+        config.sparsity.init.criterion = "snip"
+        run = build(complete(config), group).training
+        return torch.cat([mask.flatten() for mask in run.sparsifier.topology.masks]), run.counters.flops
 
 
 def begin() -> tuple[str, str, list[int]]:

@@ -72,6 +72,14 @@ def test_all_begin_with_the_weights_and_masks_of_the_main_process(tmp_path):
     assert all((digest, active) == (after, counts) for _, digest, active in others)
 
 
+def test_first_masks_look_at_whole_batches(tmp_path):
+    masks, flops = ranks.first_masks(str(tmp_path))
+    assert flops > 0
+    for found, cost in call_together(ranks.first_masks, str(tmp_path), cwd=tmp_path, processes=3):
+        assert torch.equal(found, masks)
+        assert cost == flops
+
+
 @pytest.mark.parametrize("update", [0, 3])
 def test_differing_masks_are_caught_by_all(update, tmp_path):
     when = "at step 0" if update == 0 else "update 3, at step 6"
@@ -161,6 +169,13 @@ def test_other_processes_than_configured(processes, world, multirun, message):
     configs = [Config(hardware=Hardware(processes=processes))]
     with pytest.raises(ConfigError, match=message):
         check_start(configs, Place(0, world, 0, world), multirun=multirun)
+
+
+def test_a_launcher_starts_the_processes_itself():
+    configs = [Config(hardware=Hardware(processes=2))]
+    check_start(configs, Place(), multirun=True, launches=True)
+    with pytest.raises(ConfigError, match=r"2 processes were started .*, but the launcher starts those of each run"):
+        check_start(configs, Place(0, 2, 0, 2), multirun=True, launches=True)
 
 
 @pytest.mark.parametrize(("processes", "world", "multirun"), [(1, 1, False), (1, 1, True), (3, 3, False)])
