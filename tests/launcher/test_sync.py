@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 from dst.launcher.replay import ReplayError, messages, nested
 from dst.launcher.sync import main, offline_folders
 from dst.records.catalog import find_runs
+from dst.records.lock import locked
 from dst.records.read import read_metrics, read_summary
 from dst.records.store import Record
 from dst.tracking.wandb_worker import beyond
@@ -182,13 +185,16 @@ def test_only_what_is_new_is_sent_and_to_where_it_shall_go(tmp_path, sendings, c
 
 
 def test_runs_that_go_on_or_were_not_tracked_offline_are_left_out(tmp_path, sendings, capsys):
-    made(tmp_path, "aaa", state="running")
+    running = made(tmp_path, "aaa", state="running")
     (made(tmp_path, "bbb") / "wandb").rename(tmp_path / "elsewhere")
-    assert main([str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "running (last heartbeat 0 min ago on " in out
-    assert out.endswith("--running sends what there is\n1 left out\n")
-    assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent"})
+    with locked(running, "7"):
+        assert main([str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        assert f"running (host {socket.gethostname()}, process {os.getpid()}, job 7)" in out
+        assert out.endswith("--running sends what there is\n1 left out\n")
+        assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent"})
+    (running / "status.json").write_text('{"state": "running", "step": 9}')  # killed, since nobody has the lock
+    assert sync(capsys, tmp_path) == (0, {"aaa": "up to date"})
 
 
 def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, monkeypatch, capsys):
@@ -216,7 +222,7 @@ def test_folders_without_runs(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no runs that were tracked offline\n"
     assert main([str(tmp_path / "missing")]) == 2
-    assert "missing: no such folder; give one that holds runs" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'missing'}; give an output root" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), "--timeout-s", "0"])
 

@@ -18,7 +18,7 @@ from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import submit as submit_runs
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_json, read_launch, read_metrics, read_status
-from tests.processes import REPOSITORY, run, traces
+from tests.processes import REPOSITORY, run, run_folder, run_together, traces
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -206,6 +206,25 @@ def test_cancel_and_requeue(cluster, tmp_path):
     assert "2 runs submitted as job" in told
     wait_until(lambda: is_at(folders[0], 2), "not continued")
     assert read_status(folders[0])["started_step"] > 0
+
+
+def test_a_run_of_two_processes(cluster, tmp_path):
+    """Its job has two tasks; signalled, it saves once and is requeued once, and ends as an undisturbed one does."""
+    command = ("model.hidden=[16]", "schedule.epochs=100", "schedule.update_every=50", "sparsity=rigl_itop")
+    two = ("hardware.processes=2", "hardware.threads=1", "tracking=none", "checkpoint.every_steps=500")
+    submit(cluster, *command, *two, cwd=tmp_path)
+    ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
+    wait_until(lambda: is_at(folder, 1), "not running")
+    cluster.run("scancel", "--signal=USR2", job)
+    wait_until(lambda: read_status(folder)["state"] == "preempted", "not stopped")
+    cluster.start_now(job)
+    cluster.wait_for(job, "COMPLETED", timeout=240)
+    first, second = read_attempts(folder)
+    assert (first["cause"], first["state"], second["state"]) == ("time limit", "preempted", "done")
+    assert second["started_step"] == first["step"] > 0
+    (tmp_path / "alone").mkdir()
+    assert [result.code for result in run_together(*command, *two, cwd=tmp_path / "alone")] == [0, 0]
+    assert traces(folder) == traces(run_folder(tmp_path / "alone" / "outputs"))
 
 
 def test_arrays_are_as_few_as_the_cluster_allows(cluster, tmp_path, monkeypatch):
