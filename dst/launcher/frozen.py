@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from dst.app import Cell
-from dst.config import run_name
+from dst.config import ConfigError, run_name
 from dst.launcher.job import FrozenRun
 from dst.recording import digest, refreeze
-from dst.records.provenance import PACKAGE, code_version
+from dst.records.provenance import PACKAGE, code_digest, code_version
 from dst.records.read import read_status
 
 
@@ -30,14 +30,19 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
 def frozen_code(root: Path) -> Path:
     """Copy the package below ``root``, once for each version of it, and return the folder to import it from.
 
-    So a queued job runs the code that it was submitted with, whatever is edited or checked out meanwhile.
+    So a queued job runs the code that it was submitted with, whatever is edited or checked out meanwhile. Raises
+    ConfigError if the code has changed since this process began.
     """
-    place = root.resolve() / ".code" / str(code_version()["digest"])
+    version = code_version()["digest"]
+    place = root.resolve() / ".code" / str(version)
     if not (place / PACKAGE.name).is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))
         shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
         partial.chmod(0o755)
+        if code_digest(partial / PACKAGE.name) != version:
+            shutil.rmtree(partial)
+            raise ConfigError([f"the code in {PACKAGE} was changed while it was being submitted: submit again"])
         try:
             os.rename(partial, place)
         except OSError:  # another submission was faster

@@ -36,6 +36,8 @@ def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> L
     taken = {Path(seen.folder) for seen in look([cell.found for cell in cells if cell.found]) if seen.is_taken}
     todo = [cell for cell in cells if not (cell.is_over or (cell.state != "new" and cell.found in taken))]
     _check_continuable(todo)
+    for root in {cell.config.output.root for cell in todo}:
+        frozen_code(Path(root))  # before anything is on record: the code may be edited at any time
     frozen = {id(cell): freeze(cell, command) for cell in todo}
     folders = [Path(frozen[id(cell)].folder) if id(cell) in frozen else _found(cell) for cell in cells]
     runs = [(frozen[id(cell)], cell.config) for cell in todo]

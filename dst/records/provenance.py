@@ -22,15 +22,20 @@ def code_version() -> dict[str, Any]:
     The digest says whether two runs were made by the same code; the commit says where to find it. Looked at once a
     process: what has been imported does not change any more.
     """
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
     diff = _git("diff", "HEAD")
     return {
-        "digest": digest.hexdigest()[:16],
+        "digest": code_digest(PACKAGE),
         "git": _git("rev-parse", "HEAD"),
         "diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
     }
+
+
+def code_digest(package: Path) -> str:
+    """Return the digest of a package's sources."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def library_versions() -> dict[str, str | None]:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobStatus
 
+from dst.config import ConfigError
 from dst.launcher import cancel, node, requeue, status
-from dst.launcher.frozen import freeze
+from dst.launcher.frozen import freeze, frozen_code
 from dst.launcher.plugin.hydra_plugins.dst_launcher import SubmititLauncher
 from dst.launcher.seen import look
 from dst.recording import digest
 from dst.records.catalog import find_runs
+from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_attempts, read_json, read_launch, read_status
 from tests.processes import REPOSITORY, run, run_folder, traces
 
@@ -149,3 +151,13 @@ def test_status_tells_everything_as_json_and_starts_fast(here, capsys):
     heavy = "import sys, dst.launcher.status; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'pandas')))"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run([sys.executable, "-c", heavy], env=environment, check=False).returncode == 0
+
+
+def test_the_code_is_frozen_as_it_was_begun_with(tmp_path, monkeypatch):
+    place = frozen_code(tmp_path)
+    assert place.name == code_digest(place / "dst") == code_version()["digest"]
+    assert frozen_code(tmp_path) == place
+    monkeypatch.setattr("dst.launcher.frozen.code_version", lambda: {"digest": "what it was"})
+    with pytest.raises(ConfigError, match="was changed while it was being submitted"):
+        frozen_code(tmp_path)
+    assert [path.name for path in (tmp_path / ".code").iterdir()] == [place.name]
