@@ -21,6 +21,8 @@ A run is model x data x sparsity x schedule x hardware. Choose an option of a gr
   python run.py data=mnist model=lenet_300_100 schedule=mnist      another problem
   python run.py sparsity=rigl --cfg job                            show the config, run nothing
   python run.py -m sparsity=set_itop seed=0,1,2 --forecast         what a sweep will cost
+  python run.py -m hardware=slurm seed=0,1,2                       the sweep as SLURM jobs; hydra/launcher=local: here
+  python -m dst.launcher.status outputs                            what has become of them; also cancel, requeue, sync
   python -m analysis.tables outputs                                the table of all runs
 
 The same command again continues an unfinished run and reports a finished one; output.resume=never starts anew."""
@@ -97,13 +99,18 @@ def _parser(conf: Path) -> argparse.ArgumentParser:
 def _groups_help(conf: Path) -> str:
     """Return the options of every group, each with the first line of its file."""
     lines = ["groups and their options:"]
-    for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
-        lines.append(f"\n  {folder.name}")
+    launchers = conf / "hydra" / "launcher"
+    for folder in [*sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra"), launchers]:
+        lines.append(f"\n  {folder.relative_to(conf)}")
+        if folder == launchers:
+            lines.append(f"    {'basic':<16} One cell of a sweep after another, in this process (default)")
         for path in sorted(folder.rglob("*.yaml")):
             with path.open(errors="replace") as file:
                 about = file.readline().strip().lstrip("# ")
             lines.append(f"    {path.relative_to(folder).with_suffix('')!s:<16} {about}")
-    lines.append("\nkeys: --cfg job shows them all with their values.")
+    lines.append(
+        "\nkeys: --cfg job shows them all with their values; hydra.launcher.wait, .max_parallel, .runs_per_job."
+    )
     lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving.")
     return "\n".join(lines)
 

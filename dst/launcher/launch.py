@@ -13,8 +13,10 @@ from dst.launcher.frozen import freeze, frozen_code
 from dst.launcher.job import FrozenRun
 from dst.launcher.seen import Seen, look
 from dst.launcher.settings import LauncherSettings
-from dst.launcher.submit import Submission, note, submit
+from dst.launcher.submit import Submission, SubmissionError, note, submit
 from dst.recording import check_continuable
+from dst.records.read import read_launch, read_status
+from dst.records.store import Record
 
 _POLL_S: Final = 1.0
 
@@ -61,7 +63,19 @@ def resubmit(runs: Sequence[tuple[FrozenRun, Config]], settings: LauncherSetting
     """Submit runs that have been frozen."""
     root = Path(runs[0][1].output.root)
     note([run for run, _ in runs], settings, job=None)  # that others see them taken meanwhile
-    return submit(runs, settings, root=root, code=frozen_code(root))
+    try:
+        return submit(runs, settings, root=root, code=frozen_code(root))
+    except SubmissionError as error:
+        for run, _ in runs:
+            _mark_unsubmitted(Path(run.folder), str(error))
+        raise
+
+
+def _mark_unsubmitted(folder: Path, error: str) -> None:
+    """Put on record that no job will carry a run out, unless one will."""
+    status = read_status(folder) or {}
+    if (read_launch(folder) or {}).get("job") is None and status.get("state") == "queued":
+        Record.open(folder).write_status("failed", attempt=status["attempt"], step=status["step"], error=error)
 
 
 def refrozen(folder: Path) -> tuple[FrozenRun, Config]:

@@ -93,6 +93,7 @@ def sbatch_parameters(hardware: Hardware, runs_per_job: int, code: Path, throttl
     wanted = hardware.slurm
     tasks = hardware.processes // wanted.nodes
     gpus = wanted.gpus if wanted.gpus is not None else (tasks if hardware.device == "cuda" else 0)
+    cpus = wanted.cpus or runs_per_job * (hardware.threads + hardware.workers)
     options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
     asked = {
         "job_name": "dst",
@@ -100,7 +101,7 @@ def sbatch_parameters(hardware: Hardware, runs_per_job: int, code: Path, throttl
         "signal_delay_s": wanted.signal_delay_s,
         "nodes": wanted.nodes,
         "ntasks_per_node": tasks,
-        "cpus_per_task": wanted.cpus or runs_per_job * (hardware.threads + hardware.workers),
+        "cpus_per_task": cpus,
         "gpus_per_node": gpus or None,
         "mem": wanted.memory_gb and f"{round(1024 * wanted.memory_gb)}M",
         "partition": wanted.partition,
@@ -108,7 +109,8 @@ def sbatch_parameters(hardware: Hardware, runs_per_job: int, code: Path, throttl
         "qos": wanted.qos,
         "constraint": wanted.constraint,
         "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in _imports(code).items())],
-        "srun_args": ["--kill-on-bad-exit=1"],
+        # Since SLURM 22.05 srun does not take this number from the job that it is in.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True, **{name: value or True for name, value in options.items()}},
         "array_parallelism": throttle or slurm.max_array_size(),

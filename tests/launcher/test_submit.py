@@ -1,0 +1,78 @@
+"""What is asked of SLURM, and what becomes of runs that it does not take."""
+
+from pathlib import Path
+
+import pytest
+
+from dst.app import cells
+from dst.compose import compose_cells
+from dst.config import complete
+from dst.launcher import launch as launching
+from dst.launcher.settings import LauncherSettings
+from dst.launcher.submit import SubmissionError, sbatch_parameters
+from dst.records.catalog import find_runs
+from dst.records.read import read_status
+from tests.processes import REPOSITORY
+
+
+def config(*overrides):
+    ((_, found),) = compose_cells(REPOSITORY / "conf", overrides, multirun=False)
+    return complete(found)
+
+
+def asked(*overrides, runs_per_job=1, throttle=None):
+    return sbatch_parameters(config(*overrides).hardware, runs_per_job, Path("/code"), throttle)
+
+
+def test_defaults():
+    found = asked("hardware=slurm", "hardware.threads=2", "hardware.workers=3", throttle=5)
+    assert (found["time"], found["signal_delay_s"], found["nodes"], found["ntasks_per_node"]) == (240, 120, 1, 1)
+    assert (found["cpus_per_task"], found["gpus_per_node"], found["array_parallelism"]) == (5, 1, 5)
+    assert "--cpus-per-task=5" in found["srun_args"]
+    assert not {"partition", "account", "qos", "constraint", "mem"} & found.keys()
+    assert found["additional_parameters"] == {"requeue": True}
+    assert "gpus_per_node" not in asked("hardware=slurm", "hardware.device=cpu")
+
+
+def test_packed_runs_get_processors_for_all():
+    assert asked("hardware=slurm", "hardware.threads=2", runs_per_job=4)["cpus_per_task"] == 8
+
+
+def test_several_nodes():
+    found = asked("hardware=slurm_ddp", "hardware.processes=8", "hardware.slurm.nodes=2")
+    assert (found["nodes"], found["ntasks_per_node"], found["gpus_per_node"]) == (2, 4, 4)
+
+
+def test_the_example_of_a_site_asks_for_all_it_says():
+    found = asked("hardware=site_example")
+    assert (found["partition"], found["mem"], found["cpus_per_task"]) == ("gpu", "49152M", 8)
+    assert found["setup"][0] == "module load cuda"
+    assert found["setup"][1].startswith("export PYTHONPATH=/code")
+    assert found["additional_parameters"] == {"requeue": True, "nice": "100"}
+
+
+def test_runs_that_are_not_taken_have_failed(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise SubmissionError("slurm did not take the job: Invalid partition")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launching, "submit", refuse)
+    with pytest.raises(SubmissionError, match="Invalid partition"):
+        launching.launch(cells([config("seed=1"), config("seed=2")]), LauncherSettings("slurm"), "a command")
+    folders = find_runs(tmp_path / "outputs")
+    assert [read_status(folder)["state"] for folder in folders] == ["failed", "failed"]
+    assert "Invalid partition" in read_status(folders[0])["error"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "told"),
+    [
+        (LauncherSettings("local", runs_per_job=2), ["hardware.processes=2"], "only runs of one process share a job"),
+        (LauncherSettings("local", max_parallel=2), ["hardware.processes=2"], "go one after another"),
+        (LauncherSettings("slurm"), ["hardware.processes=3", "hardware.slurm.nodes=2"], "cannot be shared out evenly"),
+        (LauncherSettings("local", max_parallel=0), [], "hydra.launcher.max_parallel=0: must be an integer >= 1"),
+    ],
+)
+def test_what_cannot_be_launched(settings, overrides, told):
+    with pytest.raises(ValueError, match=told):
+        launching.check_settings(settings, [config(*overrides)])
