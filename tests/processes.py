@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -286,6 +287,27 @@ def _arm_mask(number: str) -> None:
 def _arm_fsize(limit: str) -> None:
     """Let no file grow beyond so many bytes, as a full disk would."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Watching runs that go on elsewhere
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 120.0) -> None:
+    """Wait until a condition holds; AssertionError, with what was waited for, if it does not."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def is_moving(folder: Path, attempt: int) -> bool:
+    """Say whether an attempt at a run is under way, beyond its beginning."""
+    from dst.records.read import read_status
+
+    status = read_status(folder) or {}
+    has_moved = status.get("step", 0) > status.get("started_step", 0)
+    return status.get("state") == "running" and status["attempt"] == attempt and bool(has_moved)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Stop jobs: ``python -m dst.launcher.cancel DIR``."""
 
-import argparse
 import os
 import signal
 import socket
@@ -10,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dst.launcher import slurm
-from dst.launcher.arguments import folders_below
+from dst.launcher.arguments import command, folders_below
 from dst.launcher.seen import Seen, look
 from dst.records.read import read_launch, read_status
 from dst.records.store import Record
@@ -22,12 +21,7 @@ submitted it continues it later. Runs that were started by hand are left alone: 
 
 def main(arguments: Sequence[str]) -> int:
     """Cancel, and say what was cancelled; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dst.launcher.cancel",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="an output root, a group, or one run's folder")
+    parser = command("cancel", _DESCRIPTION)
     options = parser.parse_args(arguments)
     folders = folders_below(options.dir)
     if folders is None:

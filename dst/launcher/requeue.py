@@ -1,13 +1,12 @@
 """Submit failed and lost runs again, as they were: ``python -m dst.launcher.requeue DIR``."""
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from dst.config import Config, ConfigError
-from dst.launcher.arguments import folders_below
+from dst.launcher.arguments import command, folders_below
 from dst.launcher.job import FrozenRun
 from dst.launcher.launch import refrozen, resubmit
 from dst.launcher.seen import LOST, look
@@ -24,12 +23,7 @@ _STATES = ("failed", LOST)
 
 def main(arguments: Sequence[str]) -> int:
     """Submit again, and say what; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dst.launcher.requeue",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="an output root, a group, or one run's folder")
+    parser = command("requeue", _DESCRIPTION)
     parser.add_argument("--preempted", action="store_true", help="also those that were stopped or cancelled")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be submitted")
     options = parser.parse_args(arguments)

@@ -1,6 +1,5 @@
 """The state of all runs below a folder: ``python -m dst.launcher.status DIR``."""
 
-import argparse
 import json
 import sys
 import time
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dst.launcher.arguments import folders_below
+from dst.launcher.arguments import command, folders_below
 from dst.launcher.seen import Seen, look
 from dst.report import table
 
@@ -24,12 +23,7 @@ _HOME_AND_CLEAR = "\033[H\033[2J"
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table once, or again and again; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dst.launcher.status",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="an output root, a group, or one run's folder")
+    parser = command("status", _DESCRIPTION)
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it anew, so often, until all is over")
     parser.add_argument("--state", action="append", help="only runs in this state; may be given more than once")
     parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dst.launcher.arguments import folders_below
+from dst.launcher.arguments import command, folders_below
 from dst.launcher.replay import ReplayError, replay
 from dst.records.lock import holder
 from dst.records.read import read_json, read_status
@@ -134,12 +134,8 @@ def _summary(verdicts: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dst.launcher.sync",
-        description="Send runs that were tracked offline to wandb: each run once, its attempts as one.",
-    )
+    parser = command("sync", "Send runs that were tracked offline to wandb: each run once, its attempts as one.")
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="a run folder, or one that holds runs")
     add("--project", help="wandb project (default: each run's tracking.project)")
     add("--entity", help="wandb user or team (default: each run's tracking.entity, then wandb's own default)")
     add("--timeout-s", type=_positive, default=120.0, metavar="S", help="limit for each run (default: 120)")

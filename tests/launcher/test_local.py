@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from dst.recording import digest
 from dst.records.catalog import find_runs
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_attempts, read_json, read_launch, read_status
-from tests.processes import REPOSITORY, run, run_folder, traces
+from tests.processes import REPOSITORY, is_moving, run, run_folder, traces, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -30,20 +29,8 @@ LOCAL = ("-m", "hydra/launcher=local", *QUIET)
 ENDLESS = ("model.hidden=[16]", "schedule.epochs=5000", "schedule.update_every=100", "sparsity=set_itop")
 
 
-def wait_until(condition, what, timeout=90.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def state(folder):
     return (read_status(folder) or {}).get("state")
-
-
-def is_moving(folder):
-    told = read_status(folder) or {}
-    return told.get("state") == "running" and told["step"] > told["started_step"]
 
 
 @pytest.fixture
@@ -104,7 +91,7 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     command = (*LOCAL, *ENDLESS, "checkpoint.every_steps=50", "seed=0")
     assert run(*command, cwd=here).code == 0
     folder = run_folder(here / "outputs")
-    wait_until(lambda: is_moving(folder) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
+    wait_until(lambda: is_moving(folder, 1) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
     assert "1 under way already" in run(*command, cwd=here).output
     refused = run(*ENDLESS, *QUIET, "seed=0", cwd=here)
     assert refused.code == 2
@@ -117,7 +104,7 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     wait_until(lambda: look([folder])[0].state == "lost", "not seen as lost")
 
     assert "1 submitted" in run(*command, cwd=here).output
-    wait_until(lambda: is_moving(folder) and read_status(folder)["attempt"] == 2, "not continued")
+    wait_until(lambda: is_moving(folder, 2), "not continued")
     assert read_status(folder)["started_step"] > 0
     assert cancel.main(["outputs"]) == 0
     assert "cancelled 1 jobs of 1 runs" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import submit as submit_runs
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_json, read_launch, read_metrics, read_status
-from tests.processes import REPOSITORY, run, run_folder, run_together, traces
+from tests.processes import REPOSITORY, is_moving, run, run_folder, run_together, traces, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -109,20 +108,6 @@ LONG = ("model.hidden=[16]", "schedule.epochs=1500", "schedule.update_every=100"
 """31,500 steps: longer than the half minute that SLURM may take to see that a time limit is near."""
 
 
-def wait_until(condition, what, timeout=120.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def is_at(folder, attempt):
-    """Say whether an attempt is under way, beyond its beginning."""
-    status = read_status(folder) or {}
-    is_moving = status.get("step", 0) > status.get("started_step", 0)
-    return status.get("state") == "running" and status["attempt"] == attempt and is_moving
-
-
 def test_a_run_interrupted_three_times(cluster, tmp_path):
     """By its time limit, by ``scontrol requeue``, and by a job of a higher-priority partition."""
     interrupted, undisturbed = tmp_path / "interrupted", tmp_path / "undisturbed"
@@ -139,10 +124,10 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     wait_until(lambda: read_status(folder)["state"] == "preempted", "no signal before the time limit")
     cluster.start_now(job)
     cluster.run("scontrol", "update", f"jobid={job}", "TimeLimit=30")
-    wait_until(lambda: is_at(folder, 2), "not running after the first requeue")
+    wait_until(lambda: is_moving(folder, 2), "not running after the first requeue")
     cluster.run("scontrol", "requeue", job)
     cluster.start_now(job)
-    wait_until(lambda: is_at(folder, 3), "not running after the second requeue")
+    wait_until(lambda: is_moving(folder, 3), "not running after the second requeue")
     other = cluster.sbatch("true", "--partition=high", "--exclusive", cwd=tmp_path)
     cluster.wait_for(other, "COMPLETED", timeout=120)
     cluster.start_now(job)
@@ -168,7 +153,7 @@ def test_a_job_killed_without_warning(cluster, tmp_path):
     command = (*LONG, "schedule.epochs=120", "checkpoint.every_steps=100", "sparsity=set_itop")
     submit(cluster, *command, cwd=tmp_path)
     ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
-    wait_until(lambda: is_at(folder, 1) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
+    wait_until(lambda: is_moving(folder, 1) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
     child = read_status(folder)["pid"]
     supervisor = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
     for pid in (supervisor, child):
@@ -193,7 +178,7 @@ def test_a_job_killed_without_warning(cluster, tmp_path):
 def test_cancel_and_requeue(cluster, tmp_path):
     submit(cluster, *LONG, "sparsity=set_itop", "seed=0,1", "hydra.launcher.max_parallel=1", cwd=tmp_path)
     folders = by_seed(tmp_path)
-    wait_until(lambda: is_at(folders[0], 1), "not running")
+    wait_until(lambda: is_moving(folders[0], 1), "not running")
     assert "cancelled 2 jobs of 2 runs" in python(cluster, "dst.launcher.cancel", "outputs", cwd=tmp_path)
     wait_until(lambda: read_status(folders[0])["state"] == "preempted", "not stopped")
     assert [read_status(folders[seed])["attempt"] for seed in (0, 1)] == [1, 0]
@@ -204,7 +189,7 @@ def test_cancel_and_requeue(cluster, tmp_path):
     assert "2 runs would be submitted" in dry
     told = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", cwd=tmp_path)
     assert "2 runs submitted as job" in told
-    wait_until(lambda: is_at(folders[0], 2), "not continued")
+    wait_until(lambda: is_moving(folders[0], 2), "not continued")
     assert read_status(folders[0])["started_step"] > 0
 
 
@@ -214,7 +199,7 @@ def test_a_run_of_two_processes(cluster, tmp_path):
     two = ("hardware.processes=2", "hardware.threads=1", "tracking=none", "checkpoint.every_steps=500")
     submit(cluster, *command, *two, cwd=tmp_path)
     ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
-    wait_until(lambda: is_at(folder, 1), "not running")
+    wait_until(lambda: is_moving(folder, 1), "not running")
     cluster.run("scancel", "--signal=USR2", job)
     wait_until(lambda: read_status(folder)["state"] == "preempted", "not stopped")
     cluster.start_now(job)
