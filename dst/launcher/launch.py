@@ -18,7 +18,9 @@ from dst.recording import check_continuable
 from dst.records.read import read_launch, read_status
 from dst.records.store import Record
 
-_POLL_S: Final = 1.0
+_POLL_S: Final = 2.0
+_REST: Final = 20.0
+"""Rest so many times as long as a look took: waiting for a thousand runs must not keep a login node busy."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ def _found(cell: Cell) -> Path:
 def wait(folders: Sequence[Path]) -> list[Seen]:
     """Return what is seen of runs once no job carries any of them out any more."""
     while True:
+        began = time.monotonic()
         seen = look(folders)
         if not any(run.is_taken for run in seen):
             return seen
-        time.sleep(_POLL_S)
+        time.sleep(max(_POLL_S, _REST * (time.monotonic() - began)))
 
 
 def check_settings(settings: LauncherSettings, configs: Sequence[Config]) -> None:
