@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class Cell:
     config: Config
     found: Path | None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The run id."""
         return run_id(self.config)

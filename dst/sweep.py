@@ -3,6 +3,7 @@
 import shlex
 import sys
 import traceback
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -69,7 +70,8 @@ def launch(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettin
 def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if anything is wrong with any."""
     _check_all(composed.cells)
-    cells = app.cells([complete(config) for _, config in composed.cells])
+    completed = [complete(config) for _, config in composed.cells]
+    cells = app.cells(completed)
     if len(cells) < len(composed.cells):
         differing = "the others differ in ways that change no result"
         print(f"{len(composed.cells)} cells are {len(cells)} distinct runs: {differing}")
@@ -79,7 +81,9 @@ def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
         from dst.launcher.launch import check_settings
 
         check_settings(settings, todo)
-    _check_feasible(todo, elsewhere=settings is not None and settings.cluster == "slurm")
+    names = {id(config): " ".join(overrides) for (overrides, _), config in zip(composed.cells, completed, strict=True)}
+    named = [(names[id(config)], config) for config in todo]
+    _check_feasible(named, elsewhere=settings is not None and settings.cluster == "slurm")
     return cells
 
 
@@ -92,30 +96,37 @@ def _check_all(composed: Sequence[tuple[list[str], Config]]) -> None:
         if key not in known:
             known[key] = check(config)
         problems += [(" ".join(overrides), text) for text in known[key]]
-    texts = [text for _, text in problems]
-    if texts:
-        told = [text if texts.count(text) == len(composed) else f"[{cell}] {text}" for cell, text in problems]
+    _raise(problems, len(composed))
+
+
+def _raise(problems: Sequence[tuple[str, str]], cells: int) -> None:
+    """Raise ConfigError if there are problems, (cell, text) each; what is wrong with all ``cells`` is told once."""
+    often = Counter(text for _, text in problems)
+    told = [text if often[text] == cells else f"[{cell}] {text}" for cell, text in problems]
+    if told:
         raise ConfigError(list(dict.fromkeys(told)))
 
 
-def _check_feasible(configs: Sequence[Config], *, elsewhere: bool) -> None:
+def _check_feasible(named: Sequence[tuple[str, Config]], *, elsewhere: bool) -> None:
     """Raise ConfigError if data, model and method of any cell do not fit together; seeds make no difference.
 
-    ``elsewhere``: the runs will use other devices than this machine has.
+    ``named``: cells with what they are called; ``elsewhere``: they will use other devices than this machine has.
     """
-    distinct = {repr({**identity(config), "seed": 0}): config for config in configs}
-    if not distinct:
+    alike: dict[str, list[tuple[str, Config]]] = defaultdict(list)
+    for name, config in named:
+        alike[repr({**identity(config), "seed": 0})].append((name, config))
+    if not alike:
         return
     from dst import build  # with torch, which takes its time
 
-    problems: dict[str, None] = {}
-    for config in distinct.values():
+    problems = []
+    for (name, config), *others in alike.values():
         try:
             build.check(config, elsewhere=elsewhere)
         except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
-    if problems:
-        raise ConfigError(list(problems))
+            cell = f"{name}, and {len(others)} with other seeds" if others else name
+            problems += [(cell, text) for text in error.problems]
+    _raise(problems, len(alike))
 
 
 def _forecast(configs: Sequence[Config]) -> int:
@@ -139,7 +150,7 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
     def lead(processes: "Group") -> int:
         (cell,) = app.cells([config])
         if not cell.is_over:
-            _check_feasible([config], elsewhere=False)
+            _check_feasible([("", config)], elsewhere=False)
             processes.tell(None)
         return _single(cell, stop, processes)
 

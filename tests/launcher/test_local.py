@@ -81,8 +81,10 @@ def test_a_failing_cell_does_not_hurt_its_neighbours(here, capsys):
 def test_nothing_is_submitted_if_a_cell_is_bad(here):
     result = run(*LOCAL, *TINY, "seed=0,1", "sparsity.density=0.1,1.5", cwd=here)
     assert result.code == 2
-    assert "[" in result.output
-    assert "sparsity.density=1.5" in result.output
+    assert "seed=1 sparsity.density=1.5] sparsity.density=1.5: must be" in result.output
+    result = run(*LOCAL, "model=mlp,lenet_5", "seed=0,1", cwd=here)
+    assert result.code == 2
+    assert "model=lenet_5 seed=0, and 1 with other seeds] model lenet_5 needs images of at least 16x16" in result.output
     assert find_runs(here / "outputs") == []
     assert not list((here / "outputs").glob(".launch*"))
 
