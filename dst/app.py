@@ -57,12 +57,12 @@ class Cell:
         """Say whether training again would change nothing: the run is done, or diverged and would do so again."""
         return self.state in ("done", "diverged")
 
-    def record(self, command: str) -> Record:
+    def record(self, command: str, *, durable: bool = True) -> Record:
         """Return the record to continue, or a new one."""
         if self.state == "new":
-            return create(self.config, command, superseded=self.found)
+            return create(self.config, command, superseded=self.found, durable=durable)
         assert self.found is not None
-        return Record.open(self.found)
+        return Record.open(self.found, durable=durable)
 
 
 def cells(configs: Sequence[Config]) -> list[Cell]:

@@ -87,7 +87,7 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
         if multirun:
             try:
                 (cells,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-            except HydraException as error:
+            except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError([_explain(error)]) from error
         return Composed(_composed(cells), _launcher(cells[0]))
 
@@ -378,7 +378,8 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         try:
             parsed.append(_parsed(text))
-        except HydraException as error:
+            _options(parsed[-1])  # some of what can be parsed cannot be swept, such as a range among other values
+        except (HydraException, OmegaConfBaseException) as error:
             reason = str(error).splitlines()[0]
             problems.append(
                 f"cannot read '{text}': {reason}. Write key=value or group=option; quote special characters"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dst.data import Dataset
 
 
-def create(config: Config, command: str, superseded: Path | None = None) -> Record:
+def create(config: Config, command: str, superseded: Path | None = None, *, durable: bool = True) -> Record:
     """Make the record of a new run: its frozen config, and what is known of it before it begins.
 
     ``superseded``: the run's newest attempt folder so far, beside which another one is made.
@@ -38,7 +38,7 @@ def create(config: Config, command: str, superseded: Path | None = None) -> Reco
     text = to_yaml(frozen(config))
     about = {**_known(config), "command": command, "config_digest": digest(text), "code": code_version()}
     try:
-        return Record.create(folder, config_yaml=text, run=about)
+        return Record.create(folder, config_yaml=text, run=about, durable=durable)
     except OSError as error:
         raise ConfigError([f"output.root={config.output.root}: cannot write a record there: {error}"]) from error
 

@@ -6,6 +6,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from dst.app import Cell
 from dst.checks import check, check_launch
 from dst.checks.start import check_start, started
 from dst.compose import Composed, compose_command, compose_each
-from dst.config import Config, ConfigError, complete, flatten, identity, run_id, run_name
+from dst.config import Config, ConfigError, Optimizer, complete, flatten, identity, run_id, run_name
 from dst.records.read import read_summary
 from dst.records.store import RecordError
 from dst.report import sweep_report
@@ -107,14 +108,28 @@ def _raise(problems: Sequence[tuple[str, str]], cells: int) -> None:
         raise ConfigError(list(dict.fromkeys(told)))
 
 
+_ALWAYS_FEASIBLE = frozenset(
+    {
+        "seed",
+        "sparsity.label",
+        "schedule.label_smoothing",
+        *(f"schedule.lr.{name}" for name in ("name", "peak", "floor", "milestones", "gamma")),
+        *(f"schedule.optimizer.{item.name}" for item in fields(Optimizer)),
+    }
+)
+"""Keys whose values, if they are right in themselves, cannot make data, model and method unfit for each other."""
+
+
 def _check_feasible(named: Sequence[tuple[str, Config]], *, elsewhere: bool) -> None:
-    """Raise ConfigError if data, model and method of any cell do not fit together; seeds make no difference.
+    """Raise ConfigError if data, model and method of any cell do not fit together.
 
     ``named``: cells with what they are called; ``elsewhere``: they will use other devices than this machine has.
     """
     alike: dict[str, list[tuple[str, Config]]] = defaultdict(list)
     for name, config in named:
-        alike[repr({**identity(config), "seed": 0})].append((name, config))
+        alike[repr({key: value for key, value in identity(config).items() if key not in _ALWAYS_FEASIBLE})].append(
+            (name, config)
+        )
     if not alike:
         return
     from dst import build  # with torch, which takes its time
@@ -124,7 +139,7 @@ def _check_feasible(named: Sequence[tuple[str, Config]], *, elsewhere: bool) -> 
         try:
             build.check(config, elsewhere=elsewhere)
         except ConfigError as error:
-            cell = f"{name}, and {len(others)} with other seeds" if others else name
+            cell = f"{name}, and {len(others)} like it" if others else name
             problems += [(cell, text) for text in error.problems]
     _raise(problems, len(alike))
 

@@ -14,8 +14,11 @@ from dst.records.read import read_status
 
 
 def freeze(cell: Cell, command: str) -> FrozenRun:
-    """Put a cell's config into its run folder, new or to be continued, and mark the run as queued."""
-    record = cell.record(command)
+    """Put a cell's config into its run folder, new or to be continued, and mark the run as queued.
+
+    Nothing waits for the disk: whoever has frozen all cells of a sweep calls ``os.sync`` once.
+    """
+    record = cell.record(command, durable=False)
     text = refreeze(record, cell.config)
     before = read_status(record.folder) or {}
     record.write_status(

@@ -1,5 +1,6 @@
 """From the cells of a sweep to submitted jobs: what is over or under way is left alone, the rest is frozen and sent."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def resubmit(runs: Sequence[tuple[FrozenRun, Config]], settings: LauncherSetting
     """Submit runs that have been frozen."""
     root = Path(runs[0][1].output.root)
     note([run for run, _ in runs], settings, job=None)  # that others see them taken meanwhile
+    os.sync()
     try:
         return submit(runs, settings, root=root, code=frozen_code(root))
     except SubmissionError as error:

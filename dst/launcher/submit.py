@@ -186,7 +186,7 @@ def note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) ->
     """Put on record which job carries runs out."""
     for run in runs:
         launch = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings), **facts}
-        Record.open(Path(run.folder)).write_launch(launch)
+        Record.open(Path(run.folder), durable=False).write_launch(launch)
 
 
 def _imports(code: Path) -> dict[str, str]:

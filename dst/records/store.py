@@ -30,12 +30,16 @@ class Record:
     The histories are opened when first written to, so that a record may be opened only to change its status.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self.folder = folder
+        self._durable = durable
 
     @classmethod
-    def create(cls, folder: Path, *, config_yaml: str, run: Mapping[str, Any]) -> Self:
+    def create(cls, folder: Path, *, config_yaml: str, run: Mapping[str, Any], durable: bool = True) -> Self:
         """Make the folder and write ``config.yaml`` and ``run.json``.
+
+        ``durable``: wait until the small files are on the disk. Who makes very many records may do without, and wait
+        for all of them together (``os.sync``).
 
         ``RecordError`` if it holds a record already; ``OSError`` if it cannot be written.
         """
@@ -44,16 +48,17 @@ class Record:
         if (folder / "checkpoints").exists():
             raise RecordError(f"{folder} holds checkpoints but no record (run.json): restore it, or remove the folder")
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "config.yaml", config_yaml)
-        replace_text(folder / "run.json", _json(run, indent=2))  # last: it is what makes the folder a run
-        return cls(folder)
+        record = cls(folder, durable=durable)
+        record.write_config(config_yaml)
+        record.write_run(run)  # last: it is what makes the folder a run
+        return record
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, *, durable: bool = True) -> Self:
         """Open the record in a folder to continue it; ``RecordError`` if there is none."""
         if not (folder / "run.json").exists():
             raise RecordError(f"no record in {folder} (it has no run.json): make one with Record.create")
-        return cls(folder)
+        return cls(folder, durable=durable)
 
     @property
     def checkpoints(self) -> Path:
@@ -62,15 +67,15 @@ class Record:
 
     def write_config(self, config_yaml: str) -> None:
         """Replace ``config.yaml``."""
-        replace_text(self.folder / "config.yaml", config_yaml)
+        self._replace("config.yaml", config_yaml)
 
     def write_launch(self, launch: Mapping[str, Any]) -> None:
         """Replace ``launch.json``: which job carries the run out, and how it was submitted."""
-        replace_text(self.folder / "launch.json", _json(launch, indent=2))
+        self._replace("launch.json", _json(launch, indent=2))
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replace ``run.json``, once more is known of the run than at its submission."""
-        replace_text(self.folder / "run.json", _json(run, indent=2))
+        self._replace("run.json", _json(run, indent=2))
 
     def write_status(
         self,
@@ -99,7 +104,10 @@ class Record:
             "pid": os.getpid(),
             **more,
         }
-        replace_text(self.folder / "status.json", _json(status, indent=2))
+        self._replace("status.json", _json(status, indent=2))
+
+    def _replace(self, name: str, text: str) -> None:
+        replace_text(self.folder / name, text, durable=self._durable)
 
     def log_attempt(self, attempt: int, **facts: Any) -> None:
         """Append what became known of an attempt to ``attempts.jsonl``; its beginning and its end are lines apart."""
@@ -112,7 +120,7 @@ class Record:
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Replace ``summary.json``, the run's final figures by metric name; non-finite numbers become null."""
-        replace_text(self.folder / "summary.json", _json(values, indent=2))
+        self._replace("summary.json", _json(values, indent=2))
 
     def log(self, *, step: int, epoch: float, attempt: int, values: Mapping[str, float | int | str | None]) -> None:
         """Append one line to ``metrics.jsonl``; non-finite numbers become null.
@@ -223,19 +231,24 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part."""
+def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part.
+
+    Unless ``durable``, the new content may be lost if the machine (not only the process) goes down soon.
+    """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

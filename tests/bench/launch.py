@@ -1,8 +1,8 @@
 """What launching costs: ``python -m tests.bench.launch``.
 
-A sweep of 1,000 cells (5 methods, 2 densities, 100 seeds): composed and checked with one bad cell among them; composed,
-checked and frozen; and the throughput of four runs side by side against one after another. On a machine with SLURM,
-``--slurm`` submits the thousand as well, held, and cancels them.
+Sweeps of 1,000 cells: one of 1,000 learning rates, the first of which is impossible; and, on a machine with SLURM with
+``--slurm``, one of 5 methods, 2 densities and 100 seeds, which is frozen, submitted (held) and cancelled. Then the
+throughput of four runs side by side in a job against one after another.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 METHODS = "sparsity=set_itop,rigl,static,granet,gmp"
 GOOD = (METHODS, "sparsity.density=0.1,0.2", "seed=range(0,100)")
-BAD = (METHODS, "sparsity.density=0.1", "seed=range(0,199),-1")
+BAD = ("sparsity=rigl_itop", f"schedule.lr.peak={','.join(str(k / 1000) for k in range(1000))}")
+"""A rate of 0 is none."""
 RUN = ("sparsity=rigl_itop", "model.hidden=[256,256]", "schedule.epochs=60", "hardware.threads=1", "tracking=none")
 
 

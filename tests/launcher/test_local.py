@@ -84,7 +84,7 @@ def test_nothing_is_submitted_if_a_cell_is_bad(here):
     assert "seed=1 sparsity.density=1.5] sparsity.density=1.5: must be" in result.output
     result = run(*LOCAL, "model=mlp,lenet_5", "seed=0,1", cwd=here)
     assert result.code == 2
-    assert "model=lenet_5 seed=0, and 1 with other seeds] model lenet_5 needs images of at least 16x16" in result.output
+    assert "model=lenet_5 seed=0, and 1 like it] model lenet_5 needs images of at least 16x16" in result.output
     assert find_runs(here / "outputs") == []
     assert not list((here / "outputs").glob(".launch*"))
 
