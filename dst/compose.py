@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -344,7 +344,8 @@ def _resolve(config: DictConfig) -> None:
 
 def to_yaml(config: Config) -> str:
     """Return a config as YAML text, keys in the schema's order."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # a sweep has thousands, and the C one is ten times as fast
+    return yaml.dump(asdict(config), Dumper=dumper, sort_keys=False, allow_unicode=True)
 
 
 def from_yaml(text: str) -> Config:
