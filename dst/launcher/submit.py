@@ -5,6 +5,7 @@ import secrets
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
         )
         executor = LocalExecutor(logs)
         executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)
-        with _in_background(code):
+        with _in_background(code, logs / "controller.log"):
             found = executor.submit(job)
         facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
         note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
@@ -161,8 +162,17 @@ def _at_a_time(settings: LauncherSettings, threads: int) -> int:
 
 
 @contextmanager
-def _in_background(code: Path) -> Iterator[None]:
-    """Let what is started here find the frozen package, and outlive this terminal: signals ignored stay ignored."""
+def _in_background(code: Path, log: Path) -> Iterator[None]:
+    """Let what is started here find the frozen package, and outlive this terminal.
+
+    Signals ignored stay ignored, and nothing of it holds the streams of this process, for whose end others may wait.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = [os.dup(number) for number in range(3)]
+    with log.open("ab") as output, open(os.devnull, "rb") as nothing:
+        for number, target in enumerate((nothing, output, output)):
+            os.dup2(target.fileno(), number)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     outside = {name: os.environ.get(name) for name in _imports(code)}
     os.environ.update(_imports(code))
@@ -176,6 +186,9 @@ def _in_background(code: Path) -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
