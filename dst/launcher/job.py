@@ -85,6 +85,7 @@ class _Supervisor:
     requested: int | None = None
     """The signal that asks to stop."""
     waiting: list[FrozenRun] = field(init=False)
+    gpus: tuple[str, ...]
     running: list[_Child] = field(default_factory=list)
     codes: dict[str, int] = field(default_factory=dict)
 
@@ -123,7 +124,9 @@ class _Supervisor:
     def _start(self, run: FrozenRun) -> None:
         rank = self.environment.global_rank
         log = Path(run.folder) / ("log.txt" if rank == 0 else f"log.{rank}.txt")
-        environment = {**os.environ, JOB: self.environment.job_id, **self._devices()}
+        environment, gpus = {**os.environ, JOB: self.environment.job_id}, self._gpus()
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if self.job.processes > 1:
             environment |= _torch_distributed()
         with log.open("ab") as output:
@@ -135,16 +138,15 @@ class _Supervisor:
                 env=environment,
             )
         print(f"{_now()} {Path(run.folder).name} started as process {process.pid}, output in {log}", flush=True)
-        self.running.append(_Child(run, process, log))
+        self.running.append(_Child(run, process, log, gpus))
 
-    def _devices(self) -> dict[str, str]:
-        """Return which GPUs the next run sees: all of the job's, or one of several that runs side by side share."""
+    def _gpus(self) -> tuple[str, ...]:
+        """Return which GPUs the next run sees: all of the job's, or the least used one if runs go side by side."""
         gpus = self.job.gpus or visible_gpus()
-        if not gpus:
-            return {}
-        if self.job.processes == 1 and self.job.parallel > 1:
-            gpus = (gpus[(len(self.codes) + len(self.running)) % len(gpus)],)
-        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        if gpus and self.job.processes == 1 and self.job.parallel > 1:
+            used = [child.gpus for child in self.running]
+            gpus = (min(gpus, key=lambda gpu: used.count((gpu,))),)
+        return gpus
 
     def _reap(self) -> None:
         for child in list(self.running):

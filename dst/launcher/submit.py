@@ -139,12 +139,12 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
     for run, config in runs:
         by_processes.setdefault(config.hardware.processes, []).append((run, config))
     for processes, same in by_processes.items():
-        threads = max(config.hardware.threads for _, config in same)
+        gpus = visible_gpus()
         job = Job(
             tuple(run for run, _ in same),
-            parallel=1 if processes > 1 else _at_a_time(settings, threads),
+            parallel=1 if processes > 1 else _at_a_time(settings, [config.hardware for _, config in same], gpus),
             processes=processes,
-            gpus=visible_gpus(),
+            gpus=gpus,
         )
         executor = LocalExecutor(logs)
         executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)
@@ -155,9 +155,14 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
         yield found.job_id
 
 
-def _at_a_time(settings: LauncherSettings, threads: int) -> int:
-    """Return how many runs go on side by side: what was asked for, or what the processors allow."""
-    jobs = settings.max_parallel or max(1, (os.cpu_count() or 1) // (threads * settings.runs_per_job))
+def _at_a_time(settings: LauncherSettings, wanted: Sequence[Hardware], gpus: Sequence[str]) -> int:
+    """Return how many runs go on side by side: what was asked for, or what the processors and the GPUs allow."""
+    if settings.max_parallel is not None:
+        return settings.max_parallel * settings.runs_per_job
+    each = max(hardware.threads + hardware.workers for hardware in wanted) * settings.runs_per_job
+    jobs = max(1, len(os.sched_getaffinity(0)) // each)
+    if gpus and any(hardware.device == "cuda" for hardware in wanted):
+        jobs = min(jobs, len(gpus))
     return jobs * settings.runs_per_job
 
 
