@@ -80,9 +80,11 @@ def max_array_size() -> int:
 
 def is_being_preempted(job: str) -> bool | None:
     """Say whether a running job has to make room for another one; None if SLURM cannot be asked."""
-    text = _output("scontrol", "show", "job", job)
-    found = re.search(r"PreemptTime=(\S+)", text or "")
-    return None if found is None else found[1] not in ("None", "N/A", "Unknown")
+    fields: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", _output("scontrol", "show", "job", job) or ""))
+    if not {"PreemptTime", "StartTime"} <= fields.keys():
+        return None
+    # It was earlier, before the job was requeued, if not since the job has started.
+    return fields["PreemptTime"][:1].isdigit() and fields["PreemptTime"] >= fields["StartTime"]
 
 
 def cancel(ids: Iterable[str]) -> str | None:

@@ -82,7 +82,10 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
             for packed in array
         ]
         executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
-        executor.update_parameters(**sbatch_parameters(hardware, settings.runs_per_job, code, throttle))
+        # All jobs of an array have one name in the queue; each takes its own when it starts.
+        name = jobs[0].title if len(jobs) == 1 else Path(array[0][0].folder).parent.name
+        asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle)
+        executor.update_parameters(**asked, job_name=name)
         submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
         for job, found in zip(jobs, submitted, strict=True):
             note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
@@ -97,7 +100,6 @@ def sbatch_parameters(hardware: Hardware, runs_per_job: int, code: Path, throttl
     cpus = wanted.cpus or runs_per_job * (hardware.threads + hardware.workers)
     options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
     asked = {
-        "job_name": "dst",
         "time": wanted.timeout_min,
         "signal_delay_s": wanted.signal_delay_s,
         "nodes": wanted.nodes,
