@@ -186,6 +186,9 @@ def _in_background(code: Path, log: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
         for number, handler in before.items():
             signal.signal(number, handler)
         for name, value in outside.items():
@@ -193,9 +196,6 @@ def _in_background(code: Path, log: Path) -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,7 +205,8 @@ def _in_background(code: Path, log: Path) -> Iterator[None]:
 def note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
     """Put on record which job carries runs out."""
     for run in runs:
-        launch = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings), **facts}
+        common = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings)}
+        launch = {**common, "cwd": os.getcwd(), "runs": len(runs), **facts}
         Record.open(Path(run.folder)).write_launch(launch)
 
 
