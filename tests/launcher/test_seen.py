@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dst.launcher import seen
+from dst.launcher import seen, slurm
 from dst.launcher.seen import look
 from dst.launcher.slurm import SlurmJob
 from dst.records.lock import locked
@@ -81,3 +81,13 @@ def test_the_lock_of_a_run_says_that_it_runs(told, tmp_path):
     with locked(tmp_path / "run", JOB):
         found = told("running", slurm_says("FAILED"))
     assert (found.state, found.is_taken) == ("running", True)
+
+
+def test_a_queue_that_cannot_be_asked_is_no_empty_queue(monkeypatch):
+    monkeypatch.setattr(slurm, "_output", lambda *command: None if command[0] == "squeue" else "")
+    assert slurm.jobs(["7_1"]) is None
+    assert slurm.jobs([]) == {}
+    monkeypatch.setattr(
+        slurm, "_output", lambda *command: "7_1|PENDING\n7_2|RUNNING\n" if command[0] == "squeue" else ""
+    )
+    assert slurm.jobs(["7_1"]) == {"7_1": SlurmJob("PENDING")}
