@@ -70,7 +70,8 @@ def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] 
     state, why = status["state"], status.get("error")
     is_held = holder(folder) is not None
     lives = is_held or _lives(launch, jobs)
-    if state == "running" and not is_held and lives:
+    is_known = job is not None or launch.get("host") == os.uname().nodename
+    if state == "running" and not is_held and lives and is_known:
         state = "queued"  # it was killed, and its job is in the queue again or has just been started again
     elif state == "running" and not is_held:
         state, why = LOST, f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
@@ -93,7 +94,7 @@ def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] 
         cluster=launch.get("cluster"),
         job=launch.get("job"),
         slurm=None if job is None else job.state,
-        is_taken=is_held or (state in ("queued", "preempted") and lives),
+        is_taken=is_held or (state in ("queued", "preempted", LOST) and lives),
         why=why if state not in ("running", "queued", "done") else None,
     )
 

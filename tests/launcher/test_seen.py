@@ -64,6 +64,11 @@ def test_while_slurm_does_not_answer_nothing_is_lost(told):
     assert (found.state, found.is_taken) == ("queued", True)
 
 
+def test_without_slurm_to_ask_a_run_whose_process_is_gone_is_lost_but_not_submitted_again(told):
+    found = told("running", None)
+    assert (found.state, found.is_taken) == ("lost", True)
+
+
 def test_a_job_that_slurm_does_not_know_any_more_is_gone(told):
     found = told("queued", {})
     assert (found.state, found.is_taken, found.why) == ("lost", False, "its job is gone")
