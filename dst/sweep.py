@@ -221,7 +221,12 @@ def _launch(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
     print(_summary(cells, launched, settings), flush=True)
     if not settings.wait:
         return 0
-    states = {cell.id: run.state for cell, run in zip(cells, wait(launched.folders), strict=True)}
+    try:
+        seen = wait(launched.folders)
+    except KeyboardInterrupt:
+        print("waits no longer; the jobs go on")
+        raise
+    states = {cell.id: run.state for cell, run in zip(cells, seen, strict=True)}
     print(_report(cells, states))
     return worst(EXIT_CODES.get(state, EXIT_CODES["failed"]) for state in states.values())
 

@@ -134,8 +134,13 @@ def _check_slurm(config: Config) -> Iterator[str]:
             f"(hardware.slurm.timeout_min={wanted.timeout_min}): a run would be stopped before it begins"
         )
     for option in wanted.options:
-        if not option.lstrip("-").partition("=")[0]:
+        name = option.lstrip("-").partition("=")[0].replace("_", "-")
+        if not name:
             yield f"hardware.slurm.options: {option!r} is no option of sbatch, e.g. mail-type=FAIL"
+        elif name in _SLURM_KEYS:
+            yield f"hardware.slurm.options: {option!r} is what hardware.{_SLURM_KEYS[name]} says; set that"
+        elif name in _SLURM_OWN:
+            yield f"hardware.slurm.options: {option!r} would be ignored, or break requeueing: the launcher sets {name}"
 
 
 def _check_tracking(config: Config) -> Iterator[str]:
@@ -157,6 +162,15 @@ def _check_tracking(config: Config) -> Iterator[str]:
 
 
 _LONGEST_TAG = 64
+
+_SLURM_KEYS = {
+    **{name: f"slurm.{name}" for name in ("partition", "account", "qos", "constraint", "nodes")},
+    **{"time": "slurm.timeout_min", "signal": "slurm.signal_delay_s", "mem": "slurm.memory_gb"},
+    **{"cpus-per-task": "slurm.cpus", "gpus-per-node": "slurm.gpus"},
+    **{"ntasks-per-node": "processes", "ntasks": "processes"},
+}
+_SLURM_OWN = ("array", "error", "job-name", "no-requeue", "open-mode", "output", "requeue", "wait", "wrap")
+"""Options of sbatch that have a key of their own, and those that nobody else may set."""
 
 _WIDEST = 1_000_000
 
@@ -184,7 +198,7 @@ def check_launch(overrides: Sequence[str], settings: LauncherSettings | None, *,
             "hydra/launcher=basic to run in this process"
         )
     if settings is None or settings.cluster != "slurm":
-        ignored = [text for text in overrides if text.lstrip("+").startswith("hardware.slurm.")]
+        ignored = [text for text in overrides if text.lstrip("+").startswith(("hardware.slurm.", "hardware.slurm="))]
         problems += [f"{text} would be ignored: add hydra/launcher=slurm or hardware=slurm, and -m" for text in ignored]
     if problems:
         raise ConfigError(problems)

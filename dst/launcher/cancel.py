@@ -11,12 +11,14 @@ from pathlib import Path
 from dst.launcher import slurm
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.seen import Seen, look
+from dst.records.lock import holder
 from dst.records.read import read_launch, read_status
 from dst.records.store import Record
 
 _DESCRIPTION = """\
 Cancel the jobs of all runs below DIR that are queued or running. A running one saves and stops; the command that
-submitted it continues it later. Runs that were started by hand are left alone: stop those with Ctrl-C."""
+submitted it continues it later. Runs that share a job stop together. Runs that were started by hand are left alone:
+stop those with Ctrl-C."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,8 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     problems = [_cancel_slurm([job for cluster, job in jobs if cluster == "slurm"])]
     problems += [_cancel_local(run) for run in {run.job: run for run in alive if run.cluster == "local"}.values()]
     for run in alive:
-        if run.state == "queued" and run.job is not None:
+        if run.state in ("queued", "preempted") and run.job is not None:
             _mark_cancelled(Path(run.folder))
+    with_them = _neighbours(alive)
+    if with_them:
+        print(f"with them stop up to {with_them} runs elsewhere, which share their jobs")
     for run in by_hand:
         print(f"left alone, since no job carries it out: {run.folder}")
     print(f"cancelled {len(jobs)} jobs of {len(alive) - len(by_hand)} runs")
@@ -56,10 +61,16 @@ def _cancel_local(run: Seen) -> str | None:
     return None
 
 
+def _neighbours(runs: Sequence[Seen]) -> int:
+    """Return how many other runs, at most, the jobs of these runs were submitted with."""
+    shares = {run.job: (read_launch(Path(run.folder)) or {}).get("runs", 1) for run in runs if run.job is not None}
+    return sum(count - sum(run.job == job for run in runs) for job, count in shares.items())
+
+
 def _mark_cancelled(folder: Path) -> None:
-    """Put on record that a run was cancelled before it began, unless it has begun meanwhile."""
+    """Put on record that a run was cancelled while it waited for its job, unless it has begun meanwhile."""
     status = read_status(folder) or {}
-    if status.get("state") == "queued":
+    if status.get("state") in ("queued", "preempted") and holder(folder) is None:
         Record.open(folder).write_status(
             "preempted",
             attempt=status.get("attempt", 0),

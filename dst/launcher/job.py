@@ -28,8 +28,8 @@ from dst.states import EXIT_CODES, worst
 
 _POLL_S: Final = 0.2
 _LOG_LINES: Final = 200
-_REQUEUE_WAIT_S: Final = 120.0
-"""How long the other tasks of a job wait for the first one to have it requeued."""
+_MAIN_WAIT_S: Final = 120.0
+"""How long the other tasks of a job wait for the first one, which has its end to record and the job to be requeued."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Job:
 
     While it is being stopped, ``runs`` are those that shall go on when it has been requeued.
 
-    Called by submitit on the node. ``requeues``: how often it has been put back into the queue so far. ``gpus``: those
-    that runs may use, as CUDA_VISIBLE_DEVICES names them, where the cluster does not say it.
+    Called by submitit on the node. ``requeues``: how often it has been put back into the queue so far; ``code``: the
+    worst exit code of the runs that ended before that. ``gpus``: those that runs may use, as CUDA_VISIBLE_DEVICES names
+    them, where the cluster does not say it.
     """
 
     runs: tuple[FrozenRun, ...]
@@ -57,6 +58,7 @@ class Job:
     processes: int = 1
     max_requeues: int = 0
     requeues: int = 0
+    code: int = 0
     gpus: tuple[str, ...] = ()
 
     def __call__(self) -> None:
@@ -64,6 +66,12 @@ class Job:
         code = _Supervisor(self).carry_out()
         if code:
             sys.exit(code)
+
+    @property
+    def title(self) -> str:
+        """The job's name, for people who look at the queue: that of its run, or of its first one and how many more."""
+        more = f" + {len(self.runs) - 1}" if len(self.runs) > 1 else ""
+        return f"{self.runs[0].name}{more}".replace(" ", ",")
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what submitit shall start when the job has been requeued."""
@@ -77,6 +85,7 @@ class _Child:
     run: FrozenRun
     process: "subprocess.Popen[bytes]"
     log: Path
+    gpus: tuple[str, ...]
 
 
 @dataclass
@@ -98,7 +107,7 @@ class _Supervisor:
         if self.environment.cluster == "local":
             os.setpgrp()  # signals of the terminal that it was submitted from are not for it
         if self.environment.cluster == "slurm" and self.is_main:
-            slurm.rename(self.environment.job_id, _title(self.job.runs))
+            slurm.rename(self.environment.job_id, self.job.title)
         requeue = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
@@ -108,22 +117,28 @@ class _Supervisor:
                 self._start(self.waiting.pop(0))
             if self.requested != forwarded and self.requested is not None:
                 forwarded = self.requested
-                for child in self.running:
-                    child.process.send_signal(forwarded)
+                for child in self.running:  # which SLURM may have signalled too; a second SIGINT would be no request
+                    child.process.send_signal(signal.SIGTERM if forwarded == signal.SIGINT else forwarded)
             self._reap()
             time.sleep(_POLL_S)
         unfinished = [run for run in self.job.runs if self.codes.get(run.folder, EXIT_CODES["preempted"]) == 75]
         if unfinished and self.requested is not None:
             self._stopped(unfinished, requeue)
-        return worst(self.codes.values()) or (EXIT_CODES["preempted"] if unfinished else 0)
+        code = worst([self.job.code, *self.codes.values()]) or (EXIT_CODES["preempted"] if unfinished else 0)
+        if code and not self.is_main and self.environment.cluster == "slurm":
+            time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one ends so
+        return code
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
+        if self.requested != signal.SIGUSR2:  # at the time limit SIGTERM follows, which makes it no other request
+            self.requested = number
 
     def _start(self, run: FrozenRun) -> None:
         rank = self.environment.global_rank
         log = Path(run.folder) / ("log.txt" if rank == 0 else f"log.{rank}.txt")
-        environment = {**os.environ, JOB: self.environment.job_id, **self._devices()}
+        environment, gpus = {**os.environ, JOB: self.environment.job_id}, self._gpus()
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if self.job.processes > 1:
             environment |= _torch_distributed()
         with log.open("ab") as output:
@@ -135,16 +150,15 @@ class _Supervisor:
                 env=environment,
             )
         print(f"{_now()} {Path(run.folder).name} started as process {process.pid}, output in {log}", flush=True)
-        self.running.append(_Child(run, process, log))
+        self.running.append(_Child(run, process, log, gpus))
 
-    def _devices(self) -> dict[str, str]:
-        """Return which GPUs the next run sees: all of the job's, or one of several that runs side by side share."""
+    def _gpus(self) -> tuple[str, ...]:
+        """Return which GPUs the next run sees: all of the job's, or the least used one if runs go side by side."""
         gpus = self.job.gpus or visible_gpus()
-        if not gpus:
-            return {}
-        if self.job.processes == 1 and self.job.parallel > 1:
-            gpus = (gpus[(len(self.codes) + len(self.running)) % len(gpus)],)
-        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        if gpus and self.job.processes == 1 and self.job.parallel > 1:
+            used = [child.gpus for child in self.running]
+            gpus = (min(gpus, key=lambda gpu: used.count((gpu,))),)
+        return gpus
 
     def _reap(self) -> None:
         for child in list(self.running):
@@ -162,46 +176,55 @@ class _Supervisor:
         if code in (0, EXIT_CODES["preempted"]):
             return code
         print(_tail(child.log), file=sys.stderr, flush=True)
+        if code > 0 and self.is_main and _is_queued(child.run):
+            _write_status(child.run, "failed", f"it ended with exit code {code} before it began; see {child.log}")
         if code < 0:
             signal_name = signal.Signals(-code).name
             hint = " (was its memory too small?)" if -code == signal.SIGKILL else ""
             if self.is_main:
-                _write_status(child.run, "failed", f"killed by {signal_name}{hint}; see {child.log}")
+                error = f"killed by {signal_name}{hint}; see {child.log}"
+                _write_status(child.run, "failed", error)
+                _note_end(child.run, state="failed", error=error)
             code = EXIT_CODES["failed"]
         return code
 
     def _stopped(self, unfinished: list[FrozenRun], requeue: Any) -> None:
         """Put the cause on record and, if it is SLURM that wants the node back, have the job requeued."""
-        assert self.requested is not None
-        is_ours = self.requested == signal.SIGUSR2 and callable(requeue)
+        is_slurm = self.environment.cluster == "slurm"
+        preempted = slurm.is_being_preempted(self.environment.job_id) if is_slurm else None
+        cause = self._cause(preempted)
+        # Where SLURM is not set up to send the job's own signal (preempt_send_user_signal), SIGTERM announces it too.
+        is_ours = callable(requeue) and (self.requested == signal.SIGUSR2 or bool(preempted))
         may_requeue = is_ours and self.job.requeues < self.job.max_requeues
-        cause = self._cause()
         then = "stopped" if not is_ours else f"to be requeued as job {self.environment.job_id}"
         if is_ours and not may_requeue:
             then = f"not requeued: it was {self.job.requeues} times (hardware.slurm.max_requeues)"
+        self._tell_stopped(unfinished, cause, then)
+        if may_requeue:
+            self.job.code = worst([self.job.code, *(code for code in self.codes.values() if code != 75)])
+            self.job.runs = tuple(unfinished)
+            try:
+                requeue(signal.SIGUSR2, None)  # submitit's: it ends this process, or returns if it is not the first
+            except Exception as error:  # whatever: the saved runs can be continued
+                told = " ".join(str(error).split())
+                self._tell_stopped(unfinished, cause, f"it could not be requeued: {told}; submit it again")
+                return
+            time.sleep(_MAIN_WAIT_S)
+
+    def _tell_stopped(self, unfinished: list[FrozenRun], cause: str, then: str) -> None:
         print(f"{_now()} {cause}: {then}", flush=True)
         if self.is_main:
             for run in unfinished:
-                _note_cause(run, cause, then)
-        if may_requeue:
-            self.job.runs = tuple(unfinished)
-            requeue(signal.SIGUSR2, None)  # submitit's own: it ends this process, or returns if this is not the first
-            time.sleep(_REQUEUE_WAIT_S)
+                if run.folder in self.codes:
+                    _note_cause(run, cause, then)
 
-    def _cause(self) -> str:
+    def _cause(self, preempted: bool | None) -> str:
+        assert self.requested is not None
+        if preempted:
+            return "preemption"
         if self.requested != signal.SIGUSR2:
-            assert self.requested is not None
             return f"stop request ({signal.Signals(self.requested).name})"
-        preempted = slurm.is_being_preempted(self.environment.job_id) if self.environment.cluster == "slurm" else None
-        if preempted is None:
-            return "time limit or preemption"
-        return "preemption" if preempted else "time limit"
-
-
-def _title(runs: tuple[FrozenRun, ...]) -> str:
-    """Return a job's name, for people who look at the queue: that of its run, or of its first one and how many more."""
-    more = f" + {len(runs) - 1}" if len(runs) > 1 else ""
-    return f"{runs[0].name}{more}".replace(" ", ",")
+        return "time limit or preemption" if preempted is None else "time limit"
 
 
 def _torch_distributed() -> dict[str, str]:
@@ -229,13 +252,29 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(number) for number in range(len(listed.stdout.splitlines())))
 
 
+def _is_queued(run: FrozenRun) -> bool:
+    with suppress(OSError, RecordError):
+        return (read_status(Path(run.folder)) or {}).get("state") == "queued"
+    return False
+
+
 def _note_cause(run: FrozenRun, cause: str, then: str) -> None:
     """Put on record why a run was stopped; where it stands, it has written itself."""
-    status = read_status(Path(run.folder)) or {}
-    if status.get("state") == "preempted":
-        _write_status(run, "preempted", f"{cause} after step {status.get('step', 0)}; {then}")
     with suppress(OSError, RecordError):
-        Record.open(Path(run.folder)).log_attempt(status.get("attempt", 0), cause=cause)
+        status = read_status(Path(run.folder)) or {}
+        if status.get("state") == "queued":  # it was stopped before it began
+            return
+        if status.get("state") == "preempted":
+            _write_status(run, "preempted", f"{cause} after step {status.get('step', 0)}; {then}")
+        _note_end(run, cause=cause)
+
+
+def _note_end(run: FrozenRun, **facts: str) -> None:
+    """Add to what is known of a run's newest attempt."""
+    with suppress(OSError, RecordError):
+        attempt = (read_status(Path(run.folder)) or {}).get("attempt", 0)
+        if attempt:
+            Record.open(Path(run.folder)).log_attempt(attempt, **facts)
 
 
 def _write_status(run: FrozenRun, state: str, error: str) -> None:

@@ -1,12 +1,16 @@
 """From the cells of a sweep to submitted jobs: what is over or under way is left alone, the rest is frozen and sent."""
 
+import errno
+import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dst import app
 from dst.app import Cell
 from dst.compose import from_yaml
 from dst.config import Config, ConfigError
@@ -22,6 +26,8 @@ from dst.records.store import Record
 _POLL_S: Final = 2.0
 _REST: Final = 20.0
 """Rest so many times as long as a look took: waiting for a thousand runs must not keep a login node busy."""
+_SLURM_POLL_S: Final = 5.0
+"""A controller serves many users."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> L
 
     Raises ConfigError if a cell cannot be recorded, SubmissionError if a job is not taken.
     """
+    with _submitting({Path(cell.config.output.root) for cell in cells}):
+        return _launch(app.cells([cell.config for cell in cells]), settings, command)
+
+
+def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
     taken = {Path(seen.folder) for seen in look([cell.found for cell in cells if cell.found]) if seen.is_taken}
     todo = [cell for cell in cells if not (cell.is_over or (cell.state != "new" and cell.found in taken))]
     _check_continuable(todo)
@@ -48,6 +59,21 @@ def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> L
     runs = [(frozen[id(cell)], cell.config) for cell in todo]
     submission = resubmit(runs, settings) if runs else None
     return Launched(folders, [Path(run.folder) for run, _ in runs], submission)
+
+
+@contextmanager
+def _submitting(roots: Iterable[Path]) -> Iterator[None]:
+    """Let one command at a time decide what is to be submitted below these folders, and submit it."""
+    with ExitStack() as stack:
+        for root in sorted(root.resolve() for root in roots):
+            try:
+                (root / ".launch").mkdir(parents=True, exist_ok=True)
+                handle = stack.enter_context((root / ".launch" / "lock").open("w"))
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+                    raise ConfigError([f"output.root={root}: cannot write there: {error}"]) from error
+        yield
 
 
 def _check_continuable(cells: Sequence[Cell]) -> None:
@@ -82,10 +108,19 @@ def _mark_unsubmitted(folder: Path, error: str) -> None:
         Record.open(folder).write_status("failed", attempt=status["attempt"], step=status["step"], error=error)
 
 
-def refrozen(folder: Path) -> tuple[FrozenRun, Config]:
-    """Freeze a run again from its own record, to be resubmitted without the files that it was composed from."""
-    config = from_yaml((folder / "config.yaml").read_text())
-    return freeze(Cell(config, folder), ""), config
+def relaunch(folders: Sequence[Path], settings: LauncherSettings, states: Sequence[str]) -> Submission | None:
+    """Submit runs of these states again, from their own records, without the files that they were composed from.
+
+    Raises ConfigError if one cannot be continued as it was begun, SubmissionError if a job is not taken; None if there
+    is nothing to submit.
+    """
+    cells = [Cell(from_yaml((folder / "config.yaml").read_text()), folder) for folder in folders]
+    with _submitting({Path(cell.config.output.root) for cell in cells}):
+        seen = zip(cells, look(folders), strict=True)
+        todo = [cell for cell, run in seen if run.state in states and not run.is_taken]
+        _check_continuable(todo)
+        runs = [(freeze(cell, ""), cell.config) for cell in todo]
+        return resubmit(runs, settings) if runs else None
 
 
 def _found(cell: Cell) -> Path:
@@ -100,7 +135,8 @@ def wait(folders: Sequence[Path]) -> list[Seen]:
         seen = look(folders)
         if not any(run.is_taken for run in seen):
             return seen
-        time.sleep(max(_POLL_S, _REST * (time.monotonic() - began)))
+        least = _SLURM_POLL_S if any(run.cluster == "slurm" for run in seen) else _POLL_S
+        time.sleep(max(least, _REST * (time.monotonic() - began)))
 
 
 def check_settings(settings: LauncherSettings, configs: Sequence[Config]) -> None:

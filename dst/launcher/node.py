@@ -16,6 +16,7 @@ from dst.checks.start import check_start, started
 from dst.config import Config, ConfigError, run_id
 from dst.environment import wait_without_spinning
 from dst.recording import RunningError, digest
+from dst.records.lock import holder
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from dst.states import EXIT_CODES
@@ -91,7 +92,7 @@ def _config(folder: Path, submitted: str) -> Config:
 
 def _fail(folder: Path, error: str, trace: str | None = None) -> None:
     """Put on record that the run could not even begin, unless it has said so itself; the main process does."""
-    if int(os.environ.get("RANK", "0")) > 0:
+    if int(os.environ.get("RANK", "0")) > 0 or holder(folder) is not None:  # whoever has it tells its state
         return
     before = read_status(folder) or {}
     if before.get("state") in ("queued", "running", "preempted"):

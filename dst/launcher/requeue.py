@@ -1,18 +1,20 @@
 """Submit failed and lost runs again, as they were: ``python -m dst.launcher.requeue DIR``."""
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 
-from dst.config import Config, ConfigError
+from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
-from dst.launcher.job import FrozenRun
-from dst.launcher.launch import refrozen, resubmit
+from dst.launcher.launch import relaunch
 from dst.launcher.seen import LOST, look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import SubmissionError
 from dst.records.read import read_launch
+from dst.records.store import RecordError
 
 _DESCRIPTION = """\
 Submit the runs below DIR that failed or were lost again, from their newest checkpoint, with the config and to the
@@ -39,19 +41,23 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print("\n".join([*map(str, launched), f"{len(launched)} runs would be submitted"]))
         return 0
-    groups: dict[LauncherSettings, list[tuple[FrozenRun, Config]]] = defaultdict(list)
-    try:
-        for folder, launch in launched.items():
-            groups[LauncherSettings(**launch["settings"])].append(refrozen(folder))
-        for settings, runs in groups.items():
-            submission = resubmit(runs, settings)
-            print(f"{len(runs)} runs submitted as job {', '.join(submission.jobs)}; logs in {submission.logs}")
-    except (SubmissionError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    groups: dict[tuple[str, LauncherSettings], list[Path]] = defaultdict(list)
+    for folder, launch in launched.items():
+        groups[launch.get("cwd", os.getcwd()), LauncherSettings(**launch["settings"])].append(folder.resolve())
+    failed = False
+    for (cwd, settings), together in groups.items():
+        try:
+            with chdir(cwd):  # what a config says of folders holds from where it was submitted
+                submission = relaunch(together, settings, states)
+        except (SubmissionError, ConfigError, RecordError, OSError) as error:
+            print(f"error: {error.text() if isinstance(error, ConfigError) else error}", file=sys.stderr)
+            failed = True
+            continue
+        if submission is not None:
+            print(f"{len(together)} runs submitted as job {', '.join(submission.jobs)}; logs in {submission.logs}")
     if not groups:
         print("nothing to submit: no run below that folder has failed or was lost")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ class Seen:
 def look(folders: Iterable[Path]) -> list[Seen]:
     """Return what is seen of these runs; SLURM is asked once for all."""
     launches = {folder: _launch(folder) for folder in folders}
-    jobs = slurm.jobs(str(at["job"]) for at in launches.values() if at.get("cluster") == "slurm")
-    return [_seen(folder, launch, jobs.get(str(launch.get("job")))) for folder, launch in launches.items()]
+    jobs = slurm.jobs(str(at.get("job")) for at in launches.values() if at.get("cluster") == "slurm")
+    return [_seen(folder, launch, jobs) for folder, launch in launches.items()]
 
 
 def _launch(folder: Path) -> dict[str, Any]:
@@ -59,22 +59,28 @@ def _launch(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _seen(folder: Path, launch: dict[str, Any], job: slurm.SlurmJob | None) -> Seen:
+def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> Seen:
+    job = (jobs or {}).get(str(launch.get("job")))
     try:
         status = read_status(folder) or {"state": "unknown"}
         name = str(read_json(folder / "run.json").get("name", folder.name))
         summary = (read_summary(folder) or {}) if status["state"] == "done" else {}
-    except RecordError as error:
+    except (OSError, RecordError) as error:
         status, name, summary = {"state": "unreadable", "error": str(error)}, folder.name, {}
     state, why = status["state"], status.get("error")
     is_held = holder(folder) is not None
-    lives = is_held or _lives(launch, job)
-    if state == "running" and not is_held:
+    lives = is_held or _lives(launch, jobs)
+    is_known = job is not None or launch.get("host") == os.uname().nodename
+    if state == "running" and not is_held and lives and is_known:
+        state = "queued"  # it was killed, and its job is in the queue again or has just been started again
+    elif state == "running" and not is_held:
         state, why = LOST, f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
     elif state == "queued" and not lives:
         state, why = LOST, "its job is gone"
     if state == LOST and job is not None and not job.is_alive:
         why = f"SLURM says {job.state}"
+    elif state == "preempted" and job is not None and not job.is_alive:
+        why = f"{why}; its job is over: SLURM says {job.state}"
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
     return Seen(
         folder=str(folder),
@@ -93,13 +99,16 @@ def _seen(folder: Path, launch: dict[str, Any], job: slurm.SlurmJob | None) -> S
     )
 
 
-def _lives(launch: dict[str, Any], job: slurm.SlurmJob | None) -> bool:
-    """Say whether the job of a run runs or will run."""
+def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bool:
+    """Say whether the job of a run runs or will run, as far as can be seen; if it cannot, it may."""
+    is_new: bool = time.time() - launch.get("submitted", 0) < _STARTUP_S
+    if launch.get("job") is None:  # it is being submitted; unless that was cut off
+        return is_new
     if launch.get("cluster") == "slurm":
-        if job is not None:
-            return job.is_alive
-        # Not known yet, or SLURM cannot be asked from here.
-        return not slurm.available() or time.time() - launch.get("submitted", 0) < _STARTUP_S
+        if jobs is None:
+            return True
+        job = jobs.get(str(launch["job"]))
+        return job.is_alive if job is not None else is_new  # which SLURM may not know yet
     if launch.get("cluster") == "local":
         return _process_lives(launch)
     return False

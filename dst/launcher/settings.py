@@ -12,8 +12,8 @@ class LauncherSettings:
 
     ``cluster``: SLURM jobs, or processes on this machine. ``wait``: block until all are over and report, instead of
     returning at once. ``max_parallel``: so many jobs at a time (null: SLURM's own limits; here as many as the
-    processors allow). ``runs_per_job``: so many cells side by side in one job, each a process of its own on the same
-    device.
+    processors and the GPUs allow). ``runs_per_job``: so many cells side by side in one job, each a process of its
+    own on the same device.
     """
 
     cluster: Cluster

@@ -11,7 +11,10 @@ _TIMEOUT_S = 60.0
 _DEFAULT_MAX_ARRAY = 1001
 
 ALIVE = frozenset(
-    {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING"}
+    {
+        *("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"),
+        *("RESIZING", "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED"),
+    }
 )
 """States of jobs that run or will run."""
 
@@ -34,15 +37,19 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def jobs(ids: Iterable[str]) -> dict[str, SlurmJob]:
+def jobs(ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     """Return what is known of these jobs (``12`` or, of an array, ``12_3``), as far as SLURM knows them.
 
-    The queue knows best what lives; the accounting, where there is one, remembers what has ended.
+    The queue knows best what lives; the accounting, where there is one, remembers what has ended. None if the queue
+    cannot be asked: no SLURM here, or none that answers.
     """
     wanted = set(ids)
-    if not wanted or not available():
+    if not wanted:
         return {}
-    rows = _rows(2, "squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
+    text = _output("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
+    if text is None:
+        return None
+    rows = _rows(2, text)
     queued = {job: SlurmJob(state) for job, state in rows if job in wanted}
     alive = {job: found for job, found in queued.items() if found.is_alive}
     return {**queued, **_accounting(wanted - alive.keys()), **alive}
@@ -52,14 +59,14 @@ def _accounting(wanted: set[str]) -> dict[str, SlurmJob]:
     if not wanted or shutil.which("sacct") is None:
         return {}
     parents = ",".join(sorted({job.partition("_")[0] for job in wanted}))
-    rows = _rows(3, "sacct", "-X", "-n", "-P", f"--jobs={parents}", "--format=JobID,State,ExitCode")
+    rows = _rows(3, _output("sacct", "-X", "-n", "-P", f"--jobs={parents}", "--format=JobID,State,ExitCode") or "")
     # A state may carry more, as in "CANCELLED by 1000".
     return {job: SlurmJob(state.split()[0], code) for job, state, code in rows if job in wanted and state}
 
 
-def _rows(columns: int, *command: str) -> list[list[str]]:
-    """Return the rows of a table that a command prints, cells parted by ``|``."""
-    rows = [line.strip().split("|") for line in (_output(*command) or "").splitlines()]
+def _rows(columns: int, text: str) -> list[list[str]]:
+    """Return the rows of a table whose cells are parted by ``|``."""
+    rows = [line.strip().split("|") for line in text.splitlines()]
     return [row for row in rows if len(row) == columns]
 
 
@@ -80,9 +87,11 @@ def max_array_size() -> int:
 
 def is_being_preempted(job: str) -> bool | None:
     """Say whether a running job has to make room for another one; None if SLURM cannot be asked."""
-    text = _output("scontrol", "show", "job", job)
-    found = re.search(r"PreemptTime=(\S+)", text or "")
-    return None if found is None else found[1] not in ("None", "N/A", "Unknown")
+    fields: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", _output("scontrol", "show", "job", job) or ""))
+    if not {"PreemptTime", "StartTime"} <= fields.keys():
+        return None
+    # It was earlier, before the job was requeued, if not since the job has started.
+    return fields["PreemptTime"][:1].isdigit() and fields["PreemptTime"] >= fields["StartTime"]
 
 
 def cancel(ids: Iterable[str]) -> str | None:

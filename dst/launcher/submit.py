@@ -5,6 +5,7 @@ import secrets
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,10 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
             for packed in array
         ]
         executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
-        executor.update_parameters(**sbatch_parameters(hardware, settings.runs_per_job, code, throttle))
+        # All jobs of an array have one name in the queue; each takes its own when it starts.
+        name = jobs[0].title if len(jobs) == 1 else Path(array[0][0].folder).parent.name
+        asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle)
+        executor.update_parameters(**asked, job_name=name)
         submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
         for job, found in zip(jobs, submitted, strict=True):
             note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
@@ -96,7 +100,6 @@ def sbatch_parameters(hardware: Hardware, runs_per_job: int, code: Path, throttl
     cpus = wanted.cpus or runs_per_job * (hardware.threads + hardware.workers)
     options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
     asked = {
-        "job_name": "dst",
         "time": wanted.timeout_min,
         "signal_delay_s": wanted.signal_delay_s,
         "nodes": wanted.nodes,
@@ -138,37 +141,54 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
     for run, config in runs:
         by_processes.setdefault(config.hardware.processes, []).append((run, config))
     for processes, same in by_processes.items():
-        threads = max(config.hardware.threads for _, config in same)
+        gpus = visible_gpus()
         job = Job(
             tuple(run for run, _ in same),
-            parallel=1 if processes > 1 else _at_a_time(settings, threads),
+            parallel=1 if processes > 1 else _at_a_time(settings, [config.hardware for _, config in same], gpus),
             processes=processes,
-            gpus=visible_gpus(),
+            gpus=gpus,
         )
         executor = LocalExecutor(logs)
         executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)
-        with _in_background(code):
+        with _in_background(code, logs / "controller.log"):
             found = executor.submit(job)
         facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
         note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
         yield found.job_id
 
 
-def _at_a_time(settings: LauncherSettings, threads: int) -> int:
-    """Return how many runs go on side by side: what was asked for, or what the processors allow."""
-    jobs = settings.max_parallel or max(1, (os.cpu_count() or 1) // (threads * settings.runs_per_job))
+def _at_a_time(settings: LauncherSettings, wanted: Sequence[Hardware], gpus: Sequence[str]) -> int:
+    """Return how many runs go on side by side: what was asked for, or what the processors and the GPUs allow."""
+    if settings.max_parallel is not None:
+        return settings.max_parallel * settings.runs_per_job
+    each = max(hardware.threads + hardware.workers for hardware in wanted) * settings.runs_per_job
+    jobs = max(1, len(os.sched_getaffinity(0)) // each)
+    if gpus and any(hardware.device == "cuda" for hardware in wanted):
+        jobs = min(jobs, len(gpus))
     return jobs * settings.runs_per_job
 
 
 @contextmanager
-def _in_background(code: Path) -> Iterator[None]:
-    """Let what is started here find the frozen package, and outlive this terminal: signals ignored stay ignored."""
+def _in_background(code: Path, log: Path) -> Iterator[None]:
+    """Let what is started here find the frozen package, and outlive this terminal.
+
+    Signals ignored stay ignored, and nothing of it holds the streams of this process, for whose end others may wait.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = [os.dup(number) for number in range(3)]
+    with log.open("ab") as output, open(os.devnull, "rb") as nothing:
+        for number, target in enumerate((nothing, output, output)):
+            os.dup2(target.fileno(), number)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     outside = {name: os.environ.get(name) for name in _imports(code)}
     os.environ.update(_imports(code))
     try:
         yield
     finally:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
         for number, handler in before.items():
             signal.signal(number, handler)
         for name, value in outside.items():
@@ -185,7 +205,8 @@ def _in_background(code: Path) -> Iterator[None]:
 def note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
     """Put on record which job carries runs out."""
     for run in runs:
-        launch = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings), **facts}
+        common = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings)}
+        launch = {**common, "cwd": os.getcwd(), "runs": len(runs), **facts}
         Record.open(Path(run.folder), durable=False).write_launch(launch)
 
 

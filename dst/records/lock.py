@@ -21,7 +21,9 @@ from typing import Final
 NAME: Final = "lock"
 HEARTBEAT_S: Final = 5.0
 STALE_S: Final = 60.0
-"""A lock of another host that has not been touched for so long is stale."""
+"""A lock that has not been touched for so long is stale, where nothing else says whether its holder lives."""
+
+_WATCH_S: Final = 0.5
 
 _ORPHANS_S: Final = 5.0
 """How long the processes that a killed holder has started may take to see it, and give up the ``flock``."""
@@ -83,26 +85,33 @@ def holder(folder: Path) -> Holder | None:
     except OSError:
         return found
     try:
-        return found if not _flock(handle) else None
+        is_free = _flock(handle)
+        return None if is_free or (is_free is None and not _beats(folder)) else found
     finally:
         os.close(handle)
 
 
 def _acquire(handle: int, folder: Path) -> None:
     deadline = time.monotonic() + _ORPHANS_S
-    while not _flock(handle):
+    while (is_ours := _flock(handle)) is False:
         found = _read(folder)
         if (found is not None and _may_live(folder, found)) or time.monotonic() > deadline:
             raise LockedError(folder, found)
         time.sleep(0.1)
     found = _read(folder)
-    # With the flock in hand a holder of this host is dead; one of another host may only be out of its reach.
-    if found is not None and found.host != socket.gethostname() and _may_live(folder, found):
-        raise LockedError(folder, found)
+    if found is None or (is_ours and found.host == socket.gethostname()):  # with the flock in hand, it is dead
+        return
+    # Where the flock does not tell, somebody who has died only now is told apart by the heartbeat that does not come.
+    path = folder / NAME
+    touched = path.stat().st_mtime_ns
+    while _may_live(folder, found) and _beats(folder):
+        if path.stat().st_mtime_ns != touched:
+            raise LockedError(folder, found)
+        time.sleep(_WATCH_S)
 
 
-def _flock(handle: int) -> bool:
-    """Take the ``flock`` if it is free, or if the file system has none; say whether."""
+def _flock(handle: int) -> bool | None:
+    """Take the ``flock`` if it is free; say whether, None if the file system has none."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -110,6 +119,7 @@ def _flock(handle: int) -> bool:
             return False
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
+        return None
     return True
 
 
@@ -123,6 +133,10 @@ def _may_live(folder: Path, found: Holder) -> bool:
         except PermissionError:
             pass
         return True
+    return _beats(folder)
+
+
+def _beats(folder: Path) -> bool:
     return _age(folder / NAME) < STALE_S
 
 

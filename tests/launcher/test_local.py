@@ -17,8 +17,10 @@ from dst.launcher.plugin.hydra_plugins.dst_launcher import SubmititLauncher
 from dst.launcher.seen import look
 from dst.recording import digest
 from dst.records.catalog import find_runs
+from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_attempts, read_json, read_launch, read_status
+from dst.records.store import Record
 from tests.processes import REPOSITORY, is_moving, run, run_folder, traces, wait_until
 
 pytestmark = pytest.mark.slow
@@ -56,7 +58,7 @@ def test_four_runs_in_one_job_are_four_runs(here):
     assert (told.code, told.output.splitlines()[0]) == (0, "4 runs: 4 finished already, 0 submitted")
 
 
-def test_a_failing_cell_does_not_hurt_its_neighbours(here, capsys):
+def test_a_failing_cell_does_not_hurt_its_neighbours(here, capsys, monkeypatch):
     forecast = run("-m", *QUIET, *TINY, "seed=1", "output.group=other", cwd=here)
     assert forecast.code == 0
     failing = here / "outputs" / "default" / run_folder(here / "outputs" / "other").name
@@ -74,7 +76,10 @@ def test_a_failing_cell_does_not_hurt_its_neighbours(here, capsys):
     (failing / "metrics.jsonl").rmdir()
     assert requeue.main(["outputs", "--dry-run"]) == 0
     assert capsys.readouterr().out == f"{failing.relative_to(here)}\n1 runs would be submitted\n"
-    assert requeue.main(["outputs"]) == 0
+    (here / "aside" / "deeper").mkdir()
+    monkeypatch.chdir(here / "aside" / "deeper")
+    assert requeue.main([str(here / "outputs")]) == 0
+    assert not any(path.is_dir() for path in Path().iterdir())  # what is relative in its config is so where it was
     wait_until(lambda: state(failing) == "done", "not done after the requeue")
 
 
@@ -130,6 +135,26 @@ def test_a_changed_frozen_config_is_refused(here):
     (folder / "config.yaml").write_text(frozen.config.replace("peak:", "peak: 9 #"))
     assert node.main([frozen.folder, "--digest", frozen.digest]) == 2
     assert "is not what was submitted" in read_status(folder)["error"]
+
+    with locked(folder):  # somebody runs it meanwhile, by hand
+        Record.open(folder).write_status("running", attempt=1, step=0)
+        assert node.main([frozen.folder, "--digest", frozen.digest]) == 2
+        assert state(folder) == "running"
+
+
+def test_two_commands_at_once_submit_a_run_once_and_return(here, capsys):
+    """Their output is read to its end, which the jobs they leave behind must not hold back."""
+    command = [sys.executable, str(REPOSITORY / "run.py"), *LOCAL, *ENDLESS, "seed=0"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    try:
+        told = sorted(process.communicate(timeout=90)[0].splitlines()[0] for process in both)
+        assert told == ["1 runs: 1 submitted", "1 runs: 1 under way already, 0 submitted"]
+        folder = run_folder(here / "outputs")
+        wait_until(lambda: is_moving(folder, 1), "not running")
+    finally:
+        assert cancel.main(["outputs"]) == 0
+    wait_until(lambda: not look([folder])[0].is_taken, "the job does not end")
+    assert len(read_attempts(folder)) == 1
 
 
 def test_status_tells_everything_as_json_and_starts_fast(here, capsys):

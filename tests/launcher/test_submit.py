@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from dst.app import cells
+from dst.checks import check
 from dst.compose import compose_cells
-from dst.config import complete
+from dst.config import Hardware, complete
 from dst.launcher import launch as launching
+from dst.launcher import submit as submitting
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import SubmissionError, sbatch_parameters
 from dst.records.catalog import find_runs
@@ -49,6 +51,32 @@ def test_the_example_of_a_site_asks_for_all_it_says():
     assert found["setup"][0] == "module load cuda"
     assert found["setup"][1].startswith("export PYTHONPATH=/code")
     assert found["additional_parameters"] == {"requeue": True, "nice": "100"}
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--time=10", "is what hardware.slurm.timeout_min says"),
+        ("cpus_per_task=4", "is what hardware.slurm.cpus says"),
+        ("ntasks=2", "is what hardware.processes says"),
+        ("no-requeue", "would be ignored, or break requeueing"),
+        ("--job-name=mine", "the launcher sets job-name"),
+    ],
+)
+def test_an_option_that_has_its_own_key_is_refused(option, told):
+    (problem,) = check(config(f"hardware.slurm.options=['mail-type=FAIL','{option}']"))
+    assert told in problem
+
+
+def test_on_this_machine_runs_share_processors_and_gpus(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64))
+    settings, wanted = LauncherSettings("local"), [Hardware(threads=2), Hardware(threads=3, workers=5)]
+    assert submitting._at_a_time(settings, wanted, ()) == 8
+    assert submitting._at_a_time(settings, wanted, ("0", "1")) == 8
+    on_gpus = [Hardware(device="cuda", threads=2)]
+    assert submitting._at_a_time(settings, on_gpus, ("0", "1")) == 2
+    assert submitting._at_a_time(LauncherSettings("local", runs_per_job=3), on_gpus, ("0", "1")) == 6
+    assert submitting._at_a_time(LauncherSettings("local", max_parallel=5), on_gpus, ("0", "1")) == 5
 
 
 def test_runs_that_are_not_taken_have_failed(tmp_path, monkeypatch):

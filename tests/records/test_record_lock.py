@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -68,10 +70,28 @@ def test_a_killed_holder_leaves_it_stale(tmp_path, elsewhere):
         assert holder(tmp_path).pid == os.getpid()
 
 
+@contextmanager
+def beating(folder, every=0.2):
+    """Touch a lock as its holder does."""
+    over = threading.Event()
+
+    def beat():
+        while not over.wait(every):
+            os.utime(folder / "lock")
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_another_host_counts_while_its_heart_beats(tmp_path):
     forge(tmp_path, "another", 1, age=STALE_S / 2)
     assert holder(tmp_path) == Holder("another", 1)
-    with pytest.raises(LockedError, match="host another, process 1"), locked(tmp_path):
+    with beating(tmp_path), pytest.raises(LockedError, match="host another, process 1"), locked(tmp_path):
         pass
     forge(tmp_path, "another", 1, age=STALE_S + 1)
     assert holder(tmp_path) is None
@@ -79,18 +99,41 @@ def test_another_host_counts_while_its_heart_beats(tmp_path):
         assert holder(tmp_path).host == socket.gethostname()
 
 
-def test_without_flock_the_heartbeat_decides(tmp_path, monkeypatch):
+def test_a_job_that_starts_elsewhere_just_after_a_kill_waits_for_the_lock_to_be_stale(tmp_path, monkeypatch):
+    """As the next submission does, on another node than the killed one: its heart has just beaten for the last time."""
+    monkeypatch.setattr(lock, "STALE_S", 2.0)
+    forge(tmp_path, "another", 1, age=1)
+    with locked(tmp_path):
+        assert holder(tmp_path).pid == os.getpid()
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
     """On a file system that has none."""
 
     def refuse(*_):
         raise OSError(lock.errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
+
+
+def test_without_flock_the_heartbeat_decides(tmp_path, no_flock):
     with locked(tmp_path):
         assert (tmp_path / "lock").read_text()
     forge(tmp_path, "another", 1, age=0)
-    with pytest.raises(LockedError), locked(tmp_path):
+    with beating(tmp_path), pytest.raises(LockedError), locked(tmp_path):
         pass
+
+
+def test_without_flock_a_process_of_the_same_host_counts_too(tmp_path, no_flock):
+    forge(tmp_path, socket.gethostname(), os.getppid(), age=0)
+    assert holder(tmp_path).pid == os.getppid()
+    with beating(tmp_path), pytest.raises(LockedError), locked(tmp_path):
+        pass
+    forge(tmp_path, socket.gethostname(), os.getppid(), age=STALE_S + 1)  # another process of the same number
+    assert holder(tmp_path) is None
+    with locked(tmp_path):
+        assert holder(tmp_path).pid == os.getpid()
 
 
 def test_the_heart_beats(tmp_path, monkeypatch):

@@ -235,6 +235,23 @@ def test_arrays_are_as_few_as_the_cluster_allows(cluster, tmp_path, monkeypatch)
     ]
 
 
+def test_a_job_that_was_requeued_is_still_failed_if_one_of_its_runs_is(cluster, tmp_path):
+    command = (*LONG, "schedule.epochs=150", "sparsity=set_itop", "seed=0,1", "hydra.launcher.runs_per_job=2")
+    submit(cluster, *command, "checkpoint.every_steps=100", "hardware.slurm.options=[hold]", cwd=tmp_path)
+    (job,) = set(jobs(tmp_path).values())
+    folders = by_seed(tmp_path)
+    (folders[1] / "checkpoints").write_text("in the way")
+    cluster.run("scontrol", "release", job)
+    wait_until(lambda: read_status(folders[1])["state"] == "failed" and is_moving(folders[0], 1), "no failure")
+    cluster.run("scancel", "--signal=USR2", job)
+    wait_until(lambda: read_status(folders[0])["state"] == "preempted", "not stopped")
+    cluster.start_now(job)
+    (row,) = cluster.wait_for(job, ("FAILED", "COMPLETED"), timeout=120)
+    assert (row["State"], row["ExitCode"]) == ("FAILED", "1:0")
+    assert [read_status(folders[seed])["state"] for seed in (0, 1)] == ["done", "failed"]
+    assert [len(read_attempts(folders[seed])) for seed in (0, 1)] == [2, 1]
+
+
 def test_runs_that_share_a_job(cluster, tmp_path):
     """One of three fails; its neighbours finish, and the job is FAILED."""
     command = (*SHORT, "sparsity=set_itop", "seed=0,1,2", "hydra.launcher.runs_per_job=3")

@@ -1,0 +1,143 @@
+"""What a job does about signals, GPUs and runs that say nothing of their end."""
+
+import signal
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from dst.launcher import job
+from dst.launcher.job import FrozenRun, Job
+from dst.records.read import read_attempts, read_status
+from dst.records.store import Record
+
+
+@pytest.fixture
+def run(tmp_path):
+    record = Record.create(tmp_path / "run", config_yaml="", run={"name": "a run"})
+    record.write_status("preempted", attempt=2, step=5)
+    return FrozenRun(str(record.folder), "a run", "", "")
+
+
+@pytest.fixture
+def supervisor(run, monkeypatch):
+    """The first task of a job of SLURM, whose run has saved and ended."""
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(job, "_MAIN_WAIT_S", 0)
+    monkeypatch.setattr(job.slurm, "is_being_preempted", lambda job: False)
+    found = job._Supervisor(Job((run,), max_requeues=3))
+    found.codes = {run.folder: 75}
+    return found
+
+
+def stopped(supervisor, *signals, requeue=lambda number, frame: None):
+    """Return the cause on record after a job got these signals, and whether it was requeued."""
+    calls = []
+    for number in signals:
+        supervisor._request(number, None)
+    supervisor._stopped(list(supervisor.job.runs), lambda *found: calls.append(found) or requeue(*found))
+    folder = job.Path(supervisor.job.runs[0].folder)
+    return read_attempts(folder)[-1]["cause"], len(calls), read_status(folder)["error"]
+
+
+def test_a_stop_request_is_final(supervisor):
+    cause, requeues, error = stopped(supervisor, signal.SIGTERM)
+    assert (cause, requeues) == ("stop request (SIGTERM)", 0)
+    assert error == "stop request (SIGTERM) after step 5; stopped"
+
+
+def test_what_follows_the_time_limit_does_not_take_the_requeueing_away(supervisor):
+    """SLURM sends SIGTERM at the limit, while the run may still save."""
+    assert stopped(supervisor, signal.SIGUSR2, signal.SIGTERM)[:2] == ("time limit", 1)
+
+
+def test_preemption_may_be_announced_by_sigterm(supervisor, monkeypatch):
+    """Where preempt_send_user_signal is not set, which is SLURM's default."""
+    monkeypatch.setattr(job.slurm, "is_being_preempted", lambda job: True)
+    assert stopped(supervisor, signal.SIGTERM)[:2] == ("preemption", 1)
+
+
+def test_the_number_of_requeues_is_limited(supervisor):
+    supervisor.job.requeues = 3
+    cause, requeues, error = stopped(supervisor, signal.SIGUSR2)
+    assert (cause, requeues) == ("time limit", 0)
+    assert "not requeued: it was 3 times (hardware.slurm.max_requeues)" in error
+
+
+def test_a_requeueing_that_fails_is_told(supervisor):
+    def refuse(*_):
+        raise subprocess.CalledProcessError(1, ["scontrol", "requeue", "7"])
+
+    cause, requeues, error = stopped(supervisor, signal.SIGUSR2, requeue=refuse)
+    assert (cause, requeues) == ("time limit", 1)
+    assert "it could not be requeued: Command '['scontrol', 'requeue', '7']'" in error
+
+
+def test_a_requeued_job_remembers_who_failed(supervisor, run, tmp_path):
+    supervisor.codes[str(tmp_path / "another")] = 1
+    stopped(supervisor, signal.SIGUSR2)
+    again = supervisor.job.checkpoint().function
+    assert (again.runs, again.code, again.requeues) == ((run,), 1, 1)
+
+
+def test_a_run_that_had_not_begun_has_no_attempt(supervisor, run):
+    record = Record.open(job.Path(run.folder))
+    record.write_status("queued", attempt=0, step=0)
+    supervisor._request(signal.SIGTERM, None)
+    supervisor._stopped([run], None)
+    assert read_attempts(record.folder) == []
+    assert read_status(record.folder)["state"] == "queued"
+
+
+def test_a_run_that_ends_without_a_word_has_failed(supervisor, run, tmp_path):
+    record = Record.open(job.Path(run.folder))
+    (tmp_path / "log.txt").write_text("cannot be imported")
+    child = job._Child(run, None, tmp_path / "log.txt", ())
+    record.write_status("queued", attempt=0, step=0)
+    assert supervisor._judged(child, 1) == 1
+    status = read_status(record.folder)
+    assert (status["state"], status["attempt"]) == ("failed", 0)
+    assert "exit code 1 before it began" in status["error"]
+
+
+def test_each_run_gets_the_gpu_that_is_least_used(supervisor):
+    supervisor.job.gpus, supervisor.job.parallel = ("0", "1"), 3
+    for number, gpu in enumerate(["0", "1", "0"]):
+        assert supervisor._gpus() == (gpu,)
+        supervisor.running.append(job._Child(f"run {number}", None, None, (gpu,)))
+    supervisor.running.pop(1)
+    assert supervisor._gpus() == ("1",)
+    supervisor.job.parallel = 1
+    assert supervisor._gpus() == ("0", "1")
+
+
+def test_a_second_interrupt_would_be_no_request(supervisor, monkeypatch):
+    """SLURM signals all processes of a job, and the job its runs."""
+    sent = []
+    child = SimpleNamespace(process=SimpleNamespace(send_signal=sent.append))
+
+    def reap():
+        if sent:
+            supervisor.running.clear()
+
+    supervisor.running, supervisor.waiting, supervisor.requested = [child], [], signal.SIGINT
+    monkeypatch.setattr(supervisor, "_reap", reap)
+    monkeypatch.setattr(job.slurm, "rename", lambda *_: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
+    try:
+        supervisor.carry_out()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert sent == [signal.SIGTERM]
+
+
+def test_a_killed_run_has_failed(supervisor, run, tmp_path):
+    (tmp_path / "log.txt").write_text("")
+    Record.open(job.Path(run.folder)).write_status("running", attempt=3, step=5)
+    assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), -signal.SIGKILL) == 1
+    assert "killed by SIGKILL (was its memory too small?)" in read_status(job.Path(run.folder))["error"]
+    (attempt,) = read_attempts(job.Path(run.folder))
+    assert (attempt["attempt"], attempt["state"]) == (3, "failed")
