@@ -143,7 +143,8 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     cluster.run("scontrol", "requeue", job)
     cluster.start_now(job)
     wait_until(lambda: is_at(folder, 3), "not running after the second requeue")
-    other = cluster.sbatch("true", "--partition=high", "--exclusive", cwd=tmp_path)
+    # Of eight CPUs, so many that only the interrupted run has to go, not the undisturbed one, which nothing preempts.
+    other = cluster.sbatch("true", "--partition=high", "--cpus-per-task=7", cwd=tmp_path)
     cluster.wait_for(other, "COMPLETED", timeout=120)
     cluster.start_now(job)
     cluster.wait_for(job, "COMPLETED", timeout=240)
@@ -165,7 +166,8 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
 
 def test_a_job_killed_without_warning(cluster, tmp_path):
     """Its lock is stale, its state is lost; the next submission goes on from the newest checkpoint."""
-    command = (*LONG, "schedule.epochs=120", "checkpoint.every_steps=100", "sparsity=set_itop")
+    # Its state is written every ten seconds, so it must take longer.
+    command = (*LONG, "schedule.epochs=600", "checkpoint.every_steps=500", "sparsity=set_itop")
     submit(cluster, *command, cwd=tmp_path)
     ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
     wait_until(lambda: is_at(folder, 1) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
@@ -200,6 +202,7 @@ def test_cancel_and_requeue(cluster, tmp_path):
     wait_until(lambda: "cause" in read_attempts(folders[0])[0], "no cause")
     assert read_attempts(folders[0])[0]["cause"] == "stop request (SIGTERM)"
     assert "nothing to submit" in python(cluster, "dst.launcher.requeue", "outputs", cwd=tmp_path)
+    wait_until(lambda: not any(run.is_taken for run in look(folders.values())), "the job does not end")
     dry = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", "--dry-run", cwd=tmp_path)
     assert "2 runs would be submitted" in dry
     told = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", cwd=tmp_path)
