@@ -207,7 +207,8 @@ class _Attempt:
         """Move the progress display, and now and then the heartbeat."""
         if self.progress is not None:
             self.progress.advance(step)
-        if time.monotonic() - self._beat > _HEARTBEAT_S:
+        since_begin = time.time() - self._started["started"]
+        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # at first more often
             self._status("running")
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from dst.records.store import Record, RecordError
 from dst.states import EXIT_CODES, worst
 
 _POLL_S: Final = 0.2
+_STOPPED: Final = EXIT_CODES["preempted"]
 _LOG_LINES: Final = 200
 _MAIN_WAIT_S: Final = 120.0
 """How long the other tasks of a job wait for the first one, which has its end to record and the job to be requeued."""
@@ -108,6 +109,7 @@ class _Supervisor:
             os.setpgrp()  # signals of the terminal that it was submitted from are not for it
         if self.environment.cluster == "slurm" and self.is_main:
             slurm.rename(self.environment.job_id, self.job.title)
+        _remove_half_written(self.environment.paths.submitted_pickle)
         requeue = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
@@ -121,10 +123,10 @@ class _Supervisor:
                     child.process.send_signal(signal.SIGTERM if forwarded == signal.SIGINT else forwarded)
             self._reap()
             time.sleep(_POLL_S)
-        unfinished = [run for run in self.job.runs if self.codes.get(run.folder, EXIT_CODES["preempted"]) == 75]
+        unfinished = [run for run in self.job.runs if self.codes.get(run.folder, _STOPPED) == _STOPPED]
         if unfinished and self.requested is not None:
             self._stopped(unfinished, requeue)
-        code = worst([self.job.code, *self.codes.values()]) or (EXIT_CODES["preempted"] if unfinished else 0)
+        code = worst([self.job.code, *self.codes.values()]) or (_STOPPED if unfinished else 0)
         if code and not self.is_main and self.environment.cluster == "slurm":
             time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one ends so
         return code
@@ -171,9 +173,9 @@ class _Supervisor:
         """Return the exit code of a run that has ended, having put on record what it could not say itself."""
         name = Path(child.run.folder).name
         if code < 0 and self.requested is not None:  # it was not far enough to have a handler
-            code = EXIT_CODES["preempted"]
+            code = _STOPPED
         print(f"{_now()} {name} ended with exit code {code}", flush=True)
-        if code in (0, EXIT_CODES["preempted"]):
+        if code in (0, _STOPPED):
             return code
         print(_tail(child.log), file=sys.stderr, flush=True)
         if code > 0 and self.is_main and _is_queued(child.run):
@@ -201,7 +203,7 @@ class _Supervisor:
             then = f"not requeued: it was {self.job.requeues} times (hardware.slurm.max_requeues)"
         self._tell_stopped(unfinished, cause, then)
         if may_requeue:
-            self.job.code = worst([self.job.code, *(code for code in self.codes.values() if code != 75)])
+            self.job.code = worst([self.job.code, *(code for code in self.codes.values() if code != _STOPPED)])
             self.job.runs = tuple(unfinished)
             try:
                 requeue(signal.SIGUSR2, None)  # submitit's: it ends this process, or returns if it is not the first
@@ -225,6 +227,11 @@ class _Supervisor:
         if self.requested != signal.SIGUSR2:
             return f"stop request ({signal.Signals(self.requested).name})"
         return "time limit or preemption" if preempted is None else "time limit"
+
+
+def _remove_half_written(pickle: Path) -> None:
+    """Remove what a job leaves that is killed while submitit writes its pickle anew, or it could never be requeued."""
+    pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)
 
 
 def _torch_distributed() -> dict[str, str]:

@@ -111,6 +111,7 @@ LONG = ("model.hidden=[16]", "schedule.epochs=1500", "schedule.update_every=100"
 def test_a_run_interrupted_three_times(cluster, tmp_path):
     """By its time limit, by ``scontrol requeue``, and by a job of a higher-priority partition."""
     interrupted, undisturbed = tmp_path / "interrupted", tmp_path / "undisturbed"
+    conf = shutil.copytree(REPOSITORY / "conf", tmp_path / "conf")
     frequent = ("checkpoint.every_steps=500", "tracking.every_steps=50")
     short_limit = (
         *("hardware.slurm.partition=low", "hardware.slurm.timeout_min=1", "hardware.slurm.signal_delay_s=40"),
@@ -118,7 +119,8 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     )
     for root, options in ((interrupted, short_limit), (undisturbed, ())):
         root.mkdir()
-        submit(cluster, *LONG, *frequent, *options, "sparsity=rigl_itop", cwd=root)
+        submit(cluster, *LONG, *frequent, *options, "sparsity=rigl_itop", cwd=root, conf=conf)
+    shutil.rmtree(conf)  # neither the first nor any requeued attempt needs it
     ((_, job),), ((_, folder),) = jobs(interrupted).items(), by_seed(interrupted).items()
 
     wait_until(lambda: read_status(folder)["state"] == "preempted", "no signal before the time limit")
@@ -128,7 +130,8 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     cluster.run("scontrol", "requeue", job)
     cluster.start_now(job)
     wait_until(lambda: is_moving(folder, 3), "not running after the second requeue")
-    other = cluster.sbatch("true", "--partition=high", "--exclusive", cwd=tmp_path)
+    # Of eight CPUs, so many that only the interrupted run has to go, not the undisturbed one, which nothing preempts.
+    other = cluster.sbatch("true", "--partition=high", "--cpus-per-task=7", cwd=tmp_path)
     cluster.wait_for(other, "COMPLETED", timeout=120)
     cluster.start_now(job)
     cluster.wait_for(job, "COMPLETED", timeout=240)
@@ -150,7 +153,8 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
 
 def test_a_job_killed_without_warning(cluster, tmp_path):
     """Its lock is stale, its state is lost; the next submission goes on from the newest checkpoint."""
-    command = (*LONG, "schedule.epochs=120", "checkpoint.every_steps=100", "sparsity=set_itop")
+    # Its state is written every ten seconds, so it must take longer.
+    command = (*LONG, "schedule.epochs=600", "checkpoint.every_steps=500", "sparsity=set_itop")
     submit(cluster, *command, cwd=tmp_path)
     ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
     wait_until(lambda: is_moving(folder, 1) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
@@ -185,6 +189,7 @@ def test_cancel_and_requeue(cluster, tmp_path):
     wait_until(lambda: "cause" in read_attempts(folders[0])[0], "no cause")
     assert read_attempts(folders[0])[0]["cause"] == "stop request (SIGTERM)"
     assert "nothing to submit" in python(cluster, "dst.launcher.requeue", "outputs", cwd=tmp_path)
+    wait_until(lambda: not any(run.is_taken for run in look(folders.values())), "the job does not end")
     dry = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", "--dry-run", cwd=tmp_path)
     assert "2 runs would be submitted" in dry
     told = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", cwd=tmp_path)
@@ -195,7 +200,7 @@ def test_cancel_and_requeue(cluster, tmp_path):
 
 def test_a_run_of_two_processes(cluster, tmp_path):
     """Its job has two tasks; signalled, it saves once and is requeued once, and ends as an undisturbed one does."""
-    command = ("model.hidden=[16]", "schedule.epochs=100", "schedule.update_every=50", "sparsity=rigl_itop")
+    command = ("model.hidden=[16]", "schedule.epochs=250", "schedule.update_every=50", "sparsity=rigl_itop")
     two = ("hardware.processes=2", "hardware.threads=1", "tracking=none", "checkpoint.every_steps=500")
     submit(cluster, *command, *two, cwd=tmp_path)
     ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
