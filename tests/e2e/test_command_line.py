@@ -35,6 +35,7 @@ def finished(tmp_path_factory):
 def test_the_record_is_complete(finished):
     _, folder, _ = finished
     assert sorted(path.name for path in folder.iterdir() if path.name != "lock") == [
+        "attempts.jsonl",
         "checkpoints",
         "config.yaml",
         "layers.jsonl",
