@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test coverage lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/runtime
 	$(BIN)/python run.py
 
 test: .venv/dev lint
+	$(BIN)/python -m pytest -n 2
+
+# The same tests, traced: twice as slow.
+coverage: .venv/dev
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
 
 lint: .venv/dev

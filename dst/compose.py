@@ -27,7 +27,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dst.config import Config, ConfigError, complete, flatten
@@ -89,7 +89,8 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
                 (cells,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError([_explain(error)]) from error
-        return Composed(_composed(cells), _launcher(cells[0]))
+        composer = Composer(conf)
+        return Composed(_composed(composer, cells), _launcher(composer, cells[0]))
 
 
 def compose_cells(conf: Path, overrides: Sequence[str], *, multirun: bool) -> list[tuple[list[str], Config]]:
@@ -102,16 +103,14 @@ def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[tuple[list[
     with _hydra(conf):
         for cell in cells:
             _check_overrides(_parse(cell), groups(conf))
-        return _composed([list(cell) for cell in cells])
+        return _composed(Composer(conf), [list(cell) for cell in cells])
 
 
-def _composed(cells: list[list[str]]) -> list[tuple[list[str], Config]]:
-    composer = Composer()
+def _composed(composer: "Composer", cells: list[list[str]]) -> list[tuple[list[str], Config]]:
     configs, problems = [], []
     for cell in cells:
         try:
-            # What is said of Hydra itself is no part of a run's config.
-            configs.append((cell, composer.labelled([text for text in cell if not _is_hydras(text)])))
+            configs.append((cell, composer.labelled(_of_the_run(cell))))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -119,14 +118,17 @@ def _composed(cells: list[list[str]]) -> list[tuple[list[str], Config]]:
     return configs
 
 
-def _is_hydras(text: str) -> bool:
-    return text.lstrip("+").startswith(("hydra.", "hydra/"))
+def _of_the_run(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those of Hydra itself, which are no part of a run's config."""
+    return [text for text in overrides if not text.lstrip("+").startswith(("hydra.", "hydra/"))]
 
 
-def _launcher(overrides: Sequence[str]) -> LauncherSettings | None:
+def _launcher(composer: "Composer", overrides: Sequence[str]) -> LauncherSettings | None:
     """Return the settings of the launcher that the overrides choose, or None for running in this process."""
     settings = [text for text in overrides if text.lstrip("+").startswith("hydra.launcher.")]
-    chosen = _compose([text for text in overrides if text not in settings], resolve=False, with_hydra=True)
+    choosing = [text for text in overrides if text not in settings]
+    own = _of_the_run(choosing)
+    chosen = composer.hydra(own) if own == choosing else _compose(choosing, resolve=False, with_hydra=True)
     if chosen.hydra.runtime.choices.get(LAUNCHER) == IN_PROCESS:
         if settings:
             told = "would be ignored: runs go one after another in this process"
@@ -196,7 +198,8 @@ class Composer:
     values (``seed=3``), which change nothing else, are then set on copies of the outcome.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, conf: Path) -> None:
+        self._references = _references(conf)
         self._bases: dict[tuple[str, ...], _Base] = {}
         self._labels: dict[tuple[str, ...], str] = {}
 
@@ -216,21 +219,30 @@ class Composer:
         base, plain = self._split(overrides)
         return base.with_values(plain)
 
+    def hydra(self, overrides: Sequence[str]) -> DictConfig:
+        """Return Hydra's own config (under ``hydra``) as a cell has it."""
+        base, _ = self._split(overrides)
+        return base.hydra
+
     def _split(self, overrides: Sequence[str]) -> tuple["_Base", list[str]]:
         """Return the base of a cell, and the overrides that are plain values on top of it."""
         plain = [text for text in overrides if _is_plain(_parsed(text))]
-        base = self._base([text for text in overrides if text not in plain])
-        keys = [_key(_parsed(text)) for text in plain]
-        deciding = {key for key in keys if base.decides(key)}
-        if not deciding:
-            return base, plain
-        plain = [text for text, key in zip(plain, keys, strict=True) if key not in deciding]
-        return self._base([text for text in overrides if text not in plain]), plain
+        merged = [_key(_parsed(text)) for text in overrides if isinstance(_parsed(text).value(), dict)]
+        plain = [text for text in plain if not self._decides(_key(_parsed(text)), merged)]
+        deciding = [text for text in overrides if text not in plain]
+        keys = [_key(_parsed(text)) for text in deciding if _key(_parsed(text)) in _leaf_keys()]
+        if any(_related(_key(_parsed(text)), key) for text in plain for key in keys):  # the later one of the two wins
+            deciding, plain = list(overrides), []
+        return self._base(deciding), plain
+
+    def _decides(self, key: str, merged: Sequence[str]) -> bool:
+        """Say whether another value is interpolated from this key, as far as can be told, or it is merged with one."""
+        return self._references is None or any(_related(key, other) for other in (*self._references, *merged))
 
     def _base(self, overrides: Sequence[str]) -> "_Base":
         key = tuple(overrides)
         if key not in self._bases:
-            self._bases[key] = _Base(key, _compose(overrides, resolve=False))
+            self._bases[key] = _Base(key, _compose(overrides, resolve=False, with_hydra=True))
         return self._bases[key]
 
 
@@ -247,18 +259,12 @@ class _Base:
 
     def __init__(self, overrides: tuple[str, ...], raw: DictConfig) -> None:
         self.overrides = overrides
+        self.hydra = OmegaConf.masked_copy(raw, "hydra")
+        with open_dict(raw):
+            del raw["hydra"]
         self._raw = raw
         self._config = _to_typed(raw)
-        self._references = _references(OmegaConf.to_container(raw, resolve=False))
-        values = (o for o in map(_parsed, overrides) if isinstance(o.value(), dict) or _key(o) in _leaf_keys())
-        self._merged = [_key(override) for override in values]
         self._converted: dict[str, Any] = {}
-
-    def decides(self, key: str) -> bool:
-        """Say whether another value is interpolated from this key, as far as can be told, or it is merged with one."""
-        if self._references is None:
-            return True
-        return any(_related(key, other) for other in (*self._references, *self._merged))
 
     def with_values(self, overrides: Sequence[str]) -> Config:
         """Return a copy of the typed config with plain values set; ConfigError if one does not fit its key's type."""
@@ -294,15 +300,16 @@ def _copied(node: Any) -> Any:
     return new
 
 
-def _references(container: Any) -> list[str] | None:
-    """Return the keys that interpolations in a config name; None if one is not of the plain kind ``${a.b}``."""
-    if isinstance(container, dict | list):
-        parts = [_references(part) for part in (container.values() if isinstance(container, dict) else container)]
-        return None if any(part is None for part in parts) else [name for part in parts for name in part or []]
-    if not isinstance(container, str) or "${" not in container:
-        return []
-    names = re.findall(r"\$\{(\w+(?:\.\w+)*)\}", container)
-    return names if len(names) == container.count("${") else None
+def _references(conf: Path) -> frozenset[str] | None:
+    """Return the keys that interpolations in any config file name; None if one is not of the plain kind ``${a.b}``."""
+    names: set[str] = set()
+    for path in conf.rglob("*.yaml"):
+        text = path.read_text(errors="replace")
+        found = re.findall(r"\$\{(\w+(?:\.\w+)*)\}", text)
+        if len(found) != text.count("${"):
+            return None
+        names.update(found)
+    return frozenset(names)
 
 
 def _related(one: str, other: str) -> bool:

@@ -55,7 +55,7 @@ def outcome(action):
 @given(cells=st.lists(OVERRIDES, min_size=1, max_size=3))
 def test_cells_are_those_of_hydra(cells):
     with _hydra(CONF):
-        composer = Composer()
+        composer = Composer(CONF)
         for cell in cells:
             assert outcome(lambda: composer.config(cell)) == outcome(lambda: by_hydra(cell)), cell  # noqa: B023
 
@@ -77,14 +77,14 @@ def test_a_thousand_cells_compose_a_few_times(monkeypatch):
     overrides = ["sparsity=set_itop,rigl", "sparsity.density=0.1,0.2", "schedule.lr.peak=0.1,0.2", "seed=range(0,125)"]
     cells = compose_command(CONF, overrides, multirun=True).cells
     assert len(cells) == 1000
-    assert len(calls) <= 4  # two methods, what they are changed from, and the launcher
+    assert len(calls) <= 4  # two methods, and what they are changed from
     assert [config.seed for _, config in cells[:3]] == [0, 1, 2]
     assert len({repr(flatten(config)) for _, config in cells}) == 1000
 
 
 def test_cells_share_nothing():
     with _hydra(CONF):
-        composer = Composer()
+        composer = Composer(CONF)
         one, other = composer.config(["model.hidden=[8]"]), composer.config(["model.hidden=[8]"])
     one.model.hidden.append(1)
     one.sparsity.density = 0.9
