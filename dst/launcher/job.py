@@ -64,7 +64,9 @@ class Job:
 
     def __call__(self) -> None:
         """Carry the runs out; exit with the worst code of theirs unless it is 0."""
-        code = _Supervisor(self).carry_out()
+        supervisor = _Supervisor(self)
+        _remove_half_written(supervisor.environment.paths.submitted_pickle)
+        code = supervisor.carry_out()
         if code:
             sys.exit(code)
 
@@ -109,7 +111,6 @@ class _Supervisor:
             os.setpgrp()  # signals of the terminal that it was submitted from are not for it
         if self.environment.cluster == "slurm" and self.is_main:
             slurm.rename(self.environment.job_id, self.job.title)
-        _remove_half_written(self.environment.paths.submitted_pickle)
         requeue = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)

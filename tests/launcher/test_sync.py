@@ -74,10 +74,10 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     assert [len(offline_folders(folder)) for folder in (done, killed)] == [2, 1]
 
     stub.refusing = {done.name}
-    assert sync(capsys, root, "--timeout-s", "20") == (1, {done.name: "failed", killed.name: "left out"})
+    assert sync(capsys, root, "--timeout-s", "20") == (1, {done.name: "failed", killed.name: "sent"})
     assert book(done) is None
     stub.refusing = set()
-    assert sync(capsys, root, "--running") == (0, {done.name: "sent", killed.name: "sent"})
+    assert sync(capsys, root) == (0, {done.name: "sent", killed.name: "up to date"})
     assert arrived(stub, killed) == recorded(killed)
     assert run(*TINY, "seed=1", cwd=tmp_path).code == 0
     assert sync(capsys, root) == (0, {done.name: "up to date", killed.name: "sent"})
