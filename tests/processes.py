@@ -160,7 +160,7 @@ def _call(name: str, arguments: str) -> int:
     return 0
 
 
-_PATIENCE_S = 120
+_PATIENCE_S = 300
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Faults
@@ -293,7 +293,7 @@ def _arm_fsize(limit: str) -> None:
 # Watching runs that go on elsewhere
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = 120.0) -> None:
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 300.0) -> None:
     """Wait until a condition holds; AssertionError, with what was waited for, if it does not."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -100,7 +100,7 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     assert len(stub.requests) == before
 
 
-def wait_for_mirror(folder, seconds=20.0):
+def wait_for_mirror(folder, seconds=60.0):
     """Wait for the files of a killed run: its mirror, which outlives it, may not even have begun them."""
     limit = time.monotonic() + seconds
     while not list(folder.glob("wandb/offline-run-*/run-*.wandb")):

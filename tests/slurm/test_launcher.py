@@ -69,7 +69,7 @@ def test_a_sweep_with_a_failing_cell(cluster, tmp_path):
     folders = by_seed(tmp_path)
     (folders[4] / "checkpoints").write_text("in the way")
     cluster.run("scontrol", "release", array)
-    cluster.wait_for(array, ("COMPLETED", "FAILED"), timeout=240)
+    cluster.wait_for(array, ("COMPLETED", "FAILED"), timeout=600)
 
     assert states_of_sacct(cluster, ids.values()) == {
         job: ("FAILED", "1:0") if seed == 4 else ("COMPLETED", "0:0") for seed, job in ids.items()
@@ -132,11 +132,11 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     wait_until(lambda: is_moving(folder, 3), "not running after the second requeue")
     # Of eight CPUs, so many that only the interrupted run has to go, not the undisturbed one, which nothing preempts.
     other = cluster.sbatch("true", "--partition=high", "--cpus-per-task=7", cwd=tmp_path)
-    cluster.wait_for(other, "COMPLETED", timeout=120)
+    cluster.wait_for(other, "COMPLETED", timeout=300)
     cluster.start_now(job)
-    cluster.wait_for(job, "COMPLETED", timeout=240)
+    cluster.wait_for(job, "COMPLETED", timeout=600)
     ((_, reference),) = by_seed(undisturbed).items()
-    wait_until(lambda: read_status(reference)["state"] == "done", "the undisturbed run does not end", 240)
+    wait_until(lambda: read_status(reference)["state"] == "done", "the undisturbed run does not end", 600)
 
     attempts = read_attempts(folder)
     assert [attempt["attempt"] for attempt in attempts] == [1, 2, 3, 4]
@@ -208,7 +208,7 @@ def test_a_run_of_two_processes(cluster, tmp_path):
     cluster.run("scancel", "--signal=USR2", job)
     wait_until(lambda: read_status(folder)["state"] == "preempted", "not stopped")
     cluster.start_now(job)
-    cluster.wait_for(job, "COMPLETED", timeout=240)
+    cluster.wait_for(job, "COMPLETED", timeout=600)
     first, second = read_attempts(folder)
     assert (first["cause"], first["state"], second["state"]) == ("time limit", "preempted", "done")
     assert second["started_step"] == first["step"] > 0
@@ -251,7 +251,7 @@ def test_a_job_that_was_requeued_is_still_failed_if_one_of_its_runs_is(cluster, 
     cluster.run("scancel", "--signal=USR2", job)
     wait_until(lambda: read_status(folders[0])["state"] == "preempted", "not stopped")
     cluster.start_now(job)
-    (row,) = cluster.wait_for(job, ("FAILED", "COMPLETED"), timeout=120)
+    (row,) = cluster.wait_for(job, ("FAILED", "COMPLETED"), timeout=300)
     assert (row["State"], row["ExitCode"]) == ("FAILED", "1:0")
     assert [read_status(folders[seed])["state"] for seed in (0, 1)] == ["done", "failed"]
     assert [len(read_attempts(folders[seed])) for seed in (0, 1)] == [2, 1]
@@ -265,5 +265,5 @@ def test_runs_that_share_a_job(cluster, tmp_path):
     folders = by_seed(tmp_path)
     (folders[1] / "checkpoints").write_text("in the way")
     cluster.run("scontrol", "release", job)
-    cluster.wait_for(job, "FAILED", timeout=120)
+    cluster.wait_for(job, "FAILED", timeout=300)
     assert [read_status(folders[seed])["state"] for seed in (0, 1, 2)] == ["done", "failed", "done"]
