@@ -193,6 +193,8 @@ class _Supervisor:
 
     def _stopped(self, unfinished: list[FrozenRun], requeue: Any) -> None:
         """Put the cause on record and, if it is SLURM that wants the node back, have the job requeued."""
+        if self.requested != signal.SIGUSR2:  # SIGKILL may follow before SLURM answers: on record first what is known
+            self._tell_stopped(unfinished, self._cause(None), "stopped")
         is_slurm = self.environment.cluster == "slurm"
         preempted = slurm.is_being_preempted(self.environment.job_id) if is_slurm else None
         cause = self._cause(preempted)

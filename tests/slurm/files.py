@@ -44,7 +44,7 @@ MaxArraySize={max_array_size}
 # Jobs start, and end, at once.
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=1,bf_interval=1
-KillWait=3
+KillWait=30
 
 JobAcctGatherType=jobacct_gather/linux
 AccountingStorageType=accounting_storage/slurmdbd
