@@ -192,8 +192,8 @@ def test_cancel_and_requeue(cluster, tmp_path):
     wait_until(lambda: not any(run.is_taken for run in look(folders.values())), "the job does not end")
     dry = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", "--dry-run", cwd=tmp_path)
     assert "2 runs would be submitted" in dry
-    told = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", cwd=tmp_path)
-    assert "2 runs submitted as job" in told
+    told = python(cluster, "dst.launcher.requeue", str(folders[0]), "--preempted", cwd=tmp_path)
+    assert "1 runs submitted as job" in told
     wait_until(lambda: is_moving(folders[0], 2), "not continued")
     assert read_status(folders[0])["started_step"] > 0
 
