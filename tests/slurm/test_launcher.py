@@ -210,7 +210,8 @@ def test_a_run_of_two_processes(cluster, tmp_path):
     cluster.start_now(job)
     cluster.wait_for(job, "COMPLETED", timeout=600)
     first, second = read_attempts(folder)
-    assert (first["cause"], first["state"], second["state"]) == ("time limit", "preempted", "done")
+    assert (first["state"], second["state"]) == ("preempted", "done")
+    assert first["cause"].startswith("time limit")  # or, if SLURM was too busy to be asked, "or preemption"
     assert second["started_step"] == first["step"] > 0
     (tmp_path / "alone").mkdir()
     assert [result.code for result in run_together(*command, *two, cwd=tmp_path / "alone")] == [0, 0]
