@@ -204,7 +204,8 @@ class _Supervisor:
         then = "stopped" if not is_ours else f"to be requeued as job {self.environment.job_id}"
         if is_ours and not may_requeue:
             then = f"not requeued: it was {self.job.requeues} times (hardware.slurm.max_requeues)"
-        self._tell_stopped(unfinished, cause, then)
+        if is_ours or self.requested == signal.SIGUSR2:  # else it has been told
+            self._tell_stopped(unfinished, cause, then)
         if may_requeue:
             self.job.code = worst([self.job.code, *(code for code in self.codes.values() if code != _STOPPED)])
             self.job.runs = tuple(unfinished)
