@@ -84,7 +84,9 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
         parsed = _parse(overrides)
         _check_overrides(parsed, groups(conf))
         cells = [list(overrides)]
-        if multirun:
+        if not multirun:
+            _check_single(parsed)
+        else:
             try:
                 (cells,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
             except (HydraException, OmegaConfBaseException) as error:
@@ -419,6 +421,13 @@ def _check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[st
             problems.append(f"{text}: unknown key '{name}': {near} allowed here: {', '.join(sorted(set(siblings)))}")
     if problems:
         raise ConfigError(problems)
+
+
+def _check_single(parsed: Sequence[Override]) -> None:
+    """Raise ConfigError naming every override that gives several values, which only a sweep has."""
+    swept = [override.input_line for override in parsed if override.is_sweep_override()]
+    if swept:
+        raise ConfigError([f"{text} gives several values: to sweep over them, add --multirun (-m)" for text in swept])
 
 
 def _check_hydra(override: Override, launchers: list[str]) -> Iterator[str]:

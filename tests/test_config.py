@@ -214,7 +214,7 @@ WRONG = {
     "sparsity.density": "cannot read 'sparsity.density'",
     "sparsity.density=abc": "sparsity.density=abc: Value 'abc' of type 'str' could not be converted to Float",
     "seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
-    "seed=0,1": "To sweep over it, add --multirun",
+    "seed=0,1": "seed=0,1 gives several values: to sweep over them, add --multirun",
     "sparsity.density=0": "sparsity.density=0.0: must be a finite number in (0, 1)",
     "sparsity.density=1.5": "sparsity.density=1.5: must be a finite number in (0, 1)",
     "sparsity.density=-1": "sparsity.density=-1.0: must be a finite number in (0, 1)",

@@ -3,29 +3,34 @@
 ``torch.topk`` alone breaks ties arbitrarily, and ties are real: dead inputs give all-zero gradients.
 """
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _SAMPLE = 8_192
 _WORTH_SAMPLING = 8 * _SAMPLE
-_SPARSE = 0.25
-"""Below this share of positions, listing all of them is cheaper than estimating a threshold."""
+_SPARSE = 0.02
+"""Below this share of positions, listing all of them is cheaper than passes over the whole tensor."""
 
 
 def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
     """Return a boolean mask of the ``k`` largest ``scores`` within the boolean mask ``among`` (same shape).
 
     Everything strictly above the k-th value is taken, then those equal to it by lowest flat index. No full sort: on a
-    CPU a threshold estimated from a sample leaves few candidates, among which the selection is exact; on a GPU a radix
-    select needs no host synchronisation, so there the caller answers for ``k <= among.sum()``.
+    CPU a sample brackets the k-th value, and only the few scores within the bracket are compared exactly; on a GPU a
+    radix select needs no host synchronisation, so there the caller answers for ``k <= among.sum()``.
     """
-    chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    if k > 0:
-        select = _on_cpu if scores.device.type == "cpu" else _on_device
-        select(scores.flatten(), k, among.flatten(), chosen)
-    return chosen.view(scores.shape)
+    (chosen,) = _select([scores], k, [among])
+    return chosen
+
+
+def bottom_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
+    """Return a boolean mask of the ``k`` smallest ``scores`` within ``among``, ties by lowest flat index."""
+    (chosen,) = _select([scores], k, [among], largest=False)
+    return chosen
 
 
 def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> list[Tensor]:
@@ -35,13 +40,14 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
     """
     if k < len(scores):
         raise ValueError(f"cannot keep {k} weights in {len(scores)} layers: every layer keeps at least one")
-    pool = torch.cat([layer.flatten() for layer in scores])
-    eligible = torch.cat([layer.flatten() for layer in among])
-    sizes = [layer.numel() for layer in scores]
-    for values, where in zip(torch.split(pool, sizes), torch.split(eligible, sizes), strict=True):
-        values[values.masked_fill(~where, -torch.inf).argmax()] = torch.inf  # the best of its layer stays in any case
-    chosen = torch.split(top_k(pool, k, eligible), sizes)
-    return [mask.view(layer.shape) for mask, layer in zip(chosen, scores, strict=True)]
+    chosen = _select(scores, k, among)
+    if bool(torch.stack([mask.any() for mask in chosen]).all()):
+        return chosen
+    sure = [score.clone() for score in scores]
+    for values, where in zip(sure, among, strict=True):
+        best = values.masked_fill(~where, -torch.inf).argmax()
+        values.view(-1)[best] = torch.inf  # the best of its layer stays in any case
+    return _select(sure, k, among)
 
 
 def row_top_k(scores: Tensor, k: Tensor, among: Tensor) -> Tensor:
@@ -60,45 +66,87 @@ def row_top_k(scores: Tensor, k: Tensor, among: Tensor) -> Tensor:
     return (above | (equal & (equal.cumsum(1) <= room))) & (k > 0).unsqueeze(1)
 
 
-def _on_cpu(scores: Tensor, k: int, among: Tensor, chosen: Tensor) -> None:
-    index = _candidates(scores, k, among)
-    if index.numel() < k:
-        raise ValueError(f"cannot select {k} of {index.numel()} positions")
-    values = scores[index]
-    best = _first_k(values, k)
-    chosen[index[best]] = True
+def _select(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], *, largest: bool = True) -> list[Tensor]:
+    """Return the masks of the k largest scores of all tensors together, ties by tensor, then by lowest flat index."""
+    if k <= 0:
+        return [torch.zeros_like(where) for where in among]
+    select = _on_cpu if scores[0].device.type == "cpu" else _on_device
+    chosen = select([values.flatten() for values in scores], k, [where.flatten() for where in among], largest)
+    return [mask.view(where.shape) for mask, where in zip(chosen, among, strict=True)]
 
 
-def _on_device(scores: Tensor, k: int, among: Tensor, chosen: Tensor) -> None:
-    chosen |= _first_k(scores.masked_fill(~among, -torch.inf), k)
-
-
-def _first_k(values: Tensor, k: int) -> Tensor:
-    """Return a mask of the k largest values, ties by lowest index."""
+def _on_device(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> list[Tensor]:
+    values, eligible = (scores[0], among[0]) if len(scores) == 1 else (torch.cat([*scores]), torch.cat([*among]))
+    values = values.masked_fill(~eligible, -torch.inf) if largest else -values.masked_fill(~eligible, torch.inf)
     kth = values.topk(k, sorted=False).values.min()
     above, equal = values > kth, values == kth
-    return above | (equal & (equal.cumsum(0) <= k - above.sum()))
+    chosen = above | (equal & (equal.cumsum(0) <= k - above.sum()))
+    return list(torch.split(chosen, [layer.numel() for layer in scores]))
 
 
-def _candidates(scores: Tensor, k: int, among: Tensor) -> Tensor:
-    """Return, in ascending order, indices that surely include the k largest and usually few more."""
-    if scores.numel() >= _WORTH_SAMPLING:
-        count = int(torch.count_nonzero(among))
-        floor = _floor_from_sample(scores, k, among, count) if count > _SPARSE * scores.numel() else None
-        if floor is not None:
-            index = (scores >= floor).logical_and_(among).nonzero().squeeze(1)
-            if index.numel() >= k:
-                return index
-    return among.nonzero().squeeze(1)
+def _on_cpu(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> list[Tensor]:
+    """Take what lies beyond a bracket of the k-th value, then the best within it, which are few."""
+    beyond, reaches = (torch.gt, torch.ge) if largest else (torch.lt, torch.le)
+    near, far = _bracket(scores, k, among, largest)
+    chosen = [beyond(values, far).logical_and_(where) for values, where in zip(scores, among, strict=True)]
+    taken = sum(map(_count, chosen))
+    if taken > k:  # the sample misled
+        index, chosen, taken = [_places(mask) for mask in chosen], [torch.zeros_like(where) for where in among], 0
+    else:
+        parts = zip(scores, among, chosen, strict=True)
+        index = [_places(reaches(values, near).logical_and_(where).logical_xor_(sure)) for values, where, sure in parts]
+    if taken + sum(map(len, index)) < k:  # it misled, or there are not as many
+        index = [_places(where ^ sure) for where, sure in zip(among, chosen, strict=True)]
+        if (found := taken + sum(map(len, index))) < k:
+            raise ValueError(f"cannot select {k} of {found} positions")
+    if taken < k:
+        undecided = torch.cat([values[where] for values, where in zip(scores, index, strict=True)])
+        best = torch.split(_first(undecided, k - taken, largest), [len(where) for where in index])
+        for mask, where, picked in zip(chosen, index, best, strict=True):
+            mask[where[picked]] = True
+    return chosen
 
 
-def _floor_from_sample(scores: Tensor, k: int, among: Tensor, count: int) -> Tensor | None:
-    """Estimate a value that slightly more than k of the ``count`` scores reach; None if a sample cannot tell."""
-    generator = torch.Generator().manual_seed(0)  # which positions are sampled changes the speed, never the result
-    where = torch.randint(scores.numel(), (_SAMPLE,), generator=generator)
-    sample = scores[where[among[where]]]
-    rank = k / count * sample.numel()
-    generous = int(rank + 4 * rank**0.5 + 8)
-    if generous >= sample.numel():
-        return None
-    return sample.topk(generous, sorted=False).values.min()
+def _bracket(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> tuple[float, float]:
+    """Return two values, most probably close ones, between which the k-th of the eligible scores lies; far one last.
+
+    Infinite ones if a sample cannot tell, or if the eligible are so few that looking at each of them is cheaper.
+    """
+    everything, nothing = (-math.inf, math.inf) if largest else (math.inf, -math.inf)
+    total = sum(values.numel() for values in scores)
+    if total < _WORTH_SAMPLING:
+        return everything, nothing
+    stride = total // _SAMPLE
+    stride += {0: 1, 2: 3, 3: 2, 4: 1}.get(stride % 6, 0)  # no period in common with kernels of 2, 3, 4, ... places
+    pairs = [(values[::stride], where[::stride]) for values, where in zip(scores, among, strict=True)]
+    sample = torch.cat([values[where] for values, where in pairs])
+    if len(sample) <= _SPARSE * _SAMPLE:
+        return everything, nothing
+    rank = k / stride
+    margin = 4 * math.sqrt(rank * max(0.0, 1 - rank / len(sample))) + 8
+    near, far = math.ceil(rank + margin), math.floor(rank - margin)
+    near_value = _ranked(sample, near, largest) if near < len(sample) else everything
+    return near_value, _ranked(sample, far, largest) if far >= 0 else nothing
+
+
+def _first(values: Tensor, k: int, largest: bool) -> Tensor:
+    """Return a mask of the k largest (or smallest) values, ties by lowest index."""
+    kth = _ranked(values, k - 1, largest)
+    sure, equal = values > kth if largest else values < kth, values == kth
+    return sure | (equal & (equal.cumsum(0) <= k - sure.sum()))
+
+
+def _ranked(values: Tensor, rank: int, largest: bool) -> float:
+    """Return the value of a rank, counted from 0; several times as fast as ``Tensor.topk`` and ``kthvalue``."""
+    place = len(values) - 1 - rank if largest else rank
+    known = values.to(torch.promote_types(values.dtype, torch.float32))  # numpy has no bfloat16
+    return float(np.partition(known.numpy(), place)[place])
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Return the true positions in ascending order, twice as fast as ``Tensor.nonzero``."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def _count(mask: Tensor) -> int:
+    return int(np.count_nonzero(mask.numpy()))

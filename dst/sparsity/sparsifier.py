@@ -1,7 +1,7 @@
 """The one stateful class that a training loop meets: it composes the parts of a method and applies them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from dst.sparsity.redistribute import Statistic
 from dst.sparsity.saliency import Probe
 from dst.sparsity.schedule import Curve, constant
 from dst.sparsity.scope import Scope
-from dst.sparsity.select import pooled_top_k, top_k
+from dst.sparsity.select import bottom_k, pooled_top_k, top_k
 from dst.sparsity.start import Criterion, Init, Start
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.view import LayerView, Score
@@ -235,14 +235,14 @@ class Sparsifier:
         for i, score, drop in zip(movable, scores, drops, strict=True):
             view = self._view(i, "grow")
             if self.plan.regrow:
-                view = replace(view, mask=view.mask & ~top_k(-score, drop, among=view.mask))
+                view = replace(view, mask=view.mask & ~bottom_k(score, drop, among=view.mask))
             found.append(self._grow(view))
         return found
 
     @torch.no_grad()
     def _update(self, grow_scores: list[Tensor]) -> None:
         """Prune to the scheduled density, drop, redistribute, grow; what is off the new masks becomes zero."""
-        before = dict(enumerate(self.topology.masks))
+        before = list(self.topology.masks)
         self._prune()
         kept = self._move(grow_scores) if self._drop is not None else {}
         self.topology.refresh(before)
@@ -261,7 +261,7 @@ class Sparsifier:
             elif report.active != count:
                 raise RuntimeError(f"layer {report.layer} has {report.active} active weights instead of {count}")
 
-    def _start_entered(self, before: Mapping[int, Tensor], kept: Mapping[int, Tensor]) -> None:
+    def _start_entered(self, before: Sequence[Tensor], kept: Mapping[int, Tensor]) -> None:
         """Give the weights that entered in this update the value and the state that they start from.
 
         What was inactive before is zero in both already. ``kept``: what the drop left, of the layers that moved.

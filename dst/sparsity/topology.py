@@ -46,18 +46,18 @@ class Topology:
         self.reports: list[LayerReport] = []
         self.refresh()
 
-    def refresh(self, before: Mapping[int, Tensor] | None = None) -> None:
-        """Recount every layer in one host synchronisation; ``before``: former masks of the layers that changed."""
-        zero = torch.zeros((), dtype=torch.int64, device=self.masks[0].device)
+    def refresh(self, before: Sequence[Tensor] | None = None) -> None:
+        """Recount every layer in one host synchronisation; ``before``: the masks that the last reports are about."""
         counts = []
         for i, (new, explored) in enumerate(zip(self.masks, self.explored, strict=True)):
-            active, dropped, grown = torch.count_nonzero(new), zero, zero
-            if before and i in before:
-                stayed = torch.count_nonzero(before[i] & new)
-                dropped, grown = torch.count_nonzero(before[i]) - stayed, active - stayed
-            counts.append(torch.stack([active, torch.count_nonzero(explored), dropped, grown]))
-        rows: list[list[int]] = torch.stack(counts).tolist()
-        self.reports = [LayerReport(lay.name, lay.size, *row) for lay, row in zip(self.layers, rows, strict=True)]
+            stayed = new & before[i] if before is not None else new
+            counts += [torch.count_nonzero(new), torch.count_nonzero(explored), torch.count_nonzero(stayed)]
+        found = torch.stack(counts).view(-1, 3).tolist()
+        former = [report.active for report in self.reports] if before is not None else [row[0] for row in found]
+        self.reports = [
+            LayerReport(layer.name, layer.size, active, explored, dropped=was - stayed, grown=active - stayed)
+            for layer, was, (active, explored, stayed) in zip(self.layers, former, found, strict=True)
+        ]
 
     @torch.no_grad()
     def track_momentum(self) -> None:

@@ -47,11 +47,11 @@ def test_nobody_holds_a_new_folder(tmp_path):
 
 def test_a_held_lock_names_its_holder(tmp_path, elsewhere):
     with (
-        pytest.raises(LockedError, match=f"host {socket.gethostname()}, process {elsewhere.pid}, job job 7"),
+        pytest.raises(LockedError, match=f"host {socket.gethostname()}, process {elsewhere.pid}, job 7"),
         locked(tmp_path),
     ):
         pass
-    assert holder(tmp_path) == Holder(socket.gethostname(), elsewhere.pid, "job 7")
+    assert holder(tmp_path) == Holder(socket.gethostname(), elsewhere.pid, "7")
 
 
 def test_it_ends_with_its_holder(tmp_path, elsewhere):

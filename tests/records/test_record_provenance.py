@@ -1,21 +1,33 @@
 import subprocess
 
+import pytest
+
 from dst.records import provenance
 
 
-def test_code_digest_follows_the_sources_only(tmp_path, monkeypatch):
+@pytest.fixture
+def code_version(tmp_path, monkeypatch):
+    """The function, about a folder that changes meanwhile."""
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    return provenance.code_version.__wrapped__
+
+
+def test_code_digest_follows_the_sources_only(tmp_path, code_version):
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "notes.md").write_text("anything")
-    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
-    first = provenance.code_version()
+    first = code_version()
     (tmp_path / "notes.md").write_text("something else")
-    assert provenance.code_version()["digest"] == first["digest"]
+    assert code_version()["digest"] == first["digest"]
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert provenance.code_version()["digest"] != first["digest"]
+    assert code_version()["digest"] != first["digest"]
     assert (first["git"], first["diff"]) == (None, None)  # no repository there
 
 
-def test_git_commit_and_uncommitted_changes(tmp_path, monkeypatch):
+def test_it_is_looked_at_once_a_process():
+    assert provenance.code_version() is provenance.code_version()
+
+
+def test_git_commit_and_uncommitted_changes(tmp_path, code_version):
     def git(*arguments):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
         return subprocess.run(
@@ -26,12 +38,11 @@ def test_git_commit_and_uncommitted_changes(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
-    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
-    clean = provenance.code_version()
+    clean = code_version()
     assert clean["git"] == git("rev-parse", "HEAD").stdout.strip()
     assert clean["diff"] is None
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert provenance.code_version()["diff"] is not None
+    assert code_version()["diff"] is not None
 
 
 def test_versions_are_those_installed_and_absence_is_said():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst.sparsity import select
-from dst.sparsity.select import pooled_top_k, row_top_k, top_k
+from dst.sparsity.select import bottom_k, pooled_top_k, row_top_k, top_k
 
 
 def reference(scores, k, among):
@@ -25,17 +25,12 @@ vectors = st.lists(st.tuples(st.sampled_from([0.0, 0.0, 1.0, -1.0, 2.5]), st.boo
 def test_selection_is_that_of_the_definition(pairs, data):
     scores, among = zip(*pairs, strict=True)
     k = data.draw(st.integers(0, sum(among)))
-    for implementation in (top_k, on_device):
-        mask = implementation(torch.tensor(scores), k, torch.tensor(among))
-        assert chosen(mask) == reference(scores, k, among)
-
-
-def on_device(scores, k, among):
-    """The path that GPUs take."""
-    out = torch.zeros_like(among)
-    if k:
-        select._on_device(scores, k, among, out)
-    return out
+    for largest, by_cpu in ((True, top_k), (False, bottom_k)):
+        expected = reference(scores if largest else [-score for score in scores], k, among)
+        assert chosen(by_cpu(torch.tensor(scores), k, torch.tensor(among))) == expected
+        if k:  # the path that GPUs take
+            (mask,) = select._on_device([torch.tensor(scores)], k, [torch.tensor(among)], largest)
+            assert chosen(mask) == expected
 
 
 @given(st.integers(0, 5), st.floats(0.001, 0.999), st.floats(0.01, 0.9), st.sampled_from(["normal", "ties", "zero"]))
@@ -50,8 +45,29 @@ def test_large_selections_are_exact_too(seed, fraction, density, kind):
         scores.zero_()
     among = torch.rand(n, generator=generator) < density
     k = int(fraction * among.sum())
-    expected = torch.where(among, scores.double(), -torch.inf).sort(descending=True, stable=True).indices[:k]
-    assert chosen(top_k(scores, k, among)) == expected.sort().values.tolist()
+    for selection, sign in ((top_k, 1), (bottom_k, -1)):
+        expected = torch.where(among, sign * scores.double(), -torch.inf).sort(descending=True, stable=True).indices[:k]
+        assert chosen(selection(scores, k, among)) == expected.sort().values.tolist()
+
+
+def test_a_sample_that_misleads_costs_time_only():
+    """Whole blocks between the sampled positions are larger, or smaller, than what is sampled."""
+    n = 20 * select._SAMPLE
+    among = torch.ones(n, dtype=torch.bool)
+    for value in (10.0, -10.0):
+        scores = torch.randn(n, generator=torch.Generator().manual_seed(0))
+        sampled = torch.zeros(n, dtype=torch.bool)
+        sampled[::23] = True  # 20 places apart would share a period with kernels
+        scores[~sampled] += value
+        for k in (1, 1000, n // 2, n - 1, n):
+            expected = scores.sort(descending=True, stable=True).indices[:k]
+            assert chosen(top_k(scores, k, among)) == expected.sort().values.tolist()
+
+
+def test_half_precision_scores():
+    scores = torch.randn(1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = scores.sort(descending=True, stable=True).indices[:300]
+    assert chosen(top_k(scores, 300, torch.ones(1000, dtype=torch.bool))) == expected.sort().values.tolist()
 
 
 def test_shape_is_kept_and_the_sample_leaves_global_randomness_alone():

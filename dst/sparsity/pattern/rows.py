@@ -6,7 +6,7 @@ import torch
 from torch import Size, Tensor
 
 from dst.sparsity.pattern import Budget, Moved
-from dst.sparsity.select import row_top_k, top_k
+from dst.sparsity.select import bottom_k, row_top_k
 
 
 class Rows(ABC):
@@ -45,7 +45,7 @@ class Rows(ABC):
         if budget.drop == 0:
             return Moved(mask, mask)
         drop, grow, before = self._rows(drop_scores), self._rows(grow_scores), self._rows(mask)
-        kept = before & ~top_k(-drop, budget.drop, among=before)
+        kept = before & ~bottom_k(drop, budget.drop, among=before)
         free = ~kept if budget.regrow else ~before
         quotas, held = self._quotas(kept, grow, free, budget), kept.sum(1)
         if bool((held > quotas).any()):

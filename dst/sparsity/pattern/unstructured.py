@@ -4,7 +4,7 @@ import torch
 from torch import Size, Tensor
 
 from dst.sparsity.pattern import Budget, Moved
-from dst.sparsity.select import top_k
+from dst.sparsity.select import bottom_k, top_k
 
 
 class Unstructured:
@@ -20,7 +20,7 @@ class Unstructured:
 
     def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
         """Return the mask without the lowest drop scores, plus the highest grow scores among what is free."""
-        kept = mask & ~top_k(-drop_scores, budget.drop, among=mask)
+        kept = mask & ~bottom_k(drop_scores, budget.drop, among=mask)
         free = ~kept if budget.regrow else ~mask
         return Moved(kept, kept | top_k(grow_scores, budget.grow, among=free))
 
