@@ -1,8 +1,8 @@
 """What launching costs: ``python -m tests.bench.launch``.
 
 Sweeps of 1,000 cells: one of 1,000 learning rates, the first of which is impossible; and, on a machine with SLURM with
-``--slurm``, one of 5 methods, 2 densities and 100 seeds, which is frozen, submitted (held) and cancelled. Then the
-throughput of four runs side by side in a job against one after another.
+``--slurm``, one of 5 methods, 2 densities and 100 seeds, which is frozen, submitted (held) and cancelled. Then, or
+with ``--packing`` only, the throughput of four runs side by side in a job against one after another.
 """
 
 import argparse
@@ -18,34 +18,53 @@ METHODS = "sparsity=set_itop,rigl,static,granet,gmp"
 GOOD = (METHODS, "sparsity.density=0.1,0.2", "seed=range(0,100)")
 BAD = ("sparsity=rigl_itop", f"schedule.lr.peak={','.join(str(k / 1000) for k in range(1000))}")
 """A rate of 0 is none."""
-RUN = ("sparsity=rigl_itop", "model.hidden=[256,256]", "schedule.epochs=60", "hardware.threads=1", "tracking=none")
+RUN = ("sparsity=rigl_itop", "hardware.threads=1", "tracking=none")
+ON = {
+    "cpu": ("model.hidden=[256,256]", "schedule.epochs=60"),
+    "gpu": ("hardware=gpu", "model=resnet20", "data.size=32", "schedule.batch_size=64", "schedule.epochs=60"),
+}
+"""What is run side by side, by hardware."""
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slurm", action="store_true", help="submit 1,000 held jobs to SLURM, then cancel them")
+    parser.add_argument("--packing", choices=ON, help="compare runs side by side on this hardware, and nothing else")
     options = parser.parse_args()
-    launcher = "slurm" if options.slurm else "local"
+    if options.packing is None:
+        _launch(options.slurm)
+    _pack(ON[options.packing or "cpu"])
+
+
+def _launch(slurm: bool) -> None:
+    launcher = "slurm" if slurm else "local"
     with tempfile.TemporaryDirectory() as folder:
         code, seconds, output = _timed(folder, "-m", f"hydra/launcher={launcher}", *BAD)
         told = [line for line in output.splitlines() if "peak=0.0" in line]
         print(
             f"  1,000 cells, 1 of them bad: exit code {code}, {len(told)} named, {seconds:.1f} s (target: 15 s or less)"
         )
-    if options.slurm:
+    if slurm:
         with tempfile.TemporaryDirectory() as folder:
             held = ("hydra/launcher=slurm", "hardware.slurm.options=[hold]", "tracking=none")
             code, seconds, output = _timed(folder, "-m", *held, *GOOD)
             print(f"  1,000 cells frozen and submitted: exit code {code}, {seconds:.1f} s (target: 60 s or less)")
             print("\n".join(f"    {line}" for line in output.splitlines()))
             subprocess.run(["scancel", f"--user={os.environ.get('USER', 'root')}"], check=False)
+
+
+def _pack(options: tuple[str, ...]) -> None:
     seeds = "seed=0,1,2,3"
     with tempfile.TemporaryDirectory() as folder:
-        _, one_by_one, _ = _timed(folder, "-m", *RUN, seeds)
+        first, one_by_one, told = _timed(folder, "-m", *RUN, *options, seeds)
     with tempfile.TemporaryDirectory() as folder:
         packed = ("hydra/launcher=local", "hydra.launcher.wait=true", "hydra.launcher.max_parallel=1")
-        _, together, _ = _timed(folder, "-m", *packed, "hydra.launcher.runs_per_job=4", *RUN, seeds)
+        second, together, told_then = _timed(
+            folder, "-m", *packed, "hydra.launcher.runs_per_job=4", *RUN, *options, seeds
+        )
+    if first or second:
+        sys.exit(f"a run failed: exit codes {first} and {second}\n{told}\n{told_then}")
     cores = os.cpu_count()
     print(f"  4 runs one after another in one process {one_by_one:.1f} s, side by side in one job {together:.1f} s:")
     print(f"    throughput {one_by_one / together:.2f} x on {cores} cores")

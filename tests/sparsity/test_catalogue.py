@@ -28,7 +28,6 @@ SHORT = (
     "schedule.batch_size=48",  # 6 steps of 287 samples
     "schedule.lr.peak=0.01",
     "schedule.optimizer.weight_decay=0.001",
-    "hardware.threads=1",
     "tracking=none",
 )
 ADAMW = (
@@ -39,9 +38,17 @@ ADAMW = (
 )
 
 
-def composed(method, model, optimizer):
+def composed(method, model, options):
     few_rounds = ("sparsity.distribution.rounds=3", "sparsity.init.rounds=3") if method == "synflow" else ()
-    overrides = [f"sparsity={method}", f"model={model}", *SHORT, *MODELS[model], *few_rounds, *optimizer]
+    overrides = [
+        f"sparsity={method}",
+        f"model={model}",
+        *SHORT,
+        "hardware.threads=1",
+        *MODELS[model],
+        *few_rounds,
+        *options,
+    ]
     ((_, config),) = compose_cells(CONF, overrides, multirun=False)
     if config.sparsity.update.every is not None:
         config.sparsity.update.every = 2
@@ -124,7 +131,11 @@ def same(one, other):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_method(method, model, optimizer, tmp_path):
-    config = composed(method, model, ADAMW if optimizer == "adamw" else ())
+    keeps_its_promises(method, model, optimizer, tmp_path)
+
+
+def keeps_its_promises(method, model, optimizer, tmp_path, options=()):
+    config = composed(method, model, (*(ADAMW if optimizer == "adamw" else ()), *options))
     assert config.schedule.optimizer.name == optimizer
     assert optimizer == "adamw" or config.schedule.optimizer.nesterov
     whole = trained(config)

@@ -135,7 +135,7 @@ def digest(run: Training) -> str:
     parts = [state["model"], state["optimizer"]["state"], state["sparsifier"]]
     found = hashlib.sha256()
     for tensor in _tensors(parts):
-        found.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

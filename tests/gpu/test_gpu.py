@@ -1,0 +1,171 @@
+"""What differs on a GPU: selection without waiting, number formats, determinism, resuming, groups of processes."""
+
+import json
+
+import pytest
+import torch
+
+from dst.build import build
+from dst.config import complete
+from dst.sparsity.select import bottom_k, pooled_top_k, row_top_k, top_k
+from dst.training.loop import Nobody
+from tests.gpu import ranks
+from tests.processes import call_together, run, run_folder, traces
+from tests.sparsity import test_catalogue as catalogue
+
+pytestmark = pytest.mark.slow
+
+STRICT = ("hardware=gpu", "hardware.determinism=strict")
+SMALL = (
+    "model=resnet20",
+    "schedule.epochs=3",
+    "schedule.batch_size=64",
+    "schedule.update_every=10",
+    "checkpoint.every_steps=7",
+    "tracking=none",
+    "tracking.progress=none",
+)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zero"])
+def test_selection_is_that_of_the_cpu(kind):
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(shape, generator=generator) for shape in [(64, 3, 3, 3), (700, 300), (10, 512)]]
+    if kind != "normal":
+        scores = [(s * 4).round() if kind == "ties" else torch.zeros_like(s) for s in scores]
+    among = [torch.rand(s.shape, generator=generator) < 0.3 for s in scores]
+    on_gpu = [(s.cuda(), a.cuda()) for s, a in zip(scores, among, strict=True)]
+    for (score, where), (ours, ours_where) in zip(zip(scores, among, strict=True), on_gpu, strict=True):
+        for k in (1, int(where.sum()) // 3, int(where.sum())):
+            assert torch.equal(top_k(score, k, where), top_k(ours, k, ours_where).cpu())
+            assert torch.equal(bottom_k(score, k, where), bottom_k(ours, k, ours_where).cpu())
+        rows, places = score.flatten(1), where.flatten(1)
+        quotas = places.sum(1) // 2
+        assert torch.equal(row_top_k(rows, quotas, places), row_top_k(rows.cuda(), quotas.cuda(), places.cuda()).cpu())
+    for k in (3, 1000, sum(int(where.sum()) for where in among)):
+        expected, found = pooled_top_k(scores, k, among), _pooled(on_gpu, k)
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, found, strict=True))
+
+
+def _pooled(pairs, k):
+    return pooled_top_k([scores for scores, _ in pairs], k, [among for _, among in pairs])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", catalogue.METHODS)
+def test_every_method_keeps_its_promises_and_resumes_bit_identically(method, optimizer, tmp_path):
+    catalogue.keeps_its_promises(method, "resnet20", optimizer, tmp_path, STRICT)
+
+
+@pytest.mark.parametrize("method", ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl"])
+def test_an_ordinary_step_never_waits_for_the_device(method):
+    config = catalogue.composed(method, "resnet20", ("hardware=gpu", "schedule.epochs=4"))
+    if config.sparsity.update.every is not None:
+        config.sparsity.update.every = 10
+    training = build(complete(config)).training
+    batches = training.train_batches.epoch(0)
+    taken = 0
+    try:
+        for inputs, labels in batches:
+            taken += 1
+            if taken == 3:  # the first ones set up the device
+                torch.cuda.set_sync_debug_mode("error")
+            training.train_step(inputs, labels, Nobody())
+            training._guard.check()
+            if taken == 5:
+                break
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert taken == 5
+    assert training.sparsifier.updates == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("hardware.precision=fp16",), ("hardware.precision=bf16", "hardware.channels_last=true"), ("data.size=16",)],
+    ids=["fp32", "fp16", "bf16-channels-last", "resized"],
+)
+def test_kills_and_stops_leave_no_trace(options, tmp_path):
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    for folder in (undisturbed, disturbed):
+        folder.mkdir()
+    command = (*SMALL, *STRICT, *options)
+    result = run(*command, cwd=undisturbed)
+    assert result.code == 0, result.output
+    assert run(*command, cwd=disturbed, fault="kill:step:15").code == -9
+    assert run(*command, cwd=disturbed, fault="signal:SIGTERM:31").code == 75
+    result = run(*command, cwd=disturbed)
+    assert result.code == 0, result.output
+    assert "continuing from step 31" in result.output
+    assert traces(run_folder(disturbed / "outputs")) == traces(run_folder(undisturbed / "outputs"))
+
+
+@pytest.mark.parametrize("hardware", ["gpu", "gpu_bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_all_number_formats_learn(hardware, precision, tmp_path):
+    options = (f"hardware={hardware}", f"hardware.precision={precision}", "schedule.epochs=10", "model=resnet20")
+    result = run(*options, "schedule.batch_size=64", "tracking=none", cwd=tmp_path)
+    assert result.code == 0, result.output
+    summary = json.loads((run_folder(tmp_path / "outputs") / "summary.json").read_text())
+    assert summary["test/accuracy"] > 0.93
+
+
+@pytest.mark.parametrize("place", ["loss", "gradient"])
+def test_divergence_is_seen_in_time(place, tmp_path):
+    result = run(*SMALL, *STRICT, cwd=tmp_path, fault=f"nan:{place}:16")
+    assert result.code == 3
+    assert "not finite at step 16" in result.output
+
+
+def test_a_group_of_one_trains_as_a_process_by_itself(tmp_path):
+    """Every collective goes through NCCL."""
+    ((alone, grouped),) = call_together(ranks.train, True, cwd=tmp_path, processes=1)
+    assert alone["updates"] >= 3
+    assert grouped["digest"] == alone["digest"]
+    ((alone, grouped),) = call_together(ranks.train, False, "sparsity=dense", cwd=tmp_path, processes=1)
+    assert grouped["updates"] == 0
+    assert torch.isfinite(grouped["weights"]).all()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_processes_are_alike_on_a_gpu(strict, tmp_path):
+    one, other = call_together(ranks.train_on_one_gpu, strict, "hardware.processes=2", cwd=tmp_path)
+    assert one["updates"] >= 3
+    assert one["digest"] == other["digest"]
+
+
+def test_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path):
+    both = ("sparsity=dense", "schedule.lr.peak=0.01")
+    options = (*both, "hardware.processes=2", "hardware.sync_batch_norm=true")
+    one, other = call_together(ranks.train_on_one_gpu, True, *options, cwd=tmp_path)
+    assert one["digest"] == other["digest"]
+    assert "SyncBatchNorm" in one["layers"]
+    assert "BatchNorm2d" not in one["layers"]
+    (alone,) = call_together(ranks.train_on_one_gpu, True, *both, cwd=tmp_path, processes=1)
+    (apart, _) = call_together(ranks.train_on_one_gpu, True, *both, "hardware.processes=2", cwd=tmp_path)
+    error = (one["weights"] - alone["weights"]).norm() / alone["weights"].norm()
+    without = (apart["weights"] - alone["weights"]).norm() / alone["weights"].norm()
+    assert error < 1e-3
+    assert without > 10 * error
+
+
+def test_processes_need_a_gpu_each(tmp_path):
+    count = torch.cuda.device_count()
+    for error in call_together(ranks.share_a_gpu, cwd=tmp_path, processes=count + 1):
+        assert f"{count + 1} processes were started on" in error
+        assert "start one a GPU" in error
+
+
+def test_runs_side_by_side_on_a_gpu_are_runs_by_themselves(tmp_path):
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    for folder in (together, alone):
+        folder.mkdir()
+    packed = ("hydra/launcher=local", "hydra.launcher.wait=true", "hydra.launcher.runs_per_job=3")
+    result = run("-m", *packed, *SMALL, *STRICT, "seed=0,1,2", cwd=together)
+    assert result.code == 0, result.output
+    result = run("-m", *SMALL, *STRICT, "seed=0,1,2", cwd=alone)
+    assert result.code == 0, result.output
+    folders = sorted(path.parent for path in (together / "outputs").rglob("summary.json"))
+    assert len(folders) == 3
+    for folder in folders:
+        assert traces(folder) == traces(alone / folder.relative_to(together))
