@@ -29,6 +29,10 @@ from dst.states import EXIT_CODES, worst
 _POLL_S: Final = 0.2
 _STOPPED: Final = EXIT_CODES["preempted"]
 _LOG_LINES: Final = 200
+_TIME_LIMIT: Final = "time limit"
+_PREEMPTION: Final = "preemption"
+_EARLY_S: Final = 90.0
+"""SLURM announces a time limit up to a minute earlier than it was asked to."""
 _MAIN_WAIT_S: Final = 120.0
 """How long the other tasks of a job wait for the first one, which has its end to record and the job to be requeued."""
 
@@ -49,15 +53,16 @@ class Job:
 
     While it is being stopped, ``runs`` are those that shall go on when it has been requeued.
 
-    Called by submitit on the node. ``requeues``: how often it has been put back into the queue so far; ``code``: the
-    worst exit code of the runs that ended before that. ``gpus``: those that runs may use, as CUDA_VISIBLE_DEVICES names
-    them, where the cluster does not say it.
+    Called by submitit on the node. ``requeues``: how often it has put itself back into the queue so far; ``code``: the
+    worst exit code of the runs that ended before that. ``signal_delay_s``: how long before its time limit it is
+    signalled. ``gpus``: those that runs may use, as CUDA_VISIBLE_DEVICES names them, where the cluster does not say it.
     """
 
     runs: tuple[FrozenRun, ...]
     parallel: int = 1
     processes: int = 1
     max_requeues: int = 0
+    signal_delay_s: int = 0
     requeues: int = 0
     code: int = 0
     gpus: tuple[str, ...] = ()
@@ -196,14 +201,15 @@ class _Supervisor:
         if self.requested != signal.SIGUSR2:  # SIGKILL may follow before SLURM answers: on record first what is known
             self._tell_stopped(unfinished, self._cause(None), "stopped")
         is_slurm = self.environment.cluster == "slurm"
-        preempted = slurm.is_being_preempted(self.environment.job_id) if is_slurm else None
-        cause = self._cause(preempted)
+        notice = slurm.notice(self.environment.job_id) if is_slurm else None
+        cause = self._cause(notice)
         # Where SLURM is not set up to send the job's own signal (preempt_send_user_signal), SIGTERM announces it too.
-        is_ours = callable(requeue) and (self.requested == signal.SIGUSR2 or bool(preempted))
-        may_requeue = is_ours and self.job.requeues < self.job.max_requeues
+        is_ours = callable(requeue) and (self.requested == signal.SIGUSR2 or cause == _PREEMPTION)
+        requeues = max(self.job.requeues, int(os.environ.get("SLURM_RESTART_COUNT", "0")))  # others requeue it too
+        may_requeue = is_ours and requeues < self.job.max_requeues
         then = "stopped" if not is_ours else f"to be requeued as job {self.environment.job_id}"
         if is_ours and not may_requeue:
-            then = f"not requeued: it was {self.job.requeues} times (hardware.slurm.max_requeues)"
+            then = f"not requeued: it was {requeues} times (hardware.slurm.max_requeues)"
         if is_ours or self.requested == signal.SIGUSR2:  # else it has been told
             self._tell_stopped(unfinished, cause, then)
         if may_requeue:
@@ -224,13 +230,16 @@ class _Supervisor:
                 if run.folder in self.codes:
                     _note_cause(run, cause, then)
 
-    def _cause(self, preempted: bool | None) -> str:
+    def _cause(self, notice: slurm.Notice | None) -> str:
         assert self.requested is not None
-        if preempted:
-            return "preemption"
-        if self.requested != signal.SIGUSR2:
-            return f"stop request ({signal.Signals(self.requested).name})"
-        return "time limit or preemption" if preempted is None else "time limit"
+        if notice is not None and notice.is_preemption:
+            return _PREEMPTION
+        is_warning = self.requested == signal.SIGUSR2  # by which SLURM announces both
+        if is_warning and notice is None:
+            return f"{_TIME_LIMIT} or {_PREEMPTION}"
+        if is_warning and notice is not None and notice.left_s <= self.job.signal_delay_s + _EARLY_S:
+            return _TIME_LIMIT
+        return f"stop request ({signal.Signals(self.requested).name})"
 
 
 def _remove_half_written(pickle: Path) -> None:

@@ -61,26 +61,13 @@ def _launch(folder: Path) -> dict[str, Any]:
 
 def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> Seen:
     job = (jobs or {}).get(str(launch.get("job")))
-    try:
-        status = read_status(folder) or {"state": "unknown"}
-        name = str(read_json(folder / "run.json").get("name", folder.name))
-        summary = (read_summary(folder) or {}) if status["state"] == "done" else {}
-    except (OSError, RecordError) as error:
-        status, name, summary = {"state": "unreadable", "error": str(error)}, folder.name, {}
-    state, why = status["state"], status.get("error")
+    status, name, summary = _recorded(folder)
     is_held = holder(folder) is not None
     lives = is_held or _lives(launch, jobs)
-    is_known = job is not None or launch.get("host") == os.uname().nodename
-    if state == "running" and not is_held and lives and is_known:
-        state = "queued"  # it was killed, and its job is in the queue again or has just been started again
-    elif state == "running" and not is_held:
-        state, why = LOST, f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
-    elif state == "queued" and not lives:
-        state, why = LOST, "its job is gone"
-    if state == LOST and job is not None and not job.is_alive:
-        why = f"SLURM says {job.state}"
-    elif state == "preempted" and job is not None and not job.is_alive:
-        why = f"{why}; its job is over: SLURM says {job.state}"
+    state, why = status["state"], status.get("error")
+    if not is_held:
+        may_be_back = lives and (job is not None or launch.get("host") == os.uname().nodename)
+        state, why = _without_process(status, lives=lives, may_be_back=may_be_back, job=job)
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
     return Seen(
         folder=str(folder),
@@ -97,6 +84,37 @@ def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] 
         is_taken=is_held or (state in ("queued", "preempted", LOST) and lives),
         why=why if state not in ("running", "queued", "done") else None,
     )
+
+
+def _recorded(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Return a run's status, name and, when it is done, final figures, as far as its record can be read."""
+    try:
+        status = read_status(folder) or {"state": "unknown"}
+        name = str(read_json(folder / "run.json").get("name", folder.name))
+        return status, name, (read_summary(folder) or {}) if status["state"] == "done" else {}
+    except (OSError, RecordError) as error:
+        return {"state": "unreadable", "error": str(error)}, folder.name, {}
+
+
+def _without_process(
+    status: dict[str, Any], *, lives: bool, may_be_back: bool, job: slurm.SlurmJob | None
+) -> tuple[str, str | None]:
+    """Return the state of a run that no process has, and why; its record says what it was when one had it.
+
+    ``lives``: its job does; ``may_be_back``: so that it may begin anew, since its job can be seen from here.
+    """
+    state, why = status["state"], status.get("error")
+    is_over = job is not None and not job.is_alive
+    if state == "running" and may_be_back:
+        return "queued", why  # it was killed, and its job is in the queue again or has just been started again
+    if state == "running":
+        told = f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
+        return LOST, f"SLURM says {job.state}" if job is not None and is_over else told
+    if state == "queued" and not lives:
+        return LOST, f"SLURM says {job.state}" if job is not None and is_over else "its job is gone"
+    if state == "preempted" and job is not None and is_over:
+        return state, f"{why}; its job is over: SLURM says {job.state}"
+    return state, why
 
 
 def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bool:

@@ -1,10 +1,13 @@
 """What SLURM says of jobs, through its own commands; everything works without them too."""
 
+import math
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 
 _TIMEOUT_S = 60.0
@@ -85,13 +88,26 @@ def max_array_size() -> int:
     return max(1, int(found[1]) if found else _DEFAULT_MAX_ARRAY)
 
 
-def is_being_preempted(job: str) -> bool | None:
-    """Say whether a running job has to make room for another one; None if SLURM cannot be asked."""
+@dataclass(frozen=True)
+class Notice:
+    """What is known of a running job that was signalled. ``left_s``: seconds to its time limit, negative beyond it."""
+
+    is_preemption: bool
+    left_s: float
+
+
+def notice(job: str) -> Notice | None:
+    """Return why a running job may have been signalled; None if SLURM cannot be asked."""
     fields: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", _output("scontrol", "show", "job", job) or ""))
-    if not {"PreemptTime", "StartTime"} <= fields.keys():
+    if not {"PreemptTime", "StartTime", "EndTime"} <= fields.keys():
         return None
     # It was earlier, before the job was requeued, if not since the job has started.
-    return fields["PreemptTime"][:1].isdigit() and fields["PreemptTime"] >= fields["StartTime"]
+    preempted = fields["PreemptTime"][:1].isdigit() and fields["PreemptTime"] >= fields["StartTime"]
+    try:
+        left = datetime.fromisoformat(fields["EndTime"]).timestamp() - time.time()
+    except ValueError:  # a job without a limit
+        left = math.inf
+    return Notice(preempted, left)
 
 
 def cancel(ids: Iterable[str]) -> str | None:

@@ -69,8 +69,10 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
         for same, hardware in _by_request(runs)
         for array in _batches(list(_batches(same, settings.runs_per_job)), slurm.max_array_size())
     ]
-    # The limit on what runs at a time holds for each array by itself, so each gets its share.
+    # The limit on what runs at a time holds for each array by itself, so each gets its share; where there are more
+    # arrays than that, one waits for another.
     throttle = None if settings.max_parallel is None else max(1, settings.max_parallel // len(arrays))
+    ids: list[str] = []
     for array, hardware in arrays:
         jobs = [
             Job(
@@ -78,27 +80,35 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
                 parallel=settings.runs_per_job,
                 processes=hardware.processes,
                 max_requeues=hardware.slurm.max_requeues,
+                signal_delay_s=hardware.slurm.signal_delay_s,
             )
             for packed in array
         ]
         executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
         # All jobs of an array have one name in the queue; each takes its own when it starts.
         name = jobs[0].title if len(jobs) == 1 else Path(array[0][0].folder).parent.name
-        asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle)
+        lanes = settings.max_parallel or len(arrays)
+        earlier = ids[-lanes] if len(ids) >= lanes else None
+        asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
         executor.update_parameters(**asked, job_name=name)
         submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
         for job, found in zip(jobs, submitted, strict=True):
             note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
-        yield submitted[0].job_id.partition("_")[0]
+        ids.append(submitted[0].job_id.partition("_")[0])
+        yield ids[-1]
 
 
-def sbatch_parameters(hardware: Hardware, runs_per_job: int, code: Path, throttle: int | None) -> dict[str, Any]:
-    """Return what is asked of SLURM for each job, in submitit's words."""
+def sbatch_parameters(
+    hardware: Hardware, runs_per_job: int, code: Path, throttle: int | None, *, after: str | None = None
+) -> dict[str, Any]:
+    """Return what is asked of SLURM for each job, in submitit's words; ``after``: a job that must have ended."""
     wanted = hardware.slurm
     tasks = hardware.processes // wanted.nodes
     gpus = wanted.gpus if wanted.gpus is not None else (tasks if hardware.device == "cuda" else 0)
     cpus = wanted.cpus or runs_per_job * (hardware.threads + hardware.workers)
     options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
+    if after is not None:
+        options["dependency"] = ",".join(filter(None, [f"afterany:{after}", options.get("dependency")]))
     asked = {
         "time": wanted.timeout_min,
         "signal_delay_s": wanted.signal_delay_s,

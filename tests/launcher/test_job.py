@@ -8,6 +8,7 @@ import pytest
 
 from dst.launcher import job
 from dst.launcher.job import FrozenRun, Job
+from dst.launcher.slurm import Notice
 from dst.records.read import read_attempts, read_status
 from dst.records.store import Record
 
@@ -24,10 +25,11 @@ def supervisor(run, monkeypatch):
     """The first task of a job of SLURM, whose run has saved and ended."""
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(job, "_MAIN_WAIT_S", 0)
-    monkeypatch.setattr(job.slurm, "is_being_preempted", lambda job: False)
-    found = job._Supervisor(Job((run,), max_requeues=3))
+    monkeypatch.setattr(job.slurm, "notice", lambda job: Notice(False, 130.0))
+    found = job._Supervisor(Job((run,), max_requeues=3, signal_delay_s=120))
     found.codes = {run.folder: 75}
     return found
 
@@ -55,12 +57,33 @@ def test_what_follows_the_time_limit_does_not_take_the_requeueing_away(superviso
 
 def test_preemption_may_be_announced_by_sigterm(supervisor, monkeypatch):
     """Where preempt_send_user_signal is not set, which is SLURM's default."""
-    monkeypatch.setattr(job.slurm, "is_being_preempted", lambda job: True)
+    monkeypatch.setattr(job.slurm, "notice", lambda job: Notice(True, 3600.0))
     assert stopped(supervisor, signal.SIGTERM)[:2] == ("preemption", 1)
 
 
-def test_the_number_of_requeues_is_limited(supervisor):
-    supervisor.job.requeues = 3
+@pytest.mark.parametrize(
+    ("notice", "cause"),
+    [
+        (Notice(False, 200.0), "time limit"),  # SLURM looks once a minute
+        (Notice(False, -30.0), "time limit"),
+        (Notice(False, 900.0), "stop request (SIGUSR2)"),
+        (Notice(False, float("inf")), "stop request (SIGUSR2)"),
+        (Notice(True, 10.0), "preemption"),
+        (None, "time limit or preemption"),
+    ],
+)
+def test_the_cause_is_what_slurm_says(supervisor, monkeypatch, notice, cause):
+    """Whoever sends this signal, the job goes back into the queue."""
+    monkeypatch.setattr(job.slurm, "notice", lambda job: notice)
+    assert stopped(supervisor, signal.SIGUSR2)[:2] == (cause, 1)
+
+
+@pytest.mark.parametrize("whose", ["its own", "SLURM's"])
+def test_the_number_of_requeues_is_limited(supervisor, monkeypatch, whose):
+    if whose == "its own":
+        supervisor.job.requeues = 3
+    else:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     cause, requeues, error = stopped(supervisor, signal.SIGUSR2)
     assert (cause, requeues) == ("time limit", 0)
     assert "not requeued: it was 3 times (hardware.slurm.max_requeues)" in error

@@ -36,6 +36,13 @@ def test_defaults():
     assert "gpus_per_node" not in asked("hardware=slurm", "hardware.device=cpu")
 
 
+def test_an_array_may_have_to_wait_for_another_one():
+    given = config("hardware=slurm", "hardware.slurm.options=['dependency=singleton']").hardware
+    found = sbatch_parameters(given, 1, Path("/code"), 1, after="12")
+    assert found["additional_parameters"]["dependency"] == "afterany:12,singleton"
+    assert asked("hardware=slurm")["additional_parameters"] == {"requeue": True}
+
+
 def test_packed_runs_get_processors_for_all():
     assert asked("hardware=slurm", "hardware.threads=2", runs_per_job=4)["cpus_per_task"] == 8
 

@@ -211,15 +211,16 @@ def test_a_run_of_two_processes(cluster, tmp_path):
     cluster.wait_for(job, "COMPLETED", timeout=600)
     first, second = read_attempts(folder)
     assert (first["state"], second["state"]) == ("preempted", "done")
-    assert first["cause"].startswith("time limit")  # or, if SLURM was too busy to be asked, "or preemption"
+    assert first["cause"] in ("stop request (SIGUSR2)", "time limit or preemption")  # if SLURM was too busy to be asked
     assert second["started_step"] == first["step"] > 0
     (tmp_path / "alone").mkdir()
     assert [result.code for result in run_together(*command, *two, cwd=tmp_path / "alone")] == [0, 0]
     assert traces(folder) == traces(run_folder(tmp_path / "alone" / "outputs"))
 
 
-def test_arrays_are_as_few_as_the_cluster_allows(cluster, tmp_path, monkeypatch):
-    """Seven jobs where an array has at most three: two arrays and a job, which share the throttle."""
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """Submit seven jobs where an array has at most three; return what was submitted, and the runs."""
     monkeypatch.setattr(slurm, "max_array_size", lambda: 3)
     monkeypatch.chdir(tmp_path)
     config = compose_cells(REPOSITORY / "conf", ["hardware.slurm.options=[hold]"], multirun=False)[0][1]
@@ -229,16 +230,35 @@ def test_arrays_are_as_few_as_the_cluster_allows(cluster, tmp_path, monkeypatch)
         folder.mkdir(parents=True)
         (folder / "run.json").write_text("{}")
         frozen.append((FrozenRun(str(folder), f"run {number}", "", ""), config))
-    done = submit_runs(frozen, LauncherSettings("slurm", max_parallel=6), root=tmp_path / "outputs", code=REPOSITORY)
-    assert len(done.jobs) == 3
+
+    def submit_held(max_parallel):
+        settings = LauncherSettings("slurm", max_parallel=max_parallel)
+        return submit_runs(frozen, settings, root=tmp_path / "outputs", code=REPOSITORY).jobs
+
+    return submit_held, [run for run, _ in frozen]
+
+
+def test_arrays_are_as_few_as_the_cluster_allows(cluster, held):
+    """Two arrays and a job, which share the throttle."""
+    submit_held, runs = held
+    first, second, last = submit_held(6)
     queued = cluster.run("squeue", "--noheader", "--format=%i").split()
-    first, second, last = done.jobs
-    assert sorted(queued) == [f"{first}_[0-2%2]", f"{second}_[0-2%2]", last]
-    assert [read_launch(Path(run.folder))["job"] for run, _ in frozen][2:5] == [
-        f"{first}_2",
-        f"{second}_0",
-        f"{second}_1",
-    ]
+    assert {f"{first}_[0-2%2]", f"{second}_[0-2%2]", last} <= set(queued)
+    noted = [read_launch(Path(run.folder))["job"] for run in runs]
+    assert noted[2:5] == [f"{first}_2", f"{second}_0", f"{second}_1"]
+
+
+def test_no_more_run_at_a_time_than_asked_for(cluster, held):
+    """There are more arrays than jobs may run: each waits for one before it."""
+    submit_held, _ = held
+    first, second, last = submit_held(2)
+    waits = {
+        job: cluster.run("squeue", "--noheader", "--format=%E", "--jobs", job).split()[0] for job in (second, last)
+    }
+    assert waits[second] == "(null)"
+    assert waits[last].startswith(f"afterany:{first}")
+    queued = cluster.run("squeue", "--noheader", "--format=%i").split()
+    assert {f"{first}_[0-2%1]", f"{second}_[0-2%1]", last} <= set(queued)
 
 
 def test_a_job_that_was_requeued_is_still_failed_if_one_of_its_runs_is(cluster, tmp_path):
