@@ -50,6 +50,14 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
     return _select(sure, k, among)
 
 
+def count_true(masks: Sequence[Tensor]) -> list[int]:
+    """Return the number of true values of each boolean mask, in one host synchronisation."""
+    if not masks or masks[0].device.type == "cpu":
+        return [int(np.count_nonzero(mask.numpy())) for mask in masks]  # three times as fast as torch's
+    found: list[int] = torch.stack([torch.count_nonzero(mask) for mask in masks]).tolist()
+    return found
+
+
 def row_top_k(scores: Tensor, k: Tensor, among: Tensor) -> Tensor:
     """Return a boolean mask of the ``k[r]`` largest scores of each row within ``among``, ties by lowest index.
 
@@ -89,7 +97,7 @@ def _on_cpu(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: 
     beyond, reaches = (torch.gt, torch.ge) if largest else (torch.lt, torch.le)
     near, far = _bracket(scores, k, among, largest)
     chosen = [beyond(values, far).logical_and_(where) for values, where in zip(scores, among, strict=True)]
-    taken = sum(map(_count, chosen))
+    taken = sum(count_true(chosen))
     if taken > k:  # the sample misled
         index, chosen, taken = [_places(mask) for mask in chosen], [torch.zeros_like(where) for where in among], 0
     else:
@@ -146,7 +154,3 @@ def _ranked(values: Tensor, rank: int, largest: bool) -> float:
 def _places(mask: Tensor) -> Tensor:
     """Return the true positions in ascending order, twice as fast as ``Tensor.nonzero``."""
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
-
-
-def _count(mask: Tensor) -> int:
-    return int(np.count_nonzero(mask.numpy()))

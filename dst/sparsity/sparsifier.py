@@ -21,7 +21,7 @@ from dst.sparsity.redistribute import Statistic
 from dst.sparsity.saliency import Probe
 from dst.sparsity.schedule import Curve, constant
 from dst.sparsity.scope import Scope
-from dst.sparsity.select import bottom_k, pooled_top_k, top_k
+from dst.sparsity.select import bottom_k, count_true, pooled_top_k, top_k
 from dst.sparsity.start import Criterion, Init, Start
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.view import LayerView, Score
@@ -143,8 +143,8 @@ class Sparsifier:
         self.topology.track_momentum()
         # Growth must see the dense gradients of this batch, which masking destroys.
         grow_scores = self._grow_scores() if due else []
-        self.mask_gradients()
         if not due or (self.plan and self.plan.order == "after_step"):
+            self.mask_gradients()
             (apply or self.optimizer.step)()
         if due:
             self._update(grow_scores)
@@ -291,7 +291,7 @@ class Sparsifier:
             quotas = level_counts(target, [layer.size for layer in topology.layers], counts)
             kept = [top_k(*part) for part in zip(scores, quotas, topology.masks, strict=True)]
         topology.masks = kept
-        self._counts = _count(kept)
+        self._counts = count_true(kept)
 
     def _move(self, grow_scores: list[Tensor]) -> dict[int, Tensor]:
         """Drop and grow in every movable layer; return what the drop left of each."""
@@ -300,7 +300,7 @@ class Sparsifier:
         topology, movable, regrow = self.topology, self._movable(), self.plan.regrow
         views = [self._view(i, "drop") for i in movable]
         scores = [self._drop(view) for view in views]
-        counts = _count([view.mask for view in views]) if self._structured else [self._counts[i] for i in movable]
+        counts = count_true([view.mask for view in views]) if self._structured else [self._counts[i] for i in movable]
         drops = self._drop_counts(views, scores, counts)
         free = [topology.layers[i].size - count for i, count in zip(movable, counts, strict=True)]
         if not regrow:  # what leaves must find room elsewhere in its layer
@@ -323,12 +323,12 @@ class Sparsifier:
         """Return how many weights each layer drops."""
         masks = [view.mask for view in views]
         if "cuts" in marks_of(self._drop):
-            return _count([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
+            return count_true([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
         fraction = self._drop_fraction(self.steps)
         drops = [math.ceil(fraction * count) for count in counts]
         if self._drop_pool == "layer" or not views:
             return drops
-        kept = _count(pooled_top_k(scores, max(sum(counts) - sum(drops), len(counts)), masks))
+        kept = count_true(pooled_top_k(scores, max(sum(counts) - sum(drops), len(counts)), masks))
         return [count - left for count, left in zip(counts, kept, strict=True)]
 
     def _grow_counts(self, views: list[LayerView], drops: list[int], free: list[int], counts: list[int]) -> list[int]:
@@ -365,12 +365,6 @@ class Sparsifier:
                 masks.append(mask)
         if tensors:
             torch._foreach_mul_(tensors, masks)
-
-
-def _count(masks: list[Tensor]) -> list[int]:
-    """Return the number of true values of each mask, in one host synchronisation."""
-    found = [torch.count_nonzero(mask) for mask in masks]
-    return [int(count) for count in torch.stack(found).tolist()] if found else []
 
 
 def _curve(drop_fraction: float | Curve, plan: UpdatePlan | None) -> Curve:

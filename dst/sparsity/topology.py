@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dst.sparsity.scope import Layer
+from dst.sparsity.select import count_true
 
 MOMENTUM = 0.9
 """Weight of the past in the moving average of gradients: that of SNFS, the momentum of its optimizer."""
@@ -48,15 +49,14 @@ class Topology:
 
     def refresh(self, before: Sequence[Tensor] | None = None) -> None:
         """Recount every layer in one host synchronisation; ``before``: the masks that the last reports are about."""
-        counts = []
-        for i, (new, explored) in enumerate(zip(self.masks, self.explored, strict=True)):
-            stayed = new & before[i] if before is not None else new
-            counts += [torch.count_nonzero(new), torch.count_nonzero(explored), torch.count_nonzero(stayed)]
-        found = torch.stack(counts).view(-1, 3).tolist()
-        former = [report.active for report in self.reports] if before is not None else [row[0] for row in found]
+        common = [] if before is None else [new & old for new, old in zip(self.masks, before, strict=True)]
+        found = count_true([*self.masks, *self.explored, *common])
+        number = len(self.layers)
+        active, explored, stayed = found[:number], found[number : 2 * number], found[2 * number :] or found[:number]
+        former = active if before is None else [report.active for report in self.reports]
         self.reports = [
-            LayerReport(layer.name, layer.size, active, explored, dropped=was - stayed, grown=active - stayed)
-            for layer, was, (active, explored, stayed) in zip(self.layers, former, found, strict=True)
+            LayerReport(layer.name, layer.size, now, ever, dropped=was - both, grown=now - both)
+            for layer, now, ever, both, was in zip(self.layers, active, explored, stayed, former, strict=True)
         ]
 
     @torch.no_grad()

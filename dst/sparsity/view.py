@@ -12,7 +12,7 @@ class LayerView:
     """The tensors of one layer, all of the weight's shape.
 
     ``gradient`` is dense for grow scores. Drop scores, which matter at active positions only, are taken after the
-    optimizer step and find it masked (and clipped, if the loop clips).
+    optimizer step, if there is one, and then find it masked (and clipped, if the loop clips).
     ``momentum``: the moving average of dense gradients, kept only if a part of the method asks for it.
     """
 

@@ -217,6 +217,29 @@ def _start_offline(begin: dict[str, Any], folder: str) -> Any:
 def _start(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
     import wandb
 
+    run = wandb.init(
+        mode=mode,
+        dir=begin["folder"],
+        id=begin["id"],
+        resume="allow",
+        name=begin["name"],
+        group=begin["group"],
+        tags=begin["tags"],
+        notes=begin["notes"],
+        project=begin["project"],
+        entity=begin["entity"],
+        job_type="train",
+        config=begin["config"],
+        settings=_settings(begin),
+    )
+    run.define_metric("*", step_metric="step")  # wandb's own step only grows; ours goes back on a resume
+    return run
+
+
+def _settings(begin: Mapping[str, Any]) -> Any:
+    """Return wandb's settings: silent, patient for so long, and looking at nothing but what it is given."""
+    import wandb
+
     share = _share(begin)
     wanted: dict[str, Any] = {
         "silent": True,
@@ -239,24 +262,7 @@ def _start(begin: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
         "x_transaction_log_flush_interval": _FLUSH_S,
     }
     known = wandb.Settings.model_fields  # older versions lack some
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    run = wandb.init(
-        mode=mode,
-        dir=begin["folder"],
-        id=begin["id"],
-        resume="allow",
-        name=begin["name"],
-        group=begin["group"],
-        tags=begin["tags"],
-        notes=begin["notes"],
-        project=begin["project"],
-        entity=begin["entity"],
-        job_type="train",
-        config=begin["config"],
-        settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
-    )
-    run.define_metric("*", step_metric="step")  # wandb's own step only grows; ours goes back on a resume
-    return run
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known and value is not None})
 
 
 def _share(begin: Mapping[str, Any]) -> float:
