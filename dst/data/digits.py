@@ -1,5 +1,6 @@
 """The real handwritten digits that come with scikit-learn: 1797 images of 8 x 8, no download."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,25 @@ def digits(root: Path, download: bool) -> tuple[Split, Split, int]:
 
     The set has no test part of its own. The one made here depends on no seed, so all runs are tested alike.
     """
-    try:
-        from sklearn.datasets import load_digits  # 1 s to import: only when there is no cache
-    except ImportError as error:
-        raise DataError(
-            f"data.name=digits: the images come with scikit-learn, which cannot be imported ({error}); "
-            "pip install scikit-learn"
-        ) from error
-    values, labels = load_digits(return_X_y=True)
-    pixels = (values.astype(np.int64) * 255 + _LARGEST // 2) // _LARGEST  # rounded in integers: the same anywhere
+    values, labels = _raw()
+    pixels = (values * 255 + _LARGEST // 2) // _LARGEST  # rounded in integers: the same anywhere
     images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 8, 8)
-    everything = Split(images, torch.from_numpy(labels.astype(np.int64)))
+    everything = Split(images, torch.from_numpy(labels))
     rest, test = stratified(everything.labels, _TEST_FRACTION, derive_seed(0, "digits", "test"))
     return everything.select(rest), everything.select(test), 10
+
+
+def _raw() -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels [1797, 64] and the labels [1797], as integers."""
+    found = importlib.util.find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise DataError(
+            "data.name=digits: the images come with scikit-learn, which is not here; pip install scikit-learn"
+        )
+    # Read from its file, since importing scikit-learn takes longer than training on them.
+    file = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    try:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    except OSError as error:
+        raise DataError(f"data.name=digits: scikit-learn's file of them cannot be read: {error}") from error
+    return table[:, :-1], np.ascontiguousarray(table[:, -1])
