@@ -174,7 +174,13 @@ def _twin(probe: Probe) -> Iterator[nn.Module]:
                 memo[id(value)] = type(value)()  # else they would run, or be copied with all that they hold
             elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # such as features kept from the last pass
-    with torch.random.fork_rng(_gpus(probe.model)), torch.enable_grad():
+    # In one thread: where a GPU's own creates the graph of a gradient, the order in which its second derivative is
+    # summed depends on what that thread has done before, and the last bits with it.
+    with (
+        torch.autograd.set_multithreading_enabled(False),
+        torch.random.fork_rng(_gpus(probe.model)),
+        torch.enable_grad(),
+    ):
         yield copy.deepcopy(probe.model, memo).train().requires_grad_(False)
 
 

@@ -130,9 +130,9 @@ def _bracket(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest:
     sample = torch.cat([values[where] for values, where in pairs])
     if len(sample) <= _SPARSE * _SAMPLE:
         return everything, nothing
-    rank = k / stride
-    margin = 4 * math.sqrt(rank * max(0.0, 1 - rank / len(sample))) + 8
-    near, far = math.ceil(rank + margin), math.floor(rank - margin)
+    rank = k / stride  # of the k-th value within the sample, give or take
+    margin = 4 * math.sqrt(rank) + 8
+    near, far = math.ceil(rank + margin), min(math.floor(rank - margin), len(sample) - 1)
     near_value = _ranked(sample, near, largest) if near < len(sample) else everything
     return near_value, _ranked(sample, far, largest) if far >= 0 else nothing
 

@@ -57,6 +57,16 @@ def test_every_method_keeps_its_promises_and_resumes_bit_identically(method, opt
     catalogue.keeps_its_promises(method, "resnet20", optimizer, tmp_path, STRICT)
 
 
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+def test_first_masks_do_not_depend_on_what_the_process_did_before(method):
+    config = catalogue.composed(method, "resnet20", STRICT)
+    first = build(config).training.sparsifier.topology.masks
+    for _ in range(5):
+        catalogue.trained(config)
+        again = build(config).training.sparsifier.topology.masks
+        assert all(map(torch.equal, first, again))
+
+
 @pytest.mark.parametrize("method", ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl"])
 def test_an_ordinary_step_never_waits_for_the_device(method):
     config = catalogue.composed(method, "resnet20", ("hardware=gpu", "schedule.epochs=4"))

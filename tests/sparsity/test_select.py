@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dst.sparsity import select
@@ -33,7 +33,9 @@ def test_selection_is_that_of_the_definition(pairs, data):
             assert chosen(mask) == expected
 
 
-@given(st.integers(0, 5), st.floats(0.001, 0.999), st.floats(0.01, 0.9), st.sampled_from(["normal", "ties", "zero"]))
+@given(st.integers(0, 5), st.floats(0.001, 1.0), st.floats(0.01, 0.9), st.sampled_from(["normal", "ties", "zero"]))
+@example(5, 0.984375, 0.125, "normal")  # the sample has fewer eligible places than its share
+@example(0, 1.0, 0.9, "normal")
 def test_large_selections_are_exact_too(seed, fraction, density, kind):
     """Large enough for the threshold that is estimated from a sample."""
     generator = torch.Generator().manual_seed(seed)
