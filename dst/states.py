@@ -6,6 +6,9 @@ from typing import Final
 EXIT_CODES: Final = {"done": 0, "failed": 1, "refused": 2, "diverged": 3, "preempted": 75}
 """Exit code by state; ``refused``: it could not be continued as it was begun, or its config is invalid."""
 
+ENDED: Final = frozenset({"done", "failed", "diverged"})
+"""States that a run's own process gives it last; a new attempt needs a new submission."""
+
 _WORST_FIRST: Final = (1, 2, 3, 75)
 
 

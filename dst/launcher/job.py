@@ -24,7 +24,7 @@ from dst.environment import JOB
 from dst.launcher import slurm
 from dst.records.read import read_status
 from dst.records.store import Record, RecordError
-from dst.states import EXIT_CODES, worst
+from dst.states import ENDED, EXIT_CODES, worst
 
 _POLL_S: Final = 0.2
 _STOPPED: Final = EXIT_CODES["preempted"]
@@ -178,13 +178,14 @@ class _Supervisor:
     def _judged(self, child: _Child, code: int) -> int:
         """Return the exit code of a run that has ended, having put on record what it could not say itself."""
         name = Path(child.run.folder).name
-        if code < 0 and self.requested is not None:  # it was not far enough to have a handler
-            code = _STOPPED
+        if code < 0 and self.requested is not None:  # it had no handler: not yet, or no more
+            state = _state(child.run)
+            code = EXIT_CODES[state] if state in ENDED else _STOPPED
         print(f"{_now()} {name} ended with exit code {code}", flush=True)
         if code in (0, _STOPPED):
             return code
         print(_tail(child.log), file=sys.stderr, flush=True)
-        if code > 0 and self.is_main and _is_queued(child.run):
+        if code > 0 and self.is_main and _state(child.run) == "queued":
             _write_status(child.run, "failed", f"it ended with exit code {code} before it began; see {child.log}")
         if code < 0:
             signal_name = signal.Signals(-code).name
@@ -272,10 +273,11 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(number) for number in range(len(listed.stdout.splitlines())))
 
 
-def _is_queued(run: FrozenRun) -> bool:
+def _state(run: FrozenRun) -> str | None:
+    """Return the state that a run has on record, None if that cannot be read."""
     with suppress(OSError, RecordError):
-        return (read_status(Path(run.folder)) or {}).get("state") == "queued"
-    return False
+        return (read_status(Path(run.folder)) or {}).get("state")
+    return None
 
 
 def _note_cause(run: FrozenRun, cause: str, then: str) -> None:

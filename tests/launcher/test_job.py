@@ -125,6 +125,17 @@ def test_a_run_that_ends_without_a_word_has_failed(supervisor, run, tmp_path):
     assert "exit code 1 before it began" in status["error"]
 
 
+@pytest.mark.parametrize(
+    ("state", "code"), [("failed", 1), ("diverged", 3), ("done", 0), ("queued", 75), ("running", 75)]
+)
+def test_a_signal_that_meets_a_process_without_a_handler(supervisor, run, tmp_path, state, code):
+    """One that had not begun goes on later; one that has said how it ended is not begun anew."""
+    (tmp_path / "log.txt").write_text("")
+    Record.open(job.Path(run.folder)).write_status(state, attempt=1, step=0)
+    supervisor.requested = signal.SIGUSR2
+    assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), -signal.SIGUSR2) == code
+
+
 def test_each_run_gets_the_gpu_that_is_least_used(supervisor):
     supervisor.job.gpus, supervisor.job.parallel = ("0", "1"), 3
     for number, gpu in enumerate(["0", "1", "0"]):

@@ -200,7 +200,7 @@ def test_cancel_and_requeue(cluster, tmp_path):
 
 def test_a_run_of_two_processes(cluster, tmp_path):
     """Its job has two tasks; signalled, it saves once and is requeued once, and ends as an undisturbed one does."""
-    command = ("model.hidden=[16]", "schedule.epochs=250", "schedule.update_every=50", "sparsity=rigl_itop")
+    command = ("model.hidden=[16]", "schedule.epochs=100", "schedule.update_every=50", "sparsity=rigl_itop")
     two = ("hardware.processes=2", "hardware.threads=1", "tracking=none", "checkpoint.every_steps=500")
     submit(cluster, *command, *two, cwd=tmp_path)
     ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
