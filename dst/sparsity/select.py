@@ -12,8 +12,8 @@ from torch import Tensor
 
 _SAMPLE = 8_192
 _WORTH_SAMPLING = 8 * _SAMPLE
-_SPARSE = 0.02
-"""Below this share of positions, listing all of them is cheaper than passes over the whole tensor."""
+_SPARSE, _FEW = 0.1, 0.1
+"""Shares of all positions below which listing the eligible ones, or the wanted ones, is cheaper than another pass."""
 
 
 def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
@@ -94,17 +94,21 @@ def _on_device(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], larges
 
 def _on_cpu(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> list[Tensor]:
     """Take what lies beyond a bracket of the k-th value, then the best within it, which are few."""
-    beyond, reaches = (torch.gt, torch.ge) if largest else (torch.lt, torch.le)
     near, far = _bracket(scores, k, among, largest)
-    chosen = [beyond(values, far).logical_and_(where) for values, where in zip(scores, among, strict=True)]
-    taken = sum(count_true(chosen))
-    if taken > k:  # the sample misled
-        index, chosen, taken = [_places(mask) for mask in chosen], [torch.zeros_like(where) for where in among], 0
-    else:
-        parts = zip(scores, among, chosen, strict=True)
-        index = [_places(reaches(values, near).logical_and_(where).logical_xor_(sure)) for values, where, sure in parts]
-    if taken + sum(map(len, index)) < k:  # it misled, or there are not as many
-        index = [_places(where ^ sure) for where, sure in zip(among, chosen, strict=True)]
+    chosen, taken, eligible = [torch.zeros_like(where) for where in among], 0, list(among)
+    if math.isfinite(far):
+        beyond = torch.gt if largest else torch.lt
+        sure = [beyond(values, far).logical_and_(where) for values, where in zip(scores, among, strict=True)]
+        if (count := sum(count_true(sure))) <= k:  # else the sample misled
+            chosen, taken = sure, count
+            eligible = [where ^ above for where, above in zip(among, sure, strict=True)]
+    index: list[Tensor] = []
+    if math.isfinite(near):
+        reaches = torch.ge if largest else torch.le
+        parts = zip(scores, eligible, strict=True)
+        index = [_places(reaches(values, near).logical_and_(where)) for values, where in parts]
+    if taken + sum(map(len, index)) < k:  # there is no such bound, it misled, or there are not as many
+        index = [_places(where) for where in eligible]
         if (found := taken + sum(map(len, index))) < k:
             raise ValueError(f"cannot select {k} of {found} positions")
     if taken < k:
@@ -134,14 +138,16 @@ def _bracket(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest:
     margin = 4 * math.sqrt(rank) + 8
     near, far = math.ceil(rank + margin), min(math.floor(rank - margin), len(sample) - 1)
     near_value = _ranked(sample, near, largest) if near < len(sample) else everything
-    return near_value, _ranked(sample, far, largest) if far >= 0 else nothing
+    return near_value, _ranked(sample, far, largest) if far >= 0 and k > _FEW * total else nothing
 
 
 def _first(values: Tensor, k: int, largest: bool) -> Tensor:
     """Return a mask of the k largest (or smallest) values, ties by lowest index."""
     kth = _ranked(values, k - 1, largest)
-    sure, equal = values > kth if largest else values < kth, values == kth
-    return sure | (equal & (equal.cumsum(0) <= k - sure.sum()))
+    chosen = values > kth if largest else values < kth
+    (taken,) = count_true([chosen])
+    chosen[_places(values == kth)[: k - taken]] = True
+    return chosen
 
 
 def _ranked(values: Tensor, rank: int, largest: bool) -> float:
