@@ -43,7 +43,7 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
     chosen = _select(scores, k, among)
     if bool(torch.stack([mask.any() for mask in chosen]).all()):
         return chosen
-    sure = [score.clone() for score in scores]
+    sure = [score.clone(memory_format=torch.contiguous_format) for score in scores]
     for values, where in zip(sure, among, strict=True):
         best = values.masked_fill(~where, -torch.inf).argmax()
         values.view(-1)[best] = torch.inf  # the best of its layer stays in any case

@@ -104,6 +104,18 @@ def test_pooled_selection_is_global_and_leaves_no_layer_empty(layers, data):
         assert all(value >= out for value in (kept if len(kept) > 1 else []))
 
 
+def test_selection_in_another_memory_layout():
+    """As weights have it with ``hardware.channels_last``; the second layer would get nothing but its best."""
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand((4, 3, 5, 2), generator=generator) + shift for shift in (1.0, 0.0)]
+    among = [torch.rand(s.shape, generator=generator) < 0.7 for s in scores]
+    moved = [[t.contiguous(memory_format=torch.channels_last) for t in tensors] for tensors in (scores, among)]
+    expected, found = pooled_top_k(scores, 40, among), pooled_top_k(moved[0], 40, moved[1])
+    assert [int(mask.sum()) for mask in expected] == [39, 1]
+    assert all(map(torch.equal, expected, found))
+    assert torch.equal(top_k(scores[0], 20, among[0]), top_k(moved[0][0], 20, moved[1][0]))
+
+
 def test_pooled_selection_needs_a_weight_a_layer():
     with pytest.raises(ValueError, match="cannot keep 1 weights in 2 layers"):
         pooled_top_k([torch.zeros(3), torch.zeros(3)], 1, [torch.ones(3).bool()] * 2)
