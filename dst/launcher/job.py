@@ -22,6 +22,7 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from dst.environment import JOB
 from dst.launcher import slurm
+from dst.records.lock import holder
 from dst.records.read import read_status
 from dst.records.store import Record, RecordError
 from dst.states import ENDED, EXIT_CODES, worst
@@ -33,6 +34,7 @@ _TIME_LIMIT: Final = "time limit"
 _PREEMPTION: Final = "preemption"
 _EARLY_S: Final = 90.0
 """SLURM announces a time limit up to a minute earlier than it was asked to."""
+_UNBEGUN_S: Final = 60.0
 _MAIN_WAIT_S: Final = 120.0
 """How long the other tasks of a job wait for the first one, which has its end to record and the job to be requeued."""
 
@@ -119,7 +121,7 @@ class _Supervisor:
         requeue = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
-        forwarded = None
+        forwarded, asked = None, 0.0
         while self.running or (self.waiting and self.requested is None):
             while self.waiting and len(self.running) < self.job.parallel and self.requested is None:
                 self._start(self.waiting.pop(0))
@@ -127,6 +129,9 @@ class _Supervisor:
                 forwarded = self.requested
                 for child in self.running:  # which SLURM may have signalled too; a second SIGINT would be no request
                     child.process.send_signal(signal.SIGTERM if forwarded == signal.SIGINT else forwarded)
+                asked = time.monotonic()
+            if forwarded is not None and time.monotonic() - asked > _UNBEGUN_S:
+                self._end_unbegun()
             self._reap()
             time.sleep(_POLL_S)
         unfinished = [run for run in self.job.runs if self.codes.get(run.folder, _STOPPED) == _STOPPED]
@@ -136,6 +141,15 @@ class _Supervisor:
         if code and not self.is_main and self.environment.cluster == "slurm":
             time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one ends so
         return code
+
+    def _end_unbegun(self) -> None:
+        """Kill runs that have not even begun some time after they were asked to stop, which loses nothing.
+
+        Such as one process of a run whose others were not started any more, for which it would wait.
+        """
+        for child in self.running:
+            if holder(Path(child.run.folder)) is None:
+                child.process.kill()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested != signal.SIGUSR2:  # at the time limit SIGTERM follows, which makes it no other request

@@ -9,6 +9,7 @@ import pytest
 from dst.launcher import job
 from dst.launcher.job import FrozenRun, Job
 from dst.launcher.slurm import Notice
+from dst.records.lock import locked
 from dst.records.read import read_attempts, read_status
 from dst.records.store import Record
 
@@ -166,6 +167,20 @@ def test_a_second_interrupt_would_be_no_request(supervisor, monkeypatch):
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert sent == [signal.SIGTERM]
+
+
+def test_a_run_that_has_not_begun_is_not_waited_for(supervisor, run, monkeypatch):
+    """As one process of a run whose other process was not started any more; the others save in their own time."""
+    begun = Record.create(job.Path(run.folder).parent / "begun", config_yaml="", run={"name": "another"})
+    other = FrozenRun(str(begun.folder), "another", "", "")
+    started = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    supervisor.running = [job._Child(r, p, None, ()) for r, p in zip((run, other), started, strict=True)]
+    with locked(begun.folder):
+        supervisor._end_unbegun()
+    assert started[0].wait() == -signal.SIGKILL
+    assert started[1].poll() is None
+    started[1].kill()
+    started[1].wait()
 
 
 def test_a_killed_run_has_failed(supervisor, run, tmp_path):
