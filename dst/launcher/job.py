@@ -35,6 +35,7 @@ _PREEMPTION: Final = "preemption"
 _EARLY_S: Final = 90.0
 """SLURM announces a time limit up to a minute earlier than it was asked to."""
 _UNBEGUN_S: Final = 60.0
+"""How long a run that is asked to stop may take to begin."""
 _MAIN_WAIT_S: Final = 120.0
 """How long the other tasks of a job wait for the first one, which has its end to record and the job to be requeued."""
 
@@ -249,11 +250,11 @@ class _Supervisor:
         assert self.requested is not None
         if notice is not None and notice.is_preemption:
             return _PREEMPTION
-        is_warning = self.requested == signal.SIGUSR2  # by which SLURM announces both
-        if is_warning and notice is None:
-            return f"{_TIME_LIMIT} or {_PREEMPTION}"
-        if is_warning and notice is not None and notice.left_s <= self.job.signal_delay_s + _EARLY_S:
-            return _TIME_LIMIT
+        if self.requested == signal.SIGUSR2:  # by which SLURM announces both
+            if notice is None:
+                return f"{_TIME_LIMIT} or {_PREEMPTION}"
+            if notice.left_s <= self.job.signal_delay_s + _EARLY_S:
+                return _TIME_LIMIT
         return f"stop request ({signal.Signals(self.requested).name})"
 
 

@@ -235,7 +235,7 @@ class Sparsifier:
         for i, score, drop in zip(movable, scores, drops, strict=True):
             view = self._view(i, "grow")
             if self.plan.regrow:
-                view = replace(view, mask=view.mask & ~bottom_k(score, drop, among=view.mask))
+                view = replace(view, mask=view.mask ^ bottom_k(score, drop, among=view.mask))
             found.append(self._grow(view))
         return found
 

@@ -45,7 +45,7 @@ class Rows(ABC):
         if budget.drop == 0:
             return Moved(mask, mask)
         drop, grow, before = self._rows(drop_scores), self._rows(grow_scores), self._rows(mask)
-        kept = before & ~bottom_k(drop, budget.drop, among=before)
+        kept = before ^ bottom_k(drop, budget.drop, among=before)
         free = ~kept if budget.regrow else ~before
         quotas, held = self._quotas(kept, grow, free, budget), kept.sum(1)
         if bool((held > quotas).any()):
