@@ -18,6 +18,7 @@ from dst import registry
 from dst.config import SLOTS, Config, ConfigError, get, options
 from dst.data import Augment, Dataset, Loader, Shard, Split, channel_statistics, load, loader, train_val_split
 from dst.data.dataset import Samples
+from dst.fractions import step_at
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
@@ -97,7 +98,7 @@ def _check_plan(config: Config, steps_per_epoch: int) -> None:
     if plan is not None:
         _updating(config, plan)
     lr = config.schedule.lr
-    if lr.warmup_epochs > 0 and round(lr.warmup_epochs * steps_per_epoch) == 0:
+    if lr.warmup_epochs > 0 and step_at(lr.warmup_epochs, steps_per_epoch) == 0:
         raise ConfigError(
             [f"schedule.lr.warmup_epochs={lr.warmup_epochs} is less than a step (an epoch has {steps_per_epoch})"]
         )
@@ -270,7 +271,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     if hardware.compile:
         model.compile()  # in place: names of parameters, masks and checkpoints stay as they are
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
-    warmup_steps = round(schedule.lr.warmup_epochs * steps_per_epoch)
+    warmup_steps = step_at(schedule.lr.warmup_epochs, steps_per_epoch)
     training = Training(
         model=model,
         optimizer=optimizer,
@@ -393,7 +394,7 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
             [
                 f"sparsity.update.every={update.every}: there is no update in the whole run, which has "
                 f"{plan.total_steps} steps ({_epochs(config)} epochs of {steps_per_epoch}) and allows updates from "
-                f"step {round(plan.start * plan.total_steps)} to {plan.stop_step}, its last step aside. Set a smaller "
+                f"step {plan.start_step} to {plan.stop_step}, its last step aside. Set a smaller "
                 "schedule.update_every, or train longer"
             ]
         )

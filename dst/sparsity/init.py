@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dst import registry
+from dst.fractions import exact
 from dst.sparsity.marks import marked
 from dst.sparsity.saliency import gradient
 from dst.sparsity.select import pooled_top_k, top_k
@@ -154,7 +155,7 @@ def _prune_uniform(start: Start, rate: float) -> list[Tensor]:
     before = _nonzero(start)
     counts = [int(mask.sum()) for mask in before]
     return [
-        top_k(score, max(1, n - math.ceil(rate * n)), among=mask)
+        top_k(score, max(1, n - math.ceil(exact(rate) * n)), among=mask)
         for score, n, mask in zip(_magnitudes(start), counts, before, strict=True)
     ]
 
@@ -162,7 +163,7 @@ def _prune_uniform(start: Start, rate: float) -> list[Tensor]:
 def _prune_global(start: Start, rate: float) -> list[Tensor]:
     before = _nonzero(start)
     total = sum(int(mask.sum()) for mask in before)
-    return pooled_top_k(_magnitudes(start), max(len(before), math.floor(total * (1 - rate))), before)
+    return pooled_top_k(_magnitudes(start), max(len(before), math.floor(total * (1 - exact(rate)))), before)
 
 
 def _prune_structured(start: Start, rate: float) -> list[Tensor]:
@@ -175,7 +176,7 @@ def _prune_structured(start: Start, rate: float) -> list[Tensor]:
         mask, norms = masks[i], magnitudes[i].flatten(1).sum(1)
         alive = norms > 0
         living = int(alive.sum())
-        units = top_k(norms, max(1, living - math.floor(rate * living)), among=alive)
+        units = top_k(norms, max(1, living - math.floor(exact(rate) * living)), among=alive)
         masks[i] = mask & units.view(-1, *[1] * (mask.dim() - 1))
     return masks
 

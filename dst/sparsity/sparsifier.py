@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst import registry
+from dst.fractions import exact
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
@@ -244,11 +245,12 @@ class Sparsifier:
         """Prune to the scheduled density, drop, redistribute, grow; what is off the new masks becomes zero."""
         before = list(self.topology.masks)
         self._prune()
+        pruned = list(self.topology.masks)
         kept = self._move(grow_scores) if self._drop is not None else {}
         self.topology.refresh(before)
         self._check_counts()
         self.updates += 1
-        self._start_entered(before, kept)
+        self._start_entered(pruned, kept)
         self._enforce()
 
     def _check_counts(self) -> None:
@@ -264,7 +266,8 @@ class Sparsifier:
     def _start_entered(self, before: Sequence[Tensor], kept: Mapping[int, Tensor]) -> None:
         """Give the weights that entered in this update the value and the state that they start from.
 
-        What was inactive before is zero in both already. ``kept``: what the drop left, of the layers that moved.
+        What was inactive before is zero in both already. ``before``: the masks before weights moved, what was pruned in
+        this update being out of them; ``kept``: what the drop left, of the layers that moved.
         """
         assert self.plan is not None
         reset = self.plan.returning_weights == "reset"
@@ -277,7 +280,10 @@ class Sparsifier:
                 layer.weight.copy_(torch.where(self.topology.masks[i] & ~old, self.topology.initial[i], layer.weight))
 
     def _prune(self) -> None:
-        """Keep the largest weights, as many as the scheduled density allows."""
+        """Keep the largest weights, as many as the scheduled density allows; what is pruned becomes zero at once.
+
+        So pruned weights that grow again in the same update are regenerated from zero (GraNet, Liu et al. 2021).
+        """
         topology, counts = self.topology, self._counts
         if self._density_curve is None:
             return
@@ -292,6 +298,8 @@ class Sparsifier:
             kept = [top_k(*part) for part in zip(scores, quotas, topology.masks, strict=True)]
         topology.masks = kept
         self._counts = count_true(kept)
+        if self._grow is not None:  # else nothing meets them before all that is inactive becomes zero
+            self._zero_inactive([i for i, (now, was) in enumerate(zip(self._counts, counts, strict=True)) if now < was])
 
     def _move(self, grow_scores: list[Tensor]) -> dict[int, Tensor]:
         """Drop and grow in every movable layer; return what the drop left of each."""
@@ -324,7 +332,7 @@ class Sparsifier:
         masks = [view.mask for view in views]
         if "cuts" in marks_of(self._drop):
             return count_true([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
-        fraction = self._drop_fraction(self.steps)
+        fraction = exact(self._drop_fraction(self.steps))
         drops = [math.ceil(fraction * count) for count in counts]
         if self._drop_pool == "layer" or not views:
             return drops
@@ -348,23 +356,29 @@ class Sparsifier:
 
     @torch.no_grad()
     def _enforce(self) -> None:
-        """Zero inactive weights and their optimizer state, in one fused pass.
+        """Zero inactive weights and their optimizer state, and keep the masks that gradients are multiplied by.
 
-        What was inactive before was exactly zero in both, so weights that are new in the mask start from zero. For
-        these passes a mask holds 0 and 1 in the weight's dtype: five times as fast as a boolean one.
+        What was inactive before was exactly zero in both, so weights that are new in the mask start from zero.
         """
-        sparse = [i for i, report in enumerate(self.topology.reports) if report.active < report.size]
-        layers = [self.topology.layers[i] for i in sparse]
+        self._sparse = self._zero_inactive(
+            [i for i, report in enumerate(self.topology.reports) if report.active < report.size]
+        )
+
+    def _zero_inactive(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Zero the inactive weights of some layers and their optimizer state in one fused pass; return weight and mask.
+
+        For these passes a mask holds 0 and 1 in the weight's dtype: five times as fast as a boolean one.
+        """
+        layers = [self.topology.layers[i] for i in indices]
         # empty_like: the weight's dtype and memory layout
-        masks = [torch.empty_like(self.topology.layers[i].weight).copy_(self.topology.masks[i]) for i in sparse]
-        self._sparse = [(layer.weight, mask) for layer, mask in zip(layers, masks, strict=True)]
-        tensors: list[Tensor] = [layer.weight for layer in layers]
-        for layer, mask in zip(list(layers), list(masks), strict=True):
-            for state in layer.optimizer_state(self.optimizer):
-                tensors.append(state)
-                masks.append(mask)
-        if tensors:
-            torch._foreach_mul_(tensors, masks)
+        masks = [torch.empty_like(self.topology.layers[i].weight).copy_(self.topology.masks[i]) for i in indices]
+        found: list[tuple[Tensor, Tensor]] = [(layer.weight, mask) for layer, mask in zip(layers, masks, strict=True)]
+        pairs = list(found)
+        for layer, mask in zip(layers, masks, strict=True):
+            pairs += [(state, mask) for state in layer.optimizer_state(self.optimizer)]
+        if pairs:
+            torch._foreach_mul_([tensor for tensor, _ in pairs], [mask for _, mask in pairs])
+        return found
 
 
 def _curve(drop_fraction: float | Curve, plan: UpdatePlan | None) -> Curve:
