@@ -26,6 +26,7 @@ from dst.sparsity.distribution import Distribution, uniform
 from dst.sparsity.first import FirstParts, admissible
 from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
+from dst.sparsity.schedule import Curve
 from dst.sparsity.scope import Layer
 from dst.training.checkpoint import Checkpoints, sha256
 from dst.training.decay import parameter_groups
@@ -96,11 +97,26 @@ def _told(problems: list[str], key: str = "") -> Iterator[None]:
 def _check_plan(config: Config, steps_per_epoch: int) -> None:
     plan = _plan(config, steps_per_epoch)
     if plan is not None:
-        _updating(config, plan)
+        _check_selection(config, steps_per_epoch, plan.total_steps, _updating(config, plan).get("density_curve"))
     lr = config.schedule.lr
     if lr.warmup_epochs > 0 and step_at(lr.warmup_epochs, steps_per_epoch) == 0:
         raise ConfigError(
             [f"schedule.lr.warmup_epochs={lr.warmup_epochs} is less than a step (an epoch has {steps_per_epoch})"]
+        )
+
+
+def _check_selection(config: Config, steps_per_epoch: int, total_steps: int, density: Curve | None) -> None:
+    """Raise ConfigError if no evaluation but the last one is at the final density, so that there is nothing to select."""
+    interval = steps_per_epoch * config.schedule.eval_every_epochs
+    last_but_one = (total_steps - 1) // interval * interval
+    if config.schedule.select == "best_val" and density and density(last_but_one) != density(total_steps):
+        raise ConfigError(
+            [
+                f"schedule.select=best_val would be ignored: the density still falls at step {last_but_one} of "
+                f"{total_steps}, where the last evaluation but one takes place, and only networks at their final "
+                "density are selected. Let the ramp end earlier (sparsity.density_schedule.end), evaluate more often "
+                "(schedule.eval_every_epochs), or use schedule.select=last"
+            ]
         )
 
 

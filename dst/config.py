@@ -286,7 +286,7 @@ class Schedule:
     ``multiplier`` scales the epochs, and with them milestones and horizons, but not ``update_every`` (steps), which
     methods that update their topology take as ``sparsity.update.every`` (the key that identifies a run).
     A step is taken on ``batch_size`` samples, whose gradients are accumulated over ``accumulate`` equal parts.
-    ``select``: test the ``last`` weights or those of the ``best_val`` accuracy.
+    ``select``: test the ``last`` weights or, of those at the final density, the ones of the ``best_val`` accuracy.
     """
 
     epochs: int = 10

@@ -174,6 +174,12 @@ class Sparsifier:
         return self._density_curve(step) if self._density_curve else self.density
 
     @property
+    def density_is_final(self) -> bool:
+        """Say whether the density has come to where its schedule leads; always so without a schedule."""
+        curve, plan = self._density_curve, self.plan
+        return curve is None or plan is None or curve(self.steps) == curve(plan.total_steps)
+
+    @property
     def rs(self) -> float:
         """In-time over-parameterisation rate (ITOP, Liu et al. 2021): ever active / maskable weights."""
         return self.topology.explored_count / self.topology.size

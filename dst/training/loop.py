@@ -25,7 +25,10 @@ from dst.training.stopping import StopFlag, StopRequestedError
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of the loop. ``select``: end with the ``last`` weights or those of the ``best_val`` accuracy."""
+    """The numbers of the loop.
+
+    ``select``: end with the ``last`` weights or those of the ``best_val`` accuracy, once the density is final.
+    """
 
     seed: int
     epochs: int
@@ -328,7 +331,8 @@ class Training:
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
         values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
         observer.on_metrics(counters.step, counters.step / per_epoch, values)
-        if self.settings.select == "best_val" and (self.best is None or result.accuracy > self.best["accuracy"]):
+        may_be_best = self.settings.select == "best_val" and self.sparsifier.density_is_final
+        if may_be_best and (self.best is None or result.accuracy > self.best["accuracy"]):
             self.best = {
                 "step": counters.step,
                 "loss": result.loss,

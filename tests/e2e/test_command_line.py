@@ -152,6 +152,27 @@ def test_best_val_reports_the_figures_of_the_selected_weights(tmp_path):
         assert summary[name] == best[name]
 
 
+def test_best_val_selects_at_the_final_density_only(tmp_path):
+    """A network early in GMP's ramp is denser, and better, than the one that was asked for."""
+    options = ("schedule.select=best_val", "schedule.epochs=6", "sparsity.density=0.05", "sparsity.update.every=5")
+    assert run("sparsity=gmp", *TINY, *options, cwd=tmp_path).code == 0
+    folder = run_folder(tmp_path / "outputs")
+    summary, metrics = read_summary(folder), read_metrics(folder)
+    densities = {row["step"]: row["sparsity/density"] for row in metrics if "sparsity/density" in row}
+    evaluated = {row["step"]: row["val/accuracy"] for row in metrics if "val/accuracy" in row}
+    final = {step: accuracy for step, accuracy in evaluated.items() if densities[step] == pytest.approx(0.05, abs=1e-3)}
+    assert 2 <= len(final) < len(evaluated)
+    assert summary["selected_step"] == max(final, key=final.get)
+    assert summary["sparsity/density"] == pytest.approx(0.05, abs=1e-3)
+
+
+def test_best_val_with_a_ramp_to_the_end_has_nothing_to_select(tmp_path):
+    options = ("schedule.select=best_val", "sparsity.density_schedule.end=1.0")
+    result = run("sparsity=gmp", *TINY, *options, cwd=tmp_path)
+    assert result.code == 2
+    assert "schedule.select=best_val would be ignored: the density still falls at step" in result.output
+
+
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf" / "sparsity").glob("*.yaml"))
 
 
