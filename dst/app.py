@@ -240,6 +240,8 @@ class _Attempt:
         print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
+            for warning in training.sparsifier.topology.bottlenecks():
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
         if self.with_tables:
             print(layer_table(training.sparsifier.layers), flush=True)
         self.progress = progress(config.tracking.progress, total, step)

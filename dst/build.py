@@ -106,7 +106,7 @@ def _check_plan(config: Config, steps_per_epoch: int) -> None:
 
 
 def _check_selection(config: Config, steps_per_epoch: int, total_steps: int, density: Curve | None) -> None:
-    """Raise ConfigError if no evaluation but the last one is at the final density, so that there is nothing to select."""
+    """Raise ConfigError if only the last evaluation is at the final density, so that there is nothing to select."""
     interval = steps_per_epoch * config.schedule.eval_every_epochs
     last_but_one = (total_steps - 1) // interval * interval
     if config.schedule.select == "best_val" and density and density(last_but_one) != density(total_steps):

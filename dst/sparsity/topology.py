@@ -68,6 +68,18 @@ class Topology:
                 raise RuntimeError("a moving average of gradients needs a backward pass before every step")
             torch._foreach_lerp_(self.momentum, gradients, 1 - MOMENTUM)  # type: ignore[arg-type]
 
+    def bottlenecks(self) -> list[str]:
+        """Return a warning for each layer with fewer active weights than outputs and than inputs of an output.
+
+        Its matrix cannot have full rank, so that the network hardly learns, whatever the density of the whole.
+        """
+        return [
+            f"layer {report.layer} is a bottleneck: it keeps {report.active:,} of {report.size:,} weights, for "
+            f"{len(layer.weight):,} outputs of {layer.weight[0].numel():,} inputs each"
+            for layer, report in zip(self.layers, self.reports, strict=True)
+            if report.active < min(len(layer.weight), layer.weight[0].numel())
+        ]
+
     @property
     def size(self) -> int:
         """Number of maskable weights."""

@@ -1,21 +1,26 @@
 """The README does what it says: its Python runs, its commands are valid, its recipe for a method works."""
 
+import json
+import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from dst import build
 from dst.checks import check
 from dst.compose import compose_cells
+from dst.config import ConfigError, complete, run_id
+from dst.data import Dataset, Split
 from dst.registry import members
 from tests.processes import REPOSITORY, run
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = sorted(
-    {line.removeprefix("$ ").split("  #")[0] for line in README.splitlines() if re.match(r"(\$ )?python run\.py", line)}
+    {line.removeprefix("$ ") for line in README.splitlines() if re.match(r"(\$ )?(python|torchrun .*) run\.py", line)}
 )
 
 
@@ -41,18 +46,61 @@ def test_the_catalog_example_shows_runs(tmp_path, monkeypatch):
     assert len(names["runs"]) == 1
 
 
+PRETENDED = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+"""Data sets that commands name and a test cannot download, by the shape of their images."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder to run commands in, with the dense run that one of them starts from, whatever its own length."""
+    place = tmp_path_factory.mktemp("readme")
+    assert run("sparsity=dense", "schedule.epochs=1", cwd=place).code == 0
+    (folder,) = (place / "outputs" / "default").iterdir()
+    ((_, config),) = compose_cells(REPOSITORY / "conf", ["sparsity=dense"], multirun=False)
+    folder.rename(folder.with_name(run_id(complete(config))))
+    for program in ("python", "torchrun"):
+        (place / program).write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))")
+        (place / program).chmod(0o755)
+    return place
+
+
+@pytest.fixture
+def pretended(place, monkeypatch):
+    """Be in that folder, with images of noise in place of those that would be downloaded."""
+    monkeypatch.chdir(place)
+    load = build._load_once
+
+    def loaded(name, *others):
+        if name not in PRETENDED:
+            return load(name, *others)
+        split = Split(torch.randint(256, (20_000, *PRETENDED[name]), dtype=torch.uint8), torch.arange(20_000) % 10)
+        return Dataset(name, split, split, 10, "")
+
+    monkeypatch.setattr(build, "_load_once", loaded)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_valid(command):
-    arguments = shlex.split(command)[2:]
-    overrides = [text for text in arguments if "=" in text]
-    if "--help" in arguments or "itp" in command:
+def test_commands_pass_all_checks_as_a_shell_understands_them(command, place, pretended):
+    environment = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
+    arguments = json.loads(result.stdout)
+    overrides = arguments[arguments.index("run.py") + 1 :]
+    flags = {text for text in overrides if text.startswith("-")}
+    if "--help" in flags:
         return
-    for _, config in compose_cells(REPOSITORY / "conf", overrides, multirun="-m" in arguments):
+    if "itp" in command:
+        with pytest.raises(ConfigError, match="did you mean 'rigl_itop'"):
+            compose_cells(REPOSITORY / "conf", overrides, multirun=False)
+        return
+    cells = compose_cells(REPOSITORY / "conf", [text for text in overrides if "=" in text], multirun="-m" in flags)
+    assert cells
+    for _, config in cells:
         assert check(config) == []
+        build.check(complete(config), elsewhere=True)
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 20
 
 
 def test_the_table_of_methods_is_complete():
