@@ -176,13 +176,13 @@ def test_best_val_with_a_ramp_to_the_end_has_nothing_to_select(tmp_path):
 
 def test_a_layer_that_keeps_next_to_nothing_is_told(tmp_path):
     """The largest of random weights lie in the first layer: the last one is left with fewer than its 10 outputs."""
-    ranked = ("sparsity.distribution.name=magnitude", "sparsity.init.name=magnitude", "sparsity.density=0.05")
-    result = run("sparsity=static", *TINY, *ranked, "model.hidden=[64,64]", cwd=tmp_path)
+    ranked = ("sparsity.distribution.name=magnitude", "sparsity.init.name=magnitude", "model.hidden=[256,256]")
+    result = run("sparsity=static", *TINY, *ranked, cwd=tmp_path)
     assert result.code == 0
     told = re.findall(r"warning: layer (\w+) is a bottleneck: it keeps (\d+) of ([\d,]+) weights", result.output)
     active = {row["layer"]: row["active"] for row in read_layers(run_folder(tmp_path / "outputs")) if row["step"] == 0}
     assert active["fc3"] < 10
-    assert ("fc3", str(active["fc3"]), "640") in told
+    assert ("fc3", str(active["fc3"]), "2,560") in told
     assert "warning: layer" not in run("sparsity=static", *TINY, cwd=tmp_path).output
 
 
