@@ -1,4 +1,4 @@
-"""``python -m tests.golden COMMIT``: does today's code train every method to the same bits as that of a commit?
+"""``python -m tests.golden COMMIT`` tells whether today's code trains every method to the same bits as that commit's.
 
 Both run the same commands on this machine through ``run.py``, once undisturbed and once killed and continued; then
 weights, masks, optimizer state and the lines of the record (times aside) are compared. Only files of the record and of
@@ -51,7 +51,7 @@ def main() -> int:
         methods = options.methods or sorted(methods_of(then) & methods_of(now))
         if only := sorted(methods_of(then) ^ methods_of(now)):
             print(f"in one of the two only, not compared: {', '.join(only)}")
-        return int(any([differs(then, now, problem, methods) for problem in PROBLEMS]))
+        return int(sum(differs(then, now, problem, methods) for problem in PROBLEMS) > 0)
 
 
 def unpack(commit: str, folder: Path) -> None:
