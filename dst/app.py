@@ -241,7 +241,7 @@ class _Attempt:
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
         if self.with_tables:
-            print(layer_table(training.sparsifier.layers), flush=True)
+            print(layer_table(training.sparsifier.layers, training.sparsifier.outside), flush=True)
         self.progress = progress(config.tracking.progress, total, step)
         self._track()
 
