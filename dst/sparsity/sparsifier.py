@@ -145,9 +145,9 @@ class Sparsifier:
 
     def _check_parts(self, first: FirstParts, drop_fraction: float | Curve | None) -> None:
         """Raise ValueError for parts that do not go together."""
-        self._check_ignored(drop_fraction)
-        if (self._drop is None) != (self._grow is None):
+        if self.plan is not None and (self._drop is None) != (self._grow is None):
             raise ValueError("drop and grow go together: give both, or neither to prune only")
+        self._check_ignored(drop_fraction)
         for pool in (self._drop_pool, self._prune_pool):
             if pool not in POOLS:
                 raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
