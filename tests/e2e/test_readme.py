@@ -32,6 +32,32 @@ def test_the_core_trains_in_a_strangers_loop(capsys):
     assert {"masks", "explored"} <= set(names["checkpoint"]["sparsifier"])
 
 
+def test_the_example_with_a_grad_scaler_survives_an_overflow_at_an_update():
+    """The scale is such that the gradients of step 50, which has an update, overflow, and those of some steps after."""
+    first, scaled = (next(b for b in blocks("python") if text in b) for text in ("Sparsifier(", "GradScaler("))
+    names = {}
+    exec(first[: first.index("for _ in range")] + scaled, names)
+    torch, sparsifier, scaler = (names[name] for name in ("torch", "sparsifier", "scaler"))
+    torch.manual_seed(0)
+    updates, left_out = [], []
+    for step in range(1, 121):
+        inputs = torch.randn(64, 20)
+        if step == 50:
+            scaler.update(2.0**24)
+        before = scaler.get_scale()
+        if names["train_step"](inputs, (inputs[:, 0] > 0).long()):
+            updates.append(step)
+        if scaler.get_scale() < before:
+            left_out.append(step)
+    assert 50 in left_out
+    assert 51 in left_out
+    assert updates == [min(set(range(due, 121)) - set(left_out)) for due in (50, 100)]
+    assert sparsifier.density == pytest.approx(0.2, abs=1e-3)
+    sparsifier.verify()
+    state = names["optimizer"].state
+    assert all(torch.isfinite(p).all() and torch.isfinite(state[p]["momentum_buffer"]).all() for p in state)
+
+
 def test_the_catalog_example_shows_runs(tmp_path, monkeypatch):
     assert run("schedule.epochs=1", "sparsity=static", cwd=tmp_path).code == 0
     (example,) = [block for block in blocks("python") if "catalog(" in block]
