@@ -1,8 +1,10 @@
 """Anybody's loop: what cannot be held sparse is refused by name, what can is held, with any optimizer and under AMP."""
 
+import copy
 import gc
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
-from dst.sparsity.held import begin_state
+from dst.sparsity.held import all_finite, begin_state
+from dst.sparsity.init import prune_structured
 from dst.sparsity.marks import marked
+from dst.sparsity.pattern.n_m import n_m
 from dst.training.optimizer import adamw, sgd
 
 
@@ -144,15 +148,18 @@ def test_what_no_scope_can_make_sparse_is_told_and_counted():
     ("part", "options"),
     [
         ("pattern", {"pattern": "constant_fan_in"}),
+        ("pattern", {"pattern": partial(n_m, n=2, m=4, indivisible="dense"), "density": None, "distribution": None}),
+        ("init", {"init": partial(prune_structured, rate=0.5), "density": None, "distribution": None}),
         ("grow", {"grow": "momentum_neuron"}),
     ],
 )
 def test_what_goes_by_output_units_refuses_transposed_convolutions(part, options):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 3))
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3), nn.Conv2d(4, 4, 3))
     with pytest.raises(ValueError, match=f"layer 1 is a transposed convolution.*choose another {part}"):
         sparse(model, **options)
     sparse(model, scope=Scope(exclude=["1"]), **options)
-    sparse(nn.Sequential(nn.ConvTranspose2d(8, 4, 3)))  # where it does not matter
+    free = sparse(model, scope=Scope(include=["1"]))  # where it does not matter
+    assert free.topology.active == round(0.2 * 8 * 4 * 9)
 
 
 # -- optimizers --------------------------------------------------------------------------------------------------------
@@ -295,6 +302,17 @@ def test_a_backward_pass_within_the_step_masks_its_gradients_or_is_told(how, mas
     else:
         with pytest.raises(RuntimeError, match=r"backward pass within the step.*mask_gradients\(\)"):
             train(model, sparsifier, 1, apply)
+
+
+def test_a_model_that_is_held_can_be_copied_and_saved(tmp_path):
+    model = net()
+    sparsifier = sparse(model)
+    train(model, sparsifier, 3)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+        train(other, sparse(other), 3)
+    train(model, sparsifier, 3)
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
@@ -566,3 +584,14 @@ def test_what_comes_after_the_drop_cannot_read_dense_gradients(slot):
     part = marked("dense_gradient", "after_drop")(lambda layer: layer.dense_gradient())
     with pytest.raises(ValueError, match="finds no dense gradients"):
         sparse(net(), **{slot: part})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_numbers_are_told_from_others_in_every_format(dtype):
+    large = min(torch.finfo(dtype).max, 1e15)
+    tensors = [torch.full((40, 50), large, dtype=dtype), None, torch.zeros(3)]
+    assert all_finite(tensors)
+    assert all_finite([None])
+    for wrong in (INF, -INF, NAN):
+        tensors[0][39, 49] = wrong
+        assert not all_finite(tensors)
