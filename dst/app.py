@@ -243,7 +243,7 @@ class _Attempt:
             for warning in training.sparsifier.topology.bottlenecks():
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
         if self.with_tables:
-            print(layer_table(training.sparsifier.layers), flush=True)
+            print(layer_table(training.sparsifier.layers, training.sparsifier.outside), flush=True)
         self.progress = progress(config.tracking.progress, total, step)
         self._track()
 

@@ -23,7 +23,7 @@ from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import Distribution, uniform
-from dst.sparsity.first import FirstParts, admissible
+from dst.sparsity.first import FirstParts, admissible, check_layout
 from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
 from dst.sparsity.schedule import Curve
@@ -178,6 +178,7 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
     sparsity = config.sparsity
     shapes = [layer.weight.shape for layer in layers]
     parts = _first_parts(config)
+    check_layout(layers, pattern=parts.pattern, init=parts.init, grow=_part(config, "sparsity.grow"))
     if parts.own_counts or parts.distribution is None:
         counts = [layer.size for layer in layers]
     else:  # where data will say how many weights a layer keeps, any distribution shows whether the density can be had

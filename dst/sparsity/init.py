@@ -99,7 +99,7 @@ def prune_global(start: Start, *, rate: float) -> list[Tensor]:
     return _prune_global(start, rate)
 
 
-@marked("own_counts")
+@marked("own_counts", "units")
 def prune_structured(start: Start, *, rate: float) -> list[Tensor]:
     """Remove the share ``rate`` of the nonzero output units of every layer, those of smallest L1 norm.
 
@@ -120,7 +120,7 @@ def prune_and_grow_global(start: Start, *, rate: float, batches: int = 1) -> lis
     return _regrown(start, rate, batches, _prune_global)
 
 
-@marked("own_counts", "data")
+@marked("own_counts", "data", "units")
 def prune_and_grow_structured(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
     """Prune as ``prune_structured``, then grow as many units by the L1 norm of their gradients, from zero."""
     before = _nonzero(start)

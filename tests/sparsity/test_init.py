@@ -240,6 +240,7 @@ def test_prune_and_grow(name):
                 "distribution": "uniform",
                 "pattern": "constant_fan_in",
                 "redistribute": "magnitude",
+                "plan": UpdatePlan(every=1, total_steps=9),
                 "drop": "magnitude",
                 "grow": "gradient",
             },

@@ -314,7 +314,7 @@ def test_apply_replaces_the_optimizer_step_and_sees_masked_gradients():
         ({"drop": "magnitud"}, "unknown drop 'magnitud': did you mean 'magnitude'"),
         ({"distribution": "ERKK"}, "unknown distribution 'ERKK': did you mean 'erk'"),
         ({"density": 1.5}, "density=1.5"),
-        ({"drop_fraction": 0.0}, "drop_fraction=0.0"),
+        ({"drop_fraction": 0.0, "plan": UpdatePlan(every=1, total_steps=5)}, "drop_fraction=0.0"),
     ],
 )
 def test_wrong_arguments(wrong, told):
@@ -360,12 +360,12 @@ def small(model=None, **options):
     """A network of three layers in training by SGD, updated every second step."""
     model = model or net()
     optimizer = optimizer_of(model, "sgd")
-    plan = UpdatePlan(every=2, total_steps=100)
-    return (
-        model,
-        optimizer,
-        Sparsifier(model, optimizer, **{"density": 0.3, "plan": plan, "drop_fraction": 0.4, **options}),
-    )
+    options = {"density": 0.3, "plan": UpdatePlan(every=2, total_steps=100), "drop": "magnitude", **options}
+    moves = options["plan"] is not None and isinstance(options["drop"], str)
+    if options["plan"] is None:
+        del options["drop"]
+    fraction = {"drop_fraction": 0.4} if moves else {}
+    return model, optimizer, Sparsifier(model, optimizer, **{**fraction, **options})
 
 
 @pytest.mark.parametrize("statistic", ["magnitude", "momentum", "nonzeros"])
@@ -527,6 +527,8 @@ def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
         ({"drop": None, "grow": None, "redistribute": "momentum"}, "redistribute would be ignored"),
         ({"drop": partial(drops.threshold, value=0.1), "drop_pool": "global"}, "drop_pool='global' would be ignored"),
         ({"plan": None, "density_curve": lambda step: 0.1}, "density_curve would be ignored"),
+        ({"drop": None, "grow": None, "drop_fraction": 0.3}, "drop_fraction would be ignored"),
+        ({"drop": partial(drops.threshold, value=0.1), "drop_fraction": 0.3}, "drop_fraction would be ignored"),
         ({"drop": None, "grow": None}, "plan would be ignored"),
     ],
 )
