@@ -14,7 +14,7 @@ from dst.data import cache as cache_module
 from dst.data.files import digest
 from dst.data.fit import Fit
 from dst.data.folder import image_folder, imagenet
-from dst.data.stream import decode_all
+from dst.data.prepare import decode_all
 from dst.data.tiny_imagenet import tiny_imagenet
 from tests.data.pictures import picture, write, write_folder, write_tiny_imagenet
 
