@@ -91,9 +91,10 @@ def _of_files(name: str, train: Files, test: Files, classes: int, cache: Path, s
     if storage == "resident":
         dataset = _cached(path, name)
         if dataset is None:
-            both, parts = decode_all(train.joined(test), name), [len(train), len(test)]
-            images, labels = torch.split(both.images, parts), torch.split(both.labels, parts)
-            dataset = _stored(path, name, *map(Split, images, labels), classes=classes)
+            both, n = decode_all(train.joined(test), name), len(train)
+            train_split = Split(both.images[:n], both.labels[:n])
+            test_split = Split(both.images[n:], both.labels[n:])
+            dataset = _stored(path, name, train_split, test_split, classes)
         return dataset
     dataset = Dataset(name, train, test, classes, digest(train, test, times=False))
     verify(train.joined(test), key, cache / f"{name}.verified", name)

@@ -19,7 +19,8 @@ import torch
 
 _AT_ONCE = 32
 _FEWEST = 500  # to start a process for fewer costs more than it saves
-_MOST_SAID = 4096
+_MOST_UNREAD = 1 << 16  # bytes that a pipe holds
+_LONGEST_SAID = 200
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _FORK = multiprocessing.get_context("fork")  # what is imported stays so: a process starts in milliseconds
 
@@ -166,7 +167,7 @@ def _answer(work: Work, number: int, said: int) -> Answer:
     except Exception as error:
         failure = " ".join(str(error).split()) or type(error).__name__
     try:
-        lines = os.read(said, _MOST_SAID).decode(errors="replace").splitlines()
+        lines = os.read(said, _MOST_UNREAD).decode(errors="replace").splitlines()
     except BlockingIOError:
         lines = []
-    return Answer(number, result, failure, lines[0].strip() if lines else "")
+    return Answer(number, result, failure, lines[0].strip()[:_LONGEST_SAID] if lines else "")

@@ -57,6 +57,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def load_decoders() -> None:
     """Import what decodes (1 s), so that processes that are forked from this one need not."""
+    import PIL.PngImagePlugin  # noqa: F401
     import torchvision.io  # noqa: F401
 
 
@@ -67,13 +68,15 @@ def _png(data: bytes) -> Tensor:
     _check_chunks(memoryview(data))
     try:
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            image.info.pop("transparency", None)  # which is dropped: Pillow would warn
             if image.mode.startswith("I"):  # 16 bits of grey, which ``convert`` would clip at 255
                 pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(_CHANNELS, axis=2)
             else:
                 pixels = np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise ValueError("its header makes no sense") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _check_chunks(data: memoryview) -> None:
