@@ -36,13 +36,14 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._problems: list[str] = []
+        self._gaps: list[str] = []
         self._left_out: Counter[str] = Counter()
         self._example = ""
 
     def class_folders(self, part: str) -> dict[str, list[Entry]]:
         """Return the images of each class folder of ``root``/``part``, at any depth below it, by its name, all sorted.
 
-        ``DataError`` if there are no class folders, or no images in one.
+        That there are no class folders, or no images in one, is for ``finish`` to tell.
         """
         folder = self.root / part
         classes = {}
@@ -52,12 +53,10 @@ class Listing:
             elif item.name.lower().endswith((*SUFFIXES, *_NOT_READ)):
                 self._leave_out("beside the class folders", item.path)
         empty = [name for name, images in classes.items() if not images]
-        if empty or not classes:
-            self.finish()  # which may say why
         if not classes:
-            raise DataError(f"{folder} has no class folders: it must hold a folder of images for each class")
+            self._gaps.append(f"{folder} has no class folders: it must hold a folder of images for each class")
         if empty:
-            raise DataError(
+            self._gaps.append(
                 f"{folder} has class folders without images ({', '.join(SUFFIXES)}): {some(empty)}. Fill or delete them"
             )
         return classes
@@ -86,7 +85,7 @@ class Listing:
         return found
 
     def finish(self) -> None:
-        """Tell what was left out; ``DataError`` that names what looks like an image or a folder and cannot be used."""
+        """Tell what was left out; ``DataError`` that names what looks like an image and is none, or what is missing."""
         if self._left_out:
             counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self._left_out.items()))
             _LOG.warning(
@@ -96,6 +95,8 @@ class Listing:
             self._left_out.clear()
         if self._problems:
             raise unusable(self._problems)
+        if self._gaps:  # which the problems, if there are any, may be the reason of
+            raise DataError("; ".join(self._gaps))
 
     def _items(self, folder: str) -> list[tuple["os.DirEntry[str]", os.stat_result]]:
         """Return what is in a folder, hidden items aside, with what it is; links are followed."""

@@ -98,8 +98,10 @@ def _decoded(files: Files, numbers: Sequence[int], work: Work, title: str) -> It
                 remarks[answer.number] = answer.said
             yield answer
     if remarks:
-        told = some(_named(files, remarks))
-        _LOG.warning("%s: %d images are used that the decoder finds fault with: %s", title, len(remarks), told)
+        _LOG.warning(
+            "%s: the decoder finds fault with %d of the images, which are used all the same: %s",
+            *(title, len(remarks), some(_named(files, remarks))),
+        )
     if problems:
         raise unusable(_named(files, problems))
 
