@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import math
 import multiprocessing
 import os
 import resource
@@ -47,7 +48,7 @@ def in_children(work: Work, numbers: Sequence[int]) -> Generator[Answer, None, N
     was its end, which is given up if it is the end of two. To be closed by whoever does not exhaust it.
     """
     todo = deque(numbers[start : start + _AT_ONCE] for start in range(0, len(numbers), _AT_ONCE))
-    children = [_Child(work) for _ in range(min(_processors(), max(1, len(numbers) // _FEWEST)))]
+    children = [_Child(work) for _ in range(min(_processors(), math.ceil(len(numbers) / _FEWEST)))]
     suspects: set[int] = set()
     try:
         while busy := [child for child in children if child.give(todo)]:

@@ -93,3 +93,11 @@ def digest(*parts: Files, times: bool) -> str:
         for values in (files.names, files.stamps if times else files.stamps[:, 0], files.labels.numpy()):
             total.update(np.ascontiguousarray(values).data if values.dtype.kind == "i" else values.tobytes())
     return total.hexdigest()
+
+
+def file_keys(files: Files) -> np.ndarray:
+    """Return what each file is known by, uint64 [N]: a digest of its name, size and time of change."""
+    stamps = np.ascontiguousarray(files.stamps).view(f"V{2 * files.stamps.itemsize}").ravel()
+    pairs, key = zip(files.names.tolist(), stamps.tolist(), strict=True), f"decoding {_DECODING}".encode()
+    digests = [hashlib.blake2b(name + stamp, digest_size=8, key=key).digest() for name, stamp in pairs]
+    return np.array([int.from_bytes(digest) for digest in digests], dtype=np.uint64)

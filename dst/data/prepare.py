@@ -1,6 +1,5 @@
 """Put every file of a set through the decoder before anything trains on it, in processes that may crash."""
 
-import hashlib
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from dst.data.children import Answer, Work, in_children
 from dst.data.dataset import DataError, Split
 from dst.data.decode import load_decoders, pixels
-from dst.data.files import Files
+from dst.data.files import Files, file_keys
 from dst.data.listing import some, unusable
 
 _LOG = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def verify(files: Files, key: str, memory: Path, title: str) -> None:
     known, whole = _remembered(memory), np.array([int(key[:16], 16)], dtype=np.uint64)
     if whole in known:
         return
-    keys, good, kept = _keys(files), [], time.monotonic()
+    keys, good, kept = file_keys(files), [], time.monotonic()
     todo = np.flatnonzero(~np.isin(keys, known)).tolist()
 
     def checked(number: int) -> None:
@@ -128,14 +127,6 @@ def _shown(answers: Iterator[Answer], total: int, title: str) -> Iterator[Answer
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The memory: eight bytes for each file that was decoded, and eight for each set of which all were
-
-
-def _keys(files: Files) -> np.ndarray:
-    """Return what each file is known by, uint64 [N]: a digest of its name, size and time of change."""
-    stamps = np.ascontiguousarray(files.stamps).view(f"V{2 * files.stamps.itemsize}").ravel()
-    pairs = zip(files.names.tolist(), stamps.tolist(), strict=True)
-    digests = [hashlib.blake2b(name + stamp, digest_size=8).digest() for name, stamp in pairs]
-    return np.array([int.from_bytes(digest) for digest in digests], dtype=np.uint64)
 
 
 def _remembered(memory: Path) -> np.ndarray:

@@ -25,7 +25,7 @@ def tiny_imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
             f"{content(found or root)}. Set data.root=FOLDER to the one that holds wnids.txt, or {_ARCHIVE}; the "
             f"original is at {_URL}"
         )
-    listed: dict[str, list[Entry]] = {name: [] for name in sorted((found / "wnids.txt").read_text().split())}
+    listed: dict[str, list[Entry]] = {name: [] for name in sorted(line.strip() for line in _lines(found / "wnids.txt"))}
     listing = Listing(found)
     train, val = listing.class_folders("train"), listing.images_below("val/images")
     listing.finish()
@@ -37,7 +37,7 @@ def _val(root: Path, val: list[Entry], classes: dict[str, list[Entry]]) -> list[
     """Sort the validation images into the classes by their annotations: name, class and box, tabs between."""
     annotations = root / "val" / "val_annotations.txt"
     images = {Path(entry[0]).name: entry for entry in val}
-    lines = [line.split("\t") for line in annotations.read_text().splitlines() if line]
+    lines = [line.split("\t") for line in _lines(annotations)]
     for line in lines:
         if len(line) < 2 or line[0] not in images or line[1] not in classes:
             raise DataError(
@@ -52,3 +52,8 @@ def _val(root: Path, val: list[Entry], classes: dict[str, list[Entry]]) -> list[
             f"names none of {len(empty)} classes ({', '.join(empty[:3])}); unpack the original archive again"
         )
     return list(classes.values())
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines that are not empty; what is no text becomes names that nothing has."""
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]

@@ -145,6 +145,16 @@ def test_tiny_imagenet_annotations_that_do_not_fit_are_refused(tmp_path, old, ne
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("wnids.txt", "only in train: n01"), ("val/val_annotations.txt", "not the")]
+)
+def test_tiny_imagenet_with_bytes_instead_of_text_is_refused_by_name(tmp_path, name, message):
+    (write_tiny_imagenet(tmp_path) / name).write_bytes(bytes(range(128, 256)))
+    with pytest.raises(DataError, match=message) as caught:
+        tiny_imagenet(tmp_path, False)
+    assert Path(name).name in str(caught.value)
+
+
 def test_tiny_imagenet_with_other_classes_than_listed_is_refused(tmp_path):
     (write_tiny_imagenet(tmp_path) / "wnids.txt").write_text("n01\nn02\nn05\n")
     with pytest.raises(DataError, match=r"only in train: n03 and only in wnids.txt: n05"):

@@ -219,6 +219,20 @@ def test_the_memory_does_not_grow_for_ever(tmp_path, decoded, monkeypatch):
     assert len(decoded) == 5  # the newest stay
 
 
+def test_another_way_of_decoding_makes_caches_and_verifications_anew(tmp_path, decoded, monkeypatch):
+    """A cache of images of 16 bits that holds their low bytes must not be taken for good."""
+    write_folder(tmp_path / "set", {"train": 2, "test": 1})
+    digests = {prepare(tmp_path, "stream").digest, prepare(tmp_path, "stream").digest}
+    for _ in range(2):
+        prepare(tmp_path, "resident")
+    monkeypatch.setattr("dst.data.files._DECODING", 3)
+    for _ in range(2):
+        prepare(tmp_path, "resident")
+        digests.add(prepare(tmp_path, "stream").digest)
+    assert decoded == [list(range(6))] * 4
+    assert len(digests) == 1  # what the set is remains
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is seen meanwhile
 
