@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from dst import registry
 from dst.config import SLOTS, Config, ConfigError, get, options
 from dst.data import Augment, Dataset, Loader, Shard, Split, channel_statistics, load, loader, train_val_split
-from dst.data.dataset import Samples
+from dst.data.dataset import DataError, Samples
 from dst.fractions import step_at
 from dst.metrics.flops import Flops, forward_flops
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
@@ -334,18 +334,24 @@ def _dataset(config: Config) -> Dataset:
     storage = data.storage
     if data.augment.resized_crop_scale is not None and storage == "auto":
         storage = "stream"
-    return _load_once(data.name, data.root, data.cache, data.download, data.size, data.center_crop, storage)
+    found = _load_once(data.name, data.root, data.cache, data.download, data.size, data.center_crop, storage)
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 @cache
 def _load_once(
     name: str, root: str, cache: str, download: bool, size: int | None, center_crop: float | None, storage: str
-) -> Dataset:
-    """A sweep uses few data sets in many cells."""
+) -> Dataset | DataError:
+    """A sweep uses few data sets in many cells; to find out what is wrong with one may take as long as to load it."""
     read = registry.find("data", name).load()
-    return load(
-        name, read, root=root, cache=cache, download=download, size=size, center_crop=center_crop, storage=storage
-    )
+    try:
+        return load(
+            name, read, root=root, cache=cache, download=download, size=size, center_crop=center_crop, storage=storage
+        )
+    except DataError as error:
+        return error
 
 
 @cache

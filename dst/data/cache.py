@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dst.data.dataset import DataError, Dataset, Reader, Split
+from dst.data.dataset import DataError, Dataset, Reader, Samples, Split
+from dst.data.decode import size_of
 from dst.data.files import Files, digest
 from dst.data.fit import Fit
-from dst.data.stream import decode_all
+from dst.data.prepare import decode_all, verify
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 2  # raise it when the layout of the file or the way images are prepared changes
@@ -48,8 +49,9 @@ def load(
     ``size`` and ``center_crop``: see ``Fit``. ``storage``: ``resident`` decodes everything into memory, ``stream``
     leaves it in its files, ``auto`` decodes sets of up to ``RESIDENT_BYTES``; what is no set of image files is always
     resident. A set of image files is known by their names, sizes, times of change and labels, so a changed set is
-    decoded anew; any other by ``name`` and fit alone: delete its cache file to have the raw files in ``root`` read
-    again. A damaged cache file is rebuilt, with a warning; what is wrong with the raw files is a ``DataError``.
+    decoded anew, and one to be streamed once, to find damaged files before training; any other by ``name`` and fit
+    alone: delete its cache file to have the raw files in ``root`` read again. A damaged cache file is rebuilt, with a
+    warning; what is wrong with the raw files is a ``DataError``.
     Processes that prepare the same set at once do not disturb each other.
     """
     fit, folder = Fit(size, center_crop), Path(cache).expanduser()
@@ -57,7 +59,7 @@ def load(
     dataset = _cached(path, name)
     if dataset is None:
         _LOG.info("%s: preparing it from %s", name, root)
-        train, test, classes = read(Path(root).expanduser(), download=download)
+        train, test, classes = _raw(read, Path(root).expanduser(), download)
         if isinstance(train, Files) and isinstance(test, Files):
             train, test = replace(train, fit=fit), replace(test, fit=fit)
             return _of_files(name, train, test, classes, folder, storage)
@@ -72,6 +74,14 @@ def load(
     return dataset
 
 
+def _raw(read: Reader, root: Path, download: bool) -> tuple[Samples, Samples, int]:
+    """Return what ``read`` finds; ``DataError`` also where the system refuses to let it read."""
+    try:
+        return read(root, download=download)
+    except OSError as error:
+        raise DataError(f"cannot read the data in {root.absolute()}: {error}") from error
+
+
 def _of_files(name: str, train: Files, test: Files, classes: int, cache: Path, storage: str) -> Dataset:
     """Return a set of image files, resident or to be streamed."""
     key = digest(train, test, times=True)[:16]
@@ -81,17 +91,13 @@ def _of_files(name: str, train: Files, test: Files, classes: int, cache: Path, s
     if storage == "resident":
         dataset = _cached(path, name)
         if dataset is None:
-            decoded = decode_all(train, f"{name}: decoding train"), decode_all(test, f"{name}: decoding test")
-            dataset = _stored(path, name, *decoded, classes)
+            both, n = decode_all(train.joined(test), name), len(train)
+            train_split = Split(both.images[:n], both.labels[:n])
+            test_split = Split(both.images[n:], both.labels[n:])
+            dataset = _stored(path, name, train_split, test_split, classes)
         return dataset
     dataset = Dataset(name, train, test, classes, digest(train, test, times=False))
-    checked = cache / f"{name}-{key}.checked"
-    if not checked.exists():
-        train.check()
-        test.check()
-        with suppress(OSError):  # then they are checked again the next time
-            cache.mkdir(parents=True, exist_ok=True)
-            checked.touch()
+    verify(train.joined(test), key, cache / f"{name}.verified", name)
     return dataset
 
 
@@ -99,8 +105,16 @@ def _decoded_bytes(path: Path, train: Files, test: Files) -> int:
     """Return how much memory the set takes once it is decoded; without a size, if all are like the first image."""
     if path.exists():
         return path.stat().st_size
-    shape = train.shape if train.fit.size is not None else train.fitted(0).shape
-    return math.prod(shape) * (len(train) + len(test))
+    image = 3 * train.fit.size**2 if train.fit.size is not None else _first_bytes(train)
+    return image * (len(train) + len(test))
+
+
+def _first_bytes(files: Files) -> int:
+    """Return the decoded size of the first image that has a header; 0 if none has: they will be refused."""
+    for number in range(len(files)):
+        with suppress(ValueError):
+            return 3 * math.prod(size_of(files.path(number)))
+    return 0
 
 
 def _cached(path: Path, name: str) -> Dataset | None:
