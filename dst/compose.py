@@ -28,6 +28,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from dst.config import Config, ConfigError, Sparsity, complete, flatten
 from dst.launcher.settings import LAUNCHER_OPTIONS, LauncherSettings
@@ -120,16 +121,22 @@ def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[tuple[list[
 
 
 def _product(parsed: Sequence[Override]) -> list[list[str]]:
-    """Return the overrides of each cell, as Hydra's own sweeper orders them; what is not swept stays as it was typed.
+    """Return the overrides of each cell: those of a single run, each with one of its values.
 
-    Of a key that is given twice, the last counts, where the first stood.
+    Of a key that is swept twice the last counts, as in a single run and in Hydra's own sweeper; that one would also
+    drop the first of two mappings, which are merged, and a group's option for the sake of a mapping.
     """
+    choices: dict[str, list[str]] = {}
     with _told():
-        choices = {override.get_key_element(): _texts(override) for override in parsed}
+        for override in parsed:
+            merges = any(isinstance(value, dict) for value in _options(override))
+            key = str(override.input_line if merges else override.get_key_element())
+            choices.pop(key, None)
+            choices[key] = _texts(override)
     cells = [list(cell) for cell in product(*choices.values())]
     if not cells:
-        empty = [str(override.input_line) for override in parsed if not choices[override.get_key_element()]]
-        raise ConfigError([f"{text}: this sweep has no values" for text in empty])
+        empty = [override.input_line for override in parsed if not _texts(override)]
+        raise ConfigError([f"{text}: there is no such value, so the sweep has no cells" for text in empty])
     return cells
 
 
@@ -151,9 +158,10 @@ def _text(key: str, element: Any) -> str:
     try:
         if _parsed(text).value() == element:
             return text
-    except HydraException:
+    except (HydraException, OmegaConfBaseException):
         pass
-    return f"{key}={QuotedString(element, Quote.single).with_quotes()}"
+    quote = Quote.double if "'" in element else Quote.single
+    return f"{key}={QuotedString(element, quote).with_quotes()}"
 
 
 def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[tuple[list[str], Config]]:
@@ -350,8 +358,11 @@ def to_yaml(config: Config) -> str:
 
 def from_yaml(text: str) -> Config:
     """Return the config that ``to_yaml`` wrote; ConfigError if the text is no such config."""
-    with _told("this is no config of a run: "):
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
+        return cast(Config, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError([f"this is no config of a run: {_explain(error)}"]) from error
 
 
 def show(config: DictConfig, package: str | None) -> str:
@@ -390,6 +401,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 @cache
 def _parsed(text: str) -> Override:
+    OmegaConf.create([text])  # Hydra keeps the text in its own config, which refuses what is no interpolation
     return OverridesParser.create().parse_override(text)
 
 
