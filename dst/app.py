@@ -1,18 +1,19 @@
 """One run, from its config to its summary: find or make its record, build, train, finish, and say how it went."""
 
+import copy
 import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.compose import to_yaml
-from dst.config import Config, ConfigError, run_id, run_name
+from dst.config import Config, ConfigError, id_of, identity, run_name
 from dst.environment import JOB
 from dst.recording import create, digest, found_here, frozen, held
 from dst.records.catalog import attempt_folder, find_runs
@@ -39,9 +40,19 @@ class Cell:
     found: Path | None
 
     @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What identifies the run, by key."""
+        return identity(self.config)
+
+    @cached_property
     def id(self) -> str:
         """The run id."""
-        return run_id(self.config)
+        return id_of(self.identity)
+
+    @cached_property
+    def text(self) -> str:
+        """The config as it is frozen, in YAML."""
+        return to_yaml(frozen(self.config))
 
     @property
     def state(self) -> str:
@@ -60,23 +71,36 @@ class Cell:
     def record(self, command: str, *, durable: bool = True) -> Record:
         """Return the record to continue, or a new one."""
         if self.state == "new":
-            return create(self.config, command, superseded=self.found, durable=durable)
+            known = self.config, self.identity, self.text
+            return create(*known, command, superseded=self.found, durable=durable)
         assert self.found is not None
         return Record.open(self.found, durable=durable)
+
+    def at(self, found: Path | None) -> "Cell":
+        """Return this run with another record; what has been worked out of its config is kept."""
+        moved = copy.copy(self)
+        object.__setattr__(moved, "found", found)
+        return moved
 
 
 def cells(configs: Sequence[Config]) -> list[Cell]:
     """Return the distinct runs of the configs, each with its record if there is one below its output root."""
+    distinct = {cell.id: cell for cell in (Cell(config, None) for config in configs)}
+    return looked_up(distinct.values())
+
+
+def looked_up(cells: Iterable[Cell]) -> list[Cell]:
+    """Return cells with the records that there are of them now."""
+    cells = list(cells)
     newest: dict[tuple[str, str], Path] = {}
-    for root in {config.output.root for config in configs}:
+    for root in {cell.config.output.root for cell in cells}:
         try:
             folders = find_runs(Path(root))
         except OSError as error:
             raise ConfigError([f"output.root={root}: cannot look for runs there: {error}"]) from error
         for folder in sorted(folders, key=attempt_folder):
             newest[root, folder.name.partition(".")[0]] = folder
-    distinct = {run_id(config): config for config in configs}
-    return [Cell(config, newest.get((config.output.root, identifier))) for identifier, config in distinct.items()]
+    return [cell.at(newest.get((cell.config.output.root, cell.id))) for cell in cells]
 
 
 def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:

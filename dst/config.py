@@ -6,7 +6,7 @@ and cannot change a result; all others make up the run id. ``dst.checks`` says w
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -492,8 +492,13 @@ def _defaults_of(config: Config, slot: str) -> dict[str, Any]:
 
 
 def run_id(config: Config) -> str:
-    """Return the run's id: 12 hex digits of a digest of the schema version and the identity."""
-    canonical = json.dumps([SCHEMA_VERSION, identity(config)], sort_keys=True, separators=(",", ":"))
+    """Return the run's id; see ``id_of``."""
+    return id_of(identity(config))
+
+
+def id_of(identity: Mapping[str, Any]) -> str:
+    """Return the id of the run with this identity: 12 hex digits of a digest of it and of the schema version."""
+    canonical = json.dumps([SCHEMA_VERSION, identity], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.compose import to_yaml
-from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, identity, run_id, run_name
+from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, id_of, run_name
 from dst.environment import JOB
 from dst.records.catalog import attempt_folder
 from dst.records.lock import LockedError, locked
@@ -23,20 +23,28 @@ if TYPE_CHECKING:
     from dst.data import Dataset
 
 
-def create(config: Config, command: str, superseded: Path | None = None, *, durable: bool = True) -> Record:
+def create(
+    config: Config,
+    identity: Mapping[str, Any],
+    text: str,
+    command: str,
+    superseded: Path | None = None,
+    *,
+    durable: bool = True,
+) -> Record:
     """Make the record of a new run: its frozen config, and what is known of it before it begins.
 
+    ``identity`` and ``text`` are those of the config, frozen; who makes very many records has them at hand.
     ``superseded``: the run's newest attempt folder so far, beside which another one is made.
     Raises ConfigError if it cannot be made there.
     """
-    folder = Path(config.output.root) / config.output.group / run_id(config)
+    folder = Path(config.output.root) / config.output.group / id_of(identity)
     if superseded is not None:
         folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
     for above in folder.parents:
         if (above / "run.json").exists():
             raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
-    text = to_yaml(frozen(config))
-    about = {**_known(config), "command": command, "config_digest": digest(text), "code": code_version()}
+    about = {**_known(config, identity), "command": command, "config_digest": digest(text), "code": code_version()}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
     except OSError as error:
@@ -70,14 +78,14 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _known(config: Config) -> dict[str, Any]:
+def _known(config: Config, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``run.json`` says of a run before it begins."""
     return {
         "schema": SCHEMA_VERSION,
-        "id": run_id(config),
+        "id": id_of(identity),
         "name": run_name(config),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "identity": identity(config),
+        "identity": identity,
         "config": flatten(frozen(config)),
         "determinism": config.hardware.determinism,
     }

@@ -15,7 +15,7 @@ from dst.app import Cell
 from dst.checks import check, check_launch
 from dst.checks.start import check_start, started
 from dst.compose import Composed, compose_command, compose_each
-from dst.config import Config, ConfigError, Optimizer, complete, flatten, identity, run_id, run_name
+from dst.config import Config, ConfigError, Optimizer, complete, flatten, run_id, run_name
 from dst.records.read import read_summary
 from dst.records.store import RecordError
 from dst.report import sweep_report
@@ -76,14 +76,14 @@ def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
     if len(cells) < len(composed.cells):
         differing = "the others differ in ways that change no result"
         print(f"{len(composed.cells)} cells are {len(cells)} distinct runs: {differing}")
-    todo = [cell.config for cell in cells if not _is_over(cell)]
+    todo = [cell for cell in cells if not _is_over(cell)]
     settings = composed.launcher
     if settings is not None and not forecast:
         from dst.launcher.launch import check_settings
 
-        check_settings(settings, todo)
+        check_settings(settings, [cell.config for cell in todo])
     names = {id(config): " ".join(overrides) for (overrides, _), config in zip(composed.cells, completed, strict=True)}
-    named = [(names[id(config)], config) for config in todo]
+    named = [(names[id(cell.config)], cell) for cell in todo]
     _check_feasible(named, elsewhere=settings is not None and settings.cluster == "slurm")
     return cells
 
@@ -120,15 +120,15 @@ _ALWAYS_FEASIBLE = frozenset(
 """Keys whose values, if they are right in themselves, cannot make data, model and method unfit for each other."""
 
 
-def _check_feasible(named: Sequence[tuple[str, Config]], *, elsewhere: bool) -> None:
+def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> None:
     """Raise ConfigError if data, model and method of any cell do not fit together.
 
     ``named``: cells with what they are called; ``elsewhere``: they will use other devices than this machine has.
     """
     alike: dict[str, list[tuple[str, Config]]] = defaultdict(list)
-    for name, config in named:
-        alike[repr({key: value for key, value in identity(config).items() if key not in _ALWAYS_FEASIBLE})].append(
-            (name, config)
+    for name, cell in named:
+        alike[repr({key: value for key, value in cell.identity.items() if key not in _ALWAYS_FEASIBLE})].append(
+            (name, cell.config)
         )
     if not alike:
         return
@@ -139,8 +139,8 @@ def _check_feasible(named: Sequence[tuple[str, Config]], *, elsewhere: bool) -> 
         try:
             build.check(config, elsewhere=elsewhere)
         except ConfigError as error:
-            cell = f"{name}, and {len(others)} like it" if others else name
-            problems += [(cell, text) for text in error.problems]
+            which = f"{name}, and {len(others)} like it" if others else name
+            problems += [(which, text) for text in error.problems]
     _raise(problems, len(alike))
 
 
@@ -165,7 +165,7 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
     def lead(processes: "Group") -> int:
         (cell,) = app.cells([config])
         if not cell.is_over:
-            _check_feasible([("", config)], elsewhere=False)
+            _check_feasible([("", cell)], elsewhere=False)
             processes.tell(None)
         return _single(cell, stop, processes)
 
@@ -260,7 +260,7 @@ def _is_over(cell: Cell) -> bool:
 def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
     """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
     try:
-        (now,) = app.cells([cell.config])  # another process may have begun or finished it meanwhile
+        (now,) = app.looked_up([cell])  # another process may have begun or finished it meanwhile
         if now.is_over:
             print(f"run {now.id} is {now.state} already")
             return now.state
@@ -278,7 +278,7 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
 
 def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:
     rows = []
-    for cell in app.cells([cell.config for cell in cells]):
+    for cell in app.looked_up(cells):
         state = states.get(cell.id, "not started")
         summary = read_summary(cell.found) if state == "done" and cell.found else None
         rows.append((run_name(cell.config), state, summary or {}))

@@ -18,8 +18,9 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
 
     Nothing waits for the disk: whoever has frozen all cells of a sweep calls ``os.sync`` once.
     """
+    is_new = cell.state == "new"
     record = cell.record(command, durable=False)
-    text = refreeze(record, cell.config)
+    text = cell.text if is_new else refreeze(record, cell.config)
     before = read_status(record.folder) or {}
     record.write_status(
         "queued",

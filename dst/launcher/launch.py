@@ -45,7 +45,7 @@ def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> L
     Raises ConfigError if a cell cannot be recorded, SubmissionError if a job is not taken.
     """
     with _submitting({Path(cell.config.output.root) for cell in cells}):
-        return _launch(app.cells([cell.config for cell in cells]), settings, command)
+        return _launch(app.looked_up(cells), settings, command)
 
 
 def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
