@@ -84,7 +84,7 @@ def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
         check_settings(settings, todo)
     names = {id(config): " ".join(overrides) for (overrides, _), config in zip(composed.cells, completed, strict=True)}
     named = [(names[id(config)], config) for config in todo]
-    _check_feasible(named, elsewhere=settings is not None and settings.cluster == "slurm")
+    _check_feasible(named, elsewhere=forecast or (settings is not None and settings.cluster == "slurm"))
     return cells
 
 
