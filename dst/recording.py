@@ -18,6 +18,7 @@ from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_json
 from dst.records.store import Record
+from dst.verified import changed
 
 if TYPE_CHECKING:
     from dst.data import Dataset
@@ -53,8 +54,8 @@ def refreeze(record: Record, config: Config) -> str:
 
     When a run is continued, what cannot change its result (where it runs, how it is tracked) may be new.
     """
-    text = to_yaml(frozen(config))
-    if (record.folder / "config.yaml").read_text() != text:
+    text, path = to_yaml(frozen(config)), record.folder / "config.yaml"
+    if not path.exists() or path.read_text() != text:
         record.write_config(text)
     about = read_json(record.folder / "run.json")
     new = {**about, "config": flatten(frozen(config)), "config_digest": digest(text)}
@@ -63,6 +64,21 @@ def refreeze(record: Record, config: Config) -> str:
     if new != about:
         record.write_run(new)
     return text
+
+
+def check_unchanged(folder: Path, config: Config) -> None:
+    """Raise ConfigError if a run shall go on with a config where somebody has changed its frozen one.
+
+    A file that is gone is written anew, and one that holds the new config already was replaced by who was killed then.
+    """
+    path = folder / "config.yaml"
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return
+    recorded = read_json(folder / "run.json").get("config_digest")
+    if found != recorded and found != digest(to_yaml(frozen(config))):
+        raise ConfigError([changed(path, found, recorded, "recorded in run.json")])
 
 
 def digest(text: str) -> str:
@@ -124,6 +140,7 @@ def held(record: Record, config: Config, here: Mapping[str, Any]) -> Iterator[No
         except OSError as error:
             raise ConfigError([f"run {record.folder.name} cannot be locked: {error}"]) from error
         stack.enter_context(record)
+        check_unchanged(record.folder, config)
         _begin_or_continue(record, here, strict=config.hardware.determinism == "strict")
         refreeze(record, config)
         yield

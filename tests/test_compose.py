@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from dst.compose import CONFIG_NAME, Composer, _hydra, compose_command, from_yaml, hydra_compose, to_yaml
+from dst.compose import CONFIG_NAME, Composer, _hydra, compose_command, hydra_compose
 from dst.config import ConfigError, flatten
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -94,15 +94,6 @@ def test_cells_share_nothing():
 def test_a_value_of_the_wrong_type_is_told_with_its_key():
     with pytest.raises(ConfigError, match=r"schedule\.epochs"):
         compose_command(CONF, ["schedule.epochs=1,many", "seed=0,1"], multirun=True)
-
-
-def test_yaml_holds_a_config():
-    ((_, config),) = compose_command(CONF, ["sparsity=granet", "tracking.tags=[a]"], multirun=False).cells
-    assert from_yaml(to_yaml(config)) == config
-    with pytest.raises(ConfigError, match="no config of a run"):
-        from_yaml("sparsty: {}")
-    with pytest.raises(ConfigError, match="no config of a run"):
-        from_yaml("seed: [")
 
 
 def test_the_launcher_is_a_plugin_of_hydra():
