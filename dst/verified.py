@@ -67,17 +67,18 @@ def from_yaml(text: str) -> Config:
     problems = list(_problems(Config, data, ""))
     if problems:
         raise ConfigError([f"this is no config of a run: {problem}" for problem in problems])
-    return _made(Config, data)
+    config: Config = _made(Config, data)
+    return config
 
 
 def _check_plain(text: str) -> None:
     """Raise ValueError if YAML says more than keys and values, or a YAMLError, before anything is made of it."""
     depth = 0
     for event in yaml.parse(text, Loader=_PARSER):
-        if getattr(event, "anchor", None) is not None:
-            raise ValueError(f"it has an anchor or an alias ({event.anchor})")
-        if getattr(event, "tag", None) is not None:
-            raise ValueError(f"it has a tag ({event.tag})")
+        if (anchor := getattr(event, "anchor", None)) is not None:
+            raise ValueError(f"it has an anchor or an alias ({anchor})")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ValueError(f"it has a tag ({tag})")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
             raise ValueError(f"it is more than {_DEEPEST} levels deep")
@@ -99,7 +100,7 @@ class _Loader(_PARSER):  # type: ignore[misc, valid-type]
 
 def _problems(kind: Any, value: Any, key: str) -> Iterator[str]:
     """Yield what is wrong with a value of the schema's type ``kind`` at a dotted key."""
-    if not is_dataclass(kind):
+    if not _is_node(kind):
         if not _fits(kind, value):
             yield f"{key} is {_shown(value)}, which is no {kind.__name__ if kind in (str, int, bool, float) else kind}"
         return
@@ -114,6 +115,10 @@ def _problems(kind: Any, value: Any, key: str) -> Iterator[str]:
             yield from _problems(inner, value[name], f"{prefix}{name}")
 
 
+def _is_node(kind: Any) -> bool:
+    return is_dataclass(kind)
+
+
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(get_args(kind)[0], item) for item in value)
@@ -125,7 +130,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _made(kind: Any, value: Any) -> Any:
-    if not is_dataclass(kind):
+    if not _is_node(kind):
         return value
     return kind(**{name: _made(inner, value[name]) for name, inner in _types(kind).items()})
 

@@ -174,7 +174,7 @@ def test_changed_code_is_not_submitted(code, file, told):
 
 
 def test_changed_code_runs_nothing_on_the_node(failed, code):
-    """In a process of its own, with the variables that a job has; in fast mode too, where other code is only warned of."""
+    """In a process of its own, with the variables that a job has."""
     folder = Path(failed.folder)
     Record.open(folder).write_status("queued", attempt=0, step=0)
     command = ["-m", "dst.launcher.node", str(folder), "--digest", failed.digest]
