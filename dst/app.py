@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dst import recording
 from dst.compose import to_yaml
 from dst.config import Config, ConfigError, run_id, run_name
 from dst.environment import JOB
@@ -77,6 +78,13 @@ def cells(configs: Sequence[Config]) -> list[Cell]:
             newest[root, folder.name.partition(".")[0]] = folder
     distinct = {run_id(config): config for config in configs}
     return [Cell(config, newest.get((config.output.root, identifier))) for identifier, config in distinct.items()]
+
+
+def enter(cells: Sequence[Cell], command: str) -> None:
+    """See that the groups of these cells hold them all, also those whose runs lie elsewhere; ConfigError."""
+    for cell in cells:
+        if cell.found is not None and cell.config.output.resume != "never":
+            recording.enter(cell.config, cell.found, command)
 
 
 def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:

@@ -14,6 +14,7 @@ from dst.compose import to_yaml
 from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, identity, run_id, run_name
 from dst.environment import JOB
 from dst.records.catalog import attempt_folder
+from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_json
@@ -22,6 +23,31 @@ from dst.verified import changed
 
 if TYPE_CHECKING:
     from dst.data import Dataset
+
+
+def enter(config: Config, found: Path, command: str) -> None:
+    """See that a run's group holds it, by an entry, where it was begun under another one.
+
+    Raises ConfigError if that cannot be written.
+    """
+    root = Path(config.output.root)
+    group = root / config.output.group
+    if found.is_relative_to(group):
+        return
+    _check_group(config)
+    entry = Entry(run_id(config), run_name(config), found, command)
+    try:
+        write_entry(entry_path(group, entry.id), entry, root=root)
+    except OSError as error:
+        raise ConfigError([f"output.group={config.output.group}: cannot write there: {error}"]) from error
+
+
+def _check_group(config: Config) -> None:
+    """Raise ConfigError if a group's folder would lie in that of a run."""
+    folder = Path(config.output.root) / config.output.group
+    for above in (folder, *folder.parents):
+        if (above / "run.json").exists():
+            raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
 
 
 def create(config: Config, command: str, superseded: Path | None = None, *, durable: bool = True) -> Record:
@@ -33,9 +59,7 @@ def create(config: Config, command: str, superseded: Path | None = None, *, dura
     folder = Path(config.output.root) / config.output.group / run_id(config)
     if superseded is not None:
         folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
-    for above in folder.parents:
-        if (above / "run.json").exists():
-            raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
+    _check_group(config)
     text = to_yaml(frozen(config))
     about = {**_known(config), "command": command, "config_digest": digest(text), "code": code_version()}
     try:

@@ -53,6 +53,7 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     _check_continuable(todo)
     for root in {cell.config.output.root for cell in todo}:
         frozen_code(Path(root))  # before anything is on record: the code may be edited at any time
+    app.enter(cells, command)
     frozen = {id(cell): freeze(cell, command) for cell in todo}
     folders = [Path(frozen[id(cell)].folder) if id(cell) in frozen else _found(cell) for cell in cells]
     runs = [(frozen[id(cell)], cell.config) for cell in todo]
