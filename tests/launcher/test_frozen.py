@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from dst.launcher import launch as launching
 from dst.launcher import node, requeue
 from dst.launcher.frozen import freeze, frozen_code
 from dst.launcher.settings import LauncherSettings
-from dst.launcher.submit import _imports, note
+from dst.launcher.submit import _imports
 from dst.recording import digest
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_json, read_status
@@ -42,8 +43,11 @@ def failed(tmp_path, monkeypatch):
     """A run that was frozen and launched, and has failed."""
     monkeypatch.chdir(tmp_path)
     frozen = freeze(cells([config()])[0], "a command")
-    note([frozen], LauncherSettings("local"), job="1", host=os.uname().nodename, process_started="never")
-    Record.open(Path(frozen.folder)).write_status("failed", attempt=1, step=0, error="it failed")
+    code = str(frozen_code(tmp_path / "outputs"))
+    by = {"cluster": "local", "job": "1", "host": os.uname().nodename, "process_started": "never", "code": code}
+    record = Record.open(Path(frozen.folder))
+    record.write_launch({**by, "settings": asdict(LauncherSettings("local")), "cwd": str(tmp_path)})
+    record.write_status("failed", attempt=1, step=0, error="it failed")
     return frozen
 
 
