@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dst import recording
 from dst.compose import to_yaml
 from dst.config import Config, ConfigError, id_of, identity, run_name
 from dst.environment import JOB
@@ -101,6 +102,13 @@ def looked_up(cells: Iterable[Cell]) -> list[Cell]:
         for folder in sorted(folders, key=attempt_folder):
             newest[root, folder.name.partition(".")[0]] = folder
     return [cell.at(newest.get((cell.config.output.root, cell.id))) for cell in cells]
+
+
+def enter(cells: Sequence[Cell], command: str) -> None:
+    """See that the groups of these cells hold them all, also those whose runs lie elsewhere; ConfigError."""
+    for cell in cells:
+        if cell.found is not None and cell.config.output.resume != "never":
+            recording.enter(cell.config, cell.id, cell.found, command)
 
 
 def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:

@@ -51,15 +51,16 @@ class Parts:
 def check(config: Config, *, elsewhere: bool = False) -> None:
     """Raise ConfigError, with all problems, if data, model and method do not fit together.
 
-    Before anything is built or recorded; needs the data, but neither time nor memory for the model. ``elsewhere``: the
-    run will be carried out on another machine, so its devices are not looked for here.
+    Before anything is built or recorded; needs the data, but neither time nor memory for the model, and touches no
+    device: those who submit sit on machines without. ``elsewhere``: the run will be carried out on another machine, so
+    its device is not looked for here.
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
     problems: list[str] = []
     with _told(problems):
         dataset = _dataset(config)
-        train = _loaders(config, dataset).train
+        train = _loaders(config, dataset, "cpu").train
         with _told(problems):
             _check_plan(config, len(train))
         with torch.device("meta"):
@@ -265,7 +266,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     schedule, hardware = config.schedule, config.hardware
     configure(hardware.device, hardware.determinism, hardware.threads)
     dataset = _dataset(config)
-    loaders = _loaders(config, dataset)
+    loaders = _loaders(config, dataset, hardware.device)
     steps_per_epoch = len(loaders.train)
     seed_torch(config.seed, "init")
     model = _model(config, dataset).to(hardware.device)
@@ -372,9 +373,9 @@ class _Loaders:
     test: Loader
 
 
-def _loaders(config: Config, dataset: Dataset) -> _Loaders:
-    """Return the batches of all three splits, normalised by the statistics of the training split."""
-    data, hardware = config.data, config.hardware
+def _loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
+    """Return the batches of all three splits on a device, normalised by the statistics of the training split."""
+    data = config.data
     train, val = _split_once(dataset, data.val_fraction, data.split_seed)
     mean, std = data.mean, data.std
     if mean is None and isinstance(train, Split):
@@ -382,10 +383,10 @@ def _loaders(config: Config, dataset: Dataset) -> _Loaders:
     batches = partial(
         loader,
         batch_size=config.schedule.batch_size,
-        device=hardware.device,
+        device=device,
         mean=mean,
         std=std,
-        workers=hardware.workers,
+        workers=config.hardware.workers,
     )
     return _Loaders(
         train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),

@@ -356,15 +356,6 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(asdict(config), Dumper=dumper, sort_keys=False, allow_unicode=True)
 
 
-def from_yaml(text: str) -> Config:
-    """Return the config that ``to_yaml`` wrote; ConfigError if the text is no such config."""
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
-        return cast(Config, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError([f"this is no config of a run: {_explain(error)}"]) from error
-
-
 def show(config: DictConfig, package: str | None) -> str:
     """Return a composed config, or the part of it at a dotted key, as YAML; ConfigError if there is no such part."""
     with _told(f"--package {package}: " if package else ""):

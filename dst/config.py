@@ -361,7 +361,10 @@ class Checkpoint:
 
 @dataclass
 class Output:
-    """Where the record goes: ``root``/``group``/<run id>. ``resume=never`` starts a new attempt folder."""
+    """Where the record goes: ``root``/``group``/<run id>. ``resume=never`` starts a new attempt folder.
+
+    A run that was begun under another group goes on there; the group has an entry for it.
+    """
 
     root: str = _aside("outputs")
     group: str = _aside("default")

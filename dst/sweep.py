@@ -84,7 +84,7 @@ def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
         check_settings(settings, [cell.config for cell in todo])
     names = {id(config): " ".join(overrides) for (overrides, _), config in zip(composed.cells, completed, strict=True)}
     named = [(names[id(cell.config)], cell) for cell in todo]
-    _check_feasible(named, elsewhere=settings is not None and settings.cluster == "slurm")
+    _check_feasible(named, elsewhere=forecast or (settings is not None and settings.cluster == "slurm"))
     return cells
 
 
@@ -174,6 +174,7 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
 
 
 def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:
+    app.enter([cell], _command())
     if not cell.is_over:
         from dst.training.stopping import StopFlag
 
@@ -188,6 +189,7 @@ def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | 
 
 def _sweep(cells: Sequence[Cell]) -> int:
     """Run every cell whatever becomes of the others; only a request to stop ends the sweep."""
+    app.enter(cells, _command())
     states = {cell.id: cell.state for cell in cells if _is_over(cell)}
     todo = [cell for cell in cells if cell.id not in states]
     print(f"{len(cells)} runs: {len(states)} finished already, {len(todo)} to train", flush=True)
@@ -261,6 +263,7 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
     """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
     try:
         (now,) = app.looked_up([cell])  # another process may have begun or finished it meanwhile
+        app.enter([now], _command())
         if now.is_over:
             print(f"run {now.id} is {now.state} already")
             return now.state

@@ -18,7 +18,6 @@ from dst.compose import (
     compose_cells,
     compose_command,
     compose_each,
-    from_yaml,
     show,
     to_yaml,
 )
@@ -366,15 +365,6 @@ def test_cells_share_nothing():
 def test_a_value_of_the_wrong_type_is_told_with_its_key():
     with pytest.raises(ConfigError, match=r"schedule\.epochs"):
         compose_command(CONF, ["schedule.epochs=1,many", "seed=0,1"], multirun=True)
-
-
-def test_yaml_holds_a_config():
-    ((_, config),) = compose_command(CONF, ["sparsity=granet", "tracking.tags=[a]"], multirun=False).cells
-    assert from_yaml(to_yaml(config)) == config
-    with pytest.raises(ConfigError, match="no config of a run"):
-        from_yaml("sparsty: {}")
-    with pytest.raises(ConfigError, match="no config of a run"):
-        from_yaml("seed: [")
 
 
 def test_the_launcher_is_a_plugin_of_hydra():

@@ -12,14 +12,13 @@ from typing import Final
 
 from dst import app
 from dst.app import Cell
-from dst.compose import from_yaml
 from dst.config import Config, ConfigError
 from dst.launcher.frozen import freeze, frozen_code
 from dst.launcher.job import FrozenRun
 from dst.launcher.seen import Seen, look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import Submission, SubmissionError, note, submit
-from dst.recording import check_continuable
+from dst.recording import check_continuable, check_unchanged
 from dst.records.read import read_launch, read_status
 from dst.records.store import Record
 
@@ -54,6 +53,7 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     _check_continuable(todo)
     for root in {cell.config.output.root for cell in todo}:
         frozen_code(Path(root))  # before anything is on record: the code may be edited at any time
+    app.enter(cells, command)
     frozen = {id(cell): freeze(cell, command) for cell in todo}
     folders = [Path(frozen[id(cell)].folder) if id(cell) in frozen else _found(cell) for cell in cells]
     runs = [(frozen[id(cell)], cell.config) for cell in todo]
@@ -82,6 +82,7 @@ def _check_continuable(cells: Sequence[Cell]) -> None:
         if cell.state != "new" and cell.found is not None:
             try:
                 check_continuable(cell.found, strict=cell.config.hardware.determinism == "strict")
+                check_unchanged(cell.found, cell.config)
             except ConfigError as error:
                 problems += error.problems
     if problems:
@@ -108,15 +109,14 @@ def _mark_unsubmitted(folder: Path, error: str) -> None:
         Record.open(folder).write_status("failed", attempt=status["attempt"], step=status["step"], error=error)
 
 
-def relaunch(folders: Sequence[Path], settings: LauncherSettings, states: Sequence[str]) -> Submission | None:
-    """Submit runs of these states again, from their own records, without the files that they were composed from.
+def relaunch(cells: Sequence[Cell], settings: LauncherSettings, states: Sequence[str]) -> Submission | None:
+    """Submit runs of these states again, with the configs frozen in their folders (``verified.frozen_config``).
 
     Raises ConfigError if one cannot be continued as it was begun, SubmissionError if a job is not taken; None if there
     is nothing to submit.
     """
-    cells = [Cell(from_yaml((folder / "config.yaml").read_text()), folder) for folder in folders]
     with _submitting({Path(cell.config.output.root) for cell in cells}):
-        seen = zip(cells, look(folders), strict=True)
+        seen = zip(cells, look([_found(cell) for cell in cells]), strict=True)
         todo = [cell for cell, run in seen if run.state in states and not run.is_taken]
         _check_continuable(todo)
         runs = [(freeze(cell, ""), cell.config) for cell in todo]

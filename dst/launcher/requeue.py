@@ -3,10 +3,11 @@
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import chdir
 from pathlib import Path
 
+from dst.app import Cell
 from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.launch import relaunch
@@ -15,6 +16,8 @@ from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import SubmissionError
 from dst.records.read import read_launch
 from dst.records.store import RecordError
+from dst.states import EXIT_CODES, worst
+from dst.verified import frozen_config
 
 _DESCRIPTION = """\
 Submit the runs below DIR that failed or were lost again, from their newest checkpoint, with the config and to the
@@ -38,26 +41,39 @@ def main(arguments: Sequence[str]) -> int:
     for folder in wanted:
         if folder not in launched:
             print(f"left alone, since it was not launched as a job: {folder}; run its command again")
+    cells = _verified(launched)
+    code = EXIT_CODES["refused"] if len(cells) < len(launched) else 0
     if options.dry_run:
-        print("\n".join([*map(str, launched), f"{len(launched)} runs would be submitted"]))
-        return 0
-    groups: dict[tuple[str, LauncherSettings], list[Path]] = defaultdict(list)
-    for folder, launch in launched.items():
-        groups[launch.get("cwd", os.getcwd()), LauncherSettings(**launch["settings"])].append(folder.resolve())
-    failed = False
+        print("\n".join([*map(str, cells), f"{len(cells)} runs would be submitted"]))
+        return code
+    groups: dict[tuple[str, LauncherSettings], list[Cell]] = defaultdict(list)
+    for folder, cell in cells.items():
+        launch = launched[folder]
+        groups[launch.get("cwd", os.getcwd()), LauncherSettings(**launch["settings"])].append(cell)
     for (cwd, settings), together in groups.items():
         try:
             with chdir(cwd):  # what a config says of folders holds from where it was submitted
                 submission = relaunch(together, settings, states)
         except (SubmissionError, ConfigError, RecordError, OSError) as error:
             print(f"error: {error.text() if isinstance(error, ConfigError) else error}", file=sys.stderr)
-            failed = True
+            code = worst([code, EXIT_CODES["failed"]])
             continue
         if submission is not None:
             print(f"{len(together)} runs submitted as job {', '.join(submission.jobs)}; logs in {submission.logs}")
-    if not groups:
+    if not launched:
         print("nothing to submit: no run below that folder has failed or was lost")
-    return 1 if failed else 0
+    return code
+
+
+def _verified(folders: Iterable[Path]) -> dict[Path, Cell]:
+    """Return the runs whose frozen config is what was recorded; of the others, say what is wrong."""
+    cells = {}
+    for folder in folders:
+        try:
+            cells[folder] = Cell(frozen_config(folder), folder.resolve())
+        except ConfigError as error:
+            print(f"error: {error.text()}", file=sys.stderr)
+    return cells
 
 
 if __name__ == "__main__":
