@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from dst.launcher.replay import ReplayError, messages, nested
-from dst.launcher.sync import main, offline_folders
+from dst.launcher.sync import NotSentError, main
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_metrics, read_summary
 from dst.records.store import Record
-from dst.tracking.wandb_worker import beyond
+from dst.tracking.mirrored import contents, read_book, write_book
 from tests.processes import REPOSITORY, run
 from tests.tracking.servers import KEY, server
 from tests.tracking.stub_server import stub_server
@@ -70,8 +69,7 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     (done,) = find_runs(root)
     assert run(*TINY, "seed=1", cwd=tmp_path, fault="kill:step:27").code == -9
     (killed,) = set(find_runs(root)) - {done}
-    wait_for_mirror(killed)
-    assert [len(offline_folders(folder)) for folder in (done, killed)] == [2, 1]
+    assert not any((folder / "wandb").exists() for folder in (done, killed))
 
     stub.refusing = {done.name}
     assert sync(capsys, root, "--timeout-s", "20") == (1, {done.name: "failed", killed.name: "sent"})
@@ -86,7 +84,7 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     for folder in (done, killed):
         found = stub.run(folder.name)
         assert arrived(stub, folder) == recorded(folder)
-        assert [line["_step"] for line in found.history] == list(range(len(found.history)))
+        assert [line["_step"] for line in found.history] == [row["step"] for row in read_metrics(folder)]
         assert found.lines_received == len(found.history)
         assert read_summary(folder).items() <= found.summary.items()
         assert found.summary["sparsity/layers"]["nrows"] == 2
@@ -98,14 +96,6 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     before = len(stub.requests)
     assert sync(capsys, root) == (0, {done.name: "up to date", killed.name: "up to date"})
     assert len(stub.requests) == before
-
-
-def wait_for_mirror(folder, seconds=60.0):
-    """Wait for the files of a killed run: its mirror, which outlives it, may not even have begun them."""
-    limit = time.monotonic() + seconds
-    while not list(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        assert time.monotonic() < limit, f"no offline files in {folder}"
-        time.sleep(0.05)
 
 
 def arrived(stub, folder):
@@ -125,7 +115,7 @@ def plain(line):
 
 
 def made(root, name, rows=4, state="done"):
-    """Make the record of a run that was tracked offline."""
+    """Make the record of a run."""
     config = {
         "model.name": "mlp", "data.name": "digits", "sparsity.label": "rigl", "output.group": "g",
         "tracking.tags": [], "tracking.notes": None, "tracking.project": "dst", "tracking.entity": None,
@@ -137,7 +127,6 @@ def made(root, name, rows=4, state="done"):
         for step in range(1, rows + 1):
             record.log(step=step, epoch=1.0, attempt=1, values={"train/loss": 1 / step, "lr": None})
         record.write_summary({"test/accuracy": 0.5})
-    (folder / "wandb" / f"offline-run-20260102_030405-{name}").mkdir(parents=True)
     return folder
 
 
@@ -153,7 +142,7 @@ def test_a_server_that_is_no_help(kind, tmp_path, monkeypatch, capsys):
     assert out.startswith(f"failed      {folder}  wandb: ")
     assert out.endswith("\n1 failed\n")
     assert book(folder) is None
-    assert sorted(path.name for path in (folder / "wandb").iterdir()) == ["offline-run-20260102_030405-aaa"]
+    assert [path.name for path in (folder / "wandb").iterdir()] == ["lock"]
 
 
 # -- without a server --------------------------------------------------------------------------------------------------
@@ -163,7 +152,14 @@ def test_a_server_that_is_no_help(kind, tmp_path, monkeypatch, capsys):
 def sendings(monkeypatch):
     """Note what would be sent instead of sending it."""
     sent = []
-    monkeypatch.setattr("dst.launcher.sync.replay", lambda folder, **where: sent.append((folder.name, where)) or [])
+
+    def send(folder, *, project, entity, timeout_s):
+        sent.append((folder.name, {"project": project, "entity": entity, "timeout_s": timeout_s}))
+        (folder / "wandb").mkdir(exist_ok=True)
+        write_book(folder, contents(folder, project, entity))
+        return []
+
+    monkeypatch.setattr("dst.launcher.sync.send", send)
     return sent
 
 
@@ -184,26 +180,28 @@ def test_only_what_is_new_is_sent_and_to_where_it_shall_go(tmp_path, sendings, c
     assert len(sendings) == 4
 
 
-def test_runs_that_go_on_or_were_not_tracked_offline_are_left_out(tmp_path, sendings, capsys):
+def test_runs_that_go_on_or_have_not_begun_are_left_out(tmp_path, sendings, capsys):
     running = made(tmp_path, "aaa", state="running")
-    (made(tmp_path, "bbb") / "wandb").rename(tmp_path / "elsewhere")
+    queued = made(tmp_path, "bbb", rows=0, state="queued")
+    (queued / "status.json").write_text('{"state": "queued", "attempt": 0}')
     with locked(running, "7"):
         assert main([str(tmp_path)]) == 0
         out = capsys.readouterr().out
         assert f"running (host {socket.gethostname()}, process {os.getpid()}, job 7)" in out
-        assert out.endswith("--running sends what there is\n1 left out\n")
-        assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent"})
+        assert "--running sends what there is\nleft out    " in out
+        assert out.endswith("  it has not begun\n2 left out\n")
+        assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent", "bbb": "left out"})
     (running / "status.json").write_text('{"state": "running", "step": 9}')  # killed, since nobody has the lock
-    assert sync(capsys, tmp_path) == (0, {"aaa": "up to date"})
+    assert sync(capsys, tmp_path) == (0, {"aaa": "up to date", "bbb": "left out"})
 
 
 def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, monkeypatch, capsys):
     def send(folder, **_):
         if folder.name == "ccc":
-            raise ReplayError("wandb: refused")
+            raise NotSentError("wandb: refused")
         return ["wandb: no table of layers"]
 
-    monkeypatch.setattr("dst.launcher.sync.replay", send)
+    monkeypatch.setattr("dst.launcher.sync.send", send)
     (made(tmp_path, "aaa") / "run.json").write_text("{")
     (made(tmp_path, "bbb") / "run.json").write_text('{"config": {}}')
     made(tmp_path, "ccc")
@@ -214,13 +212,13 @@ def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, m
     assert "is not JSON" in lines[0]
     assert lines[1].endswith("run.json lacks 'tracking.project'")
     assert lines[2].endswith("wandb: refused")
-    assert lines[3].endswith("1 offline folder -> dst; wandb: no table of layers")
+    assert lines[3].endswith("  -> dst; wandb: no table of layers")
     assert last == "1 sent, 3 failed"
 
 
 def test_folders_without_runs(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "no runs that were tracked offline\n"
+    assert capsys.readouterr().out == "no runs\n"
     assert main([str(tmp_path / "missing")]) == 2
     assert f"there is no folder {tmp_path / 'missing'}; give an output root" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
@@ -231,34 +229,3 @@ def test_it_starts_without_what_is_slow():
     code = "import sys, dst.launcher.sync; print({'torch', 'hydra', 'omegaconf', 'pandas', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-# -- what a server lacks -----------------------------------------------------------------------------------------------
-
-
-def test_what_lies_beyond_what_a_server_has():
-    rows = [{"step": step} for step in (5, 10, 15, 20)]
-    assert beyond(rows, 0, None) == rows
-    assert beyond(rows, 2, 10) == rows[2:]
-    assert beyond(rows, 4, 20) == []
-    # Lines that were sent while training: twice at a step, or of steps that a resume took back.
-    assert beyond(rows, 3, 10) == rows[2:]
-    assert beyond(rows, 9, 25) == []
-    assert beyond(rows, 1, None) == rows
-
-
-def test_the_times_are_those_of_the_run_and_numbers_that_were_not_finite_are_such_again(tmp_path):
-    told = list(messages(made(tmp_path, "aaa"), tmp_path, project="p", entity=None, timeout_s=1))
-    assert told[0][1]["start_time"] == told[1][1]["_timestamp"] == 1767323045
-    assert all(math.isnan(content["lr"]) for kind, content in told if kind == "log")
-    assert told[-1] == (
-        "finish",
-        {"summary": {"test/accuracy": 0.5}, "layers": [], "state": "done", "must_arrive": True},
-    )
-
-
-def test_dotted_keys_are_mappings_within_mappings():
-    assert nested({"seed": 0, "a.b.c": 1, "a.b.d": [2], "a.e": None}) == {
-        "seed": 0,
-        "a": {"b": {"c": 1, "d": [2]}, "e": None},
-    }
