@@ -26,7 +26,6 @@ _EXIT_CODES: Final = {"done": 0, "killed": 254}
 
 _POLL_S: Final = 1.0
 _RETRY_S: Final = 60.0
-"""How long to wait before a server that could not be reached is tried again."""
 
 _GRACE_S: Final = 5.0
 
@@ -76,25 +75,29 @@ class _Sender:
     def __init__(self, options: argparse.Namespace, over: threading.Event, report: Report) -> None:
         self.folder: Path = options.folder.resolve()
         self.project, self.entity = mirrored.destination(self.folder, options.project, options.entity)
-        self.timeout_s: float = options.timeout_s
+        self._share: float = options.timeout_s / 2  # of its time, for the beginning and for the end
         self.over, self.report = over, report
 
     def send(self) -> None:
-        """Send all, in as many sessions as it takes."""
+        """Send all. As long as the run goes on, what fails is tried again and again, and once more when it is over."""
         with ExitStack() as stack:
             self._take_turn(stack)
-            last_try = False
+            is_last = False
             while True:
-                run = self._connected()
+                begun, run = time.monotonic(), None
                 try:
+                    run = self._start()
                     return self._mirror(run)
                 except (_NotSentError, TimeoutError):
                     raise
-                except Exception:  # SIGTERM to a whole SLURM step ends wandb's own process, for instance
+                except Exception as error:  # SIGTERM to a whole SLURM step ends wandb's own process, for instance
                     _tear_down()
-                    if last_try:
+                    has_had_its_time = self.over.is_set() and time.monotonic() - begun >= self._share
+                    if is_last or has_had_its_time:
                         raise
-                    last_try = self.over.wait(_RETRY_S)
+                    if run is None:
+                        self.report(_first_line(error))
+                    is_last = self.over.wait(_RETRY_S)
 
     def _take_turn(self, stack: ExitStack) -> None:
         """Let nobody else send this run meanwhile; what an earlier attempt left may be on its way still."""
@@ -109,18 +112,6 @@ class _Sender:
                     raise _NotSentError(f"it is being sent already ({error.holder})") from error
                 time.sleep(_POLL_S)
 
-    def _connected(self) -> Any:
-        """Return wandb's run; as long as ours goes on, a server that cannot be reached is tried again and again."""
-        while True:
-            try:
-                return self._start()
-            except Exception as error:
-                _tear_down()  # or wandb's own process may still hold on to the run's id
-                if not self.over.is_set():
-                    self.report(_first_line(error))
-                if self.over.wait(_RETRY_S):
-                    raise
-
     def _start(self) -> Any:
         import wandb
 
@@ -130,7 +121,7 @@ class _Sender:
             resume="allow",
             project=self.project,
             entity=self.entity,
-            settings=_settings(self.timeout_s / 2, mirrored.began(self.folder)),
+            settings=_settings(self._share, mirrored.began(self.folder)),
             **mirrored.description(self.folder),
         )
         run.define_metric("*", step_metric="step")
@@ -139,7 +130,7 @@ class _Sender:
     def _mirror(self, run: Any) -> None:
         """Send the history until it ends, then the rest; ``_NotSentError`` if the server does not have it all."""
         path, start = f"{run.entity}/{run.project}/{run.id}", mirrored.began(self.folder)
-        lines = _lines(path, self.timeout_s) if run.resumed else 0
+        lines = _lines(path, self._share) if run.resumed else 0
         # wandb's step, which only grows, is ours; so it knows which one is the last that it has.
         last = mirrored.read_book(self.folder).get("last") or {}
         if last.get("wandb_step") != run.starting_step - 1:
@@ -156,7 +147,7 @@ class _Sender:
                 run.log({**mirrored.with_nan(row), "_timestamp": start + seconds}, step=step, commit=True)
                 lines, last = lines + 1, {"step": row["step"], "wandb_step": step, "names": sorted(row)}
         self._finish(run)
-        _confirm(path, lines, self.timeout_s / 2)
+        _confirm(path, lines, self._share)
         mirrored.write_book(self.folder, {**arrived, "last": last})
         _tear_down()
 

@@ -1,12 +1,10 @@
 """Every run that was tracked offline arrives at wandb's server once and whole, whatever became of its attempts."""
 
 import json
-import math
 import os
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_metrics, read_summary
 from dst.records.store import Record
-from dst.tracking.mirrored import contents, read_book, write_book
+from dst.tracking.mirrored import contents, write_book
 from tests.processes import REPOSITORY, run
 from tests.tracking.servers import KEY, server
 from tests.tracking.stub_server import stub_server

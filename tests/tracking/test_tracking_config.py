@@ -1,5 +1,7 @@
 """Keys of ``tracking``: what would be ignored is refused, and none of them identifies a run."""
 
+from pathlib import Path
+
 import pytest
 
 from dst.checks import check
@@ -48,8 +50,9 @@ def test_wrong_values(overrides, told):
 
 
 def test_none_is_a_null_object():
-    found = tracker(mode="none", project=None, entity=None, tags=[], notes=None, timeout_s=1)
-    assert isinstance(found, Untracked)
-    found.log(1, 0.0, {})
-    found.layers([])
-    found.finish({}, "done")
+    for mode in ("none", "offline"):
+        found = tracker(mode, timeout_s=1)
+        assert isinstance(found, Untracked)
+        found.begin(Path("nowhere"))
+        found.look()
+        found.finish()
