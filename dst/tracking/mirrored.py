@@ -88,35 +88,44 @@ def began(folder: Path) -> float:
 
 
 class History:
-    """The rows of a history beyond a step, as they are written, each once and whole, by growing step.
+    """The rows of a history that a server lacks, as they are written, each once and whole, by growing step.
 
     A row is whole once a later one has begun or nothing more comes. What a resume takes back before it was given out is
-    left out; steps that were given out and are taken again are not given out twice.
+    left out; steps that were given out and are taken again are not given out twice. Of a run that was killed between
+    two lines of a step the row is given out as it is; if its next attempt adds to it, once more.
 
-    ``after``: the last step that the server has. ``names``: the values that it has of that step, if that is known. Of a
-    run that was killed between two lines of a step the row is sent as it is; if its next attempt adds to it, again.
+    ``starting_step``: one more than wandb's step of the last line that the server has. That step is ours, except where
+    a row was sent again, since it must grow. ``last``: the row given out last, as it can be told in the book.
     """
 
-    def __init__(self, folder: Path, after: int, names: frozenset[str] = frozenset()) -> None:
+    def __init__(self, folder: Path, starting_step: int, last: Mapping[str, Any]) -> None:
         self._path = folder / "metrics.jsonl"
         self._position = 0
         self._rows: dict[int, dict[str, Any]] = {}
-        self._known, self._names = after, names
-        self._after = after - 1 if names else after
+        is_known = isinstance(last.get("step"), int) and isinstance(last.get("names"), list)
+        if not is_known or last.get("wandb_step") != starting_step - 1:  # the server has more, or has lost what it had
+            last = {"step": starting_step - 1, "wandb_step": starting_step - 1, "names": None}
+        self.last = dict(last)
 
-    def new(self, *, is_over: bool) -> Iterator[dict[str, Any]]:
-        """Yield the rows that have become whole; all that are left if the run is over."""
+    def new(self, *, is_over: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the rows that have become whole, and wandb's step for each; all that are left if the run is over."""
         for line in self._lines(is_over):
             step = line.get("step")
-            if isinstance(step, int) and (step > self._after or line.get("event") == RESUME_EVENT):
+            if isinstance(step, int) and (step >= self.last["step"] or line.get("event") == RESUME_EVENT):
                 merge(self._rows, line)
         newest = max(self._rows, default=0)
         for step in sorted(self._rows):
             if step < newest or is_over:
                 row = self._rows.pop(step)
-                self._after = max(self._after, step)
-                if step > self._known or not row.keys() <= self._names:
-                    yield row
+                if self._is_news(row):
+                    wandb_step = max(step, self.last["wandb_step"] + 1)
+                    self.last = {"step": step, "wandb_step": wandb_step, "names": sorted(row)}
+                    yield wandb_step, row
+
+    def _is_news(self, row: Mapping[str, Any]) -> bool:
+        known = self.last["names"]
+        is_longer = known is not None and not row.keys() <= set(known)
+        return row["step"] > self.last["step"] or (row["step"] == self.last["step"] and is_longer)
 
     def _lines(self, is_over: bool) -> Iterator[dict[str, Any]]:
         """Yield the lines that were added, leaving what is torn, or only being written, until nothing more comes."""
@@ -172,9 +181,10 @@ def contents(folder: Path, project: str, entity: str | None) -> dict[str, Any]:
 def read_book(folder: Path) -> dict[str, Any]:
     """Return what has arrived of a run; nothing if nothing has, or if the book is damaged: then it is sent again."""
     try:
-        return read_json(folder / PLACE / _BOOK)
+        book = read_json(folder / PLACE / _BOOK)
     except (FileNotFoundError, RecordError):
         return {}
+    return book if isinstance(book.get("last"), dict) else {}
 
 
 def write_book(folder: Path, arrived: Mapping[str, Any]) -> None:

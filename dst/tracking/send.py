@@ -45,9 +45,13 @@ def main() -> None:
         os.dup2(devnull, stream)
     threading.Thread(target=_watch, args=(over, options.timeout_s), daemon=True).start()
 
+    told = set[str]()
+
     def report(text: str) -> None:
-        with suppress(OSError):  # nobody is left to hear it
-            print(text, file=reports, flush=True)
+        if text not in told:
+            told.add(text)
+            with suppress(OSError):  # nobody is left to hear it
+                print(text, file=reports, flush=True)
 
     try:
         _Sender(options, over, report).send()
@@ -131,24 +135,21 @@ class _Sender:
         """Send the history until it ends, then the rest; ``_NotSentError`` if the server does not have it all."""
         path, start = f"{run.entity}/{run.project}/{run.id}", mirrored.began(self.folder)
         lines = _lines(path, self._share) if run.resumed else 0
-        # wandb's step, which only grows, is ours; so it knows which one is the last that it has.
-        last = mirrored.read_book(self.folder).get("last") or {}
-        if last.get("wandb_step") != run.starting_step - 1:
-            last = {"step": run.starting_step - 1, "wandb_step": run.starting_step - 1, "names": []}
-        history, is_over, seconds = mirrored.History(self.folder, last["step"], frozenset(last["names"])), False, 0.0
+        history = mirrored.History(self.folder, run.starting_step, mirrored.read_book(self.folder).get("last") or {})
+        is_over, seconds = False, 0.0
         while not is_over:
             is_over = self.over.wait(_POLL_S)
             if is_over:  # noted before it is read: what is added while it is sent counts as not sent
                 arrived = mirrored.contents(self.folder, self.project, self.entity)
-            for row in history.new(is_over=is_over):
+            for step, row in history.new(is_over=is_over):
                 # The time that wandb shows is that of the run, as far as it is on record, not that of the sending.
-                seconds = row.get("time/seconds") or seconds
-                step = max(row["step"], last["wandb_step"] + 1)
+                told = row.get("time/seconds")
+                seconds = told if isinstance(told, int | float) else seconds
                 run.log({**mirrored.with_nan(row), "_timestamp": start + seconds}, step=step, commit=True)
-                lines, last = lines + 1, {"step": row["step"], "wandb_step": step, "names": sorted(row)}
+                lines += 1
         self._finish(run)
         _confirm(path, lines, self._share)
-        mirrored.write_book(self.folder, {**arrived, "last": last})
+        mirrored.write_book(self.folder, {**arrived, "last": history.last})
         _tear_down()
 
     def _finish(self, run: Any) -> None:
