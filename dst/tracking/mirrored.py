@@ -92,40 +92,38 @@ class History:
 
     A row is whole once a later one has begun or nothing more comes. What a resume takes back before it was given out is
     left out; steps that were given out and are taken again are not given out twice. Of a run that was killed between
-    two lines of a step the row is given out as it is; if its next attempt adds to it, once more.
+    two lines of a step the row is given out as it is; if its next attempt adds to it, once more. For that there must be
+    room in wandb's own step, which only grows: it is twice the step of the row, and one more where a row comes again.
 
-    ``starting_step``: one more than wandb's step of the last line that the server has. That step is ours, except where
-    a row was sent again, since it must grow. ``last``: the row given out last, as it can be told in the book.
+    ``starting_step``: one more than wandb's step of the last line that the server has. ``last``: of the row that was
+    given out last, the step and the names of its values, if it is known.
     """
 
     def __init__(self, folder: Path, starting_step: int, last: Mapping[str, Any]) -> None:
         self._path = folder / "metrics.jsonl"
         self._position = 0
         self._rows: dict[int, dict[str, Any]] = {}
-        is_known = isinstance(last.get("step"), int) and isinstance(last.get("names"), list)
-        if not is_known or last.get("wandb_step") != starting_step - 1:  # the server has more, or has lost what it had
-            last = {"step": starting_step - 1, "wandb_step": starting_step - 1, "names": None}
-        self.last = dict(last)
+        self._sent, is_again = divmod(starting_step - 1, 2)
+        is_known = not is_again and last.get("step") == self._sent and isinstance(last.get("names"), list)
+        self.last: dict[str, Any] = dict(last) if is_known else {"step": self._sent, "names": None}
 
     def new(self, *, is_over: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows that have become whole, and wandb's step for each; all that are left if the run is over."""
         for line in self._lines(is_over):
             step = line.get("step")
-            if isinstance(step, int) and (step >= self.last["step"] or line.get("event") == RESUME_EVENT):
+            if isinstance(step, int) and (step >= self._sent or line.get("event") == RESUME_EVENT):
                 merge(self._rows, line)
         newest = max(self._rows, default=0)
         for step in sorted(self._rows):
             if step < newest or is_over:
                 row = self._rows.pop(step)
-                if self._is_news(row):
-                    wandb_step = max(step, self.last["wandb_step"] + 1)
-                    self.last = {"step": step, "wandb_step": wandb_step, "names": sorted(row)}
-                    yield wandb_step, row
+                is_again = step == self._sent
+                if step > self._sent or (is_again and self._is_longer(row)):
+                    self._sent, self.last = step, {"step": step, "names": None if is_again else sorted(row)}
+                    yield 2 * step + is_again, row
 
-    def _is_news(self, row: Mapping[str, Any]) -> bool:
-        known = self.last["names"]
-        is_longer = known is not None and not row.keys() <= set(known)
-        return row["step"] > self.last["step"] or (row["step"] == self.last["step"] and is_longer)
+    def _is_longer(self, row: Mapping[str, Any]) -> bool:
+        return self.last["names"] is not None and not row.keys() <= set(self.last["names"])
 
     def _lines(self, is_over: bool) -> Iterator[dict[str, Any]]:
         """Yield the lines that were added, leaving what is torn, or only being written, until nothing more comes."""
@@ -187,9 +185,9 @@ def read_book(folder: Path) -> dict[str, Any]:
     return book if isinstance(book.get("last"), dict) else {}
 
 
-def write_book(folder: Path, arrived: Mapping[str, Any]) -> None:
-    """Note what has arrived."""
-    replace_text(folder / PLACE / _BOOK, json.dumps(arrived, indent=2))
+def write_book(folder: Path, arrived: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+    """Note what has arrived, and which row was the last."""
+    replace_text(folder / PLACE / _BOOK, json.dumps({**arrived, "last": last}, indent=2))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

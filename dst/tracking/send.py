@@ -149,7 +149,7 @@ class _Sender:
                 lines += 1
         self._finish(run)
         _confirm(path, lines, self._share)
-        mirrored.write_book(self.folder, {**arrived, "last": history.last})
+        mirrored.write_book(self.folder, arrived, history.last)
         _tear_down()
 
     def _finish(self, run: Any) -> None:

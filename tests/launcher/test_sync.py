@@ -15,6 +15,8 @@ from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_metrics, read_summary
 from dst.records.store import Record
+from dst.tracking.limits import shortened
+from dst.tracking.mirror import Sending
 from dst.tracking.mirrored import contents, write_book
 from tests.processes import REPOSITORY, run
 from tests.tracking.servers import KEY, server
@@ -82,7 +84,7 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     for folder in (done, killed):
         found = stub.run(folder.name)
         assert arrived(stub, folder) == recorded(folder)
-        assert [line["_step"] for line in found.history] == [row["step"] for row in read_metrics(folder)]
+        assert [line["_step"] for line in found.history] == [2 * row["step"] for row in read_metrics(folder)]
         assert found.lines_received == len(found.history)
         assert read_summary(folder).items() <= found.summary.items()
         assert found.summary["sparsity/layers"]["nrows"] == 2
@@ -107,6 +109,26 @@ def recorded(folder):
 def plain(line):
     """Return a line without what wandb adds, and without what a step done again, to the same bits, has of its own."""
     return {name: value for name, value in line.items() if not name.startswith(("_", "time/", "attempt"))}
+
+
+@pytest.mark.slow
+def test_runs_that_were_not_tracked_with_values_that_wandb_refuses(tmp_path, stub, capsys):
+    """A long label was an automatic tag and lost the whole run; runs without tracking could not be sent at all."""
+    label = "rigl_itop with" + " a label that names what was changed" * 4
+    options = [f"sparsity.label='{label}'", f"output.group={'g' * 140}", "tracking=none"]
+    plain_options = [option for option in TINY if not option.startswith(("tracking=", "tracking.tags", "output.group"))]
+    result = run(*plain_options, *options, cwd=tmp_path)
+    assert result.code == 0, result.output
+    (folder,) = find_runs(tmp_path / "outputs")
+    assert sync(capsys, tmp_path / "outputs") == (0, {folder.name: "sent"})
+    found = stub.run(folder.name)
+    assert arrived(stub, folder) == recorded(folder)
+    assert [(project, name) for project, name in stub.runs] == [("dst", folder.name)]
+    assert found.about("tags") == ["mlp", "digits", shortened(label, 64)]
+    assert found.about("groupName") == shortened("g" * 140, 128)
+    assert len(found.about("displayName")) == 128
+    assert found.about("displayName").endswith(" density=0.1 seed=0")
+    assert found.config["sparsity"]["value"]["label"] == label
 
 
 # -- trouble, with records made by hand --------------------------------------------------------------------------------
@@ -143,6 +165,68 @@ def test_a_server_that_is_no_help(kind, tmp_path, monkeypatch, capsys):
     assert [path.name for path in (folder / "wandb").iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
+def test_a_run_that_was_deleted_on_the_server_is_told_and_can_be_sent_elsewhere(tmp_path, stub, capsys):
+    folder = made(tmp_path, "aaa")
+    assert sync(capsys, folder) == (0, {"aaa": "sent"})
+    assert sync(capsys, folder) == (0, {"aaa": "up to date"})
+    stub.deleted.add("aaa")
+    stub.runs.clear()
+    with Record.open(folder) as record:
+        record.log(step=5, epoch=1.0, attempt=2, values={"train/loss": 0.1})
+    assert main([str(folder), "--timeout-s", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "wandb: " in out
+    assert "previously created and deleted" in out
+    stub.deleted.clear()
+    assert sync(capsys, folder, "--project", "other") == (0, {"aaa": "sent"})
+    assert [row["step"] for row in stub.run("aaa").history] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_two_at_a_time_send_a_run_once(tmp_path, stub, capsys):
+    folder = made(tmp_path, "aaa", rows=300)
+    sendings = [Sending(folder, 60.0) for _ in range(3)]
+    told = [sending.end() for sending in sendings]
+    assert [sending.is_finished for sending in sendings].count(True) >= 1
+    for sending, lines in zip(sendings, told, strict=True):
+        assert sending.is_finished or (len(lines) == 1 and lines[0].startswith("it is being sent already (host "))
+    assert stub.run("aaa").lines_received == 300
+    with locked(folder / "wandb"):
+        (folder / "wandb" / "sent.json").unlink()
+        assert sync(capsys, folder) == (0, {"aaa": "left out"})
+
+
+@pytest.mark.slow
+def test_a_long_history_is_not_sent_from_its_beginning_again(tmp_path, stub, capsys):
+    folder = made(tmp_path, "aaa", rows=0)
+    lines = 20_000
+    values = {f"group/metric_{number}": 0.123456789 for number in range(10)}
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, lines + 1):
+            file.write(json.dumps({"step": step, "epoch": 1.0, "attempt": 1, **values}) + "\n")
+    assert sync(capsys, folder) == (0, {"aaa": "sent"})
+    assert stub.run("aaa").lines_received == lines
+    with Record.open(folder) as record:
+        record.mark_resume(step=lines - 10, attempt=2)
+        for step in range(lines - 9, lines + 3):
+            record.log(step=step, epoch=1.0, attempt=2, values=values)
+    (folder / "wandb" / "sent.json").unlink()  # an interrupted sending leaves none
+    assert sync(capsys, folder) == (0, {"aaa": "sent"})
+    found = stub.run("aaa")
+    assert (found.lines_received, len(found.history)) == (lines + 2, lines + 2)
+
+
+def test_without_wandb(tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "modules"
+    fake.mkdir()
+    (fake / "wandb.py").write_text("raise ModuleNotFoundError('No module named wandb', name='wandb')")
+    monkeypatch.setenv("PYTHONPATH", str(fake))
+    folder = made(tmp_path, "aaa")
+    assert main([str(folder)]) == 1
+    assert capsys.readouterr().out == f"failed      {folder}  wandb: not installed: pip install wandb\n1 failed\n"
+
+
 # -- without a server --------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +238,7 @@ def sendings(monkeypatch):
     def send(folder, *, project, entity, timeout_s):
         sent.append((folder.name, {"project": project, "entity": entity, "timeout_s": timeout_s}))
         (folder / "wandb").mkdir(exist_ok=True)
-        write_book(folder, contents(folder, project, entity))
+        write_book(folder, contents(folder, project, entity), {})
         return []
 
     monkeypatch.setattr("dst.launcher.sync.send", send)
@@ -212,6 +296,41 @@ def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, m
     assert lines[2].endswith("wandb: refused")
     assert lines[3].endswith("  -> dst; wandb: no table of layers")
     assert last == "1 sent, 3 failed"
+
+
+@pytest.mark.parametrize("name", ["run.json", "status.json", "summary.json", "metrics.jsonl", "wandb/sent.json"])
+@pytest.mark.parametrize("change", [None, 7, "text", [], {}, "torn", "missing"])
+def test_no_record_stops_the_sending_of_others(name, change, tmp_path, sendings, capsys):
+    """Each field of a file mistyped; each file torn, missing, or something else."""
+    whole = made(tmp_path, "whole")
+    assert sync(capsys, tmp_path) == (0, {"whole": "sent"})
+    data = (whole / name).read_text()
+    fields = json.loads(data.splitlines()[0] if name == "metrics.jsonl" else data)
+    for number, field in enumerate([*fields, "itself"]):
+        path = made(tmp_path, f"run{number}") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(data[: len(data) // 2])
+        if change == "missing":
+            path.unlink()
+        elif change != "torn":
+            path.write_text(json.dumps(change if field == "itself" else {**fields, field: change}))
+    main([str(tmp_path)])
+    *lines, _ = capsys.readouterr().out.splitlines()
+    assert len(lines) == (1 if (name, change) == ("run.json", "missing") else len(fields) + 2)
+    assert lines[-1] == f"up to date  {whole}"
+
+
+def test_projects_that_wandb_refuses(tmp_path, sendings, capsys):
+    folder = made(tmp_path, "aaa")
+    about = json.loads((folder / "run.json").read_text())
+    about["config"]["tracking.project"] = "a/b"
+    (folder / "run.json").write_text(json.dumps(about))
+    assert main([str(tmp_path)]) == 1
+    assert "tracking.project=a/b contains '/'" in capsys.readouterr().out
+    assert sync(capsys, tmp_path, "--project", "ab") == (0, {"aaa": "sent"})
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--project", "a/b"])
+    assert "wandb takes none of" in capsys.readouterr().err
 
 
 def test_folders_without_runs(tmp_path, capsys):

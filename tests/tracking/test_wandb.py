@@ -110,7 +110,7 @@ def test_config_history_and_summary_arrive_while_the_run_trains(tracked, stub):
     assert found.config["schedule"]["value"]["epochs"] == 2
     metrics = found.config["_wandb"]["value"]["m"]
     assert [metrics[metric["5"] - 1]["1"] for metric in metrics if metric.get("2") == "*"] == ["step"]
-    assert [line["_step"] for line in found.history] == [row["step"] for row in read_metrics(folder)]
+    assert [line["_step"] for line in found.history] == [2 * row["step"] for row in read_metrics(folder)]
     assert arrived(stub, folder) == read_metrics(folder)
     assert read_summary(folder).items() <= found.summary.items()
     assert found.exit_code == 0
