@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +188,7 @@ class _Attempt:
         finally:
             if self.progress is not None:
                 self.progress.close()
-            self.tracker.finish(self.summary, self.state)
+            self.tracker.finish()
 
     def _train(self, stop: "StopFlag") -> str:
         from dst.training.checkpoint import CheckpointError
@@ -218,7 +218,7 @@ class _Attempt:
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Log values, and show them where people look."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
-        self.tracker.log(step, epoch, values)
+        self.tracker.look()
         if "val/accuracy" in values and self.progress is not None:
             sparsifier = self.training.sparsifier
             self.progress.show(
@@ -231,9 +231,7 @@ class _Attempt:
 
     def on_layers(self, step: int, layers: "list[LayerReport]") -> None:
         """Log the counts of every layer."""
-        rows = [vars(report) for report in layers]
-        self.record.log_layers(step=step, attempt=self.attempt, rows=rows)
-        self.tracker.layers(rows)
+        self.record.log_layers(step=step, attempt=self.attempt, rows=[vars(report) for report in layers])
 
     def on_step(self, step: int) -> None:
         """Move the progress display, and now and then the heartbeat."""
@@ -253,6 +251,7 @@ class _Attempt:
     def _begin(self) -> None:
         """Take up the newest checkpoint if there is one, and announce the run."""
         from dst.tracking.progress import progress
+        from dst.tracking.tracker import tracker
 
         training, config = self.training, self.cell.config
         state = self.checkpoints.load_newest(config.hardware.device)
@@ -277,33 +276,8 @@ class _Attempt:
         if self.with_tables:
             print(layer_table(training.sparsifier.layers, training.sparsifier.outside), flush=True)
         self.progress = progress(config.tracking.progress, total, step)
-        self._track()
-
-    def _track(self) -> None:
-        """Begin the mirror of the record."""
-        from dst.tracking.tracker import RunFacts, tracker
-
-        config, wanted = self.cell.config, self.cell.config.tracking
-        self.tracker = tracker(
-            mode=wanted.mode,
-            project=wanted.project,
-            entity=wanted.entity,
-            tags=wanted.tags,
-            notes=wanted.notes,
-            timeout_s=wanted.timeout_s,
-        )
-        self.tracker.begin(
-            RunFacts(
-                id=self.record.folder.name,
-                name=run_name(config),
-                group=config.output.group,
-                tags=(config.model.name, config.data.name, config.sparsity.label),
-                folder=self.record.folder,
-                attempt=self.attempt,
-                config=asdict(config),
-            )
-        )
-        self.tracker.layers([vars(report) for report in self.training.sparsifier.layers])
+        self.tracker = tracker(config.tracking.mode, config.tracking.timeout_s)
+        self.tracker.begin(self.record.folder)
 
     def _finish(self) -> None:
         """Test once, write the summary, and only then call the run done."""

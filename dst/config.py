@@ -376,8 +376,9 @@ class Tracking:
     """What is shown and logged, and where the record is mirrored to.
 
     ``progress``: ``auto`` is a bar on a terminal and plain lines elsewhere; a history line ``every_steps``. ``mode`` of
-    the wandb mirror: ``none``, ``offline`` (files in the run's folder) or ``online``; ``project``, ``entity``, ``tags``
-    (besides model, data and method) and ``notes`` are wandb's; ``timeout_s``: how long it may hold up a run in total.
+    the wandb mirror: ``none``, ``offline`` (sent later, on request) or ``online`` (sent while training); ``project``,
+    ``entity``, ``tags`` (besides model, data and method) and ``notes`` are wandb's; ``timeout_s``: how long it may hold
+    up a run at its end.
     """
 
     progress: str = _aside("auto")
