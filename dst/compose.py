@@ -186,7 +186,7 @@ def _is_of_method(text: str) -> bool:
     return text.lstrip("+").startswith("sparsity.")
 
 
-_NO_PART_OF_THE_LABEL = ("sparsity.density", "sparsity.label", "sparsity.update.every")
+_NO_PART_OF_THE_LABEL = ("sparsity.density", "sparsity.label", "sparsity.update.every", "sparsity.init.digest")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

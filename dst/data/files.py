@@ -22,7 +22,10 @@ _READERS = 8
 _SHOWN = 8
 
 Entry = tuple[str, int, int]
-"""An image file: path relative to the set's folder, size in bytes, time of its last change in ns."""
+"""An image file: path relative to the set's folder, size in bytes, time of its last change in ns.
+
+That is the inode's change time, since the time of modification can be set back.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +89,15 @@ class Files:
                 pass
 
 
-def digest(*parts: Files, times: bool) -> str:
-    """Return the SHA-256, in hex, of names, labels and sizes, and with ``times`` of when the files were last changed.
+def listing_digest(*parts: Files) -> str:
+    """Return the SHA-256, in hex, of where the files lie, their names, labels, sizes, and when they were last changed.
 
-    With times, it is what a cache of them is known by; without, it stays the same when the set is copied elsewhere.
+    Nothing is read: as long as it is the same, so is what the files hold (see ``dst.data.content``).
     """
     total = hashlib.sha256()
     for files in parts:
-        total.update(f"{len(files)} {files.names.dtype}".encode())
-        for values in (files.names, files.stamps if times else files.stamps[:, 0], files.labels.numpy()):
+        total.update(f"{len(files)} {files.names.dtype} {files.root.resolve()}".encode(errors="surrogateescape"))
+        for values in (files.names, files.stamps, files.labels.numpy()):
             total.update(np.ascontiguousarray(values).data if values.dtype.kind == "i" else values.tobytes())
     return total.hexdigest()
 
@@ -162,7 +165,7 @@ def images_below(root: Path, folder: str) -> list[Entry]:
             found += images_below(root, name)
         elif item.name.lower().endswith(_SUFFIXES):
             about = item.stat()
-            found.append((name, about.st_size, about.st_mtime_ns))
+            found.append((name, about.st_size, about.st_ctime_ns))
     return found
 
 
