@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from dst import registry
+from dst import published, registry
 from dst.config import SLOTS, Config, ConfigError, get, identity, options
 from dst.data import (
     Augment,
@@ -320,34 +320,21 @@ def _dataset(config: Config) -> Dataset:
     if data.augment.resized_crop_scale is not None and storage == "auto":
         storage = "stream"
     return _load_once(
-        data.name, data.digest, data.root, data.cache, data.download, data.size, data.center_crop, storage
+        data.name,
+        digest=data.digest or published.digest(data.name),  # of a config that is not complete
+        root=data.root,
+        cache=data.cache,
+        download=data.download,
+        size=data.size,
+        center_crop=data.center_crop,
+        storage=storage,
     )
 
 
 @cache
-def _load_once(
-    name: str,
-    digest: str | None,
-    root: str,
-    cache: str,
-    download: bool,
-    size: int | None,
-    center_crop: float | None,
-    storage: str,
-) -> Dataset:
+def _load_once(name: str, **options: Any) -> Dataset:
     """A sweep uses few data sets in many cells."""
-    read = registry.find("data", name).load()
-    return load(
-        name,
-        read,
-        root=root,
-        cache=cache,
-        download=download,
-        digest=digest,
-        size=size,
-        center_crop=center_crop,
-        storage=storage,
-    )
+    return load(name, registry.find("data", name).load(), **options)
 
 
 @cache

@@ -47,8 +47,8 @@ def _read(name: str, train: Files, test: Files) -> str:
     with tqdm(total=len(train) + len(test), desc=f"{name}: digest", unit="image", disable=None, leave=False) as bar:
         for part in (train, test):
             total.update(f"{len(part)} files\n".encode())
-            for number, found in enumerate(_sums(part)):
-                total.update(f"{found} {int(part.labels[number])} ".encode() + bytes(part.names[number]) + b"\0")
+            for found, label, file in zip(_sums(part), part.labels.tolist(), part.names, strict=True):
+                total.update(f"{found} {label} ".encode() + bytes(file) + b"\0")
                 bar.update()
     return total.hexdigest()
 

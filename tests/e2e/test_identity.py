@@ -14,7 +14,7 @@ import torch
 from dst import app, build, sweep
 from dst.compose import compose_cells
 from dst.config import ConfigError, complete, run_id
-from dst.data import content
+from dst.data import DataError, content
 from dst.launcher.frozen import freeze
 from dst.records.catalog import find_runs
 from dst.records.read import read_json, read_status, read_summary
@@ -190,6 +190,8 @@ def test_a_known_set_of_another_content_is_refused_and_a_run_of_its_own_on_purpo
     config = identified(complete(config), {})
     dataset = build._dataset(config)
     assert (len(dataset.train), dataset.shape) == (12, (1, 2, 3))
+    with pytest.raises(DataError, match="not the original: train-images"):
+        build._dataset(plain)
     assert run_id(complete(plain)) != run_id(config)
 
 
