@@ -117,10 +117,8 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, proces
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
     the main one calls this while the others ``follow``.
     """
-    from dst.build import sources
-
     parts = _built(cell.config, processes)
-    here = found_here(parts.device_name, parts.dataset, sources(cell.config))
+    here = found_here(parts.device_name, parts.dataset, parts.sources)
     record = cell.record(command)
     with held(record, cell.config, here):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)

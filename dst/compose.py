@@ -336,7 +336,7 @@ def _is_label(override: Override) -> bool:
     return override.key_or_group == "sparsity.label" or (isinstance(value, dict) and "label" in value)
 
 
-_NO_PART_OF_THE_LABEL = ("sparsity.density", "sparsity.label", "sparsity.update.every")
+_NO_PART_OF_THE_LABEL = ("sparsity.density", "sparsity.label", "sparsity.update.every", "sparsity.init.digest")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

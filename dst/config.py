@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from dst import registry
+from dst import published, registry
 from dst.registry import REQUIRED
 
 SCHEMA_VERSION = 1
@@ -44,14 +44,16 @@ class Model:
 
     ``hidden``: widths of the hidden layers of ``mlp``. ``dropout``: the fraction of a wide residual network's maps that
     is dropped between the convolutions of a block. ``fan_in``: ImageNet's residual networks start from Kaiming's normal
-    distribution by fan-in instead of fan-out. ``weights``: start from those of another run: its folder.
+    distribution by fan-in instead of fan-out. ``weights``: start from those of another run: its folder;
+    ``weights_digest`` of the checkpoint, which identifies it (default: of the newest one there).
     """
 
     name: str = "mlp"
     hidden: list[int] | None = None
     dropout: float | None = None
     fan_in: bool | None = None
-    weights: str | None = None
+    weights: str | None = _aside(None)
+    weights_digest: str | None = None
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Augment:
 class Data:
     """The data set. ``root``: where its raw files lie or are downloaded to; ``cache``: where decoded sets are kept.
 
+    ``digest`` of its content, which identifies it (default: of the published files where the name stands for them, else
+    of what lies in ``root``); another content than that is refused.
     ``val_fraction`` of the training set, stratified by class and chosen by ``split_seed``, validates. ``size``: images
     are stretched to ``size`` x ``size``; or, with ``center_crop``, scaled and cropped to that fraction of their shorter
     side around the centre (224 and 0.875: ImageNet's Resize(256), CenterCrop(224)). ``mean`` and ``std`` per channel
@@ -80,6 +84,7 @@ class Data:
     """
 
     name: str = "digits"
+    digest: str | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
     size: int | None = None
@@ -135,8 +140,9 @@ class Distribution:
 class Init:
     """Which positions first. ``criterion`` of ``saliency``, with its options as for the distribution.
 
-    ``path`` of ``file``: the run folder whose masks are taken. ``rate``: the share of the given weights (see
-    ``model.weights``) that the ``prune`` inits remove.
+    ``path`` of ``file``: the run folder whose masks are taken; ``digest`` of the checkpoint, which identifies it
+    (default: of the newest one there). ``rate``: the share of the given weights (see ``model.weights``) that the
+    ``prune`` inits remove.
     """
 
     name: str = "random"
@@ -144,7 +150,8 @@ class Init:
     batches: int | None = None
     rounds: int | None = None
     temperature: float | None = None
-    path: str | None = None
+    path: str | None = _aside(None)
+    digest: str | None = None
     rate: float | None = None
 
 
@@ -433,6 +440,12 @@ def get(config: Config, key: str) -> Any:
     return node
 
 
+def with_value(node: Any, key: str, value: Any) -> Any:
+    """Return a copy of a config (or of a node of it) in which the leaf at a dotted key has another value."""
+    name, _, below = key.partition(".")
+    return replace(node, **{name: with_value(getattr(node, name), below, value) if below else value})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Slots: a name, and the options that its member takes
 
@@ -471,6 +484,8 @@ def complete(config: Config) -> Config:
             setattr(node, parent, replace(getattr(node, parent)))
             node = getattr(node, parent)
         setattr(node, last, replace(getattr(node, last), **options(config, slot)))
+    if done.data.digest is None:
+        done.data.digest = published.digest(done.data.name)
     return done
 
 
@@ -483,6 +498,7 @@ def identity(config: Config) -> dict[str, Any]:
     defaults = flatten(Config())
     for slot in SLOTS:
         defaults |= {f"{slot}.{name}": value for name, value in _defaults_of(config, slot).items()}
+    defaults["data.digest"] = published.digest(config.data.name)
     return {
         key: value
         for key, value, is_identity in leaves(config)

@@ -19,6 +19,7 @@ from dst.config import Config, ConfigError, Optimizer, complete, flatten, run_id
 from dst.records.read import read_summary
 from dst.records.store import RecordError
 from dst.report import sweep_report
+from dst.sources import Known, identified
 from dst.states import EXIT_CODES, worst
 from dst.together import together
 from dst.training.place import Place
@@ -43,7 +44,7 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
         check_start([config for _, config in composed.cells], here, multirun=multirun, launches=launches)
         if here.world > 1:
             return _together(composed.cells, here)
-    cells = _checked(composed, forecast=forecast)
+    cells = _checked(composed, _identified(composed.cells), forecast=forecast)
     if forecast:
         return _forecast([cell.config for cell in cells if not _is_over(cell)])
     if composed.launcher is not None:
@@ -61,17 +62,33 @@ def launch(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettin
     from dst.launcher.seen import look
 
     composed = Composed(compose_each(conf, cells), settings)
-    checked = _checked(composed)
+    configs = _identified(composed.cells)
+    checked = _checked(composed, configs)
     folders = submit(checked, settings, _command()).folders
     seen = wait(folders) if settings.wait else look(folders)
     by_id = {cell.id: (folder, run.state) for cell, folder, run in zip(checked, folders, seen, strict=True)}
-    return [by_id[run_id(complete(config))] for _, config in composed.cells]
+    return [by_id[run_id(config)] for config in configs]
 
 
-def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
+def _identified(composed: Sequence[tuple[list[str], Config]]) -> list[Config]:
+    """Return the complete configs of cells, with the digests of all that they read; see ``dst.sources``.
+
+    Raises ConfigError if any config is wrong in itself, or names what is not there.
+    """
+    _check_all(composed)
+    known: Known = {}
+    configs, problems = [], []
+    for overrides, config in composed:
+        try:
+            configs.append(identified(complete(config), known))
+        except ConfigError as error:
+            problems += [(" ".join(overrides), text) for text in error.problems]
+    _raise(problems, len(composed))
+    return configs
+
+
+def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if anything is wrong with any."""
-    _check_all(composed.cells)
-    completed = [complete(config) for _, config in composed.cells]
     cells = app.cells(completed)
     if len(cells) < len(composed.cells):
         differing = "the others differ in ways that change no result"
@@ -160,17 +177,17 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
 
     _check_all(composed)
     ((_, config),) = composed
-    config = complete(config)
 
     def lead(processes: "Group") -> int:
-        (cell,) = app.cells([config])
+        (known,) = _identified(composed)
+        (cell,) = app.cells([known])
         if not cell.is_over:
             _check_feasible([("", cell)], elsewhere=False)
-            processes.tell(None)
+            processes.tell(known)
         return _single(cell, stop, processes)
 
     with StopFlag() as stop:
-        return together(config, here, stop, lead)
+        return together(complete(config), here, stop, lead)
 
 
 def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:

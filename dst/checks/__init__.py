@@ -4,6 +4,7 @@ Only what can be seen without data and without torch; ``dst.build.check`` sees t
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from dst import registry
@@ -94,6 +95,12 @@ def _check_data(config: Config) -> Iterator[str]:
         yield f"data.augment.padding_mode={data.augment.padding_mode} would be ignored with data.augment.crop_padding=0"
     if data.center_crop is not None and data.size is None:
         yield f"data.center_crop={data.center_crop} would be ignored without data.size, e.g. data.size=224"
+    for key in ("data.digest", "model.weights_digest", "sparsity.init.digest"):
+        digest = get(config, key)
+        if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+            yield f"{key}={digest}: must be a SHA-256, 64 digits of 0-9 and a-f; without it, what is there is taken"
+    if config.model.weights_digest is not None and config.model.weights is None:
+        yield f"model.weights_digest={config.model.weights_digest} would be ignored without model.weights"
     scale = data.augment.resized_crop_scale
     if scale is None:
         return

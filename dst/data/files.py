@@ -15,10 +15,13 @@ from dst.data.decode import decode
 from dst.data.fit import Fit
 
 _CHANNELS = 3
-_DECODING = 2  # raise it when files are decoded otherwise than before: caches of them are then made anew
+_DECODING = 2  # raise it when files are decoded otherwise than before: they are then verified anew
 
 Entry = tuple[str, int, int]
-"""An image file: path relative to the set's folder, size in bytes, time of its last change in ns."""
+"""An image file: path relative to the set's folder, size in bytes, time of its last change in ns.
+
+That is the inode's change time, since the time of modification can be set back.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +85,22 @@ class Files:
         return self.fit(decode(self.path(number)).unsqueeze(0)).squeeze(0)
 
 
-def digest(*parts: Files, times: bool) -> str:
-    """Return the SHA-256, in hex, of names, labels and sizes, and with ``times`` of when the files were last changed.
+def listing_digest(*parts: Files) -> str:
+    """Return the SHA-256, in hex, of where the files lie, their names, labels, sizes, and when they were last changed.
 
-    With times, it is what a cache of them is known by; without, it stays the same when the set is copied elsewhere.
+    Nothing is read: as long as it is the same, so is what the files hold (see ``dst.data.content``).
     """
-    total = hashlib.sha256(f"decoding {_DECODING}".encode() if times else b"")
+    total = hashlib.sha256()
     for files in parts:
-        total.update(f"{len(files)} {files.names.dtype}".encode())
-        for values in (files.names, files.stamps if times else files.stamps[:, 0], files.labels.numpy()):
+        total.update(f"{len(files)} {files.names.dtype} {files.root.resolve()}".encode(errors="surrogateescape"))
+        for values in (files.names, files.stamps, files.labels.numpy()):
             total.update(np.ascontiguousarray(values).data if values.dtype.kind == "i" else values.tobytes())
     return total.hexdigest()
+
+
+def decoded_key(*parts: Files) -> str:
+    """Return what files are known by of which all have been decoded, in hex: their listing, and the way of decoding."""
+    return hashlib.sha256(f"decoding {_DECODING} {listing_digest(*parts)}".encode()).hexdigest()
 
 
 def file_keys(files: Files) -> np.ndarray:

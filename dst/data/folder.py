@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from dst.data.dataset import DataError
+from dst.data.dataset import NotHereError
 from dst.data.files import Files
 from dst.data.listing import Listing, content, same_classes
 
@@ -30,7 +30,7 @@ def imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
 def _read(root: Path, name: str, held_out: tuple[str, ...]) -> tuple[Files, Files, int]:
     part = next((part for part in held_out if (root / part).is_dir()), None)
     if part is None or not (root / "train").is_dir():
-        raise DataError(
+        raise NotHereError(
             f"{root.absolute()} is no data.name={name}: looked for the folders train and {' or '.join(held_out)}, each "
             f"with a folder of images for each class; {content(root)}. Set data.root=FOLDER to the one that holds them"
         )

@@ -81,7 +81,7 @@ class Listing:
             elif looks_readable and about.st_size == 0:
                 self._refuse(item.path, "empty")
             elif looks_readable:
-                found.append((name, about.st_size, about.st_mtime_ns))
+                found.append((name, about.st_size, about.st_ctime_ns))
         return found
 
     def finish(self) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dst.data.dataset import DataError
+from dst.data.dataset import DataError, NotHereError
 from dst.data.files import Entry, Files
 from dst.data.listing import Listing, content, same_classes
 
@@ -20,7 +20,7 @@ def tiny_imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
     found = next((folder for folder in (root, root / _ARCHIVE) if (folder / "wnids.txt").is_file()), None)
     missing = [name for name in _NEEDED if not (found or root).joinpath(name).exists()]
     if found is None or missing:
-        raise DataError(
+        raise NotHereError(
             f"{(found or root).absolute()} is no Tiny-ImageNet in its original layout: no {', '.join(missing)}; "
             f"{content(found or root)}. Set data.root=FOLDER to the one that holds wnids.txt, or {_ARCHIVE}; the "
             f"original is at {_URL}"

@@ -70,7 +70,7 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
         return EXIT_CODES[cell.state]
     build.check(config)
     if processes is not None:
-        processes.tell(None)
+        processes.tell(config)
     command = str(read_json(folder / "run.json").get("command"))
     return EXIT_CODES[app.run(cell, command, stop, with_tables=True, processes=processes)]
 

@@ -5,14 +5,17 @@ the masks of another run, or prune given (for instance trained) weights at a rat
 probed (GraNet, Liu et al. 2021).
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dst import registry
+from dst.digests import read_verified
 from dst.fractions import exact
 from dst.sparsity.marks import marked
 from dst.sparsity.saliency import gradient
@@ -61,12 +64,12 @@ def saliency(
 
 
 @marked("own_counts")
-def file(start: Start, *, path: str) -> list[Tensor]:
+def file(start: Start, *, path: str, digest: str | None = None) -> list[Tensor]:
     """Take the masks of another run: of its checkpoint, or of what ``Sparsifier.state_dict`` returned, in a torch file.
 
-    Raises ValueError if it has other layers.
+    Raises ValueError if it has other layers, or another ``digest`` (SHA-256 in hex).
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(io.BytesIO(read_verified(Path(path), digest)), map_location="cpu", weights_only=True)
     masks = state.get("sparsifier", state).get("masks")
     here = {layer.name: layer.weight.shape for layer in start.layers}
     if masks is None:
