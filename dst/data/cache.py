@@ -24,7 +24,7 @@ from dst import published
 from dst.data.content import check_unchanged, files_digest
 from dst.data.dataset import DataError, Dataset, Reader, Samples, Split
 from dst.data.decode import size_of
-from dst.data.files import Files, decoded_key
+from dst.data.files import DECODING, Files, decoded_key
 from dst.data.fit import Fit
 from dst.data.prepare import decode_all, verify
 
@@ -202,6 +202,7 @@ def _digest(content: dict[str, Any], tensors: Sequence[Tensor]) -> str:
 def _write(path: Path, train: Split, test: Split, dataset: Dataset, raw: str | None) -> None:
     manifest = {
         "format": _FORMAT,
+        "decoding": DECODING,
         "name": path.stem,
         "raw": raw,
         "sha256": dataset.digest,
@@ -226,8 +227,8 @@ def _read(path: Path, name: str, raw: str | None) -> Dataset:
     """``FileNotFoundError`` if there is none; ``OSError, ValueError, KeyError, TypeError`` if it is no good."""
     with open(path, "rb") as file:
         manifest = json.loads(file.readline(_LONGEST_MANIFEST))
-        known = {key: manifest[key] for key in ("format", "name", "raw")}
-        if known != {"format": _FORMAT, "name": path.stem, "raw": raw}:
+        known = {key: manifest[key] for key in ("format", "decoding", "name", "raw")}
+        if known != {"format": _FORMAT, "decoding": DECODING, "name": path.stem, "raw": raw}:
             raise ValueError(f"it holds something else: {known}")
         content = manifest["content"]
         shape, lengths = content["shape"], (content["train"], content["test"])

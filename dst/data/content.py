@@ -7,6 +7,7 @@ read again. What changes a file behind the file system's back is not seen by tha
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from dst.data.dataset import DataError
 from dst.data.files import Files, listing_digest
+from dst.data.listing import unusable
 
 _LOG = logging.getLogger(__name__)
 _READERS: Final = 8
@@ -28,7 +30,7 @@ _TICK_NS: Final = 2_000_000_000
 def files_digest(name: str, train: Files, test: Files, cache: Path) -> str:
     """Return the SHA-256, in hex, of the files of a set; its own is in the ``cache`` folder if that knows it.
 
-    ``DataError`` if a file cannot be read.
+    ``DataError`` that names all files that cannot be read.
     """
     began = time.time_ns()
     listing = listing_digest(train, test)
@@ -43,20 +45,24 @@ def files_digest(name: str, train: Files, test: Files, cache: Path) -> str:
 
 
 def _read(name: str, train: Files, test: Files) -> str:
-    total = hashlib.sha256()
+    total, problems = hashlib.sha256(), []
     with tqdm(total=len(train) + len(test), desc=f"{name}: digest", unit="image", disable=None, leave=False) as bar:
         for part in (train, test):
             total.update(f"{len(part)} files\n".encode())
             for found, label, file in zip(_sums(part), part.labels.tolist(), part.names, strict=True):
+                if isinstance(found, OSError):
+                    problems.append(f"{part.root / os.fsdecode(bytes(file))} ({found.strerror})")
                 total.update(f"{found} {label} ".encode() + bytes(file) + b"\0")
                 bar.update()
+    if problems:
+        raise unusable(problems)
     return total.hexdigest()
 
 
-def _sums(files: Files) -> Iterator[str]:
+def _sums(files: Files) -> Iterator[str | OSError]:
     """Yield the SHA-256 of each file, read by threads: it is waiting for the disk, and digests run side by side."""
 
-    def of_some(low: int) -> list[str]:
+    def of_some(low: int) -> list[str | OSError]:
         return [_sum(files.path(number)) for number in range(low, min(low + _READ_AT_ONCE, len(files)))]
 
     with ThreadPoolExecutor(_READERS) as readers:
@@ -64,12 +70,12 @@ def _sums(files: Files) -> Iterator[str]:
             yield from some
 
 
-def _sum(path: Path) -> str:
+def _sum(path: Path) -> str | OSError:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        return error
 
 
 def check_unchanged(*parts: Files) -> None:

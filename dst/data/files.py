@@ -15,7 +15,8 @@ from dst.data.decode import decode
 from dst.data.fit import Fit
 
 _CHANNELS = 3
-_DECODING = 2  # raise it when files are decoded otherwise than before: they are then verified anew
+DECODING = 2
+"""Raise it when files are decoded otherwise than before: they are then decoded and verified anew."""
 
 Entry = tuple[str, int, int]
 """An image file: path relative to the set's folder, size in bytes, time of its last change in ns.
@@ -100,12 +101,12 @@ def listing_digest(*parts: Files) -> str:
 
 def decoded_key(*parts: Files) -> str:
     """Return what files are known by of which all have been decoded, in hex: their listing, and the way of decoding."""
-    return hashlib.sha256(f"decoding {_DECODING} {listing_digest(*parts)}".encode()).hexdigest()
+    return hashlib.sha256(f"decoding {DECODING} {listing_digest(*parts)}".encode()).hexdigest()
 
 
 def file_keys(files: Files) -> np.ndarray:
     """Return what each file is known by, uint64 [N]: a digest of its name, size and time of change."""
     stamps = np.ascontiguousarray(files.stamps).view(f"V{2 * files.stamps.itemsize}").ravel()
-    pairs, key = zip(files.names.tolist(), stamps.tolist(), strict=True), f"decoding {_DECODING}".encode()
+    pairs, key = zip(files.names.tolist(), stamps.tolist(), strict=True), f"decoding {DECODING}".encode()
     digests = [hashlib.blake2b(name + stamp, digest_size=8, key=key).digest() for name, stamp in pairs]
     return np.array([int.from_bytes(digest) for digest in digests], dtype=np.uint64)

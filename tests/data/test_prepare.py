@@ -225,7 +225,8 @@ def test_another_way_of_decoding_makes_caches_and_verifications_anew(tmp_path, d
     digests = {prepare(tmp_path, "stream").digest, prepare(tmp_path, "stream").digest}
     for _ in range(2):
         prepare(tmp_path, "resident")
-    monkeypatch.setattr("dst.data.files._DECODING", 3)
+    for module in ("files", "cache"):
+        monkeypatch.setattr(f"dst.data.{module}.DECODING", 3)
     for _ in range(2):
         prepare(tmp_path, "resident")
         digests.add(prepare(tmp_path, "stream").digest)
