@@ -4,6 +4,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from dst.records.catalog import find_runs
+from dst.records.entries import Entry, entry_path, write_entry
+
 REPOSITORY = Path(__file__).parents[2]
 NOTEBOOK = REPOSITORY / "analysis" / "first_table.ipynb"
 
@@ -17,9 +20,16 @@ def test_the_notebook_is_stored_without_outputs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [REPOSITORY, REPOSITORY / "analysis"], ids=["root", "analysis"])
-def test_the_notebook_makes_the_table_and_the_figures(tree, tmp_path, monkeypatch, folder):
-    monkeypatch.setenv("DST_OUTPUTS", str(tree))
+@pytest.mark.parametrize(
+    ("folder", "read", "group"),
+    [(REPOSITORY, "outputs", "sweep"), (REPOSITORY / "analysis", "outputs/paper", ".")],
+    ids=["root", "analysis, of a group whose runs lie elsewhere"],
+)
+def test_the_notebook_makes_the_table_and_the_figures(tree, tmp_path, monkeypatch, folder, read, group):
+    for found in find_runs(tree):
+        entry = Entry(found.name, found.name, found, "python run.py")
+        write_entry(entry_path(tree / "paper", found.name), entry, root=tree)
+    monkeypatch.setenv("DST_OUTPUTS", str(tmp_path / read))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
@@ -29,7 +39,7 @@ def test_the_notebook_makes_the_table_and_the_figures(tree, tmp_path, monkeypatc
         return cells[cell].outputs[0].data["text/plain"]
 
     states = [line.split() for line in text("states").splitlines()[2:]]
-    assert states == [["sweep", "done", "6"], ["failed", "1"], ["running", "1"]]
+    assert states == [[group, "done", "6"], ["failed", "1"], ["running", "1"]]
     rows = [line.split() for line in text("table").replace(" ± ", "±").splitlines()]
     flat = "\n".join(" ".join(row) for row in rows)
     for value in ("98.00±—", "96.00±1.41", "92.00±2.00"):
