@@ -272,7 +272,7 @@ def test_only_what_is_new_is_sent_and_to_where_it_shall_go(tmp_path, sendings, c
 def test_runs_that_go_on_or_have_not_begun_are_left_out(tmp_path, sendings, capsys):
     running = made(tmp_path, "aaa", state="running")
     queued = made(tmp_path, "bbb", rows=0, state="queued")
-    (queued / "status.json").write_text('{"state": "queued", "attempt": 0}')
+    Record.open(queued).write_status("queued", attempt=0, step=0)
     with locked(running, "7"):
         assert main([str(tmp_path)]) == 0
         out = capsys.readouterr().out
