@@ -169,9 +169,8 @@ def _check_tracking(config: Config) -> Iterator[str]:
         )
     if not tracking.project:
         yield f"tracking.project is missing: wandb ({tracking.mode}) needs it, e.g. tracking.project=dst"
-    for name in ("project", "entity"):
-        value = getattr(tracking, name)
-        if value and (problem := wrong_name(value)):
+    for name, value in {"project": tracking.project or None, "entity": tracking.entity}.items():
+        if value is not None and (problem := wrong_name(value)):
             yield f"tracking.{name}={value} {problem}"
     for tag in tracking.tags:
         if problem := wrong_length(tag, LONGEST_TAG):

@@ -31,4 +31,4 @@ def shortened(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
     tail = longest // 3
-    return f"{text[: longest - tail - 1]}…{text[-tail:]}"
+    return f"{text[: longest - tail - 3]}...{text[-tail:]}"

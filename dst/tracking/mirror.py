@@ -46,9 +46,10 @@ class Sending:
         self._timeout_s = timeout_s
         self._unread, self._has_spoken = b"", False
         self._temporary = tempfile.mkdtemp(prefix="dst-wandb-")  # a socket lies there: its path must be short
-        where = [*(["--project", project] if project else []), *(["--entity", entity] if entity else [])]
+        options = {"timeout-s": timeout_s, "project": project, "entity": entity}
+        words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         try:
-            self._process = _start([str(folder), "--timeout-s", str(timeout_s), *where], self._temporary)
+            self._process = _start([str(folder), *words], self._temporary)
         except BaseException:
             shutil.rmtree(self._temporary, ignore_errors=True)
             raise

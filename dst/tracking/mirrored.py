@@ -39,7 +39,7 @@ def destination(folder: Path, project: str | None = None, entity: str | None = N
     if not isinstance(config, dict) or "tracking.project" not in config:
         raise RecordError("run.json lacks 'tracking.project'")
     project = project or config["tracking.project"] or _DEFAULT_PROJECT
-    entity = entity or config.get("tracking.entity")
+    entity = entity or config.get("tracking.entity") or None
     for option, name in {"project": project, "entity": entity}.items():
         if name is not None and (problem := wrong_name(str(name))):
             raise RecordError(f"tracking.{option}={name} {problem}: choose another one with --{option}")
@@ -57,7 +57,7 @@ def description(folder: Path) -> dict[str, Any]:
         "name": shortened(str(about.get("name") or folder.name), LONGEST_NAME),
         "group": shortened(str(config.get("output.group") or "default"), LONGEST_NAME),
         "tags": list(dict.fromkeys(wanted)),
-        "notes": config.get("tracking.notes"),
+        "notes": str(config.get("tracking.notes") or "") or None,
         "job_type": "train",
         "config": nested(config),
     }

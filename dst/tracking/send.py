@@ -70,6 +70,7 @@ def _watch(over: threading.Event, timeout_s: float) -> None:
         pass
     over.set()
     time.sleep(timeout_s + _GRACE_S)
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
     os._exit(1)
 
 

@@ -29,6 +29,16 @@ class StubRun:
     """Lines of the history as they came, those that came twice counted twice."""
 
     @property
+    def line_count(self) -> int:
+        return len(self.streams.get("wandb-history.jsonl", {}))
+
+    @property
+    def tail(self) -> list[str]:
+        """The last line of the history, as it came."""
+        lines = self.streams.get("wandb-history.jsonl", {})
+        return [lines[max(lines)]] if lines else []
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """The history by line number: a line that comes again for the same number replaces the one before."""
         lines = self.streams.get("wandb-history.jsonl", {})
@@ -95,7 +105,7 @@ class Stub:
             run.config = json.loads(variables["config"])
         bucket = {
             "id": f"id-{name}", "name": name, "displayName": variables.get("displayName") or name, "description": None,
-            "config": json.dumps(run.config), "sweepName": None, "historyLineCount": len(run.history),
+            "config": json.dumps(run.config), "sweepName": None, "historyLineCount": run.line_count,
             "project": {"id": f"id-{project}", "name": project, "entity": {"id": "id-entity", "name": ENTITY}},
         }  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": is_new}}
@@ -111,11 +121,10 @@ class Stub:
                     "bucket": None,
                 }
             }
-        lines = [json.dumps(line) for line in run.history]
         bucket = {
             "id": f"id-{variables['name']}", "name": variables["name"], "summaryMetrics": json.dumps(run.summary),
-            "displayName": run.about("displayName"), "logLineCount": 0, "historyLineCount": len(lines),
-            "eventsLineCount": 0, "historyTail": json.dumps(lines[-1:]), "eventsTail": "[]",
+            "displayName": run.about("displayName"), "logLineCount": 0, "historyLineCount": run.line_count,
+            "eventsLineCount": 0, "historyTail": json.dumps(run.tail), "eventsTail": "[]",
             "config": json.dumps(run.config), "tags": run.about("tags") or [], "notes": run.about("notes"),
             "wandbConfig": json.dumps({"t": 1}),
         }  # fmt: skip
@@ -140,7 +149,7 @@ class Stub:
             return {"project": {"run": None}}
         found = {
             "id": f"id-{variables['name']}", "projectId": "1", "name": variables["name"], "state": "finished",
-            "historyLineCount": len(run.history), "config": json.dumps(run.config), "user": {"name": ENTITY},
+            "historyLineCount": run.line_count, "config": json.dumps(run.config), "user": {"name": ENTITY},
             "sweepName": None,
             "summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}", "tags": [], "historyKeys": None,
         }  # fmt: skip

@@ -33,8 +33,9 @@ def test_what_is_too_long_keeps_its_ends(text, longest):
     assert len(short) == min(len(text), longest)
     assert (short == text) == (len(text) <= longest)
     if len(text) > longest:
-        middle = longest - longest // 3 - 1
-        assert (text[:middle], "…", text[-(longest // 3) :]) == (short[:middle], short[middle], short[middle + 1 :])
+        middle = longest - longest // 3 - 3
+        parts = short[:middle], short[middle : middle + 3], short[middle + 3 :]
+        assert parts == (text[:middle], "...", text[-(longest // 3) :])
 
 
 def test_all_that_is_sent_of_a_run_is_what_wandb_takes(tmp_path):
@@ -47,7 +48,7 @@ def test_all_that_is_sent_of_a_run_is_what_wandb_takes(tmp_path):
     )
     found = description(folder)
     wandb.Settings(run_tags=found["tags"], project=destination(folder)[0], run_id=found["id"])  # raises what it refuses
-    assert found["tags"] == ["mlp", "digits", shortened(label, 64), "mine", "x" * 42 + "…" + "x" * 21]
+    assert found["tags"] == ["mlp", "digits", shortened(label, 64), "mine", "x" * 40 + "..." + "x" * 21]
     assert found["tags"][2].startswith("rigl_itop drop_fraction.initial=0.0 ")
     assert len(found["group"]) == 128
     assert found["job_type"] == "train"

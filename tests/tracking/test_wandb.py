@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from dst.launcher.sync import main as sync
 from dst.records.catalog import find_runs
 from dst.records.read import read_metrics, read_status, read_summary
 from dst.records.store import Record
@@ -126,12 +127,10 @@ def test_the_table_of_layers(tracked, stub):
 
 
 def test_what_was_sent_while_training_is_not_sent_again(tracked, stub, monkeypatch, capsys):
-    from dst.launcher.sync import main
-
     for name, value in stub.env.items():
         monkeypatch.setenv(name, value)
     before = len(stub.requests)
-    assert main([str(tracked[1])]) == 0
+    assert sync([str(tracked[1])]) == 0
     assert capsys.readouterr().out.startswith("up to date")
     assert len(stub.requests) == before
 
@@ -397,6 +396,43 @@ def test_signals_to_all_processes_lose_nothing(name, tmp_path, reaching):
     assert (found.is_preempting, found.exit_code) == (True, 1)
     assert not mirror._sending.is_running
     assert not any(Path(f"/proc/{process}").exists() and "Z" not in state(process) for process in [worker, *core])
+
+
+def test_what_a_killed_mirror_has_sent_is_not_sent_again(tmp_path, reaching, capsys):
+    record, mirror = begun(tmp_path / "cut")
+    for step in range(1, 41):
+        log(record, mirror, step, loss=1 / step)
+    wait_until(lambda: ("p", "cut") in reaching.runs and reaching.run("cut").line_count, "nothing arrived")
+    before = reaching.run("cut").line_count
+    assert before < 40
+    worker = mirror._sending._process.pid
+    for process in [*children(worker), worker]:
+        os.kill(process, signal.SIGKILL)
+    for step in range(41, 61):
+        log(record, mirror, step, loss=1 / step)
+    end(record, mirror)
+    assert "its process ended unexpectedly" in capsys.readouterr().err
+    assert not list((tmp_path / "cut" / "wandb").glob("*.json"))
+    assert sync([str(tmp_path)]) == 0
+    found = reaching.run("cut")
+    assert [row["step"] for row in found.history] == list(range(1, 61))
+    assert found.lines_received == 60
+    assert found.exit_code == 0
+
+
+def test_a_server_that_comes_back_gets_all(tmp_path, monkeypatch, capsys):
+    with server("refuse") as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        record, mirror = begun(tmp_path / "late")
+        log(record, mirror, 1, loss=1.0)
+        wait_until(lambda: mirror.look() or capsys.readouterr().err.count("warning: wandb: "), "no warning")
+    with stub_server(int(url.rpartition(":")[2])) as stub:
+        log(record, mirror, 2, loss=0.5)
+        end(record, mirror)
+        assert [row["step"] for row in stub.run("late").history] == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "late" / "wandb" / "sent.json").exists()
 
 
 def test_a_mirror_that_does_nothing_never_blocks(tmp_path, reaching, capsys):
