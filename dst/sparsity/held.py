@@ -59,7 +59,7 @@ def begin_state(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:
-        if not group["fused"] or group["momentum"] == 0 or group["dampening"] != 0:
+        if not group.get("fused") or group["momentum"] == 0 or group["dampening"] != 0:
             continue
         for parameter in group["params"]:
             if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
