@@ -31,6 +31,12 @@ def check_optimizer(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
                 f"{cls.__name__} {_MIXING[cls.__name__]}: inactive weights would move. Train the layers in scope by an "
                 "optimizer that treats each weight by itself (SGD, Adam, AdamW, ...)"
             )
+    frozen = [layer.name for layer in layers if not layer.weight.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"layers {', '.join(frozen)} are frozen (requires_grad=False), so that masks would take weights from them "
+            "that nothing trains: let them train, or leave them out of the scope (exclude)"
+        )
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [layer.name for layer in layers if id(layer.weight) not in trained]
     if missing:

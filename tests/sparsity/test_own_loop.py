@@ -109,7 +109,7 @@ def lazy(model):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (frozen, "layer '2' is frozen"),
+        (frozen, "layers 2 are frozen"),
         (in_the_same_memory, r"[02]\.weight and [02]\.weight are two parameters in the same memory"),
         (untyped, r"layer '2' has weights of torch\.uint8"),
         (lazy, "layer '2' has no shape yet"),
