@@ -31,6 +31,12 @@ def check_optimizer(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
                 f"{cls.__name__} {_MIXING[cls.__name__]}: inactive weights would move. Train the layers in scope by an "
                 "optimizer that treats each weight by itself (SGD, Adam, AdamW, ...)"
             )
+    frozen = [layer.name for layer in layers if not layer.weight.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"layers {', '.join(frozen)} are frozen (requires_grad=False), so that masks would take weights from them "
+            "that nothing trains: let them train, or leave them out of the scope (exclude)"
+        )
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [layer.name for layer in layers if id(layer.weight) not in trained]
     if missing:
@@ -59,7 +65,7 @@ def begin_state(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:
-        if not group["fused"] or group["momentum"] == 0 or group["dampening"] != 0:
+        if not group.get("fused") or group["momentum"] == 0 or group["dampening"] != 0:
             continue
         for parameter in group["params"]:
             if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:

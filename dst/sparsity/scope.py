@@ -59,7 +59,7 @@ class Scope:
         """Return the layers in scope in the order of ``model.named_modules()``; a shared weight appears once.
 
         Raises ValueError if a pattern matches no layer, if no layer is left, or if the weight of one cannot be held: it
-        is computed anew at each forward pass, frozen, not of real numbers, or lies in the memory of another.
+        is computed anew at each forward pass, not of real numbers, or lies in the memory of another.
         """
         found = _candidates(model)
         names = [candidate.name for candidate in found]
@@ -148,8 +148,6 @@ def _problem(module: nn.Module, weight: nn.Parameter | None) -> str | None:
         return "has no shape yet: pass a batch through the model first"
     if not weight.is_floating_point():
         return f"has weights of {weight.dtype}: only real floating-point numbers can be trained sparse"
-    if not weight.requires_grad:
-        return "is frozen (requires_grad=False), so that its masks would be set without training: let it train"
     return None
 
 

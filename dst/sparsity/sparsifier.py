@@ -56,7 +56,8 @@ class Sparsifier:
             distribution, an init or a pattern with counts of its own).
         distribution, init, pattern, drop, grow, redistribute: names, or functions as in the modules of those names;
             without ``drop`` and ``grow`` an update only prunes. Options of a part: a ``functools.partial`` of it.
-        plan: when to update; None for a static topology, which has neither ``drop`` nor ``grow``.
+        plan: when to update, by magnitude and gradient if nothing else is given; None for a static topology, which has
+            neither ``drop`` nor ``grow``.
         drop_fraction: of a layer's active weights, per update: a number or a curve over steps; 0.3 if not given.
         drop_pool: drop that fraction in each ``layer``, or of all layers together (``global``).
         density_curve: the density over steps, never increasing; None keeps it.
@@ -154,6 +155,8 @@ class Sparsifier:
                 raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
         if "cuts" in marks_of(self._drop) and self._drop_pool != "layer":
             raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop says itself how many leave")
+        if self.verify_every is not None and self.verify_every < 1:
+            raise ValueError(f"verify_every={self.verify_every}: must be at least 1, or None")
         late = [self._redistribute, *([self._grow] if "after_drop" in marks_of(self._grow) else [])]
         if any("dense_gradient" in marks_of(part) for part in late):
             raise ValueError("what sees layers after their drop finds no dense gradients there: it cannot read them")

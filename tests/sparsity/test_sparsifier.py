@@ -522,6 +522,7 @@ def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
     ("wrong", "told"),
     [
         ({"drop": None}, "drop and grow go together"),
+        ({"verify_every": 0}, "verify_every=0: must be at least 1"),
         ({"drop_pool": "all"}, "pool 'all': allowed are layer, global"),
         ({"redistribute": "momentums"}, "did you mean 'momentum'"),
         ({"drop": None, "grow": None, "redistribute": "momentum"}, "redistribute would be ignored"),
