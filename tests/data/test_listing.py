@@ -140,17 +140,16 @@ def test_what_may_not_be_read_is_named():
     assert told.startswith("4 of")
 
 
-def test_a_file_that_may_not_be_read_is_named():
+def test_all_files_that_may_not_be_read_are_named():
     with tempfile.TemporaryDirectory() as folder:
         root = write_folder(Path(folder) / "set", {"train": 2, "test": 1}, suffix=".png")
         os.chmod(folder, 0o755)
-        path = root / "train" / "class_0" / "1.png"
-        os.chmod(path, 0o000)
+        one, other = root / "train" / "class_0" / "1.png", root / "test" / "class_1" / "0.png"
+        for path in (one, other):
+            os.chmod(path, 0o000)
         for storage in ("resident", "stream"):
-            told = told_to_nobody(root, storage)
-            assert told == (
-                f"what should be an image cannot be used: {path} (Permission denied); replace it with a whole copy, or "
-                "delete it"
+            assert told_to_nobody(root, storage).startswith(
+                f"2 of what should be images cannot be used: {one} (Permission denied), {other} (Permission denied); of"
             )
 
 
