@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, cast
@@ -28,9 +28,10 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf._impl import _resolve_container_value
 from omegaconf.errors import OmegaConfBaseException
 
-from dst.config import Config, ConfigError, Sparsity, complete, flatten
+from dst.config import Config, ConfigError, Sparsity, complete, flatten, leaves
 from dst.launcher.settings import LAUNCHER_OPTIONS, LauncherSettings
 from dst.registry import suggest
 
@@ -96,7 +97,7 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
         _check_single(parsed)
         raw = _by_hydra(_unset(overrides))
         launcher = _launcher(raw, overrides)
-        config = _labelled(_run(raw), overrides, lambda fewer: _run(_by_hydra(fewer)))
+        config = _labelled(_to_typed(_run(raw)), overrides, lambda fewer: _to_typed(_run(_by_hydra(fewer))))
         return Composed([(list(overrides), config)], launcher)
 
 
@@ -169,7 +170,7 @@ def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[tuple[li
     configs, problems = [], []
     for cell in cells:
         try:
-            configs.append((cell, _labelled(composer.compose(cell), cell, composer.compose)))
+            configs.append((cell, _labelled(composer.config(cell), cell, partial(composer.config, part="sparsity."))))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -183,14 +184,27 @@ def _ends(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 
 def _compared(composer: "Composer", cell: Sequence[str]) -> DictConfig:
-    """Return what Hydra composes of one cell by itself; RuntimeError, an internal error, if it is another here."""
+    """Return Hydra's own config for a cell; RuntimeError, an internal error, if Hydra composes another run of it."""
     found = _by_hydra(_unset(cell))
-    there = OmegaConf.to_yaml(OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"]))
-    here = OmegaConf.to_yaml(composer.compose(cell))
+    own = OmegaConf.masked_copy(found, "hydra")
+    there = to_yaml(_to_typed(_run(found), composer.moment))
+    here = to_yaml(composer.config(cell))
     if here != there:
         lines = "\n".join(unified_diff(there.splitlines(), here.splitlines(), "Hydra", "here", n=0, lineterm=""))
         raise RuntimeError(f"internal error: {' '.join(cell)} is composed otherwise than by Hydra:\n{lines}")
-    return found
+    return own
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What Hydra composes of a choice of files, pickled: a copy by pickle takes a fifth of the time of a deep copy.
+
+    ``typed``: the same as a typed config, if it can be one. ``referring``: those of its leaves that refer to others.
+    """
+
+    raw: bytes
+    typed: bytes | None
+    referring: tuple[str, ...]
 
 
 class Composer:
@@ -198,39 +212,95 @@ class Composer:
 
     Hydra reads the files that the overrides choose, which takes some 60 ms, and then sets all other overrides one after
     another. Here each distinct choice of files is composed once, and the others are set by Hydra's own function on a
-    copy, by pickle, which takes a fifth of the time of a deep copy.
+    copy. If they set leaves only, then no others have to be read again than these and those that refer to others.
     """
 
     def __init__(self) -> None:
         loader: Any = GlobalHydra.instance().config_loader()
         self._is_group = cache(loader.repository.group_exists)
-        self._chosen: dict[tuple[str, ...], bytes | ConfigError] = {}
+        self._known: dict[tuple[str, ...], _Chosen | ConfigError] = {}
+        self.moment = DictConfig({})
+        """Has what is the same in all cells of a sweep whenever they are composed, such as ``${now:%H}``."""
 
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Return what Hydra composes of these overrides, without its own config; ConfigError if it cannot."""
+    def config(self, overrides: Sequence[str], part: str = "") -> Config:
+        """Return what Hydra composes of these overrides, as a typed config; ConfigError if it cannot.
+
+        ``part``: what alone is needed of it, e.g. ``sparsity.``.
+        """
         with _told():
             parsed = [_parsed(text) for text in overrides]
             ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
-            choosing = [override for override in parsed if self._chooses(override)]
-            config = self._copy(tuple(str(override.input_line) for override in choosing))
-            setting = [override for override in parsed if not (self._chooses(override) or override.is_hydra_override())]
-            ConfigLoaderImpl._apply_overrides_to_config(setting, config)
+            chosen = self._chosen(tuple(str(item.input_line) for item in parsed if self._chooses(item)))
+            setting = [item for item in parsed if not (self._chooses(item) or item.is_hydra_override())]
+            raw: DictConfig = pickle.loads(chosen.raw)
+            ConfigLoaderImpl._apply_overrides_to_config(setting, raw)
+            if chosen.typed is None or not all(map(_sets_a_leaf, setting)):
+                return _to_typed(raw, self.moment)
+            config: Config = pickle.loads(chosen.typed)
+            with _at(raw, self.moment):
+                for key in {*chosen.referring, *(str(item.key_or_group) for item in setting)}:
+                    if key.startswith(part):
+                        _read_again(config, raw, key)
             return config
 
     def _chooses(self, override: Override) -> bool:
         """Say, as Hydra does, whether an override chooses files of a group rather than setting keys."""
         return self._is_group(override.key_or_group) and not isinstance(override.value(), dict)
 
-    def _copy(self, choosing: tuple[str, ...]) -> DictConfig:
-        if choosing not in self._chosen:
+    def _chosen(self, choosing: tuple[str, ...]) -> _Chosen:
+        if choosing not in self._known:
             try:
-                self._chosen[choosing] = pickle.dumps(_run(_by_hydra(choosing)), pickle.HIGHEST_PROTOCOL)
+                self._known[choosing] = _composed_once(choosing)
             except ConfigError as error:
-                self._chosen[choosing] = error
-        found = self._chosen[choosing]
+                self._known[choosing] = error
+        found = self._known[choosing]
         if isinstance(found, ConfigError):
             raise ConfigError(found.problems)
-        return cast(DictConfig, pickle.loads(found))
+        return found
+
+
+def _composed_once(choosing: Sequence[str]) -> _Chosen:
+    raw = _run(_by_hydra(choosing))
+    pickled = pickle.dumps(raw, pickle.HIGHEST_PROTOCOL)
+    referring = tuple(_referring(raw))
+    if not _leaf_keys().issuperset(referring):  # a whole node is another one
+        return _Chosen(pickled, None, ())
+    try:
+        typed = _to_typed(raw)
+    except ConfigError:  # what is missing or wrong may be set by an override
+        return _Chosen(pickled, None, ())
+    return _Chosen(pickled, pickle.dumps(typed, pickle.HIGHEST_PROTOCOL), referring)
+
+
+def _referring(node: DictConfig, above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of interpolations, and of lists, which may have some in them, if they are not empty."""
+    for name, value in ((str(key), value) for key, value in node.items_ex(resolve=False)):
+        if OmegaConf.is_interpolation(node, name) or (OmegaConf.is_list(value) and value):
+            yield f"{above}{name}"
+        elif OmegaConf.is_dict(value):
+            yield from _referring(value, f"{above}{name}.")
+
+
+def _sets_a_leaf(override: Override) -> bool:
+    """Say whether an override does nothing but give a leaf of the schema a value or a reference."""
+    is_plain = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
+    return is_plain and override.key_or_group in _leaf_keys() and not isinstance(override.value(), dict)
+
+
+def _read_again(config: Config, raw: DictConfig, key: str) -> None:
+    """Give a leaf of a typed config the value that it has in ``raw``, as ``_to_typed`` would; this changes both."""
+    *parents, name = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node, config = node[parent], getattr(config, parent)
+    _resolve_container_value(node, name)
+    value = node[name]
+    setattr(config, name, OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)
+
+
+@cache
+def _leaf_keys() -> frozenset[str]:
+    return frozenset(flatten(Config()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,12 +344,11 @@ def _no_task(config: Any) -> None:
 # Labels
 
 
-def _labelled(raw: DictConfig, overrides: Sequence[str], composed: Callable[[list[str]], DictConfig]) -> Config:
-    """Return a cell's config, typed; a method that overrides have changed carries the changes in its label.
+def _labelled(config: Config, overrides: Sequence[str], composed: Callable[[list[str]], Config]) -> Config:
+    """Return the config of a cell; a method that overrides have changed carries the changes in its label.
 
     ``composed``: what composes the method without them. A label that the user gives stays as it is.
     """
-    config = _to_typed(raw)
     changing = [text for text in overrides if _is_of_method(_parsed(text))]
     if changing and not any(_is_label(_parsed(text)) for text in changing):
         rest = [text for text in overrides if text not in changing]
@@ -287,17 +356,12 @@ def _labelled(raw: DictConfig, overrides: Sequence[str], composed: Callable[[lis
     return config
 
 
-def _original(overrides: list[str], composed: Callable[[list[str]], DictConfig]) -> Sparsity:
+def _original(overrides: list[str], composed: Callable[[list[str]], Config]) -> Sparsity:
     """Return the method that these overrides choose; by its files alone if the rest needs values of the method."""
     try:
-        return _section(composed(overrides))
+        return composed(overrides).sparsity
     except ConfigError:
-        return _section(composed([text for text in overrides if "." not in _parsed(text).key_or_group]))
-
-
-def _section(raw: DictConfig) -> Sparsity:
-    with _told():
-        return cast(Sparsity, OmegaConf.to_object(raw.sparsity))
+        return composed([text for text in overrides if "." not in _parsed(text).key_or_group]).sparsity
 
 
 def _label(method: Sparsity, original: Sparsity) -> str:
@@ -306,7 +370,7 @@ def _label(method: Sparsity, original: Sparsity) -> str:
     Its density and the interval of its updates have columns and keys of their own.
     """
     try:
-        new, old = (flatten(complete(Config(sparsity=section))) for section in (method, original))
+        new, old = (dict(_leaves(section)) for section in (method, original))
     except ValueError:  # the checks will say what is wrong
         return method.label
     changes = [
@@ -317,6 +381,12 @@ def _label(method: Sparsity, original: Sparsity) -> str:
         and not (value is None and _has_another_name(key, new, old))
     ]
     return " ".join([method.label, *changes])
+
+
+def _leaves(method: Sparsity) -> Iterator[tuple[str, Any]]:
+    """Yield key and value of each leaf of a method, defaults of its parts filled in; ValueError if there is no part."""
+    for key, value, _ in leaves(complete(Config(sparsity=method)).sparsity, "sparsity."):
+        yield key, value
 
 
 def _has_another_name(key: str, changed: dict[str, Any], original: dict[str, Any]) -> bool:
@@ -343,11 +413,21 @@ _NO_PART_OF_THE_LABEL = ("sparsity.density", "sparsity.label", "sparsity.update.
 # Typed configs and text
 
 
-def _to_typed(raw: DictConfig) -> Config:
+def _to_typed(raw: DictConfig, moment: DictConfig | None = None) -> Config:
     """Return the config with its interpolations resolved, which changes ``raw``; ConfigError if that fails."""
-    with _told():
+    with _told(), _at(raw, moment):
         OmegaConf.resolve(raw)
         return cast(Config, OmegaConf.to_object(raw))
+
+
+@contextmanager
+def _at(raw: DictConfig, moment: DictConfig | None) -> Iterator[None]:
+    """Resolve with what has been the same in earlier cells, and keep what this one adds."""
+    if moment is not None:
+        OmegaConf.copy_cache(moment, raw)
+    yield
+    if moment is not None:
+        OmegaConf.copy_cache(raw, moment)
 
 
 def to_yaml(config: Config) -> str:

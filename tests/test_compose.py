@@ -8,7 +8,7 @@ import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from dst import compose as composition
 from dst.compose import (
@@ -21,7 +21,7 @@ from dst.compose import (
     show,
     to_yaml,
 )
-from dst.config import ConfigError, flatten
+from dst.config import Config, ConfigError, flatten
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -75,6 +75,7 @@ OTHERS = [
     "~tracking", "~model", "~sparsity=rigl_itop", "~sparsity=dense", "~data.size", "~tracking.tags", "~seed=0",
     "+model@sparsity.grow=lenet_5", "model@sparsity.grow=vgg_c", "+model@data=lenet_5", "~model@data",
     "+model@sparsity.drop=lenet_5", "+model@model=lenet_5", "+sparsity@other=static", "model@data=mlp", "seed@x=3",
+    "schedule.lr=${schedule.optimizer}", "sparsity.grow=${sparsity.drop}", "tracking.tags=${model.hidden}",
 ]  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def by_hydra(overrides: list[str]) -> str | None:
 
 def by_us(composer: Composer, overrides: list[str]) -> str | None:
     try:
-        return to_yaml(composition._to_typed(composer.compose(overrides)))
+        return to_yaml(composer.config(overrides))
     except ConfigError:  # and nothing else
         return None
 
@@ -242,12 +243,12 @@ def test_cells_of_hydras_own_sweeper():
 
 def test_what_is_not_hydras_stops_a_sweep(monkeypatch):
     """First and last cell are compared at every sweep."""
-    original = Composer.compose
+    original = Composer.config
 
-    def forgetful(self: Composer, overrides: list[str]) -> DictConfig:
+    def forgetful(self: Composer, overrides: list[str]) -> Config:
         return original(self, [text for text in overrides if text != "seed=2"])
 
-    monkeypatch.setattr(Composer, "compose", forgetful)
+    monkeypatch.setattr(Composer, "config", forgetful)
     with pytest.raises(RuntimeError, match=r"(?s)internal error: seed=2 is composed otherwise.*\n-seed: 2\n\+seed: 0"):
         compose_cells(CONF, ["seed=0,1,2"], multirun=True)
     with pytest.raises(RuntimeError, match="internal error: seed=2 "):
@@ -356,7 +357,7 @@ def test_a_choice_that_cannot_be_composed_is_tried_once(monkeypatch):
 def test_cells_share_nothing():
     with _hydra(CONF):
         composer = Composer()
-        one, other = (composition._to_typed(composer.compose(["model.hidden=[8]"])) for _ in range(2))
+        one, other = (composer.config(["model.hidden=[8]"]) for _ in range(2))
     one.model.hidden.append(1)
     one.sparsity.density = 0.9
     assert (other.model.hidden, other.sparsity.density) == ([8], 0.1)
