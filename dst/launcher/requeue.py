@@ -15,6 +15,7 @@ from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import SubmissionError
 from dst.records.read import read_launch
 from dst.records.store import RecordError
+from dst.terminal import program
 
 _DESCRIPTION = """\
 Submit the runs below DIR that failed or were lost again, from their newest checkpoint, with the config and to the
@@ -61,4 +62,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:])))

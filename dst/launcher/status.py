@@ -11,6 +11,7 @@ from pathlib import Path
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.seen import Seen, look
 from dst.report import table
+from dst.terminal import program
 
 _DESCRIPTION = """\
 Show what has become of the runs below DIR: state, attempt, step, time to go, last accuracy, job, why it failed.
@@ -72,4 +73,4 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:])))

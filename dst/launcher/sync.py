@@ -19,6 +19,7 @@ from dst.launcher.replay import ReplayError, replay
 from dst.records.lock import holder
 from dst.records.read import read_json, read_status
 from dst.records.store import RecordError, replace_text
+from dst.terminal import program
 
 SENT, FAILED, LEFT_OUT, UP_TO_DATE, WOULD_SEND = "sent", "failed", "left out", "up to date", "would send"
 """What can become of a run."""
@@ -152,4 +153,4 @@ def _positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(main))
