@@ -26,7 +26,7 @@ from dst.sparsity.first import FirstParts, admissible
 from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
 from dst.sparsity.scope import Layer
-from dst.training.checkpoint import Checkpoints, sha256
+from dst.training.checkpoint import CheckpointError, Checkpoints, sha256
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes, accumulation_parts
@@ -229,7 +229,10 @@ def sources(config: Config) -> dict[str, str]:
 
 def _checkpoint(config: Config, key: str) -> Path:
     """Return the newest checkpoint of the run folder at a key."""
-    found = Checkpoints(Path(get(config, key)) / "checkpoints").newest()
+    try:
+        found = Checkpoints(Path(get(config, key)) / "checkpoints").newest()
+    except CheckpointError as error:
+        raise ConfigError([f"{key}={get(config, key)}: {error}"]) from error
     if found is None:
         raise ConfigError(
             [f"{key}={get(config, key)}: there is no checkpoint; give a run's folder, e.g. outputs/default/<run id>"]
