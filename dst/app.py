@@ -16,7 +16,7 @@ from dst.config import Config, ConfigError, run_id, run_name
 from dst.environment import JOB
 from dst.recording import create, digest, found_here, frozen, held
 from dst.records.catalog import attempt_folder, find_runs
-from dst.records.read import read_json, read_status, read_summary
+from dst.records.read import read_attempts, read_run, read_status, read_summary
 from dst.records.store import Record
 from dst.report import is_complete, layer_table, run_report
 
@@ -141,7 +141,7 @@ class _Attempt:
         self.cell, self.record, self.parts = cell, record, parts
         self.training = parts.training
         self.with_tables = with_tables
-        self.attempt: int = (read_status(record.folder) or {"attempt": 0})["attempt"] + 1
+        self.attempt = _attempts(record.folder) + 1
         self.checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep, cell.id)
         self.progress: Progress = progress("none", self.training.total_steps, 0)
         self.tracker: Tracker = Untracked()
@@ -238,7 +238,7 @@ class _Attempt:
         path = self.checkpoints.path(training.counters.step).resolve() if state is not None else None
         training.processes.tell(path, is_last=True)
         step, total = training.counters.step, training.total_steps
-        if self.attempt > 1:
+        if self.attempt > 1 or self.record.has_history:
             self.record.mark_resume(step=step, attempt=self.attempt)
         self._started = {"started": time.time(), "started_step": step}
         self._status("running")
@@ -326,5 +326,13 @@ class _Attempt:
 
 def report(folder: Path) -> str:
     """Return what is to be said of a finished run, from its record alone."""
-    about, summary = read_json(folder / "run.json"), read_summary(folder)
-    return run_report(about["name"], folder, summary or {}, read_status(folder) or {})
+    name, summary = read_run(folder).get("name", folder.name), read_summary(folder)
+    return run_report(name, folder, summary or {}, read_status(folder) or {})
+
+
+def _attempts(folder: Path) -> int:
+    """Return how many attempts at a run there have been."""
+    told: list[int] = [
+        attempt["attempt"] for attempt in [read_status(folder) or {"attempt": 0}, *read_attempts(folder)]
+    ]
+    return max(told)

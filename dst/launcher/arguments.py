@@ -19,8 +19,12 @@ def command(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def folders_below(root: Path) -> list[Path] | None:
-    """Return the run folders at or below a folder; None, having said so, if there is no such folder."""
+    """Return the run folders at or below a folder; None, having said so, if that cannot be."""
     if not root.is_dir():
         print(f"error: there is no folder {root}; give an output root, a group, or a run's folder", file=sys.stderr)
         return None
-    return find_runs(root)
+    try:
+        return find_runs(root)
+    except OSError as error:
+        print(f"error: cannot look for runs in {root}: {error}", file=sys.stderr)
+        return None

@@ -3,15 +3,16 @@
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
+from typing import Any, get_args
 
 from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.launch import relaunch
 from dst.launcher.seen import LOST, look
-from dst.launcher.settings import LauncherSettings
+from dst.launcher.settings import Cluster, LauncherSettings
 from dst.launcher.submit import SubmissionError
 from dst.records.read import read_launch
 from dst.records.store import RecordError
@@ -35,16 +36,18 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     states = (*_STATES, "preempted") if options.preempted else _STATES
     wanted = [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]
-    launched = {folder: launch for folder in wanted if (launch := read_launch(folder))}
+    launched = {folder: launch for folder in wanted if (launch := read_launch(folder)) and _settings(launch)}
     for folder in wanted:
         if folder not in launched:
-            print(f"left alone, since it was not launched as a job: {folder}; run its command again")
+            print(f"left alone, since no launch.json says how it was submitted: {folder}; run its command again")
     if options.dry_run:
         print("\n".join([*map(str, launched), f"{len(launched)} runs would be submitted"]))
         return 0
     groups: dict[tuple[str, LauncherSettings], list[Path]] = defaultdict(list)
     for folder, launch in launched.items():
-        groups[launch.get("cwd", os.getcwd()), LauncherSettings(**launch["settings"])].append(folder.resolve())
+        settings = _settings(launch)
+        if settings is not None:
+            groups[launch.get("cwd", os.getcwd()), settings].append(folder.resolve())
     failed = False
     for (cwd, settings), together in groups.items():
         try:
@@ -59,6 +62,15 @@ def main(arguments: Sequence[str]) -> int:
     if not groups:
         print("nothing to submit: no run below that folder has failed or was lost")
     return 1 if failed else 0
+
+
+def _settings(launch: Mapping[str, Any]) -> LauncherSettings | None:
+    """Return how a run was submitted; None if that is not on record, or is nothing that could have been."""
+    try:
+        settings = LauncherSettings(**launch["settings"])
+    except (KeyError, TypeError):
+        return None
+    return settings if settings.cluster in get_args(Cluster) and not settings.problems() else None
 
 
 if __name__ == "__main__":

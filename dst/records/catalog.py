@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dst.records.read import read_json, read_status, read_summary
+from dst.records.read import read_run, read_status, read_summary
 from dst.records.store import RecordError
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def _row(root: Path, folder: Path) -> dict[str, Any]:
         "identity": "{}",
     }
     try:
-        run, status, summary = read_json(folder / "run.json"), read_status(folder) or {}, read_summary(folder) or {}
-    except RecordError as error:
+        run, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
+    except (OSError, RecordError) as error:
         return place | {"state": "unreadable", "error": str(error)}
     identity = run.get("identity", {})
     place |= {name: run[name] for name in ("id", "name", "created") if name in run}
