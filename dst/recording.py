@@ -111,6 +111,7 @@ def check_continuable(folder: Path, *, strict: bool) -> None:
     """
     about = read_run(folder)
     if "dataset" in about:
+        _check_complete(folder, about)
         here = {"code": code_version(), "versions": library_versions()}
         _check_same(folder, about, here, strict=strict)
 
@@ -163,8 +164,7 @@ def _check_own(folder: Path, config: Config) -> None:
 
 def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
     """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
-    if not {"dataset", "code", "versions", "device"} <= begun.keys():
-        raise ConfigError([_INCOMPLETE.format(folder)])
+    _check_complete(folder, begun)
     name = folder.name
     if begun["dataset"] != here["dataset"]:
         raise ConfigError(
@@ -173,6 +173,12 @@ def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[st
     if begun.get("sources", {}) != here["sources"]:
         raise ConfigError([f"run {name} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
     _check_same(folder, begun, here, strict=strict)
+
+
+def _check_complete(folder: Path, begun: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless it is on record what a run was begun with."""
+    if not {"dataset", "code", "versions", "device"} <= begun.keys():
+        raise ConfigError([_INCOMPLETE.format(folder)])
 
 
 def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:

@@ -93,6 +93,8 @@ def sync_run(
         return Outcome(FAILED, str(error))
     except KeyError as error:
         return Outcome(FAILED, f"run.json lacks {error}")
+    except (TypeError, ValueError, AttributeError) as error:  # a key of its config is not what it must be
+        return Outcome(FAILED, f"run.json is damaged: {error}")
     return Outcome(SENT, "; ".join([what, *notes]))
 
 

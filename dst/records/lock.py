@@ -163,7 +163,7 @@ def _read(folder: Path) -> Holder | None:
         found = Holder(**json.loads(text))
     except OSError:
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return _UNKNOWN if text else None
     is_whole = isinstance(found.host, str) and type(found.pid) is int and isinstance(found.job, str | None)
     return found if is_whole and found.pid > 0 else _UNKNOWN

@@ -43,7 +43,7 @@ _RUN: Final = {
 }
 _RUN_WITHIN: Final = {
     **{"identity": {"seed": _COUNT}, "config": {"seed": _COUNT}},
-    "code": {"digest": _TEXT, "git": f"{_TEXT} or nothing", "diff": f"{_TEXT} or nothing"},
+    "code": {"git": f"{_TEXT} or nothing", "diff": f"{_TEXT} or nothing"},
 }
 _LAUNCH: Final = {
     **{"cluster": _TEXT, "submitted": _NUMBER, "settings": _FLAT, "cwd": _TEXT, "runs": _COUNT},
@@ -62,6 +62,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     _check(path, about, _RUN)
     for part, fields in _RUN_WITHIN.items():
         _check(path, about.get(part, {}), fields, within=f"{part}.")
+    if "code" in about:
+        _check(path, about["code"], {"digest": _TEXT}, needed=True, within="code.")
     return about
 
 
@@ -117,6 +119,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         if line.get("event") == RESUME_EVENT:
             rows = {step: row for step, row in rows.items() if step <= line["step"]}
         else:
+            _check(folder / "metrics.jsonl", line, {"time/seconds": f"{_NUMBER} or nothing"})
             rows.setdefault(line["step"], {}).update(line)
     return [rows[step] for step in sorted(rows)]
 
@@ -159,7 +162,7 @@ def _check(
         if name not in values and not needed:
             continue
         value = values.get(name)
-        if not any(_HOLDS[kind](value) for kind in may_be.split(" or ")):
+        if name not in values or not any(_HOLDS[kind](value) for kind in may_be.split(" or ")):
             found = repr(value)[:40] if name in values else "missing"
             raise RecordError(f"{path}: {within}{name} must be {may_be}, but is {found}: restore it from a copy")
 
