@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from dst.cli import main
+from dst.terminal import program
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], conf=Path(__file__).resolve().parent / "conf"))
+    sys.exit(program(lambda: main(sys.argv[1:], conf=Path(__file__).resolve().parent / "conf"), shows=False))

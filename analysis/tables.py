@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 
 from dst.records.catalog import catalog, newest, recorded
+from dst.terminal import program
 
 SEED: Final = "config.seed"
 ACCURACY: Final = "test/accuracy"
@@ -197,4 +198,4 @@ def cell_text(value: Any, spec: str = ".10g") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(main))

@@ -18,7 +18,7 @@ from dst.config import Config, ConfigError, id_of, identity, run_name
 from dst.environment import JOB
 from dst.recording import create, digest, found_here, frozen, held
 from dst.records.catalog import attempt_folder, find_runs
-from dst.records.read import read_json, read_status, read_summary
+from dst.records.read import read_attempts, read_run, read_status, read_summary
 from dst.records.store import Record
 from dst.report import is_complete, layer_table, run_report
 
@@ -164,15 +164,16 @@ class _Attempt:
     """One attempt at a run: it watches the training loop, keeps the record, and puts the outcome on it."""
 
     def __init__(self, cell: Cell, record: Record, parts: "Parts", with_tables: bool) -> None:
+        from dst.tracking.progress import progress
         from dst.tracking.tracker import Untracked
         from dst.training.checkpoint import Checkpoints
 
         self.cell, self.record, self.parts = cell, record, parts
         self.training = parts.training
         self.with_tables = with_tables
-        self.attempt: int = (read_status(record.folder) or {"attempt": 0})["attempt"] + 1
-        self.checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep)
-        self.progress: Progress | None = None
+        self.attempt = _attempts(record.folder) + 1
+        self.checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep, cell.id)
+        self.progress: Progress = progress("none", self.training.total_steps, 0)
         self.tracker: Tracker = Untracked()
         self.summary: dict[str, Any] = {}
         self.state = "failed"
@@ -180,15 +181,21 @@ class _Attempt:
         self._started = {"started": time.time(), "started_step": 0}
 
     def carry_out(self, stop: "StopFlag") -> str:
-        """Train to the end and write the summary; every way to end leaves a truthful status."""
+        """Train to the end and write the summary; every way to end leaves a truthful status.
+
+        Nothing is said of the end before it is on record.
+        """
         try:
-            return self._train(stop)
+            told = self._train(stop)
+            self.progress.close()
+            print(told, file=sys.stdout if self.state == "done" else sys.stderr, flush=True)
+            return self.state
         finally:
-            if self.progress is not None:
-                self.progress.close()
+            self.progress.close()
             self.tracker.finish()
 
     def _train(self, stop: "StopFlag") -> str:
+        """Train, put the end on record, whatever it is, and return what is to be said of it."""
         from dst.training.checkpoint import CheckpointError
         from dst.training.guard import DivergedError
         from dst.training.stopping import StopRequestedError
@@ -197,19 +204,22 @@ class _Attempt:
             self._begin()
             self.training.run(self, stop)
             self._finish()
-            return self.state
         except StopRequestedError as error:
             return self._end("preempted", str(error))
         except DivergedError as error:
             return self._end("diverged", f"{error}; try a smaller schedule.lr.peak or a warm-up")
         except KeyboardInterrupt:
-            self._end("preempted", "interrupted twice: not saved since the last checkpoint")
-            raise
+            if self.state != "done":
+                print(self._end("preempted", "interrupted twice: not saved since the last checkpoint"), file=sys.stderr)
+                raise
         except (OSError, CheckpointError) as error:  # full disks and the like: the message says it all
             return self._end("failed", f"{type(error).__name__}: {error}")
         except Exception as error:
-            traceback.print_exc()
-            return self._end("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+            trace = traceback.format_exc()
+            return trace + self._end("failed", f"{type(error).__name__}: {error}", trace)
+        layers = [layer_table(self.training.sparsifier.layers)] if self.with_tables else []
+        about = run_name(self.cell.config), self.record.folder, self.summary, {"attempt": self.attempt}
+        return "\n".join([*layers, run_report(*about)])
 
     # -- what the training loop tells ----------------------------------------------------------------------------------
 
@@ -217,7 +227,7 @@ class _Attempt:
         """Log values, and show them where people look."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
         self.tracker.look()
-        if "val/accuracy" in values and self.progress is not None:
+        if "val/accuracy" in values:
             sparsifier = self.training.sparsifier
             self.progress.show(
                 {
@@ -233,8 +243,7 @@ class _Attempt:
 
     def on_step(self, step: int) -> None:
         """Move the progress display, and now and then the heartbeat."""
-        if self.progress is not None:
-            self.progress.advance(step)
+        self.progress.advance(step)
         since_begin = time.time() - self._started["started"]
         if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # at first more often
             self._status("running")
@@ -258,7 +267,7 @@ class _Attempt:
         path = self.checkpoints.path(training.counters.step).resolve() if state is not None else None
         training.processes.tell(path, is_last=True)
         step, total = training.counters.step, training.total_steps
-        if self.attempt > 1:
+        if self.attempt > 1 or self.record.has_history:
             self.record.mark_resume(step=step, attempt=self.attempt)
         self._started = {"started": time.time(), "started_step": step}
         self._status("running")
@@ -285,30 +294,28 @@ class _Attempt:
         self.summary = summary
         self.record.close()
         self._over("done")
-        if self.progress is not None:
-            self.progress.close()
-        if self.with_tables:
-            print(layer_table(self.training.sparsifier.layers))
-        print(report(self.record.folder), flush=True)
 
     def _end(self, state: str, error: str, trace: str | None = None) -> str:
-        """Put an end that is none on the record; if even that fails (a full disk), say so."""
-        print(f"run {self.record.folder.name} {state}: {error}", file=sys.stderr, flush=True)
+        """Put an end that is none on the record, and return what is to be said of it."""
+        told = f"run {self.record.folder.name} {state}: {error}"
         try:
             self._over(state, error, trace)
-        except OSError as problem:
-            print(f"and its status could not be written: {problem}", file=sys.stderr)
-        return state
+        except OSError as problem:  # such as a full disk
+            self.state = state
+            told += f"\nand its status could not be written: {problem}"
+        return told
 
     def _over(self, state: str, error: str | None = None, trace: str | None = None) -> None:
-        """Put the end of this attempt on the record."""
+        """Put the end of this attempt on the record; its status is what counts, the rest is told beside it."""
         self._status(state, error, trace)
-        self.record.log_attempt(
-            self.attempt, ended=time.time(), step=self.training.counters.step, state=state, error=error
-        )
+        try:
+            self.record.log_attempt(
+                self.attempt, ended=time.time(), step=self.training.counters.step, state=state, error=error
+            )
+        except OSError as problem:
+            print(f"warning: the end of attempt {self.attempt} is not in attempts.jsonl: {problem}", file=sys.stderr)
 
     def _status(self, state: str, error: str | None = None, trace: str | None = None) -> None:
-        self.state = state
         self._beat = time.monotonic()
         self.record.write_status(
             state,
@@ -320,9 +327,18 @@ class _Attempt:
             job=os.environ.get(JOB),
             **self._started,
         )
+        self.state = state
 
 
 def report(folder: Path) -> str:
     """Return what is to be said of a finished run, from its record alone."""
-    about, summary = read_json(folder / "run.json"), read_summary(folder)
-    return run_report(about["name"], folder, summary or {}, read_status(folder) or {})
+    name, summary = read_run(folder).get("name", folder.name), read_summary(folder)
+    return run_report(name, folder, summary or {}, read_status(folder) or {})
+
+
+def _attempts(folder: Path) -> int:
+    """Return how many attempts at a run there have been."""
+    told: list[int] = [
+        attempt["attempt"] for attempt in [read_status(folder) or {"attempt": 0}, *read_attempts(folder)]
+    ]
+    return max(told)

@@ -8,6 +8,7 @@ from pathlib import Path
 from dst.config import ConfigError
 from dst.environment import wait_without_spinning
 from dst.records.store import RecordError
+from dst.terminal import shown
 from dst.training.place import place
 
 _DESCRIPTION = """\
@@ -50,14 +51,16 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     try:
         if not speaks and (options.cfg or options.forecast):
             return 0
+        _check_text(options.overrides)
         if options.cfg:
             from dst.compose import compose, show
 
             print(show(compose(conf, options.overrides, resolve=options.resolve), options.package))
-            return 0
+            return shown()
         from dst.sweep import run_cells
 
-        return run_cells(conf, options.overrides, multirun=options.multirun, forecast=options.forecast)
+        code = run_cells(conf, options.overrides, multirun=options.multirun, forecast=options.forecast)
+        return code or (shown() if options.forecast else 0)
     except ConfigError as error:
         if speaks:
             print(error.text(), file=sys.stderr)
@@ -67,6 +70,16 @@ def main(arguments: Sequence[str], conf: Path) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _check_text(overrides: Sequence[str]) -> None:
+    """Raise ConfigError if there are bytes among the overrides that are no text in the encoding of this locale."""
+    encoding = sys.getfilesystemencoding()
+    bad = [text for text in overrides if any("\ud800" <= character <= "\udfff" for character in text)]
+    if bad:
+        raise ConfigError(
+            [f"{text!a}: no text in this locale's encoding, {encoding}; try LC_ALL=C.UTF-8" for text in bad]
+        )
 
 
 def _speaks() -> bool:

@@ -1,6 +1,7 @@
 """The record of a run at its beginning: what is frozen into it, and whether it can be continued as it was begun."""
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.compose import to_yaml
-from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, id_of, run_name
+from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, id_of, identity, run_name
 from dst.environment import JOB
 from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
-from dst.records.read import read_json
+from dst.records.read import read_run
 from dst.records.store import Record
 from dst.verified import changed
 
@@ -87,9 +88,9 @@ def refreeze(record: Record, config: Config) -> str:
     When a run is continued, what cannot change its result (where it runs, how it is tracked) may be new.
     """
     text, path = to_yaml(frozen(config)), record.folder / "config.yaml"
-    if not path.exists() or path.read_text() != text:
+    if _text(path) != text:
         record.write_config(text)
-    about = read_json(record.folder / "run.json")
+    about = read_run(record.folder)
     new = {**about, "config": flatten(frozen(config)), "config_digest": digest(text)}
     if "dataset" not in about:  # it has not begun
         new["code"] = code_version()
@@ -108,9 +109,17 @@ def check_unchanged(folder: Path, config: Config) -> None:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
         return
-    recorded = read_json(folder / "run.json").get("config_digest")
+    recorded = read_run(folder).get("config_digest")
     if found != recorded and found != digest(to_yaml(frozen(config))):
         raise ConfigError([changed(path, found, recorded, "recorded in run.json")])
+
+
+def _text(path: Path) -> str | None:
+    """Return what a file holds; None if there is no such file, or no text in it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
 
 
 def digest(text: str) -> str:
@@ -148,8 +157,9 @@ def check_continuable(folder: Path, *, strict: bool) -> None:
 
     As far as can be seen from here, without its data and its device.
     """
-    about = read_json(folder / "run.json")
+    about = read_run(folder)
     if "dataset" in about:
+        _check_complete(folder, about)
         here = {"code": code_version(), "versions": library_versions()}
         _check_same(folder, about, here, strict=strict)
 
@@ -172,6 +182,7 @@ def held(record: Record, config: Config, here: Mapping[str, Any]) -> Iterator[No
         except OSError as error:
             raise ConfigError([f"run {record.folder.name} cannot be locked: {error}"]) from error
         stack.enter_context(record)
+        _check_own(record.folder, config)
         check_unchanged(record.folder, config)
         _begin_or_continue(record, here, strict=config.hardware.determinism == "strict")
         refreeze(record, config)
@@ -180,19 +191,30 @@ def held(record: Record, config: Config, here: Mapping[str, Any]) -> Iterator[No
 
 def _begin_or_continue(record: Record, here: Mapping[str, Any], *, strict: bool) -> None:
     """Put on record what the run begins with, or see that it continues with the same."""
-    about = read_json(record.folder / "run.json")
+    about = read_run(record.folder)
     if "dataset" in about:
         return _check_continuation(record.folder, about, here, strict=strict)
-    if {"id", "code"} <= about.keys():
-        _check_same(record.folder, about, {"code": here["code"]}, strict=strict)
-        return record.write_run({**about, **here, "code": about["code"]})
-    raise ConfigError([f"{record.folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
+    if "code" not in about or record.checkpoints.exists():  # before the first one, what it begins with is on record
+        raise ConfigError([_INCOMPLETE.format(record.folder)])
+    _check_same(record.folder, about, {"code": here["code"]}, strict=strict)
+    return record.write_run({**about, **here, "code": about["code"]})
+
+
+def _check_own(folder: Path, config: Config) -> None:
+    """Raise ConfigError unless ``run.json`` is that of this run."""
+    own = identity(config)
+    about, wanted = read_run(folder), json.loads(json.dumps({"id": id_of(own), "identity": own}))
+    if not wanted.keys() <= about.keys():
+        raise ConfigError([_INCOMPLETE.format(folder)])
+    for name, value in wanted.items():
+        if about[name] != value:
+            told = f"{folder}/run.json says {name}: {about[name]}, but this run has {value}"
+            raise ConfigError([f"{told}: somebody changed it; restore it, or add output.resume=never to start anew"])
 
 
 def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
     """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
-    if not {"dataset", "code", "versions", "device"} <= begun.keys():
-        raise ConfigError([f"{folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
+    _check_complete(folder, begun)
     name = folder.name
     if begun["dataset"] != here["dataset"]:
         raise ConfigError(
@@ -201,6 +223,12 @@ def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[st
     if begun.get("sources", {}) != here["sources"]:
         raise ConfigError([f"run {name} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
     _check_same(folder, begun, here, strict=strict)
+
+
+def _check_complete(folder: Path, begun: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless it is on record what a run was begun with."""
+    if not {"dataset", "code", "versions", "device"} <= begun.keys():
+        raise ConfigError([_INCOMPLETE.format(folder)])
 
 
 def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
@@ -222,9 +250,10 @@ def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any],
         print(f"warning: continuing run {folder.name} with changed {told}", file=sys.stderr)
 
 
+_INCOMPLETE = "{}/run.json is incomplete: restore it, or add output.resume=never to start anew"
 _ANEW = "go back to what it was begun with, or add output.resume=never to start anew"
 
 
 def _code(about: Mapping[str, Any]) -> str:
-    commit = about["code"]["git"]
+    commit = about["code"].get("git")
     return f"{about['code']['digest']}{f' at commit {commit[:10]}' if commit else ''}"

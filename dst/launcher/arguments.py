@@ -19,7 +19,7 @@ def command(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def folders_below(root: Path) -> list[Path] | None:
-    """Return the folders of the runs that a folder holds; None, having said so, if there is no such folder.
+    """Return the folders of the runs that a folder holds; None, having said so, if that cannot be.
 
     Runs that a group there holds, and that are not where it says, are told.
     """
@@ -33,8 +33,12 @@ def folders_below(root: Path) -> list[Path] | None:
 
 
 def members_below(root: Path) -> list[Member] | None:
-    """Return the runs that a folder holds, missing ones too; None, having said so, if there is no such folder."""
+    """Return the runs that a folder holds, missing ones too; None, having said so, if that cannot be."""
     if not root.is_dir():
         print(f"error: there is no folder {root}; give an output root, a group, or a run's folder", file=sys.stderr)
         return None
-    return members(root)
+    try:
+        return members(root)
+    except OSError as error:
+        print(f"error: cannot look for runs in {root}: {error}", file=sys.stderr)
+        return None

@@ -14,6 +14,7 @@ from dst.launcher.seen import Seen, look
 from dst.records.lock import holder
 from dst.records.read import read_launch, read_status
 from dst.records.store import Record
+from dst.terminal import program
 
 _DESCRIPTION = """\
 Cancel the jobs of all runs below DIR that are queued or running. A running one saves and stops; the command that
@@ -81,4 +82,4 @@ def _mark_cancelled(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:])))

@@ -26,6 +26,7 @@ from dst.records.lock import holder
 from dst.records.read import read_status
 from dst.records.store import Record, RecordError
 from dst.states import ENDED, EXIT_CODES, worst
+from dst.terminal import secure
 
 _POLL_S: Final = 0.2
 _STOPPED: Final = EXIT_CODES["preempted"]
@@ -72,6 +73,7 @@ class Job:
 
     def __call__(self) -> None:
         """Carry the runs out; exit with the worst code of theirs unless it is 0."""
+        secure()
         supervisor = _Supervisor(self)
         _remove_half_written(supervisor.environment.paths.submitted_pickle)
         code = supervisor.carry_out()

@@ -21,6 +21,7 @@ from dst.records.lock import holder
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from dst.states import EXIT_CODES
+from dst.terminal import program
 from dst.together import together
 from dst.training.stopping import StopFlag
 from dst.verified import frozen_config
@@ -43,12 +44,12 @@ def main(arguments: Sequence[str]) -> int:
             print(error.text(), file=sys.stderr)
             return EXIT_CODES["refused"]
         except ConfigError as error:
-            print(error.text(), file=sys.stderr)
             _fail(options.folder, error.text())
+            print(error.text(), file=sys.stderr)
             return EXIT_CODES["refused"]
         except Exception as error:
-            traceback.print_exc()
             _fail(options.folder, f"{type(error).__name__}: {error}", traceback.format_exc())
+            traceback.print_exc()
             return EXIT_CODES["failed"]
 
 
@@ -92,4 +93,4 @@ def _fail(folder: Path, error: str, trace: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:]), shows=False))

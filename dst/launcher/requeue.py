@@ -3,20 +3,22 @@
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
+from typing import Any, get_args
 
 from dst.app import Cell
 from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.launch import relaunch
 from dst.launcher.seen import LOST, look
-from dst.launcher.settings import LauncherSettings
+from dst.launcher.settings import Cluster, LauncherSettings
 from dst.launcher.submit import SubmissionError
 from dst.records.read import read_launch
 from dst.records.store import RecordError
 from dst.states import EXIT_CODES, worst
+from dst.terminal import program
 from dst.verified import frozen_config
 
 _DESCRIPTION = """\
@@ -37,10 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     states = (*_STATES, "preempted") if options.preempted else _STATES
     wanted = [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]
-    launched = {folder: launch for folder in wanted if (launch := read_launch(folder))}
+    launched = {folder: launch for folder in wanted if (launch := read_launch(folder)) and _settings(launch)}
     for folder in wanted:
         if folder not in launched:
-            print(f"left alone, since it was not launched as a job: {folder}; run its command again")
+            print(f"left alone, since no launch.json says how it was submitted: {folder}; run its command again")
     cells = _verified(launched)
     code = EXIT_CODES["refused"] if len(cells) < len(launched) else 0
     if options.dry_run:
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     groups: dict[tuple[str, LauncherSettings], list[Cell]] = defaultdict(list)
     for folder, cell in cells.items():
         launch = launched[folder]
-        groups[launch.get("cwd", os.getcwd()), LauncherSettings(**launch["settings"])].append(cell)
+        settings = _settings(launch)
+        if settings is not None:
+            groups[launch.get("cwd", os.getcwd()), settings].append(cell)
     for (cwd, settings), together in groups.items():
         try:
             with chdir(cwd):  # what a config says of folders holds from where it was submitted
@@ -76,5 +80,14 @@ def _verified(folders: Iterable[Path]) -> dict[Path, Cell]:
     return cells
 
 
+def _settings(launch: Mapping[str, Any]) -> LauncherSettings | None:
+    """Return how a run was submitted; None if that is not on record, or is nothing that could have been."""
+    try:
+        settings = LauncherSettings(**launch["settings"])
+    except (KeyError, TypeError):
+        return None
+    return settings if settings.cluster in get_args(Cluster) and not settings.problems() else None
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:])))

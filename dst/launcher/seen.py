@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from dst.launcher import slurm
 from dst.records.lock import holder
-from dst.records.read import read_json, read_launch, read_status, read_summary
+from dst.records.read import read_launch, read_run, read_status, read_summary
 from dst.records.store import RecordError
 
 LOST: Final = "lost"
@@ -55,13 +55,15 @@ def look(folders: Iterable[Path]) -> list[Seen]:
 def _launch(folder: Path) -> dict[str, Any]:
     try:
         return read_launch(folder) or {}
-    except RecordError:
-        return {}
+    except (OSError, RecordError) as error:
+        return {"damaged": str(error)}
 
 
 def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> Seen:
     job = (jobs or {}).get(str(launch.get("job")))
     status, name, summary = _recorded(folder)
+    if "damaged" in launch:
+        status = {**status, "state": "unreadable", "error": launch["damaged"]}
     is_held = holder(folder) is not None
     lives = is_held or _lives(launch, jobs)
     state, why = status["state"], status.get("error")
@@ -90,7 +92,7 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """Return a run's status, name and, when it is done, final figures, as far as its record can be read."""
     try:
         status = read_status(folder) or {"state": "unknown"}
-        name = str(read_json(folder / "run.json").get("name", folder.name))
+        name = str(read_run(folder).get("name", folder.name))
         return status, name, (read_summary(folder) or {}) if status["state"] == "done" else {}
     except (OSError, RecordError) as error:
         return {"state": "unreadable", "error": str(error)}, folder.name, {}
@@ -151,7 +153,7 @@ def process_started(pid: int) -> str | None:
 def _eta(status: dict[str, Any]) -> float | None:
     """Return the seconds to go, at the speed of this attempt so far."""
     steps = status.get("step", 0) - status.get("started_step", 0)
-    if steps <= 0 or not status.get("total_steps"):
+    if steps <= 0 or not status.get("total_steps") or "started" not in status:
         return None
     seconds = status["heartbeat"] - status["started"]
     return float(seconds / steps * (status["total_steps"] - status["step"]))
@@ -169,7 +171,7 @@ def _last_accuracy(folder: Path) -> float | None:
         if b'"val/accuracy"' in line:
             try:
                 value = json.loads(line)["val/accuracy"]
-            except ValueError:
+                return None if value is None else float(value)
+            except (ValueError, TypeError, KeyError):  # torn, or damaged: not worth losing sight of the run
                 continue
-            return None if value is None else float(value)
     return None

@@ -12,6 +12,7 @@ from dst.launcher.arguments import command, members_below
 from dst.launcher.seen import Seen, look
 from dst.records.catalog import Member
 from dst.report import table
+from dst.terminal import program
 
 _DESCRIPTION = """\
 Show what has become of the runs below DIR: state, attempt, step, time to go, last accuracy, job, why it failed.
@@ -84,4 +85,4 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:])))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dst.records.entries import SUFFIX, read_entry
-from dst.records.read import read_json, read_status, read_summary
+from dst.records.read import read_run, read_status, read_summary
 from dst.records.store import RecordError
 
 if TYPE_CHECKING:
@@ -161,8 +161,8 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
     if member.state is not None:
         return place
     try:
-        run, status, summary = read_json(folder / "run.json"), read_status(folder) or {}, read_summary(folder) or {}
-    except RecordError as error:
+        run, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
+    except (OSError, RecordError) as error:
         return place | {"state": "unreadable", "error": str(error)}
     identity = run.get("identity", {})
     place |= {name: run[name] for name in ("id", "name", "created") if name in run}

@@ -41,6 +41,10 @@ class Holder:
         return f"host {self.host}, process {self.pid}" + (f", job {self.job}" if self.job else "")
 
 
+_UNKNOWN: Final = Holder("unknown", 0)
+"""Of a lock whose content is damaged."""
+
+
 class LockedError(RuntimeError):
     """Somebody else holds the lock."""
 
@@ -153,10 +157,16 @@ def _age(path: Path) -> float:
 
 
 def _read(folder: Path) -> Holder | None:
+    """Return what the lock says of its holder, None if nobody has it; whom it does not tell, the heartbeat judges."""
     try:
-        return Holder(**json.loads((folder / NAME).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        text = (folder / NAME).read_bytes()
+        found = Holder(**json.loads(text))
+    except OSError:
         return None
+    except (ValueError, TypeError, RecursionError):
+        return _UNKNOWN if text else None
+    is_whole = isinstance(found.host, str) and type(found.pid) is int and isinstance(found.job, str | None)
+    return found if is_whole and found.pid > 0 else _UNKNOWN
 
 
 def _beat(path: Path, over: threading.Event) -> None:

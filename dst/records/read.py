@@ -1,18 +1,77 @@
-"""Reading one run folder, finished or not, also while it is being written."""
+"""Reading one run folder, finished or not, also while it is being written.
+
+What is read is what the writer would have written, field by field, or a ``RecordError`` that names file and field: who
+reads a record can rely on the types of what it says. Fields that are not known here are passed on as they are.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from dst.records.store import RESUME_EVENT, RecordError
+from dst.records.store import RESUME_EVENT, STATES, RecordError
+
+_TEXT: Final = "text"
+_COUNT: Final = "an integer from 0"
+_NUMBER: Final = "a number"
+_FLAT: Final = "a mapping"
+
+_HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
+    _TEXT: lambda value: isinstance(value, str),
+    _COUNT: lambda value: type(value) is int and value >= 0,
+    _NUMBER: lambda value: type(value) in (int, float),
+    _FLAT: lambda value: isinstance(value, dict),
+    "a state": lambda value: value in STATES,
+    "a process id": lambda value: isinstance(value, str) and value.isdecimal() and int(value) > 1,
+    "a truth value": lambda value: isinstance(value, bool),
+    "nothing": lambda value: value is None,
+}
+"""What a field may be, in words -> whether a value is that."""
+
+_STATUS: Final = {
+    **{"state": "a state", "attempt": _COUNT, "step": _COUNT, "total_steps": f"{_COUNT} or nothing"},
+    **{"error": f"{_TEXT} or nothing", "heartbeat": _NUMBER, "host": _TEXT, "pid": _COUNT},
+}
+_STATUS_MORE: Final = {
+    **{"started": _NUMBER, "started_step": _COUNT},
+    **{"job": f"{_TEXT} or nothing", "traceback": f"{_TEXT} or nothing"},
+}
+_RUN: Final = {
+    **{"schema": _COUNT, "id": _TEXT, "name": _TEXT, "created": _TEXT, "identity": _FLAT, "config": _FLAT},
+    **{"config_digest": _TEXT, "determinism": _TEXT, "command": _TEXT, "code": _FLAT, "versions": _FLAT},
+    **{"host": _TEXT, "platform": _TEXT, "machine": _TEXT, "device": _TEXT, "dataset": _FLAT, "sources": _FLAT},
+}
+_RUN_WITHIN: Final = {
+    **{"identity": {"seed": _COUNT}, "config": {"seed": _COUNT}},
+    "code": {"git": f"{_TEXT} or nothing", "diff": f"{_TEXT} or nothing"},
+}
+_LAUNCH: Final = {
+    **{"cluster": _TEXT, "submitted": _NUMBER, "settings": _FLAT, "cwd": _TEXT, "runs": _COUNT},
+    **{"job": f"{_TEXT} or nothing", "logs": _TEXT, "code": _TEXT, "host": _TEXT},
+    **{"process_started": f"{_TEXT} or nothing"},
+}
+_SETTINGS: Final = {
+    **{"cluster": _TEXT, "wait": "a truth value", "max_parallel": f"{_COUNT} or nothing", "runs_per_job": _COUNT},
+}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return the run's ``run.json``, fields of the right types if they are there; ``RecordError``, OSError."""
+    path = folder / "run.json"
+    about = read_json(path)
+    _check(path, about, _RUN)
+    for part, fields in _RUN_WITHIN.items():
+        _check(path, about.get(part, {}), fields, within=f"{part}.")
+    if "code" in about:
+        _check(path, about["code"], {"digest": _TEXT}, needed=True, within="code.")
+    return about
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file; ``RecordError`` if it holds anything else, ``FileNotFoundError``."""
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON ({error}): restore it from a copy, or remove the run folder") from error
     if not isinstance(value, dict):
         raise RecordError(f"{path} holds a {type(value).__name__}, not a mapping: restore it, or remove the run folder")
@@ -21,17 +80,33 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_status(folder: Path) -> dict[str, Any] | None:
     """Return the run's ``status.json``, None if it has none; ``RecordError`` if it is damaged."""
-    return _read_optional(folder / "status.json")
+    path = folder / "status.json"
+    status = _read_optional(path)
+    if status is not None:
+        _check(path, status, _STATUS, needed=True)
+        _check(path, status, _STATUS_MORE)
+    return status
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """Return the run's ``summary.json``, None if it has none; ``RecordError`` if it is damaged."""
-    return _read_optional(folder / "summary.json")
+    path = folder / "summary.json"
+    summary = _read_optional(path)
+    if summary is not None:
+        _check(path, summary, {name: f"{_NUMBER} or nothing" for name in summary if "/" in name})
+    return summary
 
 
 def read_launch(folder: Path) -> dict[str, Any] | None:
     """Return the run's ``launch.json``, None if it was not launched as a job; ``RecordError`` if it is damaged."""
-    return _read_optional(folder / "launch.json")
+    path = folder / "launch.json"
+    launch = _read_optional(path)
+    if launch is not None:
+        _check(path, launch, _LAUNCH)
+        _check(path, launch.get("settings", {}), _SETTINGS, within="settings.")
+        if launch.get("cluster") == "local":  # where it is a process, which may be signalled
+            _check(path, launch, {"job": "a process id or nothing"})
+    return launch
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -40,7 +115,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     A resume at step k voids the lines before it that lie beyond k; what a crash tore is left out.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for line in _lines(folder / "metrics.jsonl"):
+    path = folder / "metrics.jsonl"
+    for line in _lines(path, {"step": _COUNT}):
+        _check(path, line, {"time/seconds": f"{_NUMBER} or nothing"})
         merge(rows, line)
     return [rows[step] for step in sorted(rows)]
 
@@ -60,10 +137,11 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
     A (step, layer) occurs once: the later row wins. A resume voids as in ``read_metrics``.
     """
     rows: dict[tuple[int, str], dict[str, Any]] = {}
-    for line in _lines(folder / "layers.jsonl"):
+    for line in _lines(folder / "layers.jsonl", {"step": _COUNT}):
         if line.get("event") == RESUME_EVENT:
             rows = {key: row for key, row in rows.items() if key[0] <= line["step"]}
         else:
+            _check(folder / "layers.jsonl", line, {"layer": _TEXT}, needed=True)
             rows[line["step"], line["layer"]] = line
     return sorted(rows.values(), key=lambda row: int(row["step"]))
 
@@ -71,7 +149,7 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
     """Return what is known of each attempt at a run, oldest first; later lines add to earlier ones."""
     rows: dict[int, dict[str, Any]] = {}
-    for line in _lines(folder / "attempts.jsonl"):
+    for line in _lines(folder / "attempts.jsonl", {"attempt": _COUNT}):
         rows.setdefault(line["attempt"], {}).update(line)
     return [rows[number] for number in sorted(rows)]
 
@@ -83,10 +161,25 @@ def _read_optional(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines of a history."""
+def _check(
+    path: Path, values: Mapping[str, Any], fields: Mapping[str, str], *, needed: bool = False, within: str = ""
+) -> None:
+    """Raise RecordError unless each field is what it may be, or, if it is not ``needed``, is not there."""
+    for name, may_be in fields.items():
+        if name not in values and not needed:
+            continue
+        value = values.get(name)
+        if name not in values or not any(_HOLDS[kind](value) for kind in may_be.split(" or ")):
+            found = repr(value)[:40] if name in values else "missing"
+            raise RecordError(f"{path}: {within}{name} must be {may_be}, but is {found}: restore it from a copy")
+
+
+def _lines(path: Path, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield the complete lines of a history. ``fields``: what every line must hold."""
     if path.exists():
-        yield from parsed(path.read_bytes())
+        for line in parsed(path.read_bytes()):
+            _check(path, line, fields, needed=True)
+            yield line
 
 
 def parsed(data: bytes) -> Iterator[dict[str, Any]]:
@@ -94,7 +187,7 @@ def parsed(data: bytes) -> Iterator[dict[str, Any]]:
     for text in data.split(b"\n"):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             yield line

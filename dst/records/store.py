@@ -65,6 +65,11 @@ class Record:
         """The folder of the run's checkpoints; whoever saves one makes it."""
         return self.folder / "checkpoints"
 
+    @property
+    def has_history(self) -> bool:
+        """Say whether an attempt has begun to write one."""
+        return any((self.folder / name).exists() for name in ("metrics.jsonl", "layers.jsonl"))
+
     def write_config(self, config_yaml: str) -> None:
         """Replace ``config.yaml``."""
         self._replace("config.yaml", config_yaml)

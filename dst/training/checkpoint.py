@@ -1,55 +1,94 @@
-"""Numbered checkpoints, written atomically, each with a digest; the newest valid one counts.
+"""Numbered checkpoints, written atomically, each with a digest and the id of its run; the newest valid one counts.
 
-A checkpoint is ``step_<n>.pt`` (tensors and plain data only) and ``step_<n>.json`` (its digest), which is written last:
-without it the checkpoint does not exist.
+A checkpoint is ``step_<n>.pt`` (tensors and plain data only) and ``step_<n>.json``, its manifest, which comes last:
+without it the checkpoint does not exist. What cannot be read at the moment is not taken for damaged: only content that
+differs from its manifest is, and it is set aside as ``<name>.damaged``. Nothing else in the folder is touched.
 """
 
 import hashlib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import torch
 
-FORMAT = 1
+FORMAT: Final = 1
+
+_MANIFEST: Final = re.compile(r"step_(\d{9,})\.json")
+_LEFTOVER: Final = re.compile(r"step_\d{9,}\.(pt|json)\.tmp")
+_DAMAGED: Final = re.compile(r"(step_\d{9,})\.(pt|json)\.damaged")
+_KEPT_DAMAGED: Final = 2
+"""So many damaged checkpoints are kept, the latest ones, for whoever wants to know what has happened to them."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint of another format of ours: not damaged, but not ours to read or to remove."""
+    """A checkpoint that is not damaged and yet not to be used: of another format, or of another run."""
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint that cannot be read now, which says nothing of what it holds."""
+
+
+class _DamagedError(ValueError):
+    """A checkpoint that is proven not to be what was written."""
 
 
 class Checkpoints:
-    """The checkpoints of one run in ``folder``, of which the newest ``keep`` are kept."""
+    """The checkpoints of one run in ``folder``, of which the newest ``keep`` are kept.
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    ``run``: the run's id, which its checkpoints carry; those who only read leave it out, and take any run's. One
+    without an id, which an earlier version of this code wrote, is taken for the run's own.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, run: str | None = None) -> None:
         self.folder = folder
         self._keep = keep
+        self._run = run
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint unless this step has a valid one; OSError (disk full) leaves earlier ones alone."""
+        """Write a checkpoint unless this step has a valid one; OSError (disk full) leaves earlier ones alone.
+
+        The manifest is complete on the disk before the data gets its name, so that data whose manifest did not get its
+        own, since the process was killed in between, is known to be of this program.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.path(step)
-        if data.with_suffix(".json").exists() and _problem(data.with_suffix(".json")) is None:
+        if self._is_saved(data.with_suffix(".json")):
             return
-        _write_atomically(data, lambda file: torch.save(state, file))
-        manifest = {"format": FORMAT, "step": step, "bytes": data.stat().st_size, "sha256": sha256(data)}
-        _write_atomically(data.with_suffix(".json"), lambda file: file.write(json.dumps(manifest).encode()))
-        self._prune()
+        _write(data, lambda file: torch.save(state, file))
+        partial = _partial(data)
+        manifest = {"format": FORMAT, "step": step, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
+        if self._run is not None:
+            manifest["run"] = self._run
+        _write(data.with_suffix(".json"), lambda file: file.write(json.dumps(manifest).encode()))
+        with _writing(data):
+            for path in (data, data.with_suffix(".json")):
+                os.replace(_partial(path), path)
+            _sync(self.folder)
+        try:
+            self._prune()
+        except OSError as error:  # the next save tries again
+            print(f"warning: an old checkpoint cannot be removed: {error}", file=sys.stderr)
 
     def load_newest(self, map_location: str = "cpu") -> dict[str, Any] | None:
-        """Return the state of the newest valid checkpoint, or None; damaged ones are passed over with a warning."""
-        for manifest_path in self._manifests():
-            problem = _problem(manifest_path)
-            if problem is None:
-                data = manifest_path.with_suffix(".pt")
-                state: dict[str, Any] = torch.load(data, map_location=map_location, weights_only=True)
-                return state
-            print(f"warning: passing over checkpoint {manifest_path.stem}: {problem}", file=sys.stderr)
-            manifest_path.unlink()  # or it would be kept in place of a good one
+        """Return the state of the newest valid checkpoint, or None; damaged ones are set aside with a warning.
+
+        Raises UnreadableError if one cannot be read now, CheckpointError if one is of another format or another run:
+        going on from an older one, or from the start, would throw away what can still be had.
+        """
+        for manifest in self._manifests():
+            try:
+                with self._verified(manifest) as file:
+                    state: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
+                    return state
+            except _DamagedError as error:
+                print(f"warning: passing over checkpoint {manifest.stem}: {error}; set aside", file=sys.stderr)
+                self._set_aside(manifest)
         return None
 
     def path(self, step: int) -> Path:
@@ -57,9 +96,19 @@ class Checkpoints:
         return self.folder / f"step_{step:09d}.pt"
 
     def newest(self) -> Path | None:
-        """Return the file of the newest valid checkpoint, for those who only read; None if there is none."""
-        found = (path.with_suffix(".pt") for path in self._manifests() if _problem(path) is None)
-        return next(found, None)
+        """Return the file of the newest valid checkpoint, for those who only read; None if there is none.
+
+        Raises as ``load_newest`` does.
+        """
+        for manifest in self._manifests():
+            try:
+                with self._verified(manifest):
+                    return manifest.with_suffix(".pt")
+            except _DamagedError:
+                continue
+        return None
+
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def with_digest(self, digest: str) -> Path | None:
         """Return the file of the checkpoint that was written with this digest, for those who only read."""
@@ -70,36 +119,124 @@ class Checkpoints:
         return None
 
     def _manifests(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*.json"), reverse=True)
+        """Return the manifests, of the newest checkpoint first."""
+        try:
+            entries = list(os.scandir(self.folder))
+        except FileNotFoundError as error:
+            if self.folder.is_symlink():  # to a disk that is not there now
+                raise UnreadableError(f"the checkpoints in {self.folder} cannot be read now ({error})") from error
+            return []
+        found = [match for entry in entries if (match := _MANIFEST.fullmatch(entry.name)) and not entry.is_dir()]
+        return [self.folder / match[0] for match in sorted(found, key=lambda match: -int(match[1]))]
 
-    def _prune(self) -> None:
-        """Remove all but the newest checkpoints, manifest first, and what broken writes left behind."""
-        manifests = self._manifests()
-        for manifest in manifests[self._keep :]:
-            manifest.unlink()
-        keep = {path.stem for path in manifests[: self._keep]}
-        for path in self.folder.iterdir():
-            if path.stem not in keep or path.suffix == ".tmp":
+    @contextmanager
+    def _verified(self, manifest: Path) -> Iterator[BinaryIO]:
+        """Open the data of a checkpoint, at its beginning, once it is known to be what the manifest says."""
+        data = manifest.with_suffix(".pt")
+        try:
+            said = _said(manifest)
+            self._check_own(data, said)
+            try:
+                file = data.open("rb")
+            except FileNotFoundError as error:
+                raise _DamagedError(f"{data.name} is missing") from error
+            with file:
+                size = os.fstat(file.fileno()).st_size
+                if size != said["bytes"]:
+                    raise _DamagedError(f"it has {size} bytes instead of {said['bytes']}")
+                if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
+                    raise _DamagedError("its content does not match its digest")
+                file.seek(0)
+                yield file
+        except OSError as error:
+            raise UnreadableError(
+                f"checkpoint {data} cannot be read now ({error}); nothing was changed: "
+                "run the same command again when it can be read, or move it away to do without it"
+            ) from error
+
+    def _check_own(self, data: Path, said: dict[str, Any]) -> None:
+        if said["format"] != FORMAT:
+            raise CheckpointError(
+                f"checkpoint {data} has format {said['format']}, this code reads {FORMAT}; use the code that wrote it"
+            )
+        if not self._is_own(said):
+            raise CheckpointError(
+                f"checkpoint {data} is of run {said['run']}, not of run {self._run}: it was copied here. Move it away; "
+                "a run that shall begin with the weights or masks of another one names its folder in model.weights or "
+                "sparsity.init.path"
+            )
+
+    def _is_own(self, said: dict[str, Any]) -> bool:
+        return self._run is None or said.get("run", self._run) == self._run
+
+    def _is_saved(self, manifest: Path) -> bool:
+        """Say whether a valid checkpoint is there already."""
+        if not manifest.exists():
+            return False
+        try:
+            with self._verified(manifest):
+                return True
+        except (_DamagedError, UnreadableError):
+            return False
+
+    # -- removing ------------------------------------------------------------------------------------------------------
+
+    def _set_aside(self, manifest: Path) -> None:
+        """Let a damaged checkpoint be none any more, without losing it; of those set aside the latest are kept."""
+        for path in (manifest, manifest.with_suffix(".pt")):
+            if path.exists():
+                path.replace(path.with_name(f"{path.name}.damaged"))
+        damaged = [(path.stat().st_mtime_ns, path, match[1]) for path, match in self._files(_DAMAGED)]
+        latest = list(dict.fromkeys([manifest.stem, *(stem for *_, stem in sorted(damaged, reverse=True))]))
+        for _, path, stem in damaged:
+            if stem not in latest[:_KEPT_DAMAGED]:
                 path.unlink()
 
+    def _prune(self) -> None:
+        """Remove this run's checkpoints but the newest, manifest first, and what broken writes left behind."""
+        own = [manifest for manifest in self._manifests() if self._may_remove(manifest)]
+        for manifest in own[self._keep :]:
+            manifest.unlink()
+            manifest.with_suffix(".pt").unlink(missing_ok=True)
+        for path, _ in self._files(_LEFTOVER):
+            final = path.with_suffix("")
+            if final.suffix == ".json" and not final.exists():  # its data may have got its name
+                final.with_suffix(".pt").unlink(missing_ok=True)
+            path.unlink()
 
-def _problem(manifest_path: Path) -> str | None:
-    """Return why a checkpoint cannot be used, or None."""
-    data = manifest_path.with_suffix(".pt")
+    def _may_remove(self, manifest: Path) -> bool:
+        """Say whether a checkpoint is known to be this run's."""
+        try:
+            said = _said(manifest)
+        except (_DamagedError, OSError):
+            return False
+        return said["format"] == FORMAT and self._is_own(said)
+
+    def _files(self, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
+        """Return the files, not folders, whose name matches."""
+        found = [(path, pattern.fullmatch(path.name)) for path in self.folder.iterdir()]
+        return [(path, match) for path, match in found if match is not None and path.is_file()]
+
+
+_FIELDS: Final = {"format": int, "run": str, "step": int, "bytes": int, "sha256": str}
+
+
+def _said(manifest: Path) -> dict[str, Any]:
+    """Return what a manifest says; OSError if it cannot be read, _DamagedError if it is not what was written."""
     try:
-        manifest = json.loads(manifest_path.read_text())
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(
-                f"checkpoint {data} has format {manifest['format']}, this code reads {FORMAT}; "
-                "use the code that wrote it"
-            )
-        if data.stat().st_size != manifest["bytes"]:
-            return f"it has {data.stat().st_size} bytes instead of {manifest['bytes']}"
-        if sha256(data) != manifest["sha256"]:
-            return "its content does not match its digest"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"it cannot be read ({error})"
-    return None
+        said = json.loads(manifest.read_bytes())
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{manifest.name} is missing") from error
+    except ValueError as error:
+        raise _DamagedError(f"its manifest cannot be understood ({error})") from error
+    if not isinstance(said, dict):
+        raise _DamagedError("its manifest is no mapping")
+    for name, kind in _FIELDS.items():
+        if type(said.get(name)) is not kind and not (name == "run" and name not in said):
+            raise _DamagedError(f"its manifest says {name}: {said.get(name)!r}")
+    if said["format"] == FORMAT and manifest.stem != f"step_{said['step']:09d}":
+        raise _DamagedError(f"its manifest is that of step {said['step']}")
+    return said
 
 
 def sha256(path: Path) -> str:
@@ -108,20 +245,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let ``write`` fill a temporary file, make it durable, then give it its name."""
-    temporary = path.with_name(path.name + ".tmp")
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Let ``write`` fill the temporary file of a path, and make it durable."""
+    with _writing(path), _partial(path).open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Leave no temporary file of a checkpoint behind if it cannot be written; OSError that says so."""
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        temporary.unlink(missing_ok=True)
+        for left in (path.with_suffix(".pt"), path.with_suffix(".json")):
+            _partial(left).unlink(missing_ok=True)
         raise OSError(f"cannot write checkpoint {path} ({error}); earlier checkpoints are intact") from error
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

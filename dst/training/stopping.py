@@ -16,14 +16,18 @@ class StopRequestedError(Exception):
 
 
 class StopFlag:
-    """A context in which SIGTERM, SIGINT, SIGUSR2 and SIGHUP set ``requested``; a second SIGINT interrupts at once."""
+    """A context in which SIGTERM, SIGINT, SIGUSR2 and SIGHUP set ``requested``; a second SIGINT interrupts at once.
+
+    A signal that was ignored before stays ignored: that is how ``nohup`` has a run outlive its terminal.
+    """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._set) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._set) for number in heard}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dst.records.read import read_status
+from dst.records.catalog import find_runs
+from dst.records.read import read_attempts, read_run, read_status
 from tests.processes import run, run_folder, traces
 
 pytestmark = pytest.mark.slow
@@ -159,6 +161,54 @@ def test_newest_valid_checkpoint_wins(damage, tmp_path, references):
     assert "continuing from step 21" in result.output
     assert ("passing over checkpoint step_000000028" in result.output) == (damage != "no_manifest")
     assert_same(tmp_path, references("rigl_itop", "schedule.select=best_val"))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_stops_the_run_until_it_can(tmp_path, references):
+    assert run("sparsity=set_itop", *SMALL, cwd=tmp_path, fault="kill:step:30").code == -9
+    folder = run_folder(tmp_path / "outputs")
+    data = folder / "checkpoints" / "step_000000028.pt"
+    data.rename(tmp_path / "kept")
+    data.symlink_to(data)
+    before = sorted(path.name for path in data.parent.iterdir())
+    for _ in range(2):
+        result = run("sparsity=set_itop", *SMALL, cwd=tmp_path)
+        assert result.code == 1
+        status = read_status(folder)
+        assert status["state"] == "failed"
+        assert "step_000000028.pt cannot be read now" in status["error"]
+        assert sorted(path.name for path in data.parent.iterdir()) == before
+    data.unlink()
+    (tmp_path / "kept").rename(data)
+    result = run("sparsity=set_itop", *SMALL, cwd=tmp_path)
+    assert "continuing from step 28" in result.output
+    assert_same(tmp_path, references("set_itop"))
+
+
+def test_a_checkpoint_copied_from_another_seed_is_refused(tmp_path, references):
+    for seed in (0, 1):
+        assert run("sparsity=set_itop", f"seed={seed}", *SMALL, cwd=tmp_path, fault="kill:step:30").code == -9
+    by_seed = {read_run(folder)["config"]["seed"]: folder for folder in find_runs(tmp_path / "outputs")}
+    mine, other = by_seed[0] / "checkpoints", by_seed[1] / "checkpoints"
+    kept = {path.name: path.read_bytes() for path in mine.iterdir()}
+    for path in other.iterdir():
+        (mine / path.name).write_bytes(path.read_bytes())
+    result = run("sparsity=set_itop", *SMALL, cwd=tmp_path)
+    assert result.code == 1
+    assert f"is of run {by_seed[1].name}, not of run {by_seed[0].name}" in read_status(by_seed[0])["error"]
+    for name, content in kept.items():
+        (mine / name).write_bytes(content)
+    assert run("sparsity=set_itop", *SMALL, cwd=tmp_path).code == 0
+    shutil.rmtree(by_seed[1])
+    assert_same(tmp_path, references("set_itop"))
+
+
+def test_without_a_status_the_attempts_and_the_history_are_still_those_of_the_run(tmp_path, references):
+    assert run("sparsity=set_itop", *SMALL, cwd=tmp_path, fault="kill:step:34").code == -9
+    folder = run_folder(tmp_path / "outputs")
+    (folder / "status.json").unlink()
+    assert run("sparsity=set_itop", *SMALL, cwd=tmp_path).code == 0
+    assert (read_status(folder)["attempt"], len(read_attempts(folder))) == (2, 2)
+    assert_same(tmp_path, references("set_itop"))
 
 
 def test_full_disk_fails_clearly_and_loses_nothing(tmp_path, references):
