@@ -95,15 +95,17 @@ def found_here(device: str, dataset: "Dataset", sources: Mapping[str, str]) -> d
     }
 
 
-def check_continuable(folder: Path, *, strict: bool) -> None:
+def check_continuable(folder: Path, *, strict: bool, code: str | None = None) -> None:
     """Raise ConfigError, or warn, if a run that has begun would be refused where it shall be continued.
 
-    As far as can be seen from here, without its data and its device.
+    As far as can be seen from here, without its data and its device. ``code``: the digest of the code that will
+    continue it, if not this one.
     """
     about = read_json(folder / "run.json")
     if "dataset" in about:
-        here = {"code": code_version(), "versions": library_versions()}
-        _check_same(folder, about, here, strict=strict)
+        _check_complete(folder, about)
+        by = code_version() if code is None else {"digest": code, "git": None}
+        _check_same(folder, about, {"code": by, "versions": library_versions()}, strict=strict)
 
 
 class RunningError(ConfigError):
@@ -137,13 +139,12 @@ def _begin_or_continue(record: Record, here: Mapping[str, Any], *, strict: bool)
     if {"id", "code"} <= about.keys():
         _check_same(record.folder, about, {"code": here["code"]}, strict=strict)
         return record.write_run({**about, **here, "code": about["code"]})
-    raise ConfigError([f"{record.folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
+    raise ConfigError([f"{record.folder}/run.json is incomplete: restore it, or {_ALONE}"])
 
 
 def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
     """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
-    if not {"dataset", "code", "versions", "device"} <= begun.keys():
-        raise ConfigError([f"{folder}/run.json is incomplete: restore it, or add output.resume=never to start anew"])
+    _check_complete(folder, begun)
     name = folder.name
     if begun["dataset"] != here["dataset"]:
         raise ConfigError(
@@ -152,6 +153,12 @@ def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[st
     if begun.get("sources", {}) != here["sources"]:
         raise ConfigError([f"run {name} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
     _check_same(folder, begun, here, strict=strict)
+
+
+def _check_complete(folder: Path, begun: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless it is on record what a run was begun with."""
+    if not {"dataset", "code", "versions", "device"} <= begun.keys():
+        raise ConfigError([f"{folder}/run.json is incomplete: restore it, or {_ALONE}"])
 
 
 def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
@@ -173,7 +180,8 @@ def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any],
         print(f"warning: continuing run {folder.name} with changed {told}", file=sys.stderr)
 
 
-_ANEW = "go back to what it was begun with, or add output.resume=never to start anew"
+_ALONE = "start it anew by a command for it alone, with output.resume=never"
+_ANEW = f"go back to what it was begun with, or {_ALONE}"
 
 
 def _code(about: Mapping[str, Any]) -> str:

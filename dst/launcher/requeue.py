@@ -9,18 +9,20 @@ from pathlib import Path
 
 from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
-from dst.launcher.launch import relaunch
-from dst.launcher.seen import LOST, look
+from dst.launcher.frozen import submitted_code
+from dst.launcher.launch import REQUEUED, Launched, relaunch
+from dst.launcher.seen import look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import SubmissionError
 from dst.records.read import read_launch
 from dst.records.store import RecordError
 
 _DESCRIPTION = """\
-Submit the runs below DIR that failed or were lost again, from their newest checkpoint, with the config and to the
-cluster that they were submitted with. No config file is read. Diverged runs would diverge again and are left alone."""
+Submit the runs below DIR that failed, were lost, or were not taken by the cluster again, from their newest checkpoint,
+with the config, the code (outputs/.code) and to the cluster that they were submitted with. No config file is read.
+Diverged runs would diverge again and are left alone."""
 
-_STATES = ("failed", LOST)
+_STOPPED = ("preempted", "cancelled")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,32 +34,60 @@ def main(arguments: Sequence[str]) -> int:
     folders = folders_below(options.dir)
     if folders is None:
         return 2
-    states = (*_STATES, "preempted") if options.preempted else _STATES
-    wanted = [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]
-    launched = {folder: launch for folder in wanted if (launch := read_launch(folder))}
-    for folder in wanted:
-        if folder not in launched:
-            print(f"left alone, since it was not launched as a job: {folder}; run its command again")
-    if options.dry_run:
-        print("\n".join([*map(str, launched), f"{len(launched)} runs would be submitted"]))
-        return 0
-    groups: dict[tuple[str, LauncherSettings], list[Path]] = defaultdict(list)
-    for folder, launch in launched.items():
-        groups[launch.get("cwd", os.getcwd()), LauncherSettings(**launch["settings"])].append(folder.resolve())
+    states = (*REQUEUED, *_STOPPED) if options.preempted else REQUEUED
+    groups: dict[tuple[str, LauncherSettings, Path], list[Path]] = defaultdict(list)
     failed = False
-    for (cwd, settings), together in groups.items():
+    for folder in [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]:
         try:
+            if (how := _submitted(folder)) is None:
+                print(f"left alone, since it was not launched as a job: {folder}; run its command again")
+            else:
+                groups[how].append(folder)
+        except (ConfigError, RecordError, OSError) as error:
+            failed = _tell(error)
+    if options.dry_run:
+        wanted = [folder for together in groups.values() for folder in together]
+        print("\n".join([*map(str, wanted), f"{len(wanted)} runs would be submitted"]))
+        return 1 if failed else 0
+    for (cwd, settings, code), together in groups.items():
+        try:
+            there = [folder.resolve() for folder in together]
             with chdir(cwd):  # what a config says of folders holds from where it was submitted
-                submission = relaunch(together, settings, states)
+                launched = relaunch(there, settings, states, code)
         except (SubmissionError, ConfigError, RecordError, OSError) as error:
-            print(f"error: {error.text() if isinstance(error, ConfigError) else error}", file=sys.stderr)
-            failed = True
+            failed = _tell(error)
             continue
-        if submission is not None:
-            print(f"{len(together)} runs submitted as job {', '.join(submission.jobs)}; logs in {submission.logs}")
-    if not groups:
+        failed |= bool(launched.left)
+        _report(launched)
+    if not groups and not failed:
         print("nothing to submit: no run below that folder has failed or was lost")
     return 1 if failed else 0
+
+
+def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
+    """Return from where, how, and with which code a run was submitted; None if it never was."""
+    launch = read_launch(folder)
+    if launch is None:
+        return None
+    try:
+        settings = LauncherSettings(**launch["settings"])
+        cwd = str(launch.get("cwd", os.getcwd()))
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{folder}/launch.json makes no sense ({error}): run its command again") from error
+    return cwd, settings, submitted_code(folder)
+
+
+def _report(launched: Launched) -> None:
+    if launched.submission is not None:
+        jobs = ", ".join(launched.submission.jobs)
+        print(f"{len(launched.submitted)} runs submitted as job {jobs}; logs in {launched.submission.logs}")
+    if launched.left:
+        print(launched.told(), file=sys.stderr)
+
+
+def _tell(error: Exception) -> bool:
+    print(f"error: {error.text() if isinstance(error, ConfigError) else error}", file=sys.stderr)
+    return True
 
 
 if __name__ == "__main__":
