@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from analysis.tables import LABELS, VALUES, accuracy_figures, cell_text
+from dst.records.catalog import recorded
 from dst.records.read import read_metrics
 
 COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
@@ -59,7 +60,7 @@ def history(frame: pd.DataFrame, value: str, label: str | None = None, ax: Axes 
     Runs that never logged the value are left out. ``label`` (default: the value's name) names the axis.
     """
     ax, own_figure = _axes(ax)
-    runs = frame[frame["state"] != "unreadable"].sort_values("id")
+    runs = recorded(frame).sort_values("id")
     runs = runs.rename(columns={column: name for name, column in LABELS.items()}).reindex(columns=[*LABELS, "folder"])
     names, title = _series(runs)
     for style, (name, members) in zip(_styles(), runs.groupby(names, sort=True), strict=False):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from dst.records.catalog import catalog, newest
+from dst.records.catalog import catalog, newest, recorded
 
 SEED: Final = "config.seed"
 ACCURACY: Final = "test/accuracy"
@@ -90,7 +90,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing_cells(frame: pd.DataFrame) -> list[str]:
-    """Return the footnotes of ``accuracy_table``: a line for each row with missing seeds and each unreadable record."""
+    """Return the footnotes of ``accuracy_table``: a line a row with missing seeds, and a run without record."""
     figures = accuracy_figures(frame)
     settings = figures.columns.drop([*VALUES, "data", "model", "method"])
     notes = []
@@ -98,8 +98,8 @@ def missing_cells(frame: pd.DataFrame) -> list[str]:
         parts = [cell_text(row[name]) for name in ("data", "model", "method")]
         parts += [f"{name}={cell_text(row[name])}" for name in settings]
         notes.append(f"missing in {' '.join(parts)}: {row['missing']}")
-    unreadable = newest(frame).loc[lambda runs: runs["state"] == "unreadable"]
-    return notes + [f"not in the table: {error}" for error in unreadable["error"].sort_values()]
+    runs = newest(frame)
+    return notes + [f"not in the table: {error}" for error in runs["error"].drop(recorded(runs).index).sort_values()]
 
 
 def latex(frame: pd.DataFrame) -> str:
@@ -112,8 +112,9 @@ def latex(frame: pd.DataFrame) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of the runs below a folder, write it to files if asked to, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Table of the runs below a folder.")
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of runs, e.g. outputs")
+    about = "Table of the runs below a folder, and of those elsewhere that belong to a group in it."
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=about)
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of runs, e.g. outputs or outputs/<group>")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers as CSV")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="also write the table as LaTeX")
     options = parser.parse_args(arguments)
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the runs in order of seed, and as text what makes their experiments: the identity without the seed."""
-    runs = newest(frame).loc[lambda rows: rows["state"] != "unreadable"]
+    runs = recorded(newest(frame))
     runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, SEED, ACCURACY, *LABELS.values(), *FIGURES.values()])])
     runs = runs.sort_values([SEED, "id"])
     identity = {f"config.{key}" for text in runs["identity"].unique() for key in json.loads(text)}

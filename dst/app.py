@@ -1,18 +1,20 @@
 """One run, from its config to its summary: find or make its record, build, train, finish, and say how it went."""
 
+import copy
 import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dst import recording
 from dst.compose import to_yaml
-from dst.config import Config, ConfigError, run_id, run_name
+from dst.config import Config, ConfigError, id_of, identity, run_name
 from dst.environment import JOB
 from dst.recording import create, digest, found_here, frozen, held
 from dst.records.catalog import attempt_folder, find_runs
@@ -39,9 +41,19 @@ class Cell:
     found: Path | None
 
     @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What identifies the run, by key."""
+        return identity(self.config)
+
+    @cached_property
     def id(self) -> str:
         """The run id."""
-        return run_id(self.config)
+        return id_of(self.identity)
+
+    @cached_property
+    def text(self) -> str:
+        """The config as it is frozen, in YAML."""
+        return to_yaml(frozen(self.config))
 
     @property
     def state(self) -> str:
@@ -60,23 +72,43 @@ class Cell:
     def record(self, command: str, *, durable: bool = True) -> Record:
         """Return the record to continue, or a new one."""
         if self.state == "new":
-            return create(self.config, command, superseded=self.found, durable=durable)
+            known = self.config, self.identity, self.text
+            return create(*known, command, superseded=self.found, durable=durable)
         assert self.found is not None
         return Record.open(self.found, durable=durable)
+
+    def at(self, found: Path | None) -> "Cell":
+        """Return this run with another record; what has been worked out of its config is kept."""
+        moved = copy.copy(self)
+        object.__setattr__(moved, "found", found)
+        return moved
 
 
 def cells(configs: Sequence[Config]) -> list[Cell]:
     """Return the distinct runs of the configs, each with its record if there is one below its output root."""
+    distinct = {cell.id: cell for cell in (Cell(config, None) for config in configs)}
+    return looked_up(distinct.values())
+
+
+def looked_up(cells: Iterable[Cell]) -> list[Cell]:
+    """Return cells with the records that there are of them now."""
+    cells = list(cells)
     newest: dict[tuple[str, str], Path] = {}
-    for root in {config.output.root for config in configs}:
+    for root in {cell.config.output.root for cell in cells}:
         try:
             folders = find_runs(Path(root))
         except OSError as error:
             raise ConfigError([f"output.root={root}: cannot look for runs there: {error}"]) from error
         for folder in sorted(folders, key=attempt_folder):
             newest[root, folder.name.partition(".")[0]] = folder
-    distinct = {run_id(config): config for config in configs}
-    return [Cell(config, newest.get((config.output.root, identifier))) for identifier, config in distinct.items()]
+    return [cell.at(newest.get((cell.config.output.root, cell.id))) for cell in cells]
+
+
+def enter(cells: Sequence[Cell], command: str) -> None:
+    """See that the groups of these cells hold them all, also those whose runs lie elsewhere; ConfigError."""
+    for cell in cells:
+        if cell.found is not None and cell.config.output.resume != "never":
+            recording.enter(cell.config, cell.id, cell.found, command)
 
 
 def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:
@@ -85,10 +117,8 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, proces
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
     the main one calls this while the others ``follow``.
     """
-    from dst.build import sources
-
     parts = _built(cell.config, processes)
-    here = found_here(parts.device_name, parts.dataset, sources(cell.config))
+    here = found_here(parts.device_name, parts.dataset, parts.sources)
     record = cell.record(command)
     with held(record, cell.config, here):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
@@ -156,7 +186,7 @@ class _Attempt:
         finally:
             if self.progress is not None:
                 self.progress.close()
-            self.tracker.finish(self.summary, self.state)
+            self.tracker.finish()
 
     def _train(self, stop: "StopFlag") -> str:
         from dst.training.checkpoint import CheckpointError
@@ -186,7 +216,7 @@ class _Attempt:
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Log values, and show them where people look."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
-        self.tracker.log(step, epoch, values)
+        self.tracker.look()
         if "val/accuracy" in values and self.progress is not None:
             sparsifier = self.training.sparsifier
             self.progress.show(
@@ -199,9 +229,7 @@ class _Attempt:
 
     def on_layers(self, step: int, layers: "list[LayerReport]") -> None:
         """Log the counts of every layer."""
-        rows = [vars(report) for report in layers]
-        self.record.log_layers(step=step, attempt=self.attempt, rows=rows)
-        self.tracker.layers(rows)
+        self.record.log_layers(step=step, attempt=self.attempt, rows=[vars(report) for report in layers])
 
     def on_step(self, step: int) -> None:
         """Move the progress display, and now and then the heartbeat."""
@@ -221,6 +249,7 @@ class _Attempt:
     def _begin(self) -> None:
         """Take up the newest checkpoint if there is one, and announce the run."""
         from dst.tracking.progress import progress
+        from dst.tracking.tracker import tracker
 
         training, config = self.training, self.cell.config
         state = self.checkpoints.load_newest(config.hardware.device)
@@ -240,36 +269,13 @@ class _Attempt:
         print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
+            for warning in training.sparsifier.topology.bottlenecks():
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
         if self.with_tables:
-            print(layer_table(training.sparsifier.layers), flush=True)
+            print(layer_table(training.sparsifier.layers, training.sparsifier.outside), flush=True)
         self.progress = progress(config.tracking.progress, total, step)
-        self._track()
-
-    def _track(self) -> None:
-        """Begin the mirror of the record."""
-        from dst.tracking.tracker import RunFacts, tracker
-
-        config, wanted = self.cell.config, self.cell.config.tracking
-        self.tracker = tracker(
-            mode=wanted.mode,
-            project=wanted.project,
-            entity=wanted.entity,
-            tags=wanted.tags,
-            notes=wanted.notes,
-            timeout_s=wanted.timeout_s,
-        )
-        self.tracker.begin(
-            RunFacts(
-                id=self.record.folder.name,
-                name=run_name(config),
-                group=config.output.group,
-                tags=(config.model.name, config.data.name, config.sparsity.label),
-                folder=self.record.folder,
-                attempt=self.attempt,
-                config=asdict(config),
-            )
-        )
-        self.tracker.layers([vars(report) for report in self.training.sparsifier.layers])
+        self.tracker = tracker(config.tracking.mode, config.tracking.timeout_s)
+        self.tracker.begin(self.record.folder)
 
     def _finish(self) -> None:
         """Test once, write the summary, and only then call the run done."""

@@ -1,11 +1,11 @@
 """From a config to the objects of a run; the only module that knows every factory."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,19 +14,32 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from dst import registry
-from dst.config import SLOTS, Config, ConfigError, get, options
-from dst.data import Augment, Dataset, Loader, Shard, Split, channel_statistics, load, loader, train_val_split
-from dst.data.dataset import Samples
+from dst import published, registry
+from dst.config import SLOTS, Config, ConfigError, get, identity, options
+from dst.data import (
+    Augment,
+    Dataset,
+    Loader,
+    NotHereError,
+    Shard,
+    Split,
+    channel_statistics,
+    load,
+    loader,
+    train_val_split,
+)
+from dst.data.dataset import DataError, Samples
+from dst.fractions import step_at
 from dst.metrics.flops import Flops, forward_flops
+from dst.sources import checkpoint, sources, stored, with_checkpoints
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import Distribution, uniform
-from dst.sparsity.first import FirstParts, admissible
+from dst.sparsity.first import FirstParts, admissible, check_layout
 from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
+from dst.sparsity.schedule import Curve
 from dst.sparsity.scope import Layer
-from dst.training.checkpoint import Checkpoints, sha256
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes, accumulation_parts
@@ -37,11 +50,15 @@ from dst.training.precision import Precision
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``."""
+    """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``.
+
+    ``sources``: the checkpoints of other runs that it starts from, as ``dst.sources.sources``.
+    """
 
     training: Training
     test_batches: Loader
     dataset: Dataset
+    sources: dict[str, str]
     dense_training_flops: int
     device_name: str
 
@@ -49,15 +66,24 @@ class Parts:
 def check(config: Config, *, elsewhere: bool = False) -> None:
     """Raise ConfigError, with all problems, if data, model and method do not fit together.
 
-    Before anything is built or recorded; needs the data, but neither time nor memory for the model. ``elsewhere``: the
-    run will be carried out on another machine, so its devices are not looked for here.
+    Before anything is built or recorded; needs the data, but neither time nor memory for the model, and touches no
+    device: those who submit sit on machines without. ``elsewhere``: the run will be carried out on another machine, so
+    its device is not looked for here, nor, if ``data.digest`` says which it is, data that is not here: then it only
+    says that this was not checked.
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
     problems: list[str] = []
     with _told(problems):
-        dataset = _dataset(config)
-        train = _loaders(config, dataset).train
+        try:
+            dataset = _dataset(config)
+        except NotHereError:
+            if not elsewhere or "data.digest" not in identity(config):
+                raise
+            told = f"data.root={config.data.root}: there is no {config.data.name} here"
+            print(f"note: {told}; whether the runs fit it is checked when they begin", file=sys.stderr)
+            return
+        train = _loaders(config, dataset, "cpu").train
         with _told(problems):
             _check_plan(config, len(train))
         with torch.device("meta"):
@@ -78,7 +104,7 @@ def check(config: Config, *, elsewhere: bool = False) -> None:
             with _told(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
                 _check_density(config, layers)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))
 
 
 @contextmanager
@@ -95,11 +121,26 @@ def _told(problems: list[str], key: str = "") -> Iterator[None]:
 def _check_plan(config: Config, steps_per_epoch: int) -> None:
     plan = _plan(config, steps_per_epoch)
     if plan is not None:
-        _updating(config, plan)
+        _check_selection(config, steps_per_epoch, plan.total_steps, _updating(config, plan).get("density_curve"))
     lr = config.schedule.lr
-    if lr.warmup_epochs > 0 and round(lr.warmup_epochs * steps_per_epoch) == 0:
+    if lr.warmup_epochs > 0 and step_at(lr.warmup_epochs, steps_per_epoch) == 0:
         raise ConfigError(
             [f"schedule.lr.warmup_epochs={lr.warmup_epochs} is less than a step (an epoch has {steps_per_epoch})"]
+        )
+
+
+def _check_selection(config: Config, steps_per_epoch: int, total_steps: int, density: Curve | None) -> None:
+    """Raise ConfigError if only the last evaluation is at the final density, so that there is nothing to select."""
+    interval = steps_per_epoch * config.schedule.eval_every_epochs
+    last_but_one = (total_steps - 1) // interval * interval
+    if config.schedule.select == "best_val" and density and density(last_but_one) != density(total_steps):
+        raise ConfigError(
+            [
+                f"schedule.select=best_val would be ignored: the density still falls at step {last_but_one} of "
+                f"{total_steps}, where the last evaluation but one takes place, and only networks at their final "
+                "density are selected. Let the ramp end earlier (sparsity.density_schedule.end), evaluate more often "
+                "(schedule.eval_every_epochs), or use schedule.select=last"
+            ]
         )
 
 
@@ -161,6 +202,7 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
     sparsity = config.sparsity
     shapes = [layer.weight.shape for layer in layers]
     parts = _first_parts(config)
+    check_layout(layers, pattern=parts.pattern, init=parts.init, grow=_part(config, "sparsity.grow"))
     if parts.own_counts or parts.distribution is None:
         counts = [layer.size for layer in layers]
     else:  # where data will say how many weights a layer keeps, any distribution shows whether the density can be had
@@ -193,11 +235,10 @@ def _check_batches(config: Config, available: int) -> None:
 
 
 def _check_sources(config: Config, model: nn.Module) -> None:
-    """Raise ConfigError if what is taken from another run is not there or does not fit."""
-    sources(config)
+    """Raise ConfigError if the weights that are taken from another run are not there or do not fit."""
     if config.model.weights is None:
         return
-    theirs = {name: tuple(t.shape) for name, t in _stored(config, "model.weights")["model"].items()}
+    theirs = {name: tuple(t.shape) for name, t in stored(config, "model.weights")["model"].items()}
     ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     if theirs != ours:
         differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
@@ -210,49 +251,29 @@ def _check_masks(config: Config, layers: list[Layer]) -> None:
     """Raise ValueError if masks that are taken from another run do not fit the model."""
     if config.sparsity.init.path is None:
         return
-    stored = _stored(config, "sparsity.init.path")["sparsifier"]["masks"]
-    theirs = {name: tuple(mask.shape) for name, mask in stored.items()}
+    masks = stored(config, "sparsity.init.path")["sparsifier"]["masks"]
+    theirs = {name: tuple(mask.shape) for name, mask in masks.items()}
     ours = {layer.name: tuple(layer.weight.shape) for layer in layers}
     if theirs != ours:
         differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
         raise ValueError(f"its masks are of another model or scope: layers {', '.join(differing[:6])} differ")
 
 
-def sources(config: Config) -> dict[str, str]:
-    """Return what a run takes from other runs: the key that says so -> the digest of the checkpoint.
-
-    Raises ConfigError where there is no checkpoint.
-    """
-    keys = ("model.weights", "sparsity.init.path")
-    return {key: sha256(_checkpoint(config, key)) for key in keys if get(config, key) is not None}
-
-
-def _checkpoint(config: Config, key: str) -> Path:
-    """Return the newest checkpoint of the run folder at a key."""
-    found = Checkpoints(Path(get(config, key)) / "checkpoints").newest()
-    if found is None:
-        raise ConfigError(
-            [f"{key}={get(config, key)}: there is no checkpoint; give a run's folder, e.g. outputs/default/<run id>"]
-        )
-    return found
-
-
-def _stored(config: Config, key: str) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(_checkpoint(config, key), map_location="cpu", weights_only=True)
-    return state
-
-
 def build(config: Config, processes: Processes = ALONE) -> Parts:
-    """Return all objects of a run at its first step; with several processes all of them call this."""
+    """Return all objects of a run at its first step; with several processes all of them call this.
+
+    What it reads is compared with the digests in the config; DataError or ConfigError, naming both, if it differs.
+    """
+    config = with_checkpoints(config, {})
     schedule, hardware = config.schedule, config.hardware
     configure(hardware.device, hardware.determinism, hardware.threads)
     dataset = _dataset(config)
-    loaders = _loaders(config, dataset)
+    loaders = _loaders(config, dataset, hardware.device)
     steps_per_epoch = len(loaders.train)
     seed_torch(config.seed, "init")
     model = _model(config, dataset).to(hardware.device)
     if config.model.weights is not None:
-        model.load_state_dict(_stored(config, "model.weights")["model"])
+        model.load_state_dict(stored(config, "model.weights")["model"])
     if hardware.channels_last:
         model = model.to(memory_format=torch.channels_last)
     dense_flops = forward_flops(model, dataset.shape)
@@ -270,7 +291,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     if hardware.compile:
         model.compile()  # in place: names of parameters, masks and checkpoints stay as they are
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
-    warmup_steps = round(schedule.lr.warmup_epochs * steps_per_epoch)
+    warmup_steps = step_at(schedule.lr.warmup_epochs, steps_per_epoch)
     training = Training(
         model=model,
         optimizer=optimizer,
@@ -290,6 +311,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         training=training,
         test_batches=loaders.test,
         dataset=dataset,
+        sources=sources(config),
         dense_training_flops=flops.dense_training(schedule.epochs * loaders.train.samples),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
     )
@@ -316,18 +338,28 @@ def _dataset(config: Config) -> Dataset:
     storage = data.storage
     if data.augment.resized_crop_scale is not None and storage == "auto":
         storage = "stream"
-    return _load_once(data.name, data.root, data.cache, data.download, data.size, data.center_crop, storage)
+    found = _load_once(
+        data.name,
+        digest=data.digest or published.digest(data.name),  # of a config that is not complete
+        root=data.root,
+        cache=data.cache,
+        download=data.download,
+        size=data.size,
+        center_crop=data.center_crop,
+        storage=storage,
+    )
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 @cache
-def _load_once(
-    name: str, root: str, cache: str, download: bool, size: int | None, center_crop: float | None, storage: str
-) -> Dataset:
-    """A sweep uses few data sets in many cells."""
-    read = registry.find("data", name).load()
-    return load(
-        name, read, root=root, cache=cache, download=download, size=size, center_crop=center_crop, storage=storage
-    )
+def _load_once(name: str, **options: Any) -> Dataset | DataError:
+    """A sweep uses few data sets in many cells; to find out what is wrong with one may take as long as to load it."""
+    try:
+        return load(name, registry.find("data", name).load(), **options)
+    except DataError as error:
+        return error
 
 
 @cache
@@ -348,9 +380,9 @@ class _Loaders:
     test: Loader
 
 
-def _loaders(config: Config, dataset: Dataset) -> _Loaders:
-    """Return the batches of all three splits, normalised by the statistics of the training split."""
-    data, hardware = config.data, config.hardware
+def _loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
+    """Return the batches of all three splits on a device, normalised by the statistics of the training split."""
+    data = config.data
     train, val = _split_once(dataset, data.val_fraction, data.split_seed)
     mean, std = data.mean, data.std
     if mean is None and isinstance(train, Split):
@@ -358,10 +390,10 @@ def _loaders(config: Config, dataset: Dataset) -> _Loaders:
     batches = partial(
         loader,
         batch_size=config.schedule.batch_size,
-        device=hardware.device,
+        device=device,
         mean=mean,
         std=std,
-        workers=hardware.workers,
+        workers=config.hardware.workers,
     )
     return _Loaders(
         train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
@@ -393,7 +425,7 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
             [
                 f"sparsity.update.every={update.every}: there is no update in the whole run, which has "
                 f"{plan.total_steps} steps ({_epochs(config)} epochs of {steps_per_epoch}) and allows updates from "
-                f"step {round(plan.start * plan.total_steps)} to {plan.stop_step}, its last step aside. Set a smaller "
+                f"step {plan.start_step} to {plan.stop_step}, its last step aside. Set a smaller "
                 "schedule.update_every, or train longer"
             ]
         )
@@ -403,7 +435,7 @@ def _plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
 def _first_parts(config: Config) -> FirstParts:
     init = _part(config, "sparsity.init")
     if config.sparsity.init.path is not None:
-        init = partial(init, path=str(_checkpoint(config, "sparsity.init.path")))
+        init = partial(init, path=str(checkpoint(config, "sparsity.init.path")))
     return FirstParts(_part(config, "sparsity.distribution"), init, _part(config, "sparsity.pattern"))
 
 

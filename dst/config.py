@@ -6,11 +6,11 @@ and cannot change a result; all others make up the run id. ``dst.checks`` says w
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from dst import registry
+from dst import published, registry
 from dst.registry import REQUIRED
 
 SCHEMA_VERSION = 1
@@ -44,14 +44,16 @@ class Model:
 
     ``hidden``: widths of the hidden layers of ``mlp``. ``dropout``: the fraction of a wide residual network's maps that
     is dropped between the convolutions of a block. ``fan_in``: ImageNet's residual networks start from Kaiming's normal
-    distribution by fan-in instead of fan-out. ``weights``: start from those of another run: its folder.
+    distribution by fan-in instead of fan-out. ``weights``: start from those of another run: its folder;
+    ``weights_digest`` of the checkpoint, which identifies it (default: of the newest one there).
     """
 
     name: str = "mlp"
     hidden: list[int] | None = None
     dropout: float | None = None
     fan_in: bool | None = None
-    weights: str | None = None
+    weights: str | None = _aside(None)
+    weights_digest: str | None = None
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Augment:
 class Data:
     """The data set. ``root``: where its raw files lie or are downloaded to; ``cache``: where decoded sets are kept.
 
+    ``digest`` of its content, which identifies it (default: of the published files where the name stands for them, else
+    of what lies in ``root``); another content than that is refused.
     ``val_fraction`` of the training set, stratified by class and chosen by ``split_seed``, validates. ``size``: images
     are stretched to ``size`` x ``size``; or, with ``center_crop``, scaled and cropped to that fraction of their shorter
     side around the centre (224 and 0.875: ImageNet's Resize(256), CenterCrop(224)). ``mean`` and ``std`` per channel
@@ -80,6 +84,7 @@ class Data:
     """
 
     name: str = "digits"
+    digest: str | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
     size: int | None = None
@@ -135,8 +140,9 @@ class Distribution:
 class Init:
     """Which positions first. ``criterion`` of ``saliency``, with its options as for the distribution.
 
-    ``path`` of ``file``: the run folder whose masks are taken. ``rate``: the share of the given weights (see
-    ``model.weights``) that the ``prune`` inits remove.
+    ``path`` of ``file``: the run folder whose masks are taken; ``digest`` of the checkpoint, which identifies it
+    (default: of the newest one there). ``rate``: the share of the given weights (see ``model.weights``) that the
+    ``prune`` inits remove.
     """
 
     name: str = "random"
@@ -144,7 +150,8 @@ class Init:
     batches: int | None = None
     rounds: int | None = None
     temperature: float | None = None
-    path: str | None = None
+    path: str | None = _aside(None)
+    digest: str | None = None
     rate: float | None = None
 
 
@@ -286,7 +293,7 @@ class Schedule:
     ``multiplier`` scales the epochs, and with them milestones and horizons, but not ``update_every`` (steps), which
     methods that update their topology take as ``sparsity.update.every`` (the key that identifies a run).
     A step is taken on ``batch_size`` samples, whose gradients are accumulated over ``accumulate`` equal parts.
-    ``select``: test the ``last`` weights or those of the ``best_val`` accuracy.
+    ``select``: test the ``last`` weights or, of those at the final density, the ones of the ``best_val`` accuracy.
     """
 
     epochs: int = 10
@@ -361,7 +368,10 @@ class Checkpoint:
 
 @dataclass
 class Output:
-    """Where the record goes: ``root``/``group``/<run id>. ``resume=never`` starts a new attempt folder."""
+    """Where the record goes: ``root``/``group``/<run id>. ``resume=never`` starts a new attempt folder.
+
+    A run that was begun under another group goes on there; the group has an entry for it.
+    """
 
     root: str = _aside("outputs")
     group: str = _aside("default")
@@ -373,8 +383,9 @@ class Tracking:
     """What is shown and logged, and where the record is mirrored to.
 
     ``progress``: ``auto`` is a bar on a terminal and plain lines elsewhere; a history line ``every_steps``. ``mode`` of
-    the wandb mirror: ``none``, ``offline`` (files in the run's folder) or ``online``; ``project``, ``entity``, ``tags``
-    (besides model, data and method) and ``notes`` are wandb's; ``timeout_s``: how long it may hold up a run in total.
+    the wandb mirror: ``none``, ``offline`` (sent later, on request) or ``online`` (sent while training); ``project``,
+    ``entity``, ``tags`` (besides model, data and method) and ``notes`` are wandb's; ``timeout_s``: how long it may hold
+    up a run at its end.
     """
 
     progress: str = _aside("auto")
@@ -429,6 +440,12 @@ def get(config: Config, key: str) -> Any:
     return node
 
 
+def with_value(node: Any, key: str, value: Any) -> Any:
+    """Return a copy of a config (or of a node of it) in which the leaf at a dotted key has another value."""
+    name, _, below = key.partition(".")
+    return replace(node, **{name: with_value(getattr(node, name), below, value) if below else value})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Slots: a name, and the options that its member takes
 
@@ -467,6 +484,8 @@ def complete(config: Config) -> Config:
             setattr(node, parent, replace(getattr(node, parent)))
             node = getattr(node, parent)
         setattr(node, last, replace(getattr(node, last), **options(config, slot)))
+    if done.data.digest is None:
+        done.data.digest = published.digest(done.data.name)
     return done
 
 
@@ -479,6 +498,7 @@ def identity(config: Config) -> dict[str, Any]:
     defaults = flatten(Config())
     for slot in SLOTS:
         defaults |= {f"{slot}.{name}": value for name, value in _defaults_of(config, slot).items()}
+    defaults["data.digest"] = published.digest(config.data.name)
     return {
         key: value
         for key, value, is_identity in leaves(config)
@@ -492,8 +512,13 @@ def _defaults_of(config: Config, slot: str) -> dict[str, Any]:
 
 
 def run_id(config: Config) -> str:
-    """Return the run's id: 12 hex digits of a digest of the schema version and the identity."""
-    canonical = json.dumps([SCHEMA_VERSION, identity(config)], sort_keys=True, separators=(",", ":"))
+    """Return the run's id; see ``id_of``."""
+    return id_of(identity(config))
+
+
+def id_of(identity: Mapping[str, Any]) -> str:
+    """Return the id of the run with this identity: 12 hex digits of a digest of it and of the schema version."""
+    canonical = json.dumps([SCHEMA_VERSION, identity], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

@@ -6,6 +6,9 @@ from typing import Final
 JOB: Final = "DST_JOB"
 """Holds the id of the SLURM or local job that carries a run out."""
 
+CODE: Final = "DST_CODE"
+"""Holds the digest of the code that a job was submitted with."""
+
 
 def wait_without_spinning() -> None:
     """Let idle OpenMP threads sleep, as long as nothing else was asked for.

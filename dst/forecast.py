@@ -1,4 +1,7 @@
-"""What a run will cost: FLOPs exactly, memory and time from a few timed steps. Nothing is recorded."""
+"""What a run will cost: FLOPs exactly, memory and time from a few timed steps. Nothing is recorded.
+
+Where the run's device is not, as on a cluster's login node, there are no memory and no time to tell.
+"""
 
 import resource
 import sys
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 
 from dst.build import Parts, build
-from dst.config import Config, identity, run_name
+from dst.config import Config, Hardware, identity, run_name
 from dst.data import Shard
 from dst.report import table
 from dst.training.loop import Nobody
@@ -19,6 +22,7 @@ from dst.training.loop import Nobody
 _WARM_UP = 2
 _AT_LEAST = 5
 _TIMED_S = 2.0
+_UNKNOWN = "-"
 _HEADER = (
     *("run", "parameters", "active", "steps", "FLOPs/step", "FLOPs", "x dense"),
     *("checkpoint", "memory", "step", "time"),
@@ -27,7 +31,10 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class Forecast:
-    """The cost of one run. Times in seconds, sizes in bytes; FLOPs of the whole training, and of its average step."""
+    """The cost of one run. Times in seconds, sizes in bytes; FLOPs of the whole training, and of its average step.
+
+    ``measured``: memory, seconds of a step and of all; None where its device is not, such as on a login node.
+    """
 
     name: str
     steps: int
@@ -38,9 +45,7 @@ class Forecast:
     train_flops: int
     dense_flops: int
     checkpoint_bytes: int
-    memory_bytes: int
-    step_s: float
-    total_s: float
+    measured: tuple[int, float, float] | None
 
 
 def forecasts(configs: Sequence[Config]) -> list[Forecast]:
@@ -59,15 +64,23 @@ def text(found: Sequence[Forecast]) -> str:
     """Return the forecasts as a table, for several runs with the sum of FLOPs and time."""
     rows = [_row(forecast) for forecast in found]
     if len(found) > 1:
-        flops, seconds = sum(f.train_flops for f in found), sum(f.total_s for f in found)
-        steps = sum(f.steps for f in found)
+        flops, steps = sum(f.train_flops for f in found), sum(f.steps for f in found)
+        times = [f.measured[2] for f in found if f.measured is not None]
+        seconds = _duration(sum(times)) if len(times) == len(found) else _UNKNOWN
         blank = [""] * 4
-        rows.append([f"sum of {len(found)}", "", "", f"{steps:,}", "", f"{flops:.3e}", *blank, _duration(seconds)])
-    note = (
-        "time: one run after another on this machine, from a few timed steps and evaluations (of several processes, "
-        "one at its share, without what they tell each other); memory: peak so far"
-    )
-    return f"{table(_HEADER, rows)}\n  {note}"
+        rows.append([f"sum of {len(found)}", "", "", f"{steps:,}", "", f"{flops:.3e}", *blank, seconds])
+    notes = []
+    if any(f.measured is not None for f in found):
+        notes.append(
+            "time: one run after another on this machine, from a few timed steps and evaluations (of several "
+            "processes, one at its share, without what they tell each other); memory: peak so far"
+        )
+    if any(f.measured is None for f in found):
+        notes.append(
+            f"{_UNKNOWN}: not known here, since PyTorch finds no CUDA GPU on this machine (hardware.device=cuda); ask "
+            "for the forecast where there is one"
+        )
+    return "\n  ".join([table(_HEADER, rows), *notes])
 
 
 def _row(f: Forecast) -> list[str]:
@@ -80,19 +93,23 @@ def _row(f: Forecast) -> list[str]:
         f"{f.train_flops:.3e}",
         f"{f.train_flops / f.dense_flops:.3f}",
         _size(f.checkpoint_bytes),
-        _size(f.memory_bytes),
-        f"{1e3 * f.step_s:.1f} ms",
-        _duration(f.total_s),
+        *_measured(f),
     ]
 
 
+def _measured(f: Forecast) -> list[str]:
+    if f.measured is None:
+        return [_UNKNOWN] * 3
+    memory_bytes, step_s, total_s = f.measured
+    return [_size(memory_bytes), f"{1e3 * step_s:.1f} ms", _duration(total_s)]
+
+
 def _forecast(config: Config) -> Forecast:
-    parts = build(config)
+    is_here = config.hardware.device == "cpu" or torch.cuda.is_available()
+    # What is only counted is the same on any device.
+    parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
     train_flops = _train_flops(parts, config.schedule.batch_size)
-    shard = Shard(0, config.hardware.processes)
-    step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
-    evaluations = -(-training.settings.epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
     return Forecast(
         name="",
         steps=training.total_steps,
@@ -103,10 +120,16 @@ def _forecast(config: Config) -> Forecast:
         train_flops=train_flops,
         dense_flops=parts.dense_training_flops,
         checkpoint_bytes=_bytes(training.state_dict()),
-        memory_bytes=_peak_memory(),
-        step_s=step_s,
-        total_s=training.total_steps * step_s + evaluations * evaluation_s,
+        measured=_measure(parts, Shard(0, config.hardware.processes)) if is_here else None,
     )
+
+
+def _measure(parts: Parts, shard: Shard) -> tuple[int, float, float]:
+    """Return the peak memory, the seconds of a step and those of the whole training."""
+    training = parts.training
+    step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
+    evaluations = -(-training.settings.epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
+    return _peak_memory(), step_s, training.total_steps * step_s + evaluations * evaluation_s
 
 
 def _train_flops(parts: Parts, batch_size: int) -> int:

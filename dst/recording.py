@@ -11,32 +11,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.compose import to_yaml
-from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, identity, run_id, run_name
+from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, id_of, run_name
 from dst.environment import JOB
 from dst.records.catalog import attempt_folder
+from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_json
 from dst.records.store import Record
+from dst.verified import changed
 
 if TYPE_CHECKING:
     from dst.data import Dataset
 
 
-def create(config: Config, command: str, superseded: Path | None = None, *, durable: bool = True) -> Record:
+def enter(config: Config, identifier: str, found: Path, command: str) -> None:
+    """See that a run's group holds it, by an entry, where it was begun under another one.
+
+    Raises ConfigError if that cannot be written.
+    """
+    root = Path(config.output.root)
+    group = root / config.output.group
+    if found.is_relative_to(group):
+        return
+    _check_group(config)
+    entry = Entry(identifier, run_name(config), found, command)
+    try:
+        write_entry(entry_path(group, entry.id), entry, root=root)
+    except OSError as error:
+        raise ConfigError([f"output.group={config.output.group}: cannot write there: {error}"]) from error
+
+
+def _check_group(config: Config) -> None:
+    """Raise ConfigError if a group's folder would lie in that of a run."""
+    folder = Path(config.output.root) / config.output.group
+    for above in (folder, *folder.parents):
+        if (above / "run.json").exists():
+            raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
+
+
+def create(
+    config: Config,
+    identity: Mapping[str, Any],
+    text: str,
+    command: str,
+    superseded: Path | None = None,
+    *,
+    durable: bool = True,
+) -> Record:
     """Make the record of a new run: its frozen config, and what is known of it before it begins.
 
+    ``identity`` and ``text`` are those of the config, frozen; who makes very many records has them at hand.
     ``superseded``: the run's newest attempt folder so far, beside which another one is made.
     Raises ConfigError if it cannot be made there.
     """
-    folder = Path(config.output.root) / config.output.group / run_id(config)
+    folder = Path(config.output.root) / config.output.group / id_of(identity)
     if superseded is not None:
         folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
-    for above in folder.parents:
-        if (above / "run.json").exists():
-            raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
-    text = to_yaml(frozen(config))
-    about = {**_known(config), "command": command, "config_digest": digest(text), "code": code_version()}
+    _check_group(config)
+    about = {**_known(config, identity), "command": command, "config_digest": digest(text), "code": code_version()}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
     except OSError as error:
@@ -53,8 +86,8 @@ def refreeze(record: Record, config: Config) -> str:
 
     When a run is continued, what cannot change its result (where it runs, how it is tracked) may be new.
     """
-    text = to_yaml(frozen(config))
-    if (record.folder / "config.yaml").read_text() != text:
+    text, path = to_yaml(frozen(config)), record.folder / "config.yaml"
+    if not path.exists() or path.read_text() != text:
         record.write_config(text)
     about = read_json(record.folder / "run.json")
     new = {**about, "config": flatten(frozen(config)), "config_digest": digest(text)}
@@ -65,19 +98,34 @@ def refreeze(record: Record, config: Config) -> str:
     return text
 
 
+def check_unchanged(folder: Path, config: Config) -> None:
+    """Raise ConfigError if a run shall go on with a config where somebody has changed its frozen one.
+
+    A file that is gone is written anew, and one that holds the new config already was replaced by who was killed then.
+    """
+    path = folder / "config.yaml"
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return
+    recorded = read_json(folder / "run.json").get("config_digest")
+    if found != recorded and found != digest(to_yaml(frozen(config))):
+        raise ConfigError([changed(path, found, recorded, "recorded in run.json")])
+
+
 def digest(text: str) -> str:
     """Return the digest of a frozen config."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _known(config: Config) -> dict[str, Any]:
+def _known(config: Config, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``run.json`` says of a run before it begins."""
     return {
         "schema": SCHEMA_VERSION,
-        "id": run_id(config),
+        "id": id_of(identity),
         "name": run_name(config),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "identity": identity(config),
+        "identity": identity,
         "config": flatten(frozen(config)),
         "determinism": config.hardware.determinism,
     }
@@ -126,6 +174,7 @@ def held(record: Record, config: Config, here: Mapping[str, Any]) -> Iterator[No
         except OSError as error:
             raise ConfigError([f"run {record.folder.name} cannot be locked: {error}"]) from error
         stack.enter_context(record)
+        check_unchanged(record.folder, config)
         _begin_or_continue(record, here, strict=config.hardware.determinism == "strict")
         refreeze(record, config)
         yield

@@ -23,11 +23,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])
 
 
-def layer_table(layers: "Sequence[LayerReport]") -> str:
-    """Return one line a layer and their total: size, active weights, density, Rs."""
+def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | None = None) -> str:
+    """Return a line a layer and their total: size, active weights, density, Rs; then what is ``outside`` the scope."""
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
     totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
-    return table(("layer", "weights", "active", "density", "Rs"), [*rows, _layer_row("all", *totals)])
+    dense = [[f"outside the scope: {name}", f"{size:,}", "dense", "", ""] for name, size in (outside or {}).items()]
+    return table(("layer", "weights", "active", "density", "Rs"), [*rows, _layer_row("all", *totals), *dense])
 
 
 def _layer_row(name: str, size: int, active: int, explored: int) -> list[str]:

@@ -15,10 +15,11 @@ from dst.app import Cell
 from dst.checks import check, check_launch
 from dst.checks.start import check_start, started
 from dst.compose import Composed, compose_command, compose_each
-from dst.config import Config, ConfigError, Optimizer, complete, flatten, identity, run_id, run_name
+from dst.config import Config, ConfigError, Optimizer, complete, flatten, run_id, run_name
 from dst.records.read import read_summary
 from dst.records.store import RecordError
 from dst.report import sweep_report
+from dst.sources import Known, identified
 from dst.states import EXIT_CODES, worst
 from dst.together import together
 from dst.training.place import Place
@@ -43,7 +44,7 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
         check_start([config for _, config in composed.cells], here, multirun=multirun, launches=launches)
         if here.world > 1:
             return _together(composed.cells, here)
-    cells = _checked(composed, forecast=forecast)
+    cells = _checked(composed, _identified(composed.cells), forecast=forecast)
     if forecast:
         return _forecast([cell.config for cell in cells if not _is_over(cell)])
     if composed.launcher is not None:
@@ -62,33 +63,49 @@ def launch(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettin
     from dst.launcher.seen import look
 
     composed = Composed(compose_each(conf, cells), settings)
-    checked = _checked(composed)
+    configs = _identified(composed.cells)
+    checked = _checked(composed, configs)
     launched = submit(checked, settings, _command())
     if launched.left:
         print(launched.told(), file=sys.stderr, flush=True)
     folders = launched.folders
     seen = wait(folders) if settings.wait else look(folders)
     by_id = {cell.id: (folder, run.state) for cell, folder, run in zip(checked, folders, seen, strict=True)}
-    return [by_id[run_id(complete(config))] for _, config in composed.cells]
+    return [by_id[run_id(config)] for config in configs]
 
 
-def _checked(composed: Composed, *, forecast: bool = False) -> list[Cell]:
+def _identified(composed: Sequence[tuple[list[str], Config]]) -> list[Config]:
+    """Return the complete configs of cells, with the digests of all that they read; see ``dst.sources``.
+
+    Raises ConfigError if any config is wrong in itself, or names what is not there.
+    """
+    _check_all(composed)
+    known: Known = {}
+    configs, problems = [], []
+    for overrides, config in composed:
+        try:
+            configs.append(identified(complete(config), known))
+        except ConfigError as error:
+            problems += [(" ".join(overrides), text) for text in error.problems]
+    _raise(problems, len(composed))
+    return configs
+
+
+def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if anything is wrong with any."""
-    _check_all(composed.cells)
-    completed = [complete(config) for _, config in composed.cells]
     cells = app.cells(completed)
     if len(cells) < len(composed.cells):
         differing = "the others differ in ways that change no result"
         print(f"{len(composed.cells)} cells are {len(cells)} distinct runs: {differing}")
-    todo = [cell.config for cell in cells if not _is_over(cell)]
+    todo = [cell for cell in cells if not _is_over(cell)]
     settings = composed.launcher
     if settings is not None and not forecast:
         from dst.launcher.launch import check_settings
 
-        check_settings(settings, todo)
+        check_settings(settings, [cell.config for cell in todo])
     names = {id(config): " ".join(overrides) for (overrides, _), config in zip(composed.cells, completed, strict=True)}
-    named = [(names[id(config)], config) for config in todo]
-    _check_feasible(named, elsewhere=settings is not None and settings.cluster == "slurm")
+    named = [(names[id(cell.config)], cell) for cell in todo]
+    _check_feasible(named, elsewhere=forecast or (settings is not None and settings.cluster == "slurm"))
     return cells
 
 
@@ -124,15 +141,15 @@ _ALWAYS_FEASIBLE = frozenset(
 """Keys whose values, if they are right in themselves, cannot make data, model and method unfit for each other."""
 
 
-def _check_feasible(named: Sequence[tuple[str, Config]], *, elsewhere: bool) -> None:
+def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> None:
     """Raise ConfigError if data, model and method of any cell do not fit together.
 
     ``named``: cells with what they are called; ``elsewhere``: they will use other devices than this machine has.
     """
     alike: dict[str, list[tuple[str, Config]]] = defaultdict(list)
-    for name, config in named:
-        alike[repr({key: value for key, value in identity(config).items() if key not in _ALWAYS_FEASIBLE})].append(
-            (name, config)
+    for name, cell in named:
+        alike[repr({key: value for key, value in cell.identity.items() if key not in _ALWAYS_FEASIBLE})].append(
+            (name, cell.config)
         )
     if not alike:
         return
@@ -143,8 +160,8 @@ def _check_feasible(named: Sequence[tuple[str, Config]], *, elsewhere: bool) -> 
         try:
             build.check(config, elsewhere=elsewhere)
         except ConfigError as error:
-            cell = f"{name}, and {len(others)} like it" if others else name
-            problems += [(cell, text) for text in error.problems]
+            which = f"{name}, and {len(others)} like it" if others else name
+            problems += [(which, text) for text in error.problems]
     _raise(problems, len(alike))
 
 
@@ -164,18 +181,18 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
 
     _check_all(composed)
     ((_, config),) = composed
-    config = complete(config)
 
     def lead(processes: "Group") -> int:
-        (cell,) = app.cells([config])
+        (known,) = _identified(composed)
+        (cell,) = app.cells([known])
         if not cell.is_over:
-            _check_feasible([("", config)], elsewhere=False)
+            _check_feasible([("", cell)], elsewhere=False)
             _refuse_second([cell])
-            processes.tell(None)
+            processes.tell(known)
         return _single(cell, stop, processes)
 
     with StopFlag() as stop:
-        return together(config, here, stop, lead)
+        return together(complete(config), here, stop, lead)
 
 
 def _refuse_second(cells: Sequence[Cell]) -> None:
@@ -194,6 +211,7 @@ def _refuse_second(cells: Sequence[Cell]) -> None:
 
 
 def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:
+    app.enter([cell], _command())
     if not cell.is_over:
         from dst.training.stopping import StopFlag
 
@@ -208,6 +226,7 @@ def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | 
 
 def _sweep(cells: Sequence[Cell]) -> int:
     """Run every cell whatever becomes of the others; only a request to stop ends the sweep."""
+    app.enter(cells, _command())
     states = {cell.id: cell.state for cell in cells if _is_over(cell)}
     todo = [cell for cell in cells if cell.id not in states]
     print(f"{len(cells)} runs: {len(states)} finished already, {len(todo)} to train", flush=True)
@@ -284,7 +303,8 @@ def _is_over(cell: Cell) -> bool:
 def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
     """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
     try:
-        (now,) = app.cells([cell.config])  # another process may have begun or finished it meanwhile
+        (now,) = app.looked_up([cell])  # another process may have begun or finished it meanwhile
+        app.enter([now], _command())
         if now.is_over:
             print(f"run {now.id} is {now.state} already")
             return now.state
@@ -302,7 +322,7 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
 
 def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:
     rows = []
-    for cell in app.cells([cell.config for cell in cells]):
+    for cell in app.looked_up(cells):
         state, summary = states.get(cell.id, "not started"), None
         with suppress(OSError, RecordError):  # a record that was damaged or removed since hides no other
             summary = read_summary(cell.found) if state == "done" and cell.found else None

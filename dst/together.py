@@ -18,8 +18,8 @@ def together(config: Config, here: Place, stop: "StopFlag", lead: Callable[["Gro
     """Run a config in several processes, each of which calls this; return the exit code, in all of them the same.
 
     ``lead`` is what the main process does: all that is to be done once, such as checking the config and having the data
-    ready; then it tells the others, by ``tell(None)``, and runs the config. They are let go whatever happens. Raises
-    ConfigError in all of them; that the main one tells it is enough.
+    ready; then it tells the others by ``tell``, with the config that says by digests what they are to read, and runs
+    it. They are let go whatever happens. Raises ConfigError in all of them; that the main one tells it is enough.
     """
     from dst.training.distributed import DismissedError, PeerError, StartError, joined
 
@@ -28,8 +28,8 @@ def together(config: Config, here: Place, stop: "StopFlag", lead: Callable[["Gro
         with joined(here, hardware.device, strict=hardware.determinism == "strict") as processes, processes.watched():
             if processes.is_main:
                 return _led(processes, lead)
-            processes.hear()  # that the data is there, and all is well
-            return EXIT_CODES[app.follow(config, stop, processes)]
+            identified: Config = processes.hear()  # that the data is there, and all is well
+            return EXIT_CODES[app.follow(identified, stop, processes)]
     except StartError as error:
         raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
     except DismissedError as end:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dst import registry
+from dst import published, registry
 from dst.checks import check
 from dst.compose import compose_cells
 from dst.config import SLOTS, Config, ConfigError, complete, flatten, get, identity, leaves, options, run_id
@@ -127,6 +127,20 @@ def test_run_ids_never_change():
     assert run_id(Config()) == "ede0de807492"
     assert run_id(composed()) == "5bf247d2524e"
     assert run_id(composed("sparsity=rigl", "data=mnist", "model=lenet_300_100", "schedule=mnist")) == "c6e051132d9e"
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_the_published_content_of_a_known_set_is_no_part_of_the_identity(name):
+    plain, given = composed(f"data={name}"), composed(f"data={name}", f"data.digest={published.digest(name)}")
+    assert complete(plain).data.digest == given.data.digest
+    assert run_id(plain) == run_id(complete(plain)) == run_id(given) == run_id(complete(given))
+    assert identity(composed(f"data={name}", f"data.digest={'0' * 64}"))["data.digest"] == "0" * 64
+
+
+def test_where_a_starting_point_lies_is_no_part_of_the_identity_but_what_it_is():
+    ids = {run_id(complete(composed("model.weights=a", f"model.weights_digest={n * 64}"))) for n in "01"}
+    assert len(ids) == 2
+    assert run_id(complete(composed("model.weights=./b", f"model.weights_digest={'0' * 64}"))) in ids
 
 
 def test_identity_holds_what_differs_from_the_defaults_and_nothing_else():
@@ -264,6 +278,9 @@ WRONG = {
     "model.hidden=null": "model.hidden is missing: model 'mlp' needs it",
     "model.name=lenet_300_100": "model.hidden=[256, 256] would be ignored",
     "data.mean=[0.5]": "data.mean and data.std go together",
+    "data.digest=abc": "data.digest=abc: must be a SHA-256, 64 digits of 0-9 and a-f",
+    f"model.weights_digest={'0' * 64}": "would be ignored without model.weights",
+    f"sparsity.init.digest={'0' * 64}": "would be ignored: init 'random' takes no options",
     "data.augment.padding_mode=zeros": "would be ignored with data.augment.crop_padding=0",
     "data.val_fraction=1": "data.val_fraction=1.0: must be a finite number in (0, 1)",
     "hardware.device=gpu": "hardware.device=gpu:",

@@ -4,6 +4,7 @@ Only what can be seen without data and without torch; ``dst.build.check`` sees t
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from dst import registry
@@ -12,6 +13,7 @@ from dst.checks.sparsity import check_density, check_parts, check_update
 from dst.config import SLOTS, Augment, Config, ConfigError, Tracking, get
 from dst.launcher.settings import LauncherSettings
 from dst.registry import REQUIRED, UnknownNameError, suggest
+from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_name
 
 
 def _check_slots(config: Config) -> Iterator[str]:
@@ -93,6 +95,12 @@ def _check_data(config: Config) -> Iterator[str]:
         yield f"data.augment.padding_mode={data.augment.padding_mode} would be ignored with data.augment.crop_padding=0"
     if data.center_crop is not None and data.size is None:
         yield f"data.center_crop={data.center_crop} would be ignored without data.size, e.g. data.size=224"
+    for key in ("data.digest", "model.weights_digest", "sparsity.init.digest"):
+        digest = get(config, key)
+        if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+            yield f"{key}={digest}: must be a SHA-256, 64 digits of 0-9 and a-f; without it, what is there is taken"
+    if config.model.weights_digest is not None and config.model.weights is None:
+        yield f"model.weights_digest={config.model.weights_digest} would be ignored without model.weights"
     scale = data.augment.resized_crop_scale
     if scale is None:
         return
@@ -154,14 +162,23 @@ def _check_tracking(config: Config) -> Iterator[str]:
                     "tracking=wandb_offline or tracking=wandb_online"
                 )
         return
+    if tracking.mode == "offline" and tracking.timeout_s != defaults.timeout_s and tracking.timeout_s > 0:
+        yield (
+            f"tracking.timeout_s={tracking.timeout_s:g} would be ignored: nothing is sent while the run trains. Remove "
+            "it, or choose tracking=wandb_online"
+        )
     if not tracking.project:
         yield f"tracking.project is missing: wandb ({tracking.mode}) needs it, e.g. tracking.project=dst"
+    for name in ("project", "entity"):
+        value = getattr(tracking, name)
+        if value and (problem := wrong_name(value)):
+            yield f"tracking.{name}={value} {problem}"
     for tag in tracking.tags:
-        if not 1 <= len(tag) <= _LONGEST_TAG:
-            yield f"tracking.tags: {tag!r} has {len(tag)} characters; wandb takes 1 to {_LONGEST_TAG}"
+        if problem := wrong_length(tag, LONGEST_TAG):
+            yield f"tracking.tags: {tag!r} {problem}"
+    if problem := wrong_length(config.output.group, LONGEST_NAME):
+        yield f"output.group={config.output.group} {problem} as a group: choose a shorter one, or tracking=none"
 
-
-_LONGEST_TAG = 64
 
 _SLURM_KEYS = {
     **{name: f"slurm.{name}" for name in ("partition", "account", "qos", "constraint", "nodes")},

@@ -2,8 +2,8 @@
 
 from dst.data.augment import Augment
 from dst.data.batches import Batches
-from dst.data.cache import load
-from dst.data.dataset import DataError, Dataset, Split
+from dst.data.cache import content_digest, load
+from dst.data.dataset import DataError, Dataset, NotHereError, Split
 from dst.data.files import Files
 from dst.data.loader import Loader, loader, samples_of
 from dst.data.normalise import channel_statistics
@@ -19,10 +19,12 @@ __all__ = [
     "Dataset",
     "Files",
     "Loader",
+    "NotHereError",
     "Shard",
     "Split",
     "Stream",
     "channel_statistics",
+    "content_digest",
     "load",
     "loader",
     "samples_of",

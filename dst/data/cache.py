@@ -1,7 +1,8 @@
 """Decode a data set once, keep it as one file, and verify that file by its digest whenever it is read.
 
-A cache file is one line of JSON (the manifest) and then the raw bytes of the labels (int64, little-endian) and images
-(uint8) of the training and the test split. Nothing is unpickled, and nothing is used before the digest was compared.
+A cache file is one line of JSON (the manifest, which says of which raw content it was made) and then the raw bytes of
+the labels (int64, little-endian) and images (uint8) of the training and the test split. Nothing is unpickled, and
+nothing is used before the digest was compared.
 """
 
 import hashlib
@@ -19,13 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dst.data.dataset import DataError, Dataset, Reader, Split
-from dst.data.files import Files, digest
+from dst import published
+from dst.data.content import check_unchanged, files_digest
+from dst.data.dataset import DataError, Dataset, Reader, Samples, Split
+from dst.data.decode import size_of
+from dst.data.files import Files, decoded_key
 from dst.data.fit import Fit
-from dst.data.stream import decode_all
+from dst.data.prepare import decode_all, verify
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 2  # raise it when the layout of the file or the way images are prepared changes
+_FORMAT = 3  # raise it when the layout of the file or the way images are prepared changes
 _LONGEST_MANIFEST = 4096
 
 RESIDENT_BYTES = 4 << 30
@@ -39,59 +43,103 @@ def load(
     root: str,
     cache: str,
     download: bool,
+    digest: str | None = None,
     size: int | None = None,
     center_crop: float | None = None,
     storage: str = "auto",
 ) -> Dataset:
     """Return a data set: decoded, from its cache file or by ``read``; or, of image files, as files to be streamed.
 
-    ``size`` and ``center_crop``: see ``Fit``. ``storage``: ``resident`` decodes everything into memory, ``stream``
-    leaves it in its files, ``auto`` decodes sets of up to ``RESIDENT_BYTES``; what is no set of image files is always
-    resident. A set of image files is known by their names, sizes, times of change and labels, so a changed set is
-    decoded anew; any other by ``name`` and fit alone: delete its cache file to have the raw files in ``root`` read
-    again. A damaged cache file is rebuilt, with a warning; what is wrong with the raw files is a ``DataError``.
-    Processes that prepare the same set at once do not disturb each other.
+    ``digest``: that of the content that is wanted (see ``content_digest``); ``DataError`` if the raw files in ``root``
+    have another. A cache file is of one content, which its name and its first line tell: with a ``digest``, one that is
+    there is enough, and the raw files are not looked at. ``size`` and ``center_crop``: see ``Fit``. ``storage``:
+    ``resident`` decodes everything into memory, ``stream`` leaves it in its files, ``auto`` decodes sets of up to
+    ``RESIDENT_BYTES``; what is no set of image files is always resident. A damaged cache file is rebuilt, with a
+    warning; what is wrong with the raw files is a ``DataError``. Processes that prepare the same set at once do not
+    disturb each other.
     """
     fit, folder = Fit(size, center_crop), Path(cache).expanduser()
-    path = folder / f"{name}{fit}.bin"
-    dataset = _cached(path, name)
-    if dataset is None:
-        _LOG.info("%s: preparing it from %s", name, root)
-        train, test, classes = read(Path(root).expanduser(), download=download)
-        if isinstance(train, Files) and isinstance(test, Files):
-            train, test = replace(train, fit=fit), replace(test, fit=fit)
-            return _of_files(name, train, test, classes, folder, storage)
-        assert isinstance(train, Split)
-        assert isinstance(test, Split)
-        dataset = _stored(path, name, _fitted(train, fit), _fitted(test, fit), classes)
+    path = _path(folder, name, digest, fit)
+    if storage == "resident" or (storage == "auto" and path.exists() and path.stat().st_size <= RESIDENT_BYTES):
+        dataset = _cached(path, name, digest)
+        if dataset is not None:
+            return dataset
+    _LOG.info("%s: preparing it from %s", name, root)
+    train, test, classes = _raw(name, read, root, download, digest)
+    if isinstance(train, Files) and isinstance(test, Files):
+        content = files_digest(name, train, test, folder)
+        _compare(name, root, content, digest)
+        train, test = replace(train, fit=fit), replace(test, fit=fit)
+        return _of_files(name, train, test, classes, content, folder, storage)
+    assert isinstance(train, Split)
+    assert isinstance(test, Split)
+    if name not in published.SUMS:
+        _compare(name, root, _digest(_content(train, test, classes), _tensors(train, test)), digest)
     if storage == "stream":
         raise DataError(
             f"data.storage=stream: {name} is no set of image files, it always lives in memory; set data.storage=auto "
             "and data.augment.resized_crop_scale=null, which asks for streaming"
         )
-    return dataset
+    return _stored(path, name, _fitted(train, fit), _fitted(test, fit), classes, digest)
 
 
-def _of_files(name: str, train: Files, test: Files, classes: int, cache: Path, storage: str) -> Dataset:
+def content_digest(name: str, read: Reader, *, root: str, cache: str, download: bool) -> str:
+    """Return the digest of what lies in ``root``, by which a set is known whose name does not fix its content.
+
+    Of image files that of their names, labels and bytes, read once as long as nothing changes; of other sets that of
+    the images and labels as ``read`` makes them. ``NotHereError`` if there is no such set, ``DataError`` if it is
+    wrong.
+    """
+    train, test, classes = _raw(name, read, root, download, None)
+    if isinstance(train, Files) and isinstance(test, Files):
+        return files_digest(name, train, test, Path(cache).expanduser())
+    assert isinstance(train, Split)
+    assert isinstance(test, Split)
+    return _digest(_content(train, test, classes), _tensors(train, test))
+
+
+def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None) -> tuple[Samples, Samples, int]:
+    """Read a set; one whose name fixes its content compares it itself, file by file.
+
+    ``DataError`` also where the system refuses to let it be read.
+    """
+    wanted = {"digest": digest} if name in published.SUMS and digest is not None else {}
+    folder = Path(root).expanduser()
+    try:
+        return read(folder, download=download, **wanted)
+    except OSError as error:
+        raise DataError(f"cannot read the data in {folder.absolute()}: {error}") from error
+
+
+def _compare(name: str, root: str, found: str, wanted: str | None) -> None:
+    if wanted not in (None, found):
+        raise DataError(
+            f"data.root={root}: what lies there is not the content that was asked for: its digest is {found}, but "
+            f"data.digest={wanted}. Bring that content back, or run the command with data.digest={found} (or, to take "
+            "what is there, without data.digest), which is another run"
+        )
+
+
+def _path(cache: Path, name: str, content: str | None, fit: Fit) -> Path:
+    return cache / f"{name}{f'-{content[:16]}' if content else ''}{fit}.bin"
+
+
+def _of_files(name: str, train: Files, test: Files, classes: int, content: str, cache: Path, storage: str) -> Dataset:
     """Return a set of image files, resident or to be streamed."""
-    key = digest(train, test, times=True)[:16]
-    path = cache / f"{name}-{key}{train.fit}.bin"
+    path = _path(cache, name, content, train.fit)
     if storage == "auto":
         storage = "resident" if _decoded_bytes(path, train, test) <= RESIDENT_BYTES else "stream"
     if storage == "resident":
-        dataset = _cached(path, name)
+        dataset = _cached(path, name, content)
         if dataset is None:
-            decoded = decode_all(train, f"{name}: decoding train"), decode_all(test, f"{name}: decoding test")
-            dataset = _stored(path, name, *decoded, classes)
+            both, n = decode_all(train.joined(test), name), len(train)
+            check_unchanged(train, test)
+            train_split = Split(both.images[:n], both.labels[:n])
+            test_split = Split(both.images[n:], both.labels[n:])
+            dataset = _stored(path, name, train_split, test_split, classes, content)
         return dataset
-    dataset = Dataset(name, train, test, classes, digest(train, test, times=False))
-    checked = cache / f"{name}-{key}.checked"
-    if not checked.exists():
-        train.check()
-        test.check()
-        with suppress(OSError):  # then they are checked again the next time
-            cache.mkdir(parents=True, exist_ok=True)
-            checked.touch()
+    dataset = Dataset(name, train, test, classes, content)
+    verify(train.joined(test), decoded_key(train, test), cache / f"{name}.verified", name)
     return dataset
 
 
@@ -99,13 +147,21 @@ def _decoded_bytes(path: Path, train: Files, test: Files) -> int:
     """Return how much memory the set takes once it is decoded; without a size, if all are like the first image."""
     if path.exists():
         return path.stat().st_size
-    shape = train.shape if train.fit.size is not None else train.fitted(0).shape
-    return math.prod(shape) * (len(train) + len(test))
+    image = 3 * train.fit.size**2 if train.fit.size is not None else _first_bytes(train)
+    return image * (len(train) + len(test))
 
 
-def _cached(path: Path, name: str) -> Dataset | None:
+def _first_bytes(files: Files) -> int:
+    """Return the decoded size of the first image that has a header; 0 if none has: they will be refused."""
+    for number in range(len(files)):
+        with suppress(ValueError):
+            return 3 * math.prod(size_of(files.path(number)))
+    return 0
+
+
+def _cached(path: Path, name: str, raw: str | None) -> Dataset | None:
     try:
-        return _read(path, name)
+        return _read(path, name, raw)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,10 +169,10 @@ def _cached(path: Path, name: str) -> Dataset | None:
         return None
 
 
-def _stored(path: Path, name: str, train: Split, test: Split, classes: int) -> Dataset:
+def _stored(path: Path, name: str, train: Split, test: Split, classes: int, raw: str | None) -> Dataset:
     dataset = Dataset(name, train, test, classes, _digest(_content(train, test, classes), _tensors(train, test)))
     try:
-        _write(path, train, test, dataset)
+        _write(path, train, test, dataset, raw)
     except OSError as error:  # a full disk or a read-only folder costs time at each start, but is no reason to stop
         _LOG.warning("%s: cannot write its cache %s (%s); data.cache=FOLDER chooses another place", name, path, error)
     return dataset
@@ -143,10 +199,11 @@ def _digest(content: dict[str, Any], tensors: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, train: Split, test: Split, dataset: Dataset) -> None:
+def _write(path: Path, train: Split, test: Split, dataset: Dataset, raw: str | None) -> None:
     manifest = {
         "format": _FORMAT,
         "name": path.stem,
+        "raw": raw,
         "sha256": dataset.digest,
         "content": _content(train, test, dataset.classes),
     }
@@ -165,12 +222,12 @@ def _write(path: Path, train: Split, test: Split, dataset: Dataset) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path, name: str) -> Dataset:
+def _read(path: Path, name: str, raw: str | None) -> Dataset:
     """``FileNotFoundError`` if there is none; ``OSError, ValueError, KeyError, TypeError`` if it is no good."""
     with open(path, "rb") as file:
         manifest = json.loads(file.readline(_LONGEST_MANIFEST))
-        known = {key: manifest[key] for key in ("format", "name")}
-        if known != {"format": _FORMAT, "name": path.stem}:
+        known = {key: manifest[key] for key in ("format", "name", "raw")}
+        if known != {"format": _FORMAT, "name": path.stem, "raw": raw}:
             raise ValueError(f"it holds something else: {known}")
         content = manifest["content"]
         shape, lengths = content["shape"], (content["train"], content["test"])

@@ -1,69 +1,86 @@
 """CIFAR-10 and CIFAR-100 in the original "python version", in the folders where torchvision keeps them."""
 
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from dst.data.dataset import DataError, Split
+from dst import published
+from dst.data.dataset import DataError, NotHereError, Split
 from dst.data.download import fetch
 
-
-def cifar10(root: Path, download: bool) -> tuple[Split, Split, int]:
-    """Read CIFAR-10 from ``root``/cifar-10-batches-py, fetching it if ``download``; ``DataError`` if not whole."""
-    return _read("CIFAR10", root, download)
+_SHAPE = (3, 32, 32)
+_TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
-def cifar100(root: Path, download: bool) -> tuple[Split, Split, int]:
-    """Read CIFAR-100 from ``root``/cifar-100-python, fetching it if ``download``; ``DataError`` if not whole."""
-    return _read("CIFAR100", root, download)
+def cifar10(root: Path, download: bool, digest: str | None = None) -> tuple[Split, Split, int]:
+    """Read CIFAR-10 from ``root``/cifar-10-batches-py, fetching it if ``download``.
+
+    ``DataError`` if it is not whole, or its content is not that of ``digest`` (default: the published one).
+    """
+    with _in_layout(folder := root / "cifar-10-batches-py"):
+        content = _read("cifar10", "CIFAR10", folder, download, digest)
+        train = _split([content[name] for name in _TRAIN_10], "labels")
+        return train, _split([content["test_batch"]], "labels"), len(content["batches.meta"]["label_names"])
 
 
-def _read(dataset: str, root: Path, download: bool) -> tuple[Split, Split, int]:
-    from torchvision import datasets  # 3 s to import: only when there is no cache
+def cifar100(root: Path, download: bool, digest: str | None = None) -> tuple[Split, Split, int]:
+    """Read CIFAR-100 from ``root``/cifar-100-python, as ``cifar10``."""
+    with _in_layout(folder := root / "cifar-100-python"):
+        content = _read("cifar100", "CIFAR100", folder, download, digest)
+        train, test = (_split([content[name]], "fine_labels") for name in ("train", "test"))
+        return train, test, len(content["meta"]["fine_label_names"])
 
-    kind = getattr(datasets, dataset)
-    folder = root / kind.base_folder
-    missing = [name for name, _ in _files(kind) if not (folder / name).is_file()]
+
+@contextmanager
+def _in_layout(folder: Path) -> Iterator[None]:
+    """Turn what a variant lacks into an error that names its folder; the originals lack nothing."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise DataError(f"{folder.absolute()} is not in the layout of the original files ({told})") from error
+
+
+def _read(name: str, dataset: str, folder: Path, download: bool, digest: str | None) -> dict[str, Any]:
+    """Return what is in each file. All sums are compared before anything is unpickled: a pickle can do anything."""
+    missing = [file for file in published.SUMS[name] if not (folder / file).is_file()]
     if missing:
-        _fetch(dataset, root, folder, missing, download)
-    _verify(kind, folder)
-    train, test = kind(str(root), train=True), kind(str(root), train=False)
-    return _split(train), _split(test), len(train.classes)
+        _fetch(dataset, folder, missing, download)
+    try:
+        content = {file: (folder / file).read_bytes() for file in published.SUMS[name]}
+    except OSError as error:
+        raise DataError(f"cannot read {dataset}: {error}") from error
+    sums = {file: published.md5(data) for file, data in content.items()}
+    if differs := published.difference(name, sums, digest or published.digest(name)):
+        raise DataError(
+            f"{folder.absolute()}: {differs}, and have it unpickled, which can run code: only if you trust where it is "
+            "from. Or delete and fetch again (data.download=true)"
+        )
+    return {file: pickle.loads(data, encoding="latin1") for file, data in content.items()}
 
 
-def _files(kind: Any) -> list[tuple[str, str]]:
-    """Names and MD5 sums, as torchvision knows them."""
-    return [*map(tuple, kind.train_list), *map(tuple, kind.test_list), (kind.meta["filename"], kind.meta["md5"])]
-
-
-def _fetch(dataset: str, root: Path, folder: Path, missing: list[str], download: bool) -> None:
+def _fetch(dataset: str, folder: Path, missing: list[str], download: bool) -> None:
     reason = "data.download=false"
     try:
         if download:
-            fetch(dataset, root, folder.name, missing)
+            fetch(dataset, folder.parent, folder.name, missing)
             return
     except (OSError, RuntimeError, ImportError) as error:
         reason = f"downloading failed: {' '.join(str(error).split())}"
-    raise DataError(
+    raise NotHereError(
         f"{dataset} is not complete: {', '.join(missing)} not found in {folder.absolute()}; {reason}. Put the files "
         f"there, or let data.root=FOLDER name the folder that holds {folder.name}, or run once with data.download=true "
         "on a machine that has a network"
     )
 
 
-def _verify(kind: Any, folder: Path) -> None:
-    """Compare all MD5 sums before anything is unpickled: a pickle can do whatever it likes."""
-    from torchvision.datasets.utils import check_integrity
-
-    damaged = [name for name, md5 in _files(kind) if not check_integrity(str(folder / name), md5)]
-    if damaged:
-        raise DataError(
-            f"{', '.join(damaged)} in {folder.absolute()}: damaged, or not the original (the MD5 sum differs); delete "
-            "and fetch again (data.download=true)"
-        )
-
-
-def _split(part: Any) -> Split:
-    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()  # torchvision's are [N, H, W, C]
-    return Split(images, torch.tensor(part.targets))
+def _split(parts: list[dict[str, Any]], labels: str) -> Split:
+    images = np.concatenate([part["data"] for part in parts]).reshape(-1, *_SHAPE)
+    return Split(torch.from_numpy(images), torch.tensor([label for part in parts for label in part[labels]]))

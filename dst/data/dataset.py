@@ -15,6 +15,10 @@ class DataError(ValueError):
     """Data is missing, truncated or not what it should be; the message says what, where, and how to mend it."""
 
 
+class NotHereError(DataError):
+    """There is no such data at all where it was looked for; perhaps another machine sees it."""
+
+
 class Samples(Protocol):
     """What all splits have in common, whatever their images are (``Split``: in memory; ``Files``: on a disk)."""
 
@@ -69,8 +73,8 @@ class Split:
 class Dataset:
     """A data set; ``digest`` is a SHA-256 in hex that says which. ``DataError`` if its parts disagree.
 
-    The digest is that of the decoded content if the images are in memory. If they stay in files, it is that of the
-    files' names, sizes and labels: to read them all would take as long as an epoch.
+    The digest is that of the decoded content if the images are in memory, which also tells whether two machines decode
+    alike. If they stay in files, it is that of the files' names, labels and bytes.
     """
 
     name: str
@@ -98,4 +102,7 @@ class Dataset:
 
 
 Reader = Callable[..., tuple[Samples, Samples, int]]
-"""``reader(root: Path, download: bool) -> (train, test, number of classes)``: a row of the ``data`` registry."""
+"""``reader(root: Path, download: bool) -> (train, test, number of classes)``: a row of the ``data`` registry.
+
+If its name fixes its content (``dst.published``), it also takes the ``digest`` of what it shall find, and compares.
+"""

@@ -1,9 +1,13 @@
 """Sets that are folders of images: a folder for each part, in it a folder for each class."""
 
+import logging
 from pathlib import Path
 
-from dst.data.dataset import DataError
-from dst.data.files import Files, class_folders, content, same_classes
+from dst.data.dataset import NotHereError
+from dst.data.files import Files
+from dst.data.listing import Listing, content, same_classes
+
+_LOG = logging.getLogger(__name__)
 
 
 def image_folder(root: Path, download: bool) -> tuple[Files, Files, int]:
@@ -26,10 +30,17 @@ def imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
 def _read(root: Path, name: str, held_out: tuple[str, ...]) -> tuple[Files, Files, int]:
     part = next((part for part in held_out if (root / part).is_dir()), None)
     if part is None or not (root / "train").is_dir():
-        raise DataError(
+        raise NotHereError(
             f"{root.absolute()} is no data.name={name}: looked for the folders train and {' or '.join(held_out)}, each "
             f"with a folder of images for each class; {content(root)}. Set data.root=FOLDER to the one that holds them"
         )
-    train, test = class_folders(root, "train"), class_folders(root, part)
+    for other in held_out:
+        if other != part and (root / other).is_dir():
+            _LOG.warning(
+                "%s/%s is left out: %s is the test set, and validation data is split off train", root, other, part
+            )
+    listing = Listing(root)
+    train, test = listing.class_folders("train"), listing.class_folders(part)
+    listing.finish()
     same_classes(root, train, test, part)
     return Files.of(root, train.values()), Files.of(root, test.values()), len(train)

@@ -3,12 +3,14 @@
 import gzip
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dst.data.dataset import DataError, Split
+from dst import published
+from dst.data.dataset import DataError, NotHereError, Split
 from dst.data.download import fetch
 
 _CLASSES = 10
@@ -16,21 +18,29 @@ _TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 _TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def mnist(root: Path, download: bool) -> tuple[Split, Split, int]:
-    """Read MNIST from ``root``/MNIST/raw, fetching missing files if ``download``; ``DataError`` without them."""
-    return _read("MNIST", root, download)
+def mnist(root: Path, download: bool, digest: str | None = None) -> tuple[Split, Split, int]:
+    """Read MNIST from ``root``/MNIST/raw, fetching missing files if ``download``.
+
+    ``DataError`` without them, or if their content is not that of ``digest`` (see ``dst.published``).
+    """
+    return _read("mnist", "MNIST", root, download, digest)
 
 
-def fashion_mnist(root: Path, download: bool) -> tuple[Split, Split, int]:
-    """Read Fashion-MNIST from ``root``/FashionMNIST/raw, fetching missing files if ``download``; or ``DataError``."""
-    return _read("FashionMNIST", root, download)
+def fashion_mnist(root: Path, download: bool, digest: str | None = None) -> tuple[Split, Split, int]:
+    """Read Fashion-MNIST from ``root``/FashionMNIST/raw, as ``mnist``."""
+    return _read("fashion_mnist", "FashionMNIST", root, download, digest)
 
 
-def _read(dataset: str, root: Path, download: bool) -> tuple[Split, Split, int]:
+def _read(name: str, dataset: str, root: Path, download: bool, digest: str | None) -> tuple[Split, Split, int]:
     folder = root / dataset / "raw"
     if _missing(folder):
         _fetch(dataset, root, download)
-    return _split(folder, _TRAIN), _split(folder, _TEST), _CLASSES
+    content = {file: _content(_find(folder, file) or folder / file) for file in (*_TRAIN, *_TEST)}
+    train, test = _split(folder, _TRAIN, content), _split(folder, _TEST, content)
+    sums = {file: published.md5(data) for file, data in content.items()}
+    if differs := published.difference(name, sums, digest):
+        raise DataError(f"{folder.absolute()}: {differs}. Or delete the file and fetch it again (data.download=true)")
+    return train, test, _CLASSES
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -47,7 +57,7 @@ def _missing(folder: Path) -> list[str]:
 
 def _not_found(dataset: str, root: Path, why: str) -> DataError:
     folder = root / dataset / "raw"
-    return DataError(
+    return NotHereError(
         f"{dataset} is not complete: {', '.join(_missing(folder))} not found in {folder.absolute()} (nor as .gz); "
         f"{why}. Put the files there, or let data.root=FOLDER name the folder that holds {dataset}/raw, or run once "
         "with data.download=true on a machine that has a network"
@@ -70,9 +80,10 @@ def _fetch(dataset: str, root: Path, download: bool) -> None:
 _AGAIN = "delete both files and fetch them again (data.download=true)"
 
 
-def _split(folder: Path, names: tuple[str, str]) -> Split:
+def _split(folder: Path, names: tuple[str, str], content: Mapping[str, bytes]) -> Split:
     images, labels = (_find(folder, name) or folder / name for name in names)
-    pixels, classes = _idx(images, dimensions=3), _idx(labels, dimensions=1)
+    pixels = _idx(images, content[names[0]], dimensions=3)
+    classes = _idx(labels, content[names[1]], dimensions=1)
     if len(pixels) != len(classes):
         raise DataError(f"{images} has {len(pixels)} images but {labels} has {len(classes)} labels; {_AGAIN}")
     if classes.max() >= _CLASSES:
@@ -80,13 +91,19 @@ def _split(folder: Path, names: tuple[str, str]) -> Split:
     return Split(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(classes.astype(np.int64)))
 
 
-def _idx(path: Path, dimensions: int) -> np.ndarray:
+def _content(path: Path) -> bytes:
+    """Return the content of a file, unpacked."""
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"cannot read {path}: {error}; delete {path} and fetch it again (data.download=true)"
+        ) from error
+
+
+def _idx(path: Path, data: bytes, dimensions: int) -> np.ndarray:
     """Return the uint8 array of an idx file: bytes 0 0 8 and the number of dimensions, sizes as big-endian, data."""
     again = f"delete {path} and fetch it again (data.download=true)"
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}; {again}") from error
     header, magic = 4 + 4 * dimensions, bytes([0, 0, 8, dimensions])
     if data[:4] != magic:
         raise DataError(f"{path} is no idx file of {dimensions}-d bytes: it starts with {data[:4]!r}; {again}")

@@ -4,11 +4,9 @@ Workers are told what to do to which sample: they draw no random numbers and nor
 matter, and the batches are those that ``Batches`` makes of the decoded set, to the last bit.
 """
 
-import ctypes
 import math
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -17,19 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from dst.data.augment import Augment, Crops, Draws, draw, resized_crop_box
-from dst.data.dataset import DataError, Split
-from dst.data.files import Files, decode
+from dst.data.children import die_with_parent
+from dst.data.dataset import DataError
+from dst.data.decode import decode
+from dst.data.files import Files
 from dst.data.fit import resized
 from dst.data.normalise import Normalise
+from dst.data.prepare import sizes_differ
 from dst.data.shard import WHOLE, Shard
-
-_DECODED_AT_ONCE = 128
-_FILES_PER_WORKER = 500  # to start a process for fewer costs more than it saves
-
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 Job = dict[str, list[int]]
 """The fields of ``Draws`` of one batch. As lists, because each tensor would travel in shared memory of its own."""
@@ -112,34 +107,6 @@ class Stream:
                 raise RuntimeError("another epoch of this stream was begun before this one was over")
 
 
-def decode_all(files: Files, title: str) -> Split:
-    """Decode all files, on all processors, with a progress bar on a terminal.
-
-    ``DataError`` if one cannot be decoded, or if they come out in different sizes.
-    """
-    jobs = [
-        {"order": list(range(low, min(low + _DECODED_AT_ONCE, len(files))))}
-        for low in range(0, len(files), _DECODED_AT_ONCE)
-    ]
-    workers = min(_processors(), len(files) // _FILES_PER_WORKER)
-    images: Tensor | None = None
-    with tqdm(total=len(files), desc=title, unit="image", disable=None, leave=False) as bar:
-        for job, made in zip(jobs, _loader(files, Augment(), jobs, workers), strict=True):
-            batch, first = _checked(made), job["order"][0]
-            if images is None:
-                images = torch.empty((len(files), *batch.shape[1:]), dtype=torch.uint8)
-            if batch.shape[1:] != images.shape[1:]:
-                raise _sizes_differ(files, 0, images[0], first, batch[0])
-            images[first : first + len(batch)] = batch
-            bar.update(len(batch))
-    assert images is not None
-    return Split(images, files.labels)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _loader(
     files: Files, augment: Augment, jobs: Iterable[Job], workers: int, *, keep: bool = False, pin: bool = False
 ) -> "DataLoader[Tensor | DataError]":
@@ -161,8 +128,7 @@ def _heed_parent_only(worker: int) -> None:
     But it ends its workers by SIGTERM, if all else fails: so that one is not ignored but looked at, in a thread. And
     when it is killed they die with it, at once: they have inherited its open files, among them the lock of the run.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -216,7 +182,7 @@ class _Pictures(TorchDataset[Tensor | DataError]):
         images = [self._files.fitted(number) for number in order]
         for number, image in zip(order, images, strict=True):
             if image.shape != images[0].shape:
-                raise _sizes_differ(self._files, order[0], images[0], number, image)
+                raise sizes_differ(self._files, order[0], images[0], number, image)
         return torch.stack(images)
 
     def _resized_crop(self, number: int, seed: int) -> Tensor:
@@ -225,8 +191,3 @@ class _Pictures(TorchDataset[Tensor | DataError]):
         _, *target = self._files.shape
         top, left, height, width = resized_crop_box(image.shape[1], image.shape[2], scale, seed)
         return resized(image[None, :, top : top + height, left : left + width], *target).squeeze(0)
-
-
-def _sizes_differ(files: Files, one: int, image: Tensor, other: int, other_image: Tensor) -> DataError:
-    sizes = [f"{files.path(n)} is {i.shape[1]} x {i.shape[2]}" for n, i in ((one, image), (other, other_image))]
-    return DataError(f"images have different sizes: {', '.join(sizes)}. Set data.size to bring them to one")

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from dst.data.dataset import DataError
-from dst.data.files import Entry, Files, class_folders, content, images_below, same_classes
+from dst.data.dataset import DataError, NotHereError
+from dst.data.files import Entry, Files
+from dst.data.listing import Listing, content, same_classes
 
 _ARCHIVE = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_ARCHIVE}.zip"
@@ -19,22 +20,24 @@ def tiny_imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
     found = next((folder for folder in (root, root / _ARCHIVE) if (folder / "wnids.txt").is_file()), None)
     missing = [name for name in _NEEDED if not (found or root).joinpath(name).exists()]
     if found is None or missing:
-        raise DataError(
+        raise NotHereError(
             f"{(found or root).absolute()} is no Tiny-ImageNet in its original layout: no {', '.join(missing)}; "
             f"{content(found or root)}. Set data.root=FOLDER to the one that holds wnids.txt, or {_ARCHIVE}; the "
             f"original is at {_URL}"
         )
-    listed: dict[str, list[Entry]] = {name: [] for name in sorted((found / "wnids.txt").read_text().split())}
-    train = class_folders(found, "train")
+    listed: dict[str, list[Entry]] = {name: [] for name in sorted(line.strip() for line in _lines(found / "wnids.txt"))}
+    listing = Listing(found)
+    train, val = listing.class_folders("train"), listing.images_below("val/images")
+    listing.finish()
     same_classes(found, train, listed, "wnids.txt")
-    return Files.of(found, train.values()), Files.of(found, _val(found, listed)), len(listed)
+    return Files.of(found, train.values()), Files.of(found, _val(found, val, listed)), len(listed)
 
 
-def _val(root: Path, classes: dict[str, list[Entry]]) -> list[list[Entry]]:
+def _val(root: Path, val: list[Entry], classes: dict[str, list[Entry]]) -> list[list[Entry]]:
     """Sort the validation images into the classes by their annotations: name, class and box, tabs between."""
     annotations = root / "val" / "val_annotations.txt"
-    images = {Path(entry[0]).name: entry for entry in images_below(root, "val/images")}
-    lines = [line.split("\t") for line in annotations.read_text().splitlines() if line]
+    images = {Path(entry[0]).name: entry for entry in val}
+    lines = [line.split("\t") for line in _lines(annotations)]
     for line in lines:
         if len(line) < 2 or line[0] not in images or line[1] not in classes:
             raise DataError(
@@ -49,3 +52,8 @@ def _val(root: Path, classes: dict[str, list[Entry]]) -> list[list[Entry]]:
             f"names none of {len(empty)} classes ({', '.join(empty[:3])}); unpack the original archive again"
         )
     return list(classes.values())
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines that are not empty; what is no text becomes names that nothing has."""
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]

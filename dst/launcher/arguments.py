@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dst.records.catalog import find_runs
+from dst.records.catalog import Member, members
 
 
 def command(name: str, description: str) -> argparse.ArgumentParser:
@@ -19,8 +19,22 @@ def command(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def folders_below(root: Path) -> list[Path] | None:
-    """Return the run folders at or below a folder; None, having said so, if there is no such folder."""
+    """Return the folders of the runs that a folder holds; None, having said so, if there is no such folder.
+
+    Runs that a group there holds, and that are not where it says, are told.
+    """
+    held = members_below(root)
+    if held is None:
+        return None
+    for one in held:
+        if one.state is not None:
+            print(f"warning: {one.why}", file=sys.stderr)
+    return [one.folder for one in held if one.state is None]
+
+
+def members_below(root: Path) -> list[Member] | None:
+    """Return the runs that a folder holds, missing ones too; None, having said so, if there is no such folder."""
     if not root.is_dir():
         print(f"error: there is no folder {root}; give an output root, a group, or a run's folder", file=sys.stderr)
         return None
-    return find_runs(root)
+    return members(root)

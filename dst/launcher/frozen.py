@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Final
 
 from dst.app import Cell
-from dst.compose import from_yaml
 from dst.config import Config, ConfigError, run_name
+from dst.environment import CODE
 from dst.launcher.job import FrozenRun
 from dst.recording import digest, refreeze
 from dst.records.provenance import PACKAGE, code_digest, code_version
 from dst.records.read import read_json, read_launch
 from dst.records.restate import restate
+from dst.verified import frozen_config
 
-CODE: Final = ".code"
+FROZEN: Final = ".code"
 """The folder below an output root that has each version of the package that runs were submitted with."""
 
 
@@ -24,16 +25,16 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
 
     Nothing waits for the disk: whoever has frozen all cells of a sweep calls ``os.sync`` once.
     """
+    is_new = cell.state == "new"
     record = cell.record(command, durable=False)
-    text = refreeze(record, cell.config)
+    text = cell.text if is_new else refreeze(record, cell.config)
     restate(record.folder, "submitting", durable=False)
     return FrozenRun(str(record.folder.resolve()), run_name(cell.config), digest(text), text)
 
 
 def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
-    """Return a run that has been frozen as it was, and what its config says; ConfigError or OSError if it cannot be."""
-    text = (folder / "config.yaml").read_text()
-    config = from_yaml(text)
+    """Return a run as it was frozen, and what its config says; ConfigError unless that is what was recorded."""
+    config, text = frozen_config(folder), (folder / "config.yaml").read_text()
     return FrozenRun(str(folder.resolve()), run_name(config), digest(text), text), config
 
 
@@ -49,10 +50,10 @@ def submitted_code(folder: Path) -> Path:
     begun = read_json(folder / "run.json").get("code", {}).get("digest")
     version = Path(launch["code"]).name if launch.get("code") else str(begun)
     for above in folder.resolve().parents:
-        if (above / CODE / version / PACKAGE.name).is_dir():
-            return above / CODE / version
+        if (above / FROZEN / version / PACKAGE.name).is_dir():
+            return above / FROZEN / version
     raise ConfigError(
-        [f"the code {version} that it was submitted with is in no {CODE} above {folder}: give its command again"]
+        [f"the code {version} that it was submitted with is in no {FROZEN} above {folder}: give its command again"]
     )
 
 
@@ -60,10 +61,10 @@ def frozen_code(root: Path) -> Path:
     """Copy the package below ``root``, once for each version of it, and return the folder to import it from.
 
     So a queued job runs the code that it was submitted with, whatever is edited or checked out meanwhile. Raises
-    ConfigError if the code has changed since this process began.
+    ConfigError if the code has changed since this process began, or the copy since it was made.
     """
     version = code_version()["digest"]
-    place = root.resolve() / CODE / str(version)
+    place = root.resolve() / FROZEN / str(version)
     if not (place / PACKAGE.name).is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))
@@ -76,4 +77,32 @@ def frozen_code(root: Path) -> Path:
             os.rename(partial, place)
         except OSError:  # another submission was faster
             shutil.rmtree(partial)
+    check_copy(place)
     return place
+
+
+def check_copy(place: Path) -> None:
+    """Raise ConfigError unless a folder below ``.code`` holds the code that it is named after, and nothing else."""
+    beside = sorted(path.name for path in place.iterdir() if path.name != PACKAGE.name)  # jobs would import it too
+    found = code_digest(place / PACKAGE.name)
+    if beside or found != place.name:
+        told = f"has {', '.join(beside)} beside the package" if beside else f"has the digest {found}"
+        raise ConfigError([_not_as_submitted(place, told)])
+
+
+def check_code() -> None:
+    """Raise ConfigError if this process of a job imports another code than that which the job was submitted with.
+
+    Costs nothing that the record of a run would not cost: the digest is looked at once a process.
+    """
+    submitted, found = os.environ.get(CODE), code_version()["digest"]
+    if submitted is not None and submitted != found:
+        told = f"has the digest {found}, and the job was submitted with {submitted}"
+        raise ConfigError([_not_as_submitted(PACKAGE, told)])
+
+
+def _not_as_submitted(place: Path, told: str) -> str:
+    return (
+        f"the code in {place} is not what was submitted: it {told}. Somebody changed it: restore it, or remove "
+        "output.root/.code, and submit again by the same command"
+    )

@@ -13,11 +13,11 @@ from typing import Final
 from dst import app
 from dst.app import Cell
 from dst.config import Config, ConfigError
-from dst.launcher.frozen import freeze, freeze_again, frozen_code, read_frozen, submitted_code
+from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
 from dst.launcher.seen import LAUNCHER, UNREADABLE, Seen, look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import Run, Submission, submit
-from dst.recording import check_continuable
+from dst.recording import check_continuable, check_unchanged
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
@@ -65,7 +65,7 @@ def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> L
     Raises ConfigError if nothing can be recorded, SubmissionError if a job is not taken.
     """
     with _submitting({Path(cell.config.output.root) for cell in cells}):
-        return _launch(app.cells([cell.config for cell in cells]), settings, command)
+        return _launch(app.looked_up(cells), settings, command)
 
 
 def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
@@ -78,6 +78,7 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
                 todo[_folder(cell)] = cell
     # Before anything is on record: the code may be edited at any time.
     code = {root: frozen_code(root) for root in dict.fromkeys(Path(cell.config.output.root) for cell in todo.values())}
+    app.enter(cells, command)
     work = {folder: partial(_frozen, cell, command) for folder, cell in todo.items()}
     runs, submission = _submit(work, settings, next(iter(code.values()), None), left)
     placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
@@ -100,6 +101,7 @@ def _is_to_do(cell: Cell, run: Seen) -> bool:
     folder = Path(run.folder)
     if run.state == UNREADABLE:
         raise RecordError(str(run.why))
+    check_unchanged(folder, cell.config)
     try:
         _check_continuable(folder, cell.config)
     except ConfigError as error:
@@ -139,24 +141,23 @@ def _apart(folder: Path, left: dict[Path, str]) -> Iterator[None]:
         left[folder] = f"its record makes no sense ({type(error).__name__}: {error})"
 
 
-def relaunch(folders: Sequence[Path], settings: LauncherSettings, states: Sequence[str], code: Path) -> Launched:
-    """Submit runs of these states again, from their own records, without the files that they were composed from.
+def relaunch(runs: Mapping[Path, Run], settings: LauncherSettings, states: Sequence[str], code: Path) -> Launched:
+    """Submit runs of these states again as they were frozen, by folder, without the files they were composed from.
 
-    ``code``: the frozen package that they were submitted with. Raises SubmissionError if a job is not taken.
+    ``code``: the frozen package that they were submitted with. Raises ConfigError if somebody has changed it,
+    SubmissionError if a job is not taken.
     """
+    check_copy(code)
     left: dict[Path, str] = {}
-    runs: dict[Path, Run] = {}
-    for folder in folders:
-        with _apart(folder, left):
-            run, config = read_frozen(folder)
-            _check_continuable(folder, config, code.name)
-            runs[folder] = run, config
     with _submitting({Path(config.output.root) for _, config in runs.values()}):
-        seen = dict(zip(runs, look(runs), strict=True))
-        todo = [folder for folder, run in seen.items() if run.state in states and not run.is_taken]
-        work = {folder: partial(freeze_again, *runs[folder]) for folder in todo}
-        submitted, submission = _submit(work, settings, code, left)
-    return Launched(list(folders), list(submitted), submission, left)
+        todo: dict[Path, Callable[[], Run]] = {}
+        for (folder, run), seen in zip(runs.items(), look(runs), strict=True):
+            with _apart(folder, left):
+                if seen.state in states and not seen.is_taken:
+                    _check_continuable(folder, run[1], code.name)
+                    todo[folder] = partial(freeze_again, *run)
+        submitted, submission = _submit(todo, settings, code, left)
+    return Launched(list(runs), list(submitted), submission, left)
 
 
 @contextmanager

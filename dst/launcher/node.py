@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst.checks.start import check_start, started
-from dst.config import Config, ConfigError, run_id
+from dst.config import Config, ConfigError
 from dst.environment import wait_without_spinning
-from dst.recording import RunningError, digest
+from dst.launcher.frozen import check_code
+from dst.recording import RunningError
 from dst.records.lock import holder
 from dst.records.read import read_json, read_status
 from dst.records.restate import restate
 from dst.states import ENDED, EXIT_CODES
 from dst.together import together
 from dst.training.stopping import StopFlag
+from dst.verified import frozen_config
 
 if TYPE_CHECKING:
     from dst.training.distributed import Group
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
-    config, here = _config(folder, submitted), started()
+    config, here = frozen_config(folder, submitted), started()
+    check_code()
     check_start([config], here)
     if here.world == 1:
         return _lead(config, folder, stop)
@@ -67,27 +70,9 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
         return EXIT_CODES[cell.state]
     build.check(config)
     if processes is not None:
-        processes.tell(None)
+        processes.tell(config)
     command = str(read_json(folder / "run.json").get("command"))
     return EXIT_CODES[app.run(cell, command, stop, with_tables=True, processes=processes)]
-
-
-def _config(folder: Path, submitted: str) -> Config:
-    """Return the run's frozen config; ConfigError unless it is what was submitted."""
-    from dst.compose import from_yaml
-
-    text = (folder / "config.yaml").read_text()
-    if digest(text) != submitted:
-        raise ConfigError(
-            [
-                f"{folder}/config.yaml is not what was submitted (digest {digest(text)[:12]} instead of "
-                f"{submitted[:12]}): somebody changed it. Run the sweep's command again to submit it anew"
-            ]
-        )
-    config = from_yaml(text)
-    if run_id(config) != folder.name.partition(".")[0]:
-        raise ConfigError([f"{folder}/config.yaml is the config of run {run_id(config)}: the folder was renamed"])
-    return config
 
 
 def _fail(folder: Path, error: str, trace: str | None = None) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
-from dst.launcher.frozen import submitted_code
+from dst.launcher.frozen import read_frozen, submitted_code
 from dst.launcher.launch import REQUEUED, Launched, relaunch
 from dst.launcher.seen import look
 from dst.launcher.settings import LauncherSettings
-from dst.launcher.submit import SubmissionError
+from dst.launcher.submit import Run, SubmissionError
 from dst.records.read import read_launch
 from dst.records.store import RecordError
+from dst.states import EXIT_CODES, worst
 
 _DESCRIPTION = """\
 Submit the runs below DIR that failed, were lost, or were not taken by the cluster again, from their newest checkpoint,
@@ -35,33 +36,31 @@ def main(arguments: Sequence[str]) -> int:
     if folders is None:
         return 2
     states = (*REQUEUED, *_STOPPED) if options.preempted else REQUEUED
-    groups: dict[tuple[str, LauncherSettings, Path], list[Path]] = defaultdict(list)
-    failed = False
-    for folder in [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]:
+    wanted = [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]
+    groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
+    codes = []
+    for folder in wanted:
         try:
             if (how := _submitted(folder)) is None:
                 print(f"left alone, since it was not launched as a job: {folder}; run its command again")
             else:
-                groups[how].append(folder)
+                groups[how][folder] = read_frozen(folder)
         except (ConfigError, RecordError, OSError) as error:
-            failed = _tell(error)
+            codes.append(_tell(error))
     if options.dry_run:
-        wanted = [folder for together in groups.values() for folder in together]
-        print("\n".join([*map(str, wanted), f"{len(wanted)} runs would be submitted"]))
-        return 1 if failed else 0
-    for (cwd, settings, code), together in groups.items():
+        found = [str(folder) for runs in groups.values() for folder in runs]
+        print("\n".join([*found, f"{len(found)} runs would be submitted"]))
+        return worst(codes)
+    for (cwd, settings, code), runs in groups.items():
         try:
-            there = [folder.resolve() for folder in together]
+            there = {folder.resolve(): run for folder, run in runs.items()}
             with chdir(cwd):  # what a config says of folders holds from where it was submitted
-                launched = relaunch(there, settings, states, code)
+                codes.append(_report(relaunch(there, settings, states, code)))
         except (SubmissionError, ConfigError, RecordError, OSError) as error:
-            failed = _tell(error)
-            continue
-        failed |= bool(launched.left)
-        _report(launched)
-    if not groups and not failed:
+            codes.append(_tell(error))
+    if not wanted:
         print("nothing to submit: no run below that folder has failed or was lost")
-    return 1 if failed else 0
+    return worst(codes)
 
 
 def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
@@ -71,23 +70,28 @@ def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
         return None
     try:
         settings = LauncherSettings(**launch["settings"])
-        cwd = str(launch.get("cwd", os.getcwd()))
     except (KeyError, TypeError) as error:
         raise RecordError(f"{folder}/launch.json makes no sense ({error}): run its command again") from error
-    return cwd, settings, submitted_code(folder)
+    return str(launch.get("cwd", os.getcwd())), settings, submitted_code(folder)
 
 
-def _report(launched: Launched) -> None:
+def _report(launched: Launched) -> int:
+    """Say what was submitted and what was not; return the exit code."""
     if launched.submission is not None:
         jobs = ", ".join(launched.submission.jobs)
         print(f"{len(launched.submitted)} runs submitted as job {jobs}; logs in {launched.submission.logs}")
     if launched.left:
         print(launched.told(), file=sys.stderr)
+    return EXIT_CODES["refused"] if launched.left else 0
 
 
-def _tell(error: Exception) -> bool:
-    print(f"error: {error.text() if isinstance(error, ConfigError) else error}", file=sys.stderr)
-    return True
+def _tell(error: Exception) -> int:
+    """Say what went wrong; return the exit code."""
+    if isinstance(error, ConfigError):
+        print(f"error: {error.text()}", file=sys.stderr)
+        return EXIT_CODES["refused"]
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_CODES["failed"]
 
 
 if __name__ == "__main__":

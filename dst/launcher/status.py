@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dst.launcher.arguments import command, folders_below
+from dst.launcher.arguments import command, members_below
 from dst.launcher.seen import Seen, look
+from dst.records.catalog import Member
 from dst.report import table
 
 _DESCRIPTION = """\
 Show what has become of the runs below DIR: state, attempt, step, time to go, last accuracy, job, why it failed.
 
-States are those of the records (queued, running, preempted, done, failed, diverged) and 'lost': recorded as queued or
-running while no job and no process carries the run out any more. Where there is SLURM, its own word is shown beside."""
+States are those of the records: submitting (a command has frozen it and is about to hand it over), not submitted (that
+command ended before), queued, running, preempted, done, failed, diverged, cancelled (while it was queued); and 'lost':
+recorded as queued or running while no job and no process carries the run out any more. Where there is SLURM, its own
+word is shown beside.
+A group has also the runs that its sweeps found under another group; 'missing' is one that is not there any more."""
 
 _HOME_AND_CLEAR = "\033[H\033[2J"
 
@@ -29,10 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
     options = parser.parse_args(arguments)
     while True:
-        folders = folders_below(options.dir)
-        if folders is None:
+        held = members_below(options.dir)
+        if held is None:
             return 2
-        seen = [run for run in look(folders) if not options.state or run.state in options.state]
+        found = [*look([one.folder for one in held if one.state is None]), *map(_lacking, held)]
+        seen = [run for run in found if run and (not options.state or run.state in options.state)]
         text = json.dumps([asdict(run) for run in seen], indent=2) if options.json else show(seen)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
         if not options.watch or not any(run.is_taken for run in seen):
@@ -49,6 +54,15 @@ def show(seen: Sequence[Seen]) -> str:
     told = [f"  {Path(run.folder).name} {run.state}: {run.why}" for run in seen if run.why]
     total = f"{len(seen)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
     return "\n".join([*([table(header, rows)] if rows else []), *told, total])
+
+
+def _lacking(member: Member) -> Seen | None:
+    """Return what is to be seen of a run that is not where its group says; None if it is there."""
+    if member.state is None:
+        return None
+    nothing = dict.fromkeys(("total_steps", "accuracy", "eta_s", "cluster", "job", "slurm"))
+    name, folder = member.name or member.id, str(member.folder)
+    return Seen(folder, name, member.state, attempt=0, step=0, is_taken=False, has_job=False, why=member.why, **nothing)
 
 
 def _row(run: Seen, *, with_slurm: bool) -> list[str]:

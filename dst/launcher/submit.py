@@ -18,6 +18,7 @@ from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from dst.config import Config, Hardware
+from dst.environment import CODE
 from dst.launcher import slurm
 from dst.launcher.job import FrozenRun, Job, visible_gpus
 from dst.launcher.seen import LAUNCHER, process_started
@@ -267,9 +268,12 @@ def _each(runs: Sequence[FrozenRun], act: Callable[[Path], None]) -> None:
 
 
 def _imports(code: Path) -> dict[str, str]:
-    """Return the variables that make a Python import the frozen package, whatever lies in its working folder."""
+    """Return the variables that make a Python import the frozen package, whatever lies in its working folder.
+
+    And those by which it knows which one that is.
+    """
     path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", CODE: code.name}
 
 
 def _batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:

@@ -4,9 +4,11 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from dst.records.entries import SUFFIX, read_entry
 from dst.records.read import read_json, read_status, read_summary
 from dst.records.store import RecordError
 
@@ -24,13 +26,67 @@ def find_runs(root: Path) -> list[Path]:
 
     Hidden folders are left out, what lies inside a run folder is not looked at, links to folders are followed.
     """
-    return sorted(_walk(root))
+    return sorted(path for path in _walk(root) if not _is_entry(path))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run that a group holds: its id, its folder, and the folder that holds it or the entry for it.
+
+    ``state`` and ``why``, where there is no run to be read: ``missing``, or ``unreadable`` if its entry is damaged.
+    """
+
+    id: str
+    folder: Path
+    holder: Path
+    name: str | None = None
+    state: str | None = None
+    why: str | None = None
+
+
+def members(root: Path) -> list[Member]:
+    """Return the runs that lie at or below ``root``, and those elsewhere of which a group there has an entry.
+
+    Each once; a missing one is left out where another folder of it was found.
+    """
+    paths = list(_walk(root))
+    found = [Member(_id(path), path, path.parent) for path in sorted(paths) if not _is_entry(path)]
+    entries = [_entered(path) for path in sorted(paths) if _is_entry(path)]
+    if not entries:
+        return found
+    known = {os.path.realpath(member.folder) for member in found}
+    for member in entries:
+        if member.state is None and (place := os.path.realpath(member.folder)) not in known:
+            known.add(place)
+            found.append(member)
+    ids = {member.id for member in found}
+    lacking = {member.id: member for member in entries if member.state is not None and member.id not in ids}
+    return sorted([*found, *lacking.values()], key=lambda member: member.folder)
+
+
+def _is_entry(path: Path) -> bool:
+    return path.name.endswith(SUFFIX)
+
+
+def _entered(path: Path) -> Member:
+    """Return the run that an entry stands for."""
+    try:
+        entry = read_entry(path)
+    except (OSError, RecordError) as error:
+        return Member(path.name.removesuffix(SUFFIX), path, path.parent, state="unreadable", why=str(error))
+    is_there = (entry.folder / "run.json").exists()
+    gone = {} if is_there else {"state": "missing", "why": entry.lack}
+    return Member(entry.id, entry.folder, path.parent, entry.name, **gone)
+
+
+def _id(folder: Path) -> str:
+    return folder.name.removesuffix(f".{attempt_folder(folder)}")
 
 
 def find_run(root: Path, run_id: str) -> list[Path]:
     """Return the folders ``<run_id>``, ``<run_id>.2``, ... of a run wherever they lie below ``root``, oldest first."""
     wanted = re.compile(rf"{re.escape(run_id)}(\.\d+)?")
-    return sorted((path for path in _walk(root) if wanted.fullmatch(path.name)), key=lambda p: (attempt_folder(p), p))
+    return sorted((p for p in find_runs(root) if wanted.fullmatch(p.name)), key=lambda p: (attempt_folder(p), p))
 
 
 def attempt_folder(folder: Path) -> int:
@@ -40,17 +96,23 @@ def attempt_folder(folder: Path) -> int:
 
 
 def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
-    """Return a table of the runs below ``root``, one row a run, whatever its state.
+    """Return a table of the runs that ``root`` holds (see ``members``), one row a run, whatever its state.
 
     Columns: ``COLUMNS``; every config key as ``config.<dotted key>``, lists as JSON text; every value of the summary by
     its name. Of the attempt folders of a run the newest counts, unless ``all_attempts``. A record that cannot be read
-    has the state ``unreadable`` and its reason in ``error``; one without a status, ``unknown``.
+    has the state ``unreadable`` and its reason in ``error``; one without a status, ``unknown``; one that is not where
+    its group says, ``missing``.
     """
     import pandas as pd  # here, because find_run belongs to the start of every run and pandas takes half a second
 
-    rows = [_row(root, folder) for folder in find_runs(root)]
+    rows = [_row(root, member) for member in members(root)]
     frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
     return frame if all_attempts else newest(frame)
+
+
+def recorded(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the rows of a catalog whose record is there and can be read."""
+    return frame[~frame["state"].isin(["unreadable", "missing"])]
 
 
 def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -60,6 +122,7 @@ def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _walk(root: Path) -> Iterator[Path]:
+    """Yield run folders and the entries of groups."""
     seen = set()
     for folder, below, files in os.walk(root, onerror=_raise_unless_gone, followlinks=True):
         stat = os.stat(folder)
@@ -70,6 +133,8 @@ def _walk(root: Path) -> Iterator[Path]:
         if "run.json" in files:
             below.clear()
             yield Path(folder)
+        else:
+            yield from (Path(folder, name) for name in files if name.endswith(SUFFIX))
         below[:] = sorted(name for name in below if not name.startswith("."))
 
 
@@ -79,19 +144,22 @@ def _raise_unless_gone(error: OSError) -> None:
         raise error
 
 
-def _row(root: Path, folder: Path) -> dict[str, Any]:
+def _row(root: Path, member: Member) -> dict[str, Any]:
+    folder = member.folder
     place = {
-        "id": folder.name.removesuffix(f".{attempt_folder(folder)}"),
-        "name": None,
-        "group": Path(os.path.relpath(folder.parent, root)).as_posix(),
+        "id": member.id,
+        "name": member.name,
+        "group": Path(os.path.relpath(member.holder, root)).as_posix(),
         "folder": str(folder),
         "attempt_folder": attempt_folder(folder),
-        "state": "unknown",
+        "state": member.state or "unknown",
         "step": None,
-        "error": None,
+        "error": member.why,
         "created": None,
         "identity": "{}",
     }
+    if member.state is not None:
+        return place
     try:
         run, status, summary = read_json(folder / "run.json"), read_status(folder) or {}, read_summary(folder) or {}
     except RecordError as error:

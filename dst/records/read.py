@@ -41,11 +41,17 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     rows: dict[int, dict[str, Any]] = {}
     for line in _lines(folder / "metrics.jsonl"):
-        if line.get("event") == RESUME_EVENT:
-            rows = {step: row for step, row in rows.items() if step <= line["step"]}
-        else:
-            rows.setdefault(line["step"], {}).update(line)
+        merge(rows, line)
     return [rows[step] for step in sorted(rows)]
+
+
+def merge(rows: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
+    """Take the next line of ``metrics.jsonl`` into the rows by step."""
+    if line.get("event") == RESUME_EVENT:
+        for step in [step for step in rows if step > line["step"]]:
+            del rows[step]
+    else:
+        rows.setdefault(line["step"], {}).update(line)
 
 
 def read_layers(folder: Path) -> list[dict[str, Any]]:
@@ -78,10 +84,14 @@ def _read_optional(path: Path) -> dict[str, Any] | None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines of a history; a torn one gives itself away, as no proper beginning of a line is JSON."""
-    if not path.exists():
-        return
-    for text in path.read_bytes().split(b"\n"):
+    """Yield the complete lines of a history."""
+    if path.exists():
+        yield from parsed(path.read_bytes())
+
+
+def parsed(data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the complete lines in a piece of a history; a torn one gives itself away, as no beginning of it is JSON."""
+    for text in data.split(b"\n"):
         try:
             line = json.loads(text)
         except ValueError:

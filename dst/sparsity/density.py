@@ -5,6 +5,7 @@ Each factory takes the update plan, the final density and its own options and re
 
 from collections.abc import Callable
 
+from dst.fractions import step_at
 from dst.sparsity.plan import UpdatePlan
 
 Curve = Callable[[int], float]
@@ -22,7 +23,7 @@ def cubic(
     """
     if not 0 < final < initial <= 1:
         raise ValueError(f"density_schedule: need 0 < final < initial <= 1, got final={final}, initial={initial}")
-    first, last = (int(fraction * plan.total_steps) // plan.every for fraction in (start, end))
+    first, last = (step_at(fraction, plan.total_steps) // plan.every for fraction in (start, end))
     if not ends_early:
         last = min(last, plan.last_step // plan.every)
     if last <= first:

@@ -84,13 +84,18 @@ def _with_fixed(
         return rest(shapes, density)
     others = [i for i in range(len(shapes)) if i not in fixed]
     sizes = [math.prod(shape) for shape in shapes]
-    room = sum(sizes[i] for i in others)
-    left = density * sum(sizes) - sum(d * sizes[i] for i, d in fixed.items())
+    total, room = sum(sizes), sum(sizes[i] for i in others)
+    taken = sum(d * sizes[i] for i, d in fixed.items())
+    left = density * total - taken
     if not 0 < left <= room:
-        told = ", ".join(f"{d:g} of layer {i}" for i, d in fixed.items())
+        told = " and ".join(
+            f"{100 * d:g}% of the {'last' if i else 'first'} layer's {sizes[i]:,}" for i, d in fixed.items()
+        )
+        mend = "a larger" if left <= 0 else "a smaller"
         raise ValueError(
-            f"a density of {density:g} is {density * sum(sizes):.0f} weights, which leaves {left:.0f} for the other "
-            f"layers ({room} weights) where {told} are fixed; choose another density, or another distribution"
+            f"a density of {density:g} is {density * total:,.0f} of {total:,} weights, but this distribution keeps "
+            f"{told}, that is {taken:,.0f}, and the other layers have {room:,}; choose {mend} density, or another "
+            "distribution"
         )
     found = dict(zip(others, rest([shapes[i] for i in others], left / room), strict=True))
     return [fixed[i] if i in fixed else found[i] for i in range(len(shapes))]

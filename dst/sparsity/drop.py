@@ -1,8 +1,11 @@
 """Who leaves: scores whose smallest values among the active weights are dropped."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from dst.fractions import exact
 from dst.sparsity.marks import marked
 from dst.sparsity.view import LayerView
 
@@ -48,5 +51,5 @@ def threshold(layer: LayerView, *, value: float | None = None, quantile: float |
     if quantile is None or value is not None:
         raise ValueError(f"threshold: give either value or quantile, not value={value} and quantile={quantile}")
     active = magnitudes[layer.mask]
-    leaving = min(int(quantile * active.numel()), active.numel() - 1)
+    leaving = min(math.floor(exact(quantile) * active.numel()), active.numel() - 1)
     return magnitudes - active.kthvalue(leaving + 1).values

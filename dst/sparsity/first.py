@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Size, Tensor
@@ -11,6 +11,7 @@ from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import Distribution
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Pattern
+from dst.sparsity.scope import Layer
 from dst.sparsity.select import pooled_top_k
 from dst.sparsity.start import Criterion, Init, Start
 
@@ -62,6 +63,17 @@ def admissible(pattern: Pattern, names: Sequence[str], shapes: Sequence[Size], c
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error
     return found
+
+
+def check_layout(layers: Sequence[Layer], **parts: Any) -> None:
+    """Raise ValueError if a part goes by output units where the weights of a layer do not begin with them."""
+    transposed = [layer.name for layer in layers if layer.is_transposed]
+    for kind, part in parts.items():
+        if transposed and "units" in marks_of(part):
+            raise ValueError(
+                f"layer {transposed[0]} is a transposed convolution, whose weights lie by inputs first, but this "
+                f"{kind} goes by output units: leave the layer out of the scope (exclude), or choose another {kind}"
+            )
 
 
 def _check_density(parts: FirstParts, density: float | None) -> None:

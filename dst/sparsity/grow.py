@@ -29,7 +29,7 @@ def random_unexplored(layer: LayerView) -> Tensor:
     return layer.uniform() - layer.explored.to(layer.weight.dtype)
 
 
-@marked("momentum", "after_drop")
+@marked("momentum", "after_drop", "units")
 def momentum_neuron(layer: LayerView) -> Tensor:
     """Share the growth among output units by their mean average gradient, within a unit where it is largest.
 

@@ -5,14 +5,18 @@ the masks of another run, or prune given (for instance trained) weights at a rat
 probed (GraNet, Liu et al. 2021).
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dst import registry
+from dst.digests import read_verified
+from dst.fractions import exact
 from dst.sparsity.marks import marked
 from dst.sparsity.saliency import gradient
 from dst.sparsity.select import pooled_top_k, top_k
@@ -60,12 +64,12 @@ def saliency(
 
 
 @marked("own_counts")
-def file(start: Start, *, path: str) -> list[Tensor]:
+def file(start: Start, *, path: str, digest: str | None = None) -> list[Tensor]:
     """Take the masks of another run: of its checkpoint, or of what ``Sparsifier.state_dict`` returned, in a torch file.
 
-    Raises ValueError if it has other layers.
+    Raises ValueError if it has other layers, or another ``digest`` (SHA-256 in hex).
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(io.BytesIO(read_verified(Path(path), digest)), map_location="cpu", weights_only=True)
     masks = state.get("sparsifier", state).get("masks")
     here = {layer.name: layer.weight.shape for layer in start.layers}
     if masks is None:
@@ -98,7 +102,7 @@ def prune_global(start: Start, *, rate: float) -> list[Tensor]:
     return _prune_global(start, rate)
 
 
-@marked("own_counts")
+@marked("own_counts", "units")
 def prune_structured(start: Start, *, rate: float) -> list[Tensor]:
     """Remove the share ``rate`` of the nonzero output units of every layer, those of smallest L1 norm.
 
@@ -119,7 +123,7 @@ def prune_and_grow_global(start: Start, *, rate: float, batches: int = 1) -> lis
     return _regrown(start, rate, batches, _prune_global)
 
 
-@marked("own_counts", "data")
+@marked("own_counts", "data", "units")
 def prune_and_grow_structured(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
     """Prune as ``prune_structured``, then grow as many units by the L1 norm of their gradients, from zero."""
     before = _nonzero(start)
@@ -154,7 +158,7 @@ def _prune_uniform(start: Start, rate: float) -> list[Tensor]:
     before = _nonzero(start)
     counts = [int(mask.sum()) for mask in before]
     return [
-        top_k(score, max(1, n - math.ceil(rate * n)), among=mask)
+        top_k(score, max(1, n - math.ceil(exact(rate) * n)), among=mask)
         for score, n, mask in zip(_magnitudes(start), counts, before, strict=True)
     ]
 
@@ -162,7 +166,7 @@ def _prune_uniform(start: Start, rate: float) -> list[Tensor]:
 def _prune_global(start: Start, rate: float) -> list[Tensor]:
     before = _nonzero(start)
     total = sum(int(mask.sum()) for mask in before)
-    return pooled_top_k(_magnitudes(start), max(len(before), math.floor(total * (1 - rate))), before)
+    return pooled_top_k(_magnitudes(start), max(len(before), math.floor(total * (1 - exact(rate)))), before)
 
 
 def _prune_structured(start: Start, rate: float) -> list[Tensor]:
@@ -175,7 +179,7 @@ def _prune_structured(start: Start, rate: float) -> list[Tensor]:
         mask, norms = masks[i], magnitudes[i].flatten(1).sum(1)
         alive = norms > 0
         living = int(alive.sum())
-        units = top_k(norms, max(1, living - math.floor(rate * living)), among=alive)
+        units = top_k(norms, max(1, living - math.floor(exact(rate) * living)), among=alive)
         masks[i] = mask & units.view(-1, *[1] * (mask.dim() - 1))
     return masks
 

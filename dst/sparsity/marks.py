@@ -7,15 +7,25 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 Mark = Literal[
-    "dense_gradient", "momentum", "after_drop", "cuts", "data", "own_counts", "ranks", "structured", "free_form"
+    "dense_gradient",
+    "momentum",
+    "after_drop",
+    "cuts",
+    "data",
+    "own_counts",
+    "ranks",
+    "structured",
+    "units",
+    "free_form",
 ]
 """What a mark says.
 
-``dense_gradient``: reads dense gradients at updates. ``momentum``: reads their moving average, so needs them at every
-step. ``after_drop``: a grow score that must know which weights have left; it sees no dense gradients. ``cuts``: a drop
-score whose negative values leave, however many. ``data``: looks at training batches. ``own_counts``: says by itself how
-many weights are kept, without a density. ``ranks``: a criterion that ranks all weights of a network. ``structured``: a
-pattern that keeps quotas. ``free_form``: an init that keeps to no pattern.
+``dense_gradient``: a grow score that reads dense gradients, which unmarked ones do not get. ``momentum``: reads their
+moving average, so needs them at every step. ``after_drop``: a grow score that must know which weights have left, and
+sees no dense gradients. ``cuts``: a drop score whose negative values leave, however many. ``data``: looks at training
+batches. ``own_counts``: says by itself how many weights are kept, without a density. ``ranks``: a criterion that ranks
+all weights of a network. ``structured``: a pattern that keeps quotas. ``units``: goes by output units, which it takes
+for the first dimension of a weight. ``free_form``: an init that keeps to no pattern.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

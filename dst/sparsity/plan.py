@@ -1,7 +1,8 @@
 """When the topology is updated, and how an update meets the optimizer."""
 
-import math
 from dataclasses import dataclass
+
+from dst.fractions import step_at
 
 ORDERS = ("after_step", "replaces_step")
 GROWN = ("zero", "initial")
@@ -40,9 +41,14 @@ class UpdatePlan:
             raise ValueError(f"need 0 <= start < stop <= 1, got start={self.start}, stop={self.stop}")
 
     @property
+    def start_step(self) -> int:
+        """The first step that may have an update."""
+        return step_at(self.start, self.total_steps)
+
+    @property
     def stop_step(self) -> int:
         """The step from which on there are no updates, for curves that end with the updates."""
-        return round(self.stop * self.total_steps)
+        return step_at(self.stop, self.total_steps)
 
     @property
     def last_step(self) -> int:
@@ -51,9 +57,8 @@ class UpdatePlan:
 
     def due(self, step: int) -> bool:
         """Say whether the topology is updated at this step (counted from 1)."""
-        return step % self.every == 0 and self.start * self.total_steps <= step <= self.last_step
+        return step % self.every == 0 and self.start_step <= step <= self.last_step
 
     def updates(self) -> int:
         """Return the number of updates in the whole training."""
-        first = math.ceil(self.start * self.total_steps)
-        return max(0, self.last_step // self.every - max(first - 1, 0) // self.every)
+        return max(0, self.last_step // self.every - max(self.start_step - 1, 0) // self.every)

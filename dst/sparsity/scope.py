@@ -1,12 +1,13 @@
 """Which parameters may be sparse, in a stable order, with a handle for each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import cast
+from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from dst.registry import suggest
@@ -16,12 +17,19 @@ from dst.registry import suggest
 class Layer:
     """A handle on one maskable weight; ``name`` is its module's qualified name.
 
-    ``is_output``: the last convolution or linear layer of the model, whose output units are the network's.
+    ``is_output``: the last convolution or linear layer of the model, whose output units are the network's. ``modules``:
+    all that use the weight. ``is_transposed``: of a transposed convolution, whose weights lie by inputs first.
     """
 
     name: str
     weight: nn.Parameter
     is_output: bool = False
+    modules: tuple[nn.Module, ...] = ()
+
+    @property
+    def is_transposed(self) -> bool:
+        """Say whether the first dimension is that of the inputs, not of the output units."""
+        return any(isinstance(module, _ConvTransposeNd) for module in self.modules)
 
     @property
     def size(self) -> int:
@@ -50,33 +58,125 @@ class Scope:
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the layers in scope in the order of ``model.named_modules()``; a shared weight appears once.
 
-        Raises ValueError if a pattern matches no layer, or if no layer is left.
+        Raises ValueError if a pattern matches no layer, if no layer is left, or if the weight of one cannot be held: it
+        is computed anew at each forward pass, frozen, not of real numbers, or lies in the memory of another.
         """
-        found = _weights(model)
+        found = _candidates(model)
+        names = [candidate.name for candidate in found]
         for pattern in (*self.include, *self.exclude):
-            if not any(fnmatchcase(layer.name, pattern) for layer in found):
-                raise ValueError(f"scope pattern '{pattern}' matches no layer: {suggest(pattern, _names(found))}")
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"scope pattern '{pattern}' matches no layer: {suggest(pattern, names)}")
         inside = [
-            layer
-            for layer in found
-            if any(fnmatchcase(layer.name, pattern) for pattern in self.include)
-            and not any(fnmatchcase(layer.name, pattern) for pattern in self.exclude)
+            candidate
+            for candidate in found
+            if any(fnmatchcase(candidate.name, pattern) for pattern in self.include)
+            and not any(fnmatchcase(candidate.name, pattern) for pattern in self.exclude)
         ]
         inside = inside[int(self.dense_first) : len(inside) - int(self.dense_last)]
         if not inside:
-            raise ValueError(f"no layer may be sparse under {self}: the model's layers are {', '.join(_names(found))}")
-        return inside
+            raise ValueError(f"no layer may be sparse under {self}: the model's layers are {', '.join(names)}")
+        layers = [candidate.layer() for candidate in inside]
+        _check_memory(model, layers)
+        return layers
 
 
-def _weights(model: nn.Module) -> list[Layer]:
-    found: dict[int, Layer] = {}
-    last = 0
+def outside(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
+    """Return what is trained dense beside the layers in scope: parameter name -> number of weights.
+
+    Biases, norms and other vectors are left out, as they are in every density.
+    """
+    inside = {id(layer.weight) for layer in layers}
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in inside and not isinstance(parameter, UninitializedParameter) and parameter.dim() > 1
+    }
+
+
+def never_sparse(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return those of the parameters that no scope can make sparse: they are not of a convolution or linear layer."""
+    prefixes = tuple(f"{candidate.name}." if candidate.name else "" for candidate in _candidates(model))
+    return [name for name in names if not name.startswith(prefixes)]
+
+
+@dataclass
+class _Candidate:
+    """A convolution or linear layer that may come into scope, with all modules of the same weight."""
+
+    name: str
+    modules: list[nn.Module]
+    is_output: bool = False
+
+    def layer(self) -> Layer:
+        """Return the handle; ValueError if the weight cannot be held."""
+        weight = _own_weight(self.modules[0])
+        problem = _problem(self.modules[0], weight)
+        if problem is not None or weight is None:
+            leave_out = f"leave it out of the scope (exclude={self.name!r})" if self.name else "take another model"
+            raise ValueError(f"layer {self.name!r} {problem}, or {leave_out}")
+        return Layer(self.name, weight, self.is_output, tuple(self.modules))
+
+
+def _candidates(model: nn.Module) -> list[_Candidate]:
+    found: dict[int, _Candidate] = {}
+    last = None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | _ConvNd):
-            last = id(module.weight)
-            found.setdefault(last, Layer(name, cast(nn.Parameter, module.weight)))
-    return [replace(layer, is_output=weight == last) for weight, layer in found.items()]
+            weight = _own_weight(module)
+            last = found.setdefault(id(module if weight is None else weight), _Candidate(name, []))
+            last.modules.append(module)
+    if last is not None:
+        last.is_output = True
+    return list(found.values())
 
 
-def _names(layers: Sequence[Layer]) -> list[str]:
-    return [layer.name for layer in layers]
+def _own_weight(module: nn.Module) -> nn.Parameter | None:
+    """Return the weight if it is a parameter of the module, without computing it if it is not."""
+    return module._parameters.get("weight")
+
+
+def _problem(module: nn.Module, weight: nn.Parameter | None) -> str | None:
+    """Return why a weight cannot be held, and how to mend it."""
+    if weight is None:
+        return (
+            f"computes its weight anew from {', '.join(_sources(module)) or 'something else'} at each forward pass "
+            "(weight_norm, spectral_norm, torch.nn.utils.prune and other parametrisations do), so that masks would not "
+            "hold: remove that (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+            "remove_spectral_norm, prune.remove)"
+        )
+    if isinstance(weight, UninitializedParameter):
+        return "has no shape yet: pass a batch through the model first"
+    if not weight.is_floating_point():
+        return f"has weights of {weight.dtype}: only real floating-point numbers can be trained sparse"
+    if not weight.requires_grad:
+        return "is frozen (requires_grad=False), so that its masks would be set without training: let it train"
+    return None
+
+
+def _sources(module: nn.Module) -> list[str]:
+    """Return the names of the parameters and buffers that a module's weight is computed from."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [name for name, _ in tensors if name != "bias" and not name.startswith("parametrizations.bias.")]
+
+
+def _check_memory(model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Raise ValueError if the weight of a layer shares its memory with another parameter."""
+    inside = {id(layer.weight) for layer in layers}
+    spans = sorted(
+        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), id(p) in inside, name)
+        for name, p in model.named_parameters()
+        if not isinstance(p, UninitializedParameter) and not p.is_meta and _fills_its_memory(p)
+    )
+    for (_, end, is_inside, name), (start, _, is_next_inside, next_name) in pairwise(spans):
+        if start < end and (is_inside or is_next_inside):
+            raise ValueError(
+                f"{name} and {next_name} are two parameters in the same memory, so that the mask of one would not hold "
+                "in the other: make them one parameter (a.weight = b.weight), give one a copy, or leave both out of "
+                "the scope"
+            )
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor takes up all that lies between its first and its last element."""
+    stretch = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return 0 < tensor.numel() == stretch

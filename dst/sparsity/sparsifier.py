@@ -1,32 +1,45 @@
 """The one stateful class that a training loop meets: it composes the parts of a method and applies them."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst import registry
+from dst.fractions import exact
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
-from dst.sparsity.first import FirstParts, first_masks
+from dst.sparsity.first import FirstParts, check_layout, first_masks
+from dst.sparsity.held import (
+    all_finite,
+    begin_state,
+    check_free,
+    check_optimizer,
+    check_trainable,
+    check_zeros,
+    hold,
+)
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
 from dst.sparsity.saliency import Probe
 from dst.sparsity.schedule import Curve, constant
-from dst.sparsity.scope import Scope
+from dst.sparsity.scope import Scope, never_sparse, outside
 from dst.sparsity.select import bottom_k, count_true, pooled_top_k, top_k
 from dst.sparsity.start import Criterion, Init, Start
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.view import LayerView, Score
 
 POOLS = ("layer", "global")
+DEFAULT: Final = "default"
+"""Stands for a drop by magnitude and growth by gradient where there is a plan, and for neither where there is none."""
 
 
 class Sparsifier:
@@ -37,13 +50,14 @@ class Sparsifier:
 
     Args:
         model: its convolution and linear weights (those in ``scope``) are masked in place.
-        optimizer: its state of inactive weights is kept at exactly zero.
+        optimizer: trains all layers in scope, each weight by itself; its state of inactive weights is kept at exactly
+            zero.
         density: active fraction of all weights in scope at the start; None where something else says it (the ``dense``
             distribution, an init or a pattern with counts of its own).
         distribution, init, pattern, drop, grow, redistribute: names, or functions as in the modules of those names;
             without ``drop`` and ``grow`` an update only prunes. Options of a part: a ``functools.partial`` of it.
-        plan: when to update; None for a static topology.
-        drop_fraction: of a layer's active weights, per update: a number or a curve over steps.
+        plan: when to update; None for a static topology, which has neither ``drop`` nor ``grow``.
+        drop_fraction: of a layer's active weights, per update: a number or a curve over steps; 0.3 if not given.
         drop_pool: drop that fraction in each ``layer``, or of all layers together (``global``).
         density_curve: the density over steps, never increasing; None keeps it.
         prune_pool: prune to it by the magnitude in each ``layer``, to the same density, or of all layers together
@@ -51,8 +65,10 @@ class Sparsifier:
         scope: which layers.
         probe: the training data and the loss, for a distribution or an init that looks at them.
         seed: from which all random choices are derived.
+        verify_every: ``verify`` after each that many updates, to find out where a loop goes wrong.
 
-    Raises ValueError for unknown names, impossible densities and parts that do not go together.
+    Raises ValueError for unknown names, impossible densities, parts that do not go together, and for layers that cannot
+    be held sparse. Warns of weights that no scope can make sparse.
 
     """
 
@@ -65,17 +81,18 @@ class Sparsifier:
         distribution: str | Distribution | Criterion | None = "erk",
         init: str | Init = "random",
         pattern: str | Callable[[], Pattern] = "unstructured",
-        drop: str | Score | None = "magnitude",
-        grow: str | Score | None = "gradient",
+        drop: str | Score | None = DEFAULT,
+        grow: str | Score | None = DEFAULT,
         redistribute: str | Statistic | None = None,
         plan: UpdatePlan | None = None,
-        drop_fraction: float | Curve = 0.3,
+        drop_fraction: float | Curve | None = None,
         drop_pool: str = "layer",
         density_curve: Curve | None = None,
         prune_pool: str = "global",
         scope: Scope | None = None,
         probe: Probe | None = None,
         seed: int = 0,
+        verify_every: int | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.plan = plan
@@ -84,15 +101,26 @@ class Sparsifier:
         """Steps taken so far, topology updates that replaced a step included."""
         self.updates = 0
         """Topology updates so far."""
-        self._drop: Score | None = _part("drop", drop)
-        self._grow: Score | None = _part("grow", grow)
+        self.postponed = False
+        """Whether an update is due that has not been possible yet, since the gradients were not finite."""
+        self.verify_every = verify_every
+        moves = plan is not None
+        self._drop: Score | None = _part("drop", _default(drop, "magnitude", moves))
+        self._grow: Score | None = _part("grow", _default(grow, "gradient", moves))
         self._redistribute: Statistic | None = _part("redistribute", redistribute)
         self._drop_pool, self._prune_pool = drop_pool, prune_pool
         self._density_curve = density_curve
-        self._drop_fraction = _curve(drop_fraction, plan)
         parts = FirstParts(_part("distribution", distribution), _part("init", init), _part("pattern", pattern))
-        self._check_parts(parts)
-        start = Start((scope or Scope()).layers(model), parts.pattern(), seed, probe)
+        self._check_parts(parts, drop_fraction)
+        self._drop_fraction = _curve(0.3 if drop_fraction is None else drop_fraction, plan)
+        layers = (scope or Scope()).layers(model)
+        check_free(layers)
+        check_optimizer(optimizer, layers)
+        check_layout(layers, pattern=parts.pattern, init=parts.init, grow=self._grow)
+        self.outside = outside(model, layers)
+        """What is trained dense and not counted in any density: name of the parameter -> number of weights."""
+        _warn_of(never_sparse(model, [*self.outside]), self.outside)
+        start = Start(layers, parts.pattern(), seed, probe)
         masks = first_masks(start, parts, density)
         self.forward_passes = start.forward_passes
         """What the first masks have cost, in dense forward passes of one sample."""
@@ -108,21 +136,27 @@ class Sparsifier:
         """The active weights of each layer: exactly, or those that its pattern derives its quotas from."""
         # Where nothing changes the number of weights of a layer, one that is full has nothing to drop or grow.
         self._may_leave_full = density_curve is not None or self._redistribute is not None
+        begin_state(optimizer)
         self._enforce()
+        self._proven = False
+        """Whether the optimizer has been seen to leave inactive weights at zero."""
+        self._masked = False
+        """Whether no backward pass has been seen since gradients were masked."""
+        self._release = hold(layers, self, Sparsifier._on_gradient)
 
-    def _check_parts(self, first: FirstParts) -> None:
+    def _check_parts(self, first: FirstParts, drop_fraction: float | Curve | None) -> None:
         """Raise ValueError for parts that do not go together."""
-        if (self._drop is None) != (self._grow is None):
+        if self.plan is not None and (self._drop is None) != (self._grow is None):
             raise ValueError("drop and grow go together: give both, or neither to prune only")
-        if self._drop is None and self._redistribute is not None:
-            raise ValueError("redistribute would be ignored: without drop and grow no weight is freed")
+        self._check_ignored(drop_fraction)
         for pool in (self._drop_pool, self._prune_pool):
             if pool not in POOLS:
                 raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
         if "cuts" in marks_of(self._drop) and self._drop_pool != "layer":
             raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop says itself how many leave")
-        if self.plan is None and self._density_curve is not None:
-            raise ValueError("density_curve would be ignored: without a plan there are no updates")
+        late = [self._redistribute, *([self._grow] if "after_drop" in marks_of(self._grow) else [])]
+        if any("dense_gradient" in marks_of(part) for part in late):
+            raise ValueError("what sees layers after their drop finds no dense gradients there: it cannot read them")
         if self.plan is not None and self._drop is None and self._density_curve is None:
             raise ValueError("plan would be ignored: with neither drop and grow nor a density_curve nothing changes")
         if "structured" in marks_of(first.pattern):
@@ -130,36 +164,99 @@ class Sparsifier:
                 if part is not None:
                     raise ValueError(f"{name} changes the counts of layers, which this pattern keeps: leave it out")
 
+    def _check_ignored(self, drop_fraction: float | Curve | None) -> None:
+        """Raise ValueError for what is given and would be of no use."""
+        of_moves = {
+            "redistribute": self._redistribute,
+            "drop_fraction": drop_fraction,
+            "drop_pool": None if self._drop_pool == "layer" else self._drop_pool,
+        }
+        unused: Mapping[str, Any] = {}
+        why = ""
+        if self.plan is None:
+            unused = {"drop": self._drop, "grow": self._grow, **of_moves, "density_curve": self._density_curve}
+            why = "without a plan there are no updates. Give plan=UpdatePlan(every=..., total_steps=...)"
+        elif self._drop is None:
+            unused, why = of_moves, "without drop and grow no weight is freed. Give both"
+        elif "cuts" in marks_of(self._drop):
+            unused, why = {"drop_fraction": drop_fraction}, "this drop says itself how many leave. Choose another drop"
+        for name, value in unused.items():
+            if value is not None:
+                raise ValueError(f"{name} would be ignored: {why}, or leave {name} out")
+
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
     def step(self, apply: Callable[[], Any] | None = None) -> bool:
         """Take one step after ``loss.backward()``, in place of ``optimizer.step()``; say whether the topology changed.
 
         ``apply`` takes the optimizer step where more than that is needed (gradient clipping, GradScaler). It sees
-        masked gradients.
+        masked gradients; after a backward pass of its own it has to call ``mask_gradients`` before it goes on.
+
+        Where gradients are not finite (a scaled loss has overflowed) an update is postponed to the first step at which
+        they are, and this one is left to ``apply``, as the other steps are: a GradScaler leaves it out. An average of
+        gradients leaves such steps out too, if there is an ``apply``.
+
+        Raises RuntimeError if non-finite gradients reach the weights at an update, or if inactive weights move.
         """
         due = self.update_due()
         self.steps += 1
-        self.topology.track_momentum()
+        # By the optimizer's own step an overflow would be in the weights, so that it need not be looked for.
+        self.topology.track_momentum(may_overflow=apply is not None)
+        overflowed = due and not self._may_update()
+        if overflowed:
+            self.postponed, due = True, False
         # Growth must see the dense gradients of this batch, which masking destroys.
         grow_scores = self._grow_scores() if due else []
         if not due or (self.plan and self.plan.order == "after_step"):
             self.mask_gradients()
             (apply or self.optimizer.step)()
+            self._check_step(overflowed)
         if due:
             self._update(grow_scores)
         return due
 
+    def _may_update(self) -> bool:
+        """Say whether the gradients are finite (waits for the device)."""
+        check_trainable(self.topology.layers)
+        return bool(all_finite(layer.weight.grad for layer in self.topology.layers))
+
+    def _check_step(self, overflowed: bool) -> None:
+        """Raise RuntimeError if the optimizer step has moved what it should not; looks at weights where it has to."""
+        if not self._masked:
+            raise RuntimeError(
+                "a backward pass within the step (in apply, or by a closure of the optimizer) has made gradients that "
+                "are not masked, so that inactive weights may have moved: let it call sparsifier.mask_gradients() "
+                "after its backward pass, or do it before the step"
+            )
+        layers = self.topology.layers
+        if overflowed and not all_finite(layer.weight.detach() for layer in layers):
+            raise RuntimeError(
+                f"gradients of step {self.steps} were not finite and have reached the weights: training has diverged, "
+                "or a GradScaler was not asked; let it take the step: sparsifier.step(lambda: scaler.step(optimizer))"
+            )
+        # The first step shows whether the optimizer lets inactive weights rest, unless a GradScaler has left it out.
+        if not self._proven and all_finite(layer.weight.grad for layer in layers):
+            self.verify()
+            self._proven = True
+
+    def _on_gradient(self) -> None:
+        self._masked = False
+
     def update_due(self) -> bool:
-        """Say whether the next step updates the topology."""
-        return self.plan is not None and self.plan.due(self.steps + 1)
+        """Say whether the next step updates the topology, if its gradients are finite."""
+        return self.plan is not None and (self.postponed or self.plan.due(self.steps + 1))
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Zero the gradients of inactive weights, in one fused pass over the layers that are not full."""
+        self._masked = True
         pairs = [(w.grad, mask) for w, mask in self._sparse if w.grad is not None]
         if pairs:
             torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
+
+    def release(self) -> None:
+        """Let go of the layers, so that another Sparsifier may hold them; this one is not to be stepped any more."""
+        self._release()
 
     # -- what it reports -----------------------------------------------------------------------------------------------
 
@@ -168,9 +265,29 @@ class Sparsifier:
         """Active / maskable weights."""
         return self.topology.active / self.topology.size
 
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Raise RuntimeError, naming layers, unless inactive weights are zero: the real density is the reported one.
+
+        One pass over the weights of the model as it computes now; waits for the device.
+        """
+        blame = (
+            f"{type(self.optimizer).__name__} may treat the weights of a layer together, or something else than "
+            "sparsifier.step() has changed them"
+        )
+        check_zeros(self.topology.layers, self.topology.masks, blame)
+
     def scheduled_density(self, step: int) -> float:
         """Return the density that the schedule has at a step; the present one if there is no schedule."""
         return self._density_curve(step) if self._density_curve else self.density
+
+    @property
+    def density_is_final(self) -> bool:
+        """Say whether the density has come to where its schedule leads; always so without a schedule."""
+        curve, plan = self._density_curve, self.plan
+        if curve is None or plan is None:
+            return True
+        return not self.postponed and curve(self.steps) == curve(plan.total_steps)
 
     @property
     def rs(self) -> float:
@@ -200,12 +317,14 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Return counters, counts, masks and explored masks."""
         counters = {"steps": self.steps, "updates": self.updates, "counts": list(self._counts)}
-        return {**counters, **self.topology.state_dict()}
+        return {**counters, "postponed": self.postponed, **self.topology.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
         self.topology.load_state_dict(state)
         self.steps, self.updates, self._counts = state["steps"], state["updates"], list(state["counts"])
+        self.postponed = bool(state.get("postponed", False))
+        begin_state(self.optimizer)
         self._enforce()
 
     # -- the update ----------------------------------------------------------------------------------------------------
@@ -219,7 +338,9 @@ class Sparsifier:
         topology, weight = self.topology, self.topology.layers[i].weight
         average = topology.momentum[i] if topology.momentum else None
         seed = derive_seed(self.seed, purpose, self.updates, i)
-        return LayerView(weight.detach(), topology.masks[i], topology.explored[i], weight.grad, seed, average)
+        withheld = purpose == "grow" and "dense_gradient" not in marks_of(self._grow)
+        gradient = None if withheld else weight.grad
+        return LayerView(weight.detach(), topology.masks[i], topology.explored[i], gradient, seed, average, withheld)
 
     @torch.no_grad()
     def _grow_scores(self) -> list[Tensor]:
@@ -244,12 +365,16 @@ class Sparsifier:
         """Prune to the scheduled density, drop, redistribute, grow; what is off the new masks becomes zero."""
         before = list(self.topology.masks)
         self._prune()
+        pruned = list(self.topology.masks)
         kept = self._move(grow_scores) if self._drop is not None else {}
         self.topology.refresh(before)
         self._check_counts()
         self.updates += 1
-        self._start_entered(before, kept)
+        self.postponed = False
+        self._start_entered(pruned, kept)
         self._enforce()
+        if self.verify_every is not None and self.updates % self.verify_every == 0:
+            self.verify()
 
     def _check_counts(self) -> None:
         """Raise RuntimeError if a layer is not as its budget or its pattern says: a mistake in a part."""
@@ -264,7 +389,8 @@ class Sparsifier:
     def _start_entered(self, before: Sequence[Tensor], kept: Mapping[int, Tensor]) -> None:
         """Give the weights that entered in this update the value and the state that they start from.
 
-        What was inactive before is zero in both already. ``kept``: what the drop left, of the layers that moved.
+        What was inactive before is zero in both already. ``before``: the masks before weights moved, what was pruned in
+        this update being out of them; ``kept``: what the drop left, of the layers that moved.
         """
         assert self.plan is not None
         reset = self.plan.returning_weights == "reset"
@@ -277,7 +403,10 @@ class Sparsifier:
                 layer.weight.copy_(torch.where(self.topology.masks[i] & ~old, self.topology.initial[i], layer.weight))
 
     def _prune(self) -> None:
-        """Keep the largest weights, as many as the scheduled density allows."""
+        """Keep the largest weights, as many as the scheduled density allows; what is pruned becomes zero at once.
+
+        So pruned weights that grow again in the same update are regenerated from zero (GraNet, Liu et al. 2021).
+        """
         topology, counts = self.topology, self._counts
         if self._density_curve is None:
             return
@@ -292,6 +421,8 @@ class Sparsifier:
             kept = [top_k(*part) for part in zip(scores, quotas, topology.masks, strict=True)]
         topology.masks = kept
         self._counts = count_true(kept)
+        if self._grow is not None:  # else nothing meets them before all that is inactive becomes zero
+            self._zero_inactive([i for i, (now, was) in enumerate(zip(self._counts, counts, strict=True)) if now < was])
 
     def _move(self, grow_scores: list[Tensor]) -> dict[int, Tensor]:
         """Drop and grow in every movable layer; return what the drop left of each."""
@@ -324,7 +455,7 @@ class Sparsifier:
         masks = [view.mask for view in views]
         if "cuts" in marks_of(self._drop):
             return count_true([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
-        fraction = self._drop_fraction(self.steps)
+        fraction = exact(self._drop_fraction(self.steps))
         drops = [math.ceil(fraction * count) for count in counts]
         if self._drop_pool == "layer" or not views:
             return drops
@@ -340,7 +471,9 @@ class Sparsifier:
         if self._redistribute is None:
             return drops
         caps = [room + (drop if self.plan.regrow else 0) for room, drop in zip(free, drops, strict=True)]
-        statistics = torch.stack([self._redistribute(view).double() for view in views]).tolist()
+        # Dense gradients are gone by now, or would be taken for free.
+        blind = [replace(view, gradient=None, is_withheld=True) for view in views]
+        statistics = torch.stack([self._redistribute(view).double() for view in blind]).tolist()
         kept_alive = [int(drop == count) for drop, count in zip(drops, counts, strict=True)]
         caps = [cap - one for cap, one in zip(caps, kept_alive, strict=True)]
         shares = share(sum(drops) - sum(kept_alive), statistics, caps)
@@ -348,23 +481,44 @@ class Sparsifier:
 
     @torch.no_grad()
     def _enforce(self) -> None:
-        """Zero inactive weights and their optimizer state, in one fused pass.
+        """Zero inactive weights and their optimizer state, and keep the masks that gradients are multiplied by.
 
-        What was inactive before was exactly zero in both, so weights that are new in the mask start from zero. For
-        these passes a mask holds 0 and 1 in the weight's dtype: five times as fast as a boolean one.
+        What was inactive before was exactly zero in both, so weights that are new in the mask start from zero.
         """
-        sparse = [i for i, report in enumerate(self.topology.reports) if report.active < report.size]
-        layers = [self.topology.layers[i] for i in sparse]
+        self._sparse = self._zero_inactive(
+            [i for i, report in enumerate(self.topology.reports) if report.active < report.size]
+        )
+
+    def _zero_inactive(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Zero the inactive weights of some layers and their optimizer state in one fused pass; return weight and mask.
+
+        For these passes a mask holds 0 and 1 in the weight's dtype: five times as fast as a boolean one.
+        """
+        layers = [self.topology.layers[i] for i in indices]
         # empty_like: the weight's dtype and memory layout
-        masks = [torch.empty_like(self.topology.layers[i].weight).copy_(self.topology.masks[i]) for i in sparse]
-        self._sparse = [(layer.weight, mask) for layer, mask in zip(layers, masks, strict=True)]
-        tensors: list[Tensor] = [layer.weight for layer in layers]
-        for layer, mask in zip(list(layers), list(masks), strict=True):
-            for state in layer.optimizer_state(self.optimizer):
-                tensors.append(state)
-                masks.append(mask)
-        if tensors:
-            torch._foreach_mul_(tensors, masks)
+        masks = [torch.empty_like(self.topology.layers[i].weight).copy_(self.topology.masks[i]) for i in indices]
+        found: list[tuple[Tensor, Tensor]] = [(layer.weight, mask) for layer, mask in zip(layers, masks, strict=True)]
+        pairs = list(found)
+        for layer, mask in zip(layers, masks, strict=True):
+            pairs += [(state, mask) for state in layer.optimizer_state(self.optimizer)]
+        if pairs:
+            torch._foreach_mul_([tensor for tensor, _ in pairs], [mask for _, mask in pairs])
+        return found
+
+
+def _warn_of(names: Sequence[str], sizes: Mapping[str, int]) -> None:
+    """Warn of weights that stay dense though nobody has said so."""
+    if names:
+        told = ", ".join(f"{name} ({sizes[name]:,} weights)" for name in names)
+        warnings.warn(
+            f"trained dense and not counted in the density, since only weights of convolution and linear layers can be "
+            f"sparse: {told}",
+            stacklevel=3,
+        )
+
+
+def _default(given: Any, default: str, moves: bool) -> Any:
+    return given if given != DEFAULT else default if moves else None
 
 
 def _curve(drop_fraction: float | Curve, plan: UpdatePlan | None) -> Curve:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dst.sparsity.held import all_finite
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
 
@@ -60,13 +61,31 @@ class Topology:
         ]
 
     @torch.no_grad()
-    def track_momentum(self) -> None:
-        """Take the present dense gradients into the moving averages, in one fused pass."""
+    def track_momentum(self, *, may_overflow: bool = False) -> None:
+        """Take the present dense gradients into the moving averages, in one fused pass.
+
+        ``may_overflow``: leave them out if they are not all finite, which the device finds out by itself.
+        """
         if self.momentum:
-            gradients = [layer.weight.grad for layer in self.layers]
-            if any(gradient is None for gradient in gradients):
+            gradients = [gradient for layer in self.layers if (gradient := layer.weight.grad) is not None]
+            if len(gradients) < len(self.layers):
                 raise RuntimeError("a moving average of gradients needs a backward pass before every step")
-            torch._foreach_lerp_(self.momentum, gradients, 1 - MOMENTUM)  # type: ignore[arg-type]
+            if may_overflow:
+                finite = all_finite(gradients)
+                gradients = [torch.where(finite, *pair) for pair in zip(gradients, self.momentum, strict=True)]
+            torch._foreach_lerp_(self.momentum, gradients, 1 - MOMENTUM)
+
+    def bottlenecks(self) -> list[str]:
+        """Return a warning for each layer with fewer active weights than outputs and than inputs of an output.
+
+        Its matrix cannot have full rank, so that the network hardly learns, whatever the density of the whole.
+        """
+        return [
+            f"layer {report.layer} is a bottleneck: it keeps {report.active:,} of {report.size:,} weights, for "
+            f"{len(layer.weight):,} outputs of {layer.weight[0].numel():,} inputs each"
+            for layer, report in zip(self.layers, self.reports, strict=True)
+            if report.active < min(len(layer.weight), layer.weight[0].numel())
+        ]
 
     @property
     def size(self) -> int:

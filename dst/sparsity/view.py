@@ -11,9 +11,10 @@ from torch import Tensor
 class LayerView:
     """The tensors of one layer, all of the weight's shape.
 
-    ``gradient`` is dense for grow scores. Drop scores, which matter at active positions only, are taken after the
-    optimizer step, if there is one, and then find it masked (and clipped, if the loop clips).
-    ``momentum``: the moving average of dense gradients, kept only if a part of the method asks for it.
+    ``gradient`` is dense for grow scores, and theirs only if they are marked to read it (else ``is_withheld``), since
+    training FLOPs count it. Drop scores, which matter at active positions only, are taken after the optimizer step, if
+    there is one, and then find it masked (and clipped, if the loop clips).
+    ``momentum``: the moving average of dense gradients, kept only if a part of the method is marked to read it.
     """
 
     weight: Tensor
@@ -22,6 +23,7 @@ class LayerView:
     gradient: Tensor | None
     seed: int
     momentum: Tensor | None = None
+    is_withheld: bool = False
 
     def uniform(self) -> Tensor:
         """Return numbers in [0, 1) derived from the run's seed, the update and the layer."""
@@ -29,7 +31,9 @@ class LayerView:
         return torch.rand(self.weight.shape, generator=generator, device=self.weight.device)
 
     def dense_gradient(self) -> Tensor:
-        """Return the gradient; RuntimeError if there is none (no backward pass before this step)."""
+        """Return the gradient; RuntimeError if there is none (no backward pass before this step) or it is withheld."""
+        if self.is_withheld:
+            raise RuntimeError(_unmarked("dense gradients", "dense_gradient"))
         if self.gradient is None:
             raise RuntimeError(
                 "a score by gradient needs a backward pass before the step, through every layer in scope; exclude "
@@ -38,9 +42,17 @@ class LayerView:
         return self.gradient
 
     def gradient_average(self) -> Tensor:
-        """Return the moving average of dense gradients."""
-        assert self.momentum is not None, "a part that reads the average must be marked 'momentum'"
+        """Return the moving average of dense gradients; RuntimeError if none is kept."""
+        if self.momentum is None:
+            raise RuntimeError(_unmarked("the moving average of dense gradients", "momentum"))
         return self.momentum
+
+
+def _unmarked(what: str, mark: str) -> str:
+    return (
+        f"a part of the method reads {what}, which training FLOPs count, without being marked to do so: put "
+        f'@marked("{mark}") above the function that grows (from dst.sparsity.marks import marked)'
+    )
 
 
 Score = Callable[[LayerView], Tensor]

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +60,14 @@ class Checkpoints:
         """Return the file of the newest valid checkpoint, for those who only read; None if there is none."""
         found = (path.with_suffix(".pt") for path in self._manifests() if _problem(path) is None)
         return next(found, None)
+
+    def with_digest(self, digest: str) -> Path | None:
+        """Return the file of the checkpoint that was written with this digest, for those who only read."""
+        for manifest in self._manifests():
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                if json.loads(manifest.read_text())["sha256"] == digest:
+                    return manifest.with_suffix(".pt")
+        return None
 
     def _manifests(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.json"), reverse=True)

@@ -300,7 +300,7 @@ def joined(place: Place, device: str, *, strict: bool) -> Iterator[Group]:
 def _take_gpu(place: Place) -> None:
     found = torch.cuda.device_count()
     if found == 0:
-        raise StartError("PyTorch finds no CUDA GPU on this machine; use hardware.device=cpu")
+        raise StartError("hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware.device=cpu")
     if 1 < found < place.local_world:
         raise StartError(
             f"{place.local_world} processes were started on this machine, which has {found} GPUs: start one a GPU"

@@ -25,7 +25,10 @@ from dst.training.stopping import StopFlag, StopRequestedError
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of the loop. ``select``: end with the ``last`` weights or those of the ``best_val`` accuracy."""
+    """The numbers of the loop.
+
+    ``select``: end with the ``last`` weights or those of the ``best_val`` accuracy, once the density is final.
+    """
 
     seed: int
     epochs: int
@@ -173,6 +176,7 @@ class Training:
         """Bring back the selected weights and topology, test them, and return all final figures, which are theirs."""
         counters = self.counters
         selected = {"step": counters.step, "loss": counters.val_loss, "accuracy": counters.val_accuracy}
+        self.sparsifier.verify()  # what is reported as its density is that of the network
         if self.best is not None:
             selected = self.best
             self.model.load_state_dict(self.best["model"])
@@ -226,14 +230,14 @@ class Training:
         self.counters.step = step
         self.counters.samples += samples
 
-    def _stepper(self, step: int) -> Callable[[], Any]:
-        """Return what takes the optimizer step; before an update it looks at the weights that the update will judge."""
+    def _stepper(self, step: int) -> Callable[[], Any] | None:
+        """Return what takes the step (None: the optimizer); before an update it looks at the weights to be judged."""
         take = self.precision.stepper(self.optimizer)
         if not self.sparsifier.update_due():
             return take
 
         def checked() -> None:
-            take()
+            (take or self.optimizer.step)()
             self._guard.check_weights(step)
 
         return checked
@@ -328,7 +332,8 @@ class Training:
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
         values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
         observer.on_metrics(counters.step, counters.step / per_epoch, values)
-        if self.settings.select == "best_val" and (self.best is None or result.accuracy > self.best["accuracy"]):
+        may_be_best = self.settings.select == "best_val" and self.sparsifier.density_is_final
+        if may_be_best and (self.best is None or result.accuracy > self.best["accuracy"]):
             self.best = {
                 "step": counters.step,
                 "loss": result.loss,

@@ -5,6 +5,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dst.fractions import step_at
+
 Curve = Callable[[int], float]
 
 
@@ -35,7 +37,7 @@ def cosine(plan: LRPlan, *, floor: float = 0.0) -> Curve:
 
 def multistep(plan: LRPlan, *, milestones: Sequence[float], gamma: float = 0.1) -> Curve:
     """Multiply the rate by ``gamma`` at each milestone, a fraction of training."""
-    steps = [round(milestone * plan.total_steps) for milestone in milestones]
+    steps = [step_at(milestone, plan.total_steps) for milestone in milestones]
     return _warmed_up(plan, lambda step: plan.peak * gamma ** bisect_right(steps, step))
 
 

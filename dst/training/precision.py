@@ -39,11 +39,14 @@ class Precision:
         """Return the loss to call ``backward`` on."""
         return self._scaler.scale(loss) if self._scaler else loss
 
-    def stepper(self, optimizer: Optimizer) -> Callable[[], Any]:
-        """Return what takes an optimizer step: unscaling, and leaving it out where a scaled gradient overflowed."""
+    def stepper(self, optimizer: Optimizer) -> Callable[[], Any] | None:
+        """Return what takes an optimizer step: unscaling, and leaving it out where a scaled gradient overflowed.
+
+        None where losses are not scaled, so that the optimizer steps by itself.
+        """
         scaler = self._scaler
         if scaler is None:
-            return optimizer.step
+            return None
 
         def step() -> None:
             scaler.step(optimizer)

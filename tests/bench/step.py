@@ -95,9 +95,8 @@ def _resnet50(device: str, rounds: int) -> None:
         model = registry.find("model", "resnet50").load()((3, 224, 224), 1000).to(device)
         optimizer = sgd([{"params": list(model.parameters())}], 1e-6, weight_decay=5e-4)
         density = 0.2 if "density_curve" in options else 0.1
-        method = Sparsifier(
-            model, optimizer, **{"density": density, "plan": plan, "drop_fraction": FRACTION, **options}
-        )
+        fraction = {} if options.get("grow", "") is None else {"drop_fraction": FRACTION}
+        method = Sparsifier(model, optimizer, **{"density": density, "plan": plan, **fraction, **options})
         weights = [layer.weight for layer in method.topology.layers]
         actions = {"pass": partial(_pass_over, weights), "update": method.step}
         times = _interleaved(actions, rounds, device, lambda weights=weights: _give_gradients(weights))
@@ -186,9 +185,8 @@ def _sparse_vgg(device: str, density: float | None, plan: UpdatePlan | None = No
     model = vgg_c((3, 32, 32), 10).to(device)
     optimizer = sgd([{"params": list(model.parameters())}], 1e-6, weight_decay=5e-4)
     distribution = "dense" if density is None else "erk"
-    return model, Sparsifier(
-        model, optimizer, density=density, distribution=distribution, plan=plan, drop_fraction=FRACTION
-    )
+    moves = {} if plan is None else {"drop_fraction": FRACTION}
+    return model, Sparsifier(model, optimizer, density=density, distribution=distribution, plan=plan, **moves)
 
 
 def _give_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from dst.records.read import read_status
-from tests.data.pictures import write_folder
+from tests.data.pictures import write_folder, write_tiny_imagenet
 from tests.processes import run, run_folder, traces
 
 pytestmark = [
@@ -90,3 +90,40 @@ def test_a_truncated_picture_is_a_configuration_error(storage, options, tmp_path
     assert str(path) in result.output
     assert "Traceback" not in result.output
     assert not list((tmp_path / "outputs").glob("default/*"))
+
+
+@pytest.mark.parametrize("storage", ["resident", "stream"])
+def test_damaged_pngs_end_no_process_but_are_named(storage, options, tmp_path):
+    root = write_folder(tmp_path / "set", {"train": 33, "val": 5}, suffix=".png")
+    damaged = [root / "train" / "class_1" / "7.png", root / "val" / "class_0" / "0.png"]
+    for path in damaged:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0x55
+        path.write_bytes(data)
+    result = run(*options, f"data.root={root}", f"data.storage={storage}", cwd=tmp_path)
+    assert result.code == 2, result.output
+    assert "2 of what should be images cannot be used" in result.output
+    assert all(str(path) in result.output for path in damaged)
+    assert "Traceback" not in result.output
+    assert not list((tmp_path / "outputs").glob("default/*"))
+
+
+def test_in_a_sweep_what_is_wrong_with_a_set_is_told_of_its_cells_before_anything_trains(options, tmp_path):
+    root = write_folder(tmp_path / "set", {"train": 33, "val": 5})
+    train = write_tiny_imagenet(root / "tiny-imagenet-200") / "train" / "n01" / "images"
+    good = (train / "n01_1.JPEG").read_bytes()
+    (train / "n01_1.JPEG").write_bytes(good[:150])
+    command = (*options[1:], f"data.root={root}", "-m", "data=image_folder,tiny_imagenet", "model.hidden=[16],[8]")
+    refused = run(*command, "data.val_fraction=0.25", cwd=tmp_path)
+    assert refused.code == 2, refused.output
+    told = [line for line in refused.output.splitlines() if "n01_1.JPEG" in line]
+    assert ["data=tiny_imagenet" in line for line in told] == [True, True]
+    assert ["model.hidden=[16]" in line for line in told] == [True, False]
+    assert "data=image_folder" not in refused.output
+    assert not list((tmp_path / "outputs").glob("default/*"))
+    (train / "n01_1.JPEG").write_bytes(good)
+    (train / "n01_2.JPEG").unlink()
+    (train / "n01_2.JPEG").symlink_to("/gone")
+    refused = run(*command, "data.val_fraction=0.25", cwd=tmp_path)
+    assert refused.code == 2, refused.output
+    assert refused.output.count("n01_2.JPEG (a link to /gone: No such file or directory)") == 2

@@ -1,8 +1,11 @@
 """Small folders of real JPEG and PNG files, made on the spot."""
 
-from collections.abc import Mapping
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.io import encode_jpeg, encode_png
@@ -51,3 +54,28 @@ def write_tiny_imagenet(root: Path) -> Path:
             lines.append(f"val_{number}.JPEG\t{name}\t0\t0\t9\t9")
     (root / "val" / "val_annotations.txt").write_text("\n".join(sorted(lines)) + "\n")
     return root
+
+
+def png(samples: np.ndarray, bits: int = 8, kind: int | None = None) -> bytes:
+    """Return a PNG of samples [H, W, C] of 1 to 16 bits, in the shortest form that the format's description allows.
+
+    ``kind``: the colour type, if not what the number of channels says.
+    """
+    height, width, channels = samples.shape
+    if bits < 8:
+        assert width % 8 == 0
+        each = np.unpackbits(samples.astype(np.uint8).reshape(height, -1, 1), axis=2)[..., 8 - bits :]
+        rows = np.packbits(each.reshape(height, -1), axis=1)
+    else:
+        rows = samples.astype(">u2" if bits == 16 else np.uint8).reshape(height, -1).view(np.uint8)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels] if kind is None else kind
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    filtered = np.pad(rows, ((0, 0), (1, 0))).tobytes()
+    return png_of_chunks([(b"IHDR", header), (b"IDAT", zlib.compress(filtered)), (b"IEND", b"")])
+
+
+def png_of_chunks(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a PNG of these chunks, (kind, data) each, with the right checksums whatever is in them."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )

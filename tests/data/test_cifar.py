@@ -1,8 +1,8 @@
-"""CIFAR from made-up files in the original layout, whose sums torchvision is told to expect."""
+"""CIFAR from made-up files in the original layout, whose sums are taken for the published ones."""
 
-import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from dst import published
 from dst.data import DataError
 from dst.data.cifar import cifar10, cifar100
 
@@ -39,14 +40,20 @@ def cifar(request, tmp_path, monkeypatch):
     """Return the reader, torchvision's class, and the root of a good set of it."""
     kind = getattr(datasets, request.param)
     folder = write_cifar(tmp_path / "root", kind)
+    read = {"CIFAR10": cifar10, "CIFAR100": cifar100}[request.param]
+    sums = {path.name: published.md5(path.read_bytes()) for path in folder.iterdir()}
+    for attribute in ("train_list", "test_list"):  # torchvision verifies what it downloads
+        monkeypatch.setattr(kind, attribute, [[name, sums[name]] for name, _ in getattr(kind, attribute)])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums[kind.meta["filename"]]})
+    monkeypatch.setitem(published.SUMS, read.__name__, sums)
+    monkeypatch.setattr(published, "digest", published.digest.__wrapped__)  # it remembers
+    return read, kind, tmp_path / "root"
 
-    def entry(name: str) -> list[str]:
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
 
-    for attribute in ("train_list", "test_list"):
-        monkeypatch.setattr(kind, attribute, [entry(name) for name, _ in getattr(kind, attribute)])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": entry(kind.meta["filename"])[1]})
-    return {"CIFAR10": cifar10, "CIFAR100": cifar100}[request.param], kind, tmp_path / "root"
+@pytest.mark.parametrize("kind", [datasets.CIFAR10, datasets.CIFAR100])
+def test_the_published_sums_are_those_that_torchvision_has(kind):
+    known = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    assert published.SUMS[kind.__name__.lower()] == known
 
 
 def test_the_original_layout_is_read(cifar):
@@ -71,7 +78,7 @@ def test_a_damaged_file_is_named_and_never_unpickled(cifar, tmp_path):
         path = root / kind.base_folder / name
         good = path.read_bytes()
         path.write_bytes(pickle.dumps(Trap()))
-        with pytest.raises(DataError, match=rf"^{name} in .*{kind.base_folder}.*MD5.*fetch again"):
+        with pytest.raises(DataError, match=rf"{kind.base_folder}: .*not the original: {name} \(MD5.*fetch again"):
             read(root, download=True)
         path.write_bytes(good)
     assert not (tmp_path / "sprung").exists()
@@ -94,3 +101,30 @@ def test_missing_files_are_named_and_fetched_if_allowed(cifar, monkeypatch):
     assert os.listdir(root) == [kind.base_folder]
     monkeypatch.setattr(kind, "download", lambda self: write_cifar(Path(self.root), kind))
     assert len(read(root, download=True)[1]) == 4
+
+
+def test_a_variant_is_read_if_its_digest_asks_for_it(cifar):
+    read, kind, root = cifar
+    path = root / kind.base_folder / kind.test_list[0][0]
+    content = pickle.loads(path.read_bytes())
+    content["data"] = np.zeros_like(content["data"])
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=rf"{path.name} \(MD5 sum .*, published .*\).*data\.digest=") as caught:
+        read(root, download=False)
+    (digest,) = re.findall("data.digest=([0-9a-f]{64})", str(caught.value))
+    train, test, _ = read(root, download=False, digest=digest)
+    assert test.images.max() == 0
+    assert train.images.max() > 0
+    (root / kind.base_folder / kind.meta["filename"]).write_bytes(pickle.dumps({}))
+    with pytest.raises(DataError, match=f"its content has the digest [0-9a-f]{{64}}, but data.digest={digest}"):
+        read(root, download=False, digest=digest)
+
+
+def test_a_variant_in_another_layout_is_refused(cifar):
+    read, kind, root = cifar
+    (root / kind.base_folder / kind.meta["filename"]).write_bytes(pickle.dumps({}))
+    sums = {
+        name: published.md5((root / kind.base_folder / name).read_bytes()) for name in published.SUMS[read.__name__]
+    }
+    with pytest.raises(DataError, match=rf"{kind.base_folder} is not in the layout of the original files \(KeyError"):
+        read(root, download=False, digest=published.digest_of(sums))

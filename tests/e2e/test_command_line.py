@@ -1,6 +1,7 @@
 """What a user types and sees: exit codes, messages, records; the promise that the same command is the same run."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,39 @@ def test_best_val_reports_the_figures_of_the_selected_weights(tmp_path):
     assert summary["selected_step"] == best["step"] < metrics[-1]["step"]
     for name in ("val/accuracy", "val/loss", "sparsity/rs", "sparsity/density"):
         assert summary[name] == best[name]
+
+
+def test_best_val_selects_at_the_final_density_only(tmp_path):
+    """A network early in GMP's ramp is denser, and better, than the one that was asked for."""
+    options = ("schedule.select=best_val", "schedule.epochs=6", "sparsity.density=0.05", "sparsity.update.every=5")
+    assert run("sparsity=gmp", *TINY, *options, cwd=tmp_path).code == 0
+    folder = run_folder(tmp_path / "outputs")
+    summary, metrics = read_summary(folder), read_metrics(folder)
+    densities = {row["step"]: row["sparsity/density"] for row in metrics if "sparsity/density" in row}
+    evaluated = {row["step"]: row["val/accuracy"] for row in metrics if "val/accuracy" in row}
+    final = {step: accuracy for step, accuracy in evaluated.items() if densities[step] == pytest.approx(0.05, abs=1e-3)}
+    assert 2 <= len(final) < len(evaluated)
+    assert summary["selected_step"] == max(final, key=final.get)
+    assert summary["sparsity/density"] == pytest.approx(0.05, abs=1e-3)
+
+
+def test_best_val_with_a_ramp_to_the_end_has_nothing_to_select(tmp_path):
+    options = ("schedule.select=best_val", "sparsity.density_schedule.end=1.0")
+    result = run("sparsity=gmp", *TINY, *options, cwd=tmp_path)
+    assert result.code == 2
+    assert "schedule.select=best_val would be ignored: the density still falls at step" in result.output
+
+
+def test_a_layer_that_keeps_next_to_nothing_is_told(tmp_path):
+    """The largest of random weights lie in the first layer: the last one is left with fewer than its 10 outputs."""
+    ranked = ("sparsity.distribution.name=magnitude", "sparsity.init.name=magnitude", "model.hidden=[256,256]")
+    result = run("sparsity=static", *TINY, *ranked, cwd=tmp_path)
+    assert result.code == 0
+    told = re.findall(r"warning: layer (\w+) is a bottleneck: it keeps (\d+) of ([\d,]+) weights", result.output)
+    active = {row["layer"]: row["active"] for row in read_layers(run_folder(tmp_path / "outputs")) if row["step"] == 0}
+    assert active["fc3"] < 10
+    assert ("fc3", str(active["fc3"]), "2,560") in told
+    assert "warning: layer" not in run("sparsity=static", *TINY, cwd=tmp_path).output
 
 
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf" / "sparsity").glob("*.yaml"))

@@ -42,6 +42,19 @@ def test_a_sweep_is_summed_and_what_is_done_costs_nothing(tmp_path):
     assert "nothing to train" in run(*sweep, "--forecast", cwd=tmp_path).output
 
 
+def test_where_there_is_no_gpu_all_is_told_but_memory_and_time(tmp_path):
+    without = {"CUDA_VISIBLE_DEVICES": ""}
+    result = run("-m", "hardware=slurm", "seed=0,1", *TINY, "--forecast", cwd=tmp_path, env=without)
+    assert result.code == 0, result.output
+    assert tree(tmp_path) in ([], ["outputs"])
+    here = rows(run("-m", "seed=0,1", *TINY, "--forecast", cwd=tmp_path).output)
+    found = rows(result.output)
+    for name, cells in here.items():
+        counted = -3 if len(cells) > 5 else -1
+        assert found[name] == [*cells[:counted], *["-"] * -counted]
+    assert "not known here, since PyTorch finds no CUDA GPU" in result.output
+
+
 def test_a_wrong_config_is_refused_before_anything_is_timed(tmp_path):
     result = run(*TINY, "--forecast", "sparsity.density=2", cwd=tmp_path)
     assert result.code == 2

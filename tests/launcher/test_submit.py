@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from submitit.core.utils import FailedJobError
 
+from dst import build
 from dst.app import cells
 from dst.checks import check
 from dst.compose import compose_cells
@@ -49,6 +51,12 @@ def test_an_array_may_have_to_wait_for_another_one():
     found = sbatch_parameters(given, 1, Path("/code"), 1, after="12")
     assert found["additional_parameters"]["dependency"] == "afterany:12,singleton"
     assert asked("hardware=slurm")["additional_parameters"] == {"requeue": True}
+
+
+@pytest.mark.parametrize("hardware", ["slurm", "slurm_ddp", "site_example"])
+def test_the_checks_of_what_runs_elsewhere_touch_no_device(hardware):
+    build.check(config(f"hardware={hardware}"), elsewhere=True)
+    assert not torch.cuda.is_initialized()
 
 
 def test_packed_runs_get_processors_for_all():

@@ -1,24 +1,23 @@
 """Every run that was tracked offline arrives at wandb's server once and whole, whatever became of its attempts."""
 
 import json
-import math
 import os
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from dst.launcher.replay import ReplayError, messages, nested
-from dst.launcher.sync import main, offline_folders
+from dst.launcher.sync import NotSentError, main
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_metrics, read_summary
 from dst.records.store import Record
-from dst.tracking.wandb_worker import beyond
+from dst.tracking.limits import shortened
+from dst.tracking.mirror import Sending
+from dst.tracking.mirrored import contents, write_book
 from tests.processes import REPOSITORY, run
 from tests.tracking.servers import KEY, server
 from tests.tracking.stub_server import stub_server
@@ -70,8 +69,7 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     (done,) = find_runs(root)
     assert run(*TINY, "seed=1", cwd=tmp_path, fault="kill:step:27").code == -9
     (killed,) = set(find_runs(root)) - {done}
-    wait_for_mirror(killed)
-    assert [len(offline_folders(folder)) for folder in (done, killed)] == [2, 1]
+    assert not any((folder / "wandb").exists() for folder in (done, killed))
 
     stub.refusing = {done.name}
     assert sync(capsys, root, "--timeout-s", "20") == (1, {done.name: "failed", killed.name: "sent"})
@@ -86,7 +84,7 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     for folder in (done, killed):
         found = stub.run(folder.name)
         assert arrived(stub, folder) == recorded(folder)
-        assert [line["_step"] for line in found.history] == list(range(len(found.history)))
+        assert [line["_step"] for line in found.history] == [2 * row["step"] for row in read_metrics(folder)]
         assert found.lines_received == len(found.history)
         assert read_summary(folder).items() <= found.summary.items()
         assert found.summary["sparsity/layers"]["nrows"] == 2
@@ -98,14 +96,6 @@ def test_killed_and_continued_runs_are_one_run_each_sent_once_also_after_a_refus
     before = len(stub.requests)
     assert sync(capsys, root) == (0, {done.name: "up to date", killed.name: "up to date"})
     assert len(stub.requests) == before
-
-
-def wait_for_mirror(folder, seconds=60.0):
-    """Wait for the files of a killed run: its mirror, which outlives it, may not even have begun them."""
-    limit = time.monotonic() + seconds
-    while not list(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        assert time.monotonic() < limit, f"no offline files in {folder}"
-        time.sleep(0.05)
 
 
 def arrived(stub, folder):
@@ -121,11 +111,31 @@ def plain(line):
     return {name: value for name, value in line.items() if not name.startswith(("_", "time/", "attempt"))}
 
 
+@pytest.mark.slow
+def test_runs_that_were_not_tracked_with_values_that_wandb_refuses(tmp_path, stub, capsys):
+    """A long label was an automatic tag and lost the whole run; runs without tracking could not be sent at all."""
+    label = "rigl_itop with" + " a label that names what was changed" * 4
+    options = [f"sparsity.label='{label}'", f"output.group={'g' * 140}", "tracking=none"]
+    plain_options = [option for option in TINY if not option.startswith(("tracking=", "tracking.tags", "output.group"))]
+    result = run(*plain_options, *options, cwd=tmp_path)
+    assert result.code == 0, result.output
+    (folder,) = find_runs(tmp_path / "outputs")
+    assert sync(capsys, tmp_path / "outputs") == (0, {folder.name: "sent"})
+    found = stub.run(folder.name)
+    assert arrived(stub, folder) == recorded(folder)
+    assert [(project, name) for project, name in stub.runs] == [("dst", folder.name)]
+    assert found.about("tags") == ["mlp", "digits", shortened(label, 64)]
+    assert found.about("groupName") == shortened("g" * 140, 128)
+    assert len(found.about("displayName")) == 128
+    assert found.about("displayName").endswith(" density=0.1 seed=0")
+    assert found.config["sparsity"]["value"]["label"] == label
+
+
 # -- trouble, with records made by hand --------------------------------------------------------------------------------
 
 
 def made(root, name, rows=4, state="done"):
-    """Make the record of a run that was tracked offline."""
+    """Make the record of a run."""
     config = {
         "model.name": "mlp", "data.name": "digits", "sparsity.label": "rigl", "output.group": "g",
         "tracking.tags": [], "tracking.notes": None, "tracking.project": "dst", "tracking.entity": None,
@@ -137,7 +147,6 @@ def made(root, name, rows=4, state="done"):
         for step in range(1, rows + 1):
             record.log(step=step, epoch=1.0, attempt=1, values={"train/loss": 1 / step, "lr": None})
         record.write_summary({"test/accuracy": 0.5})
-    (folder / "wandb" / f"offline-run-20260102_030405-{name}").mkdir(parents=True)
     return folder
 
 
@@ -153,7 +162,69 @@ def test_a_server_that_is_no_help(kind, tmp_path, monkeypatch, capsys):
     assert out.startswith(f"failed      {folder}  wandb: ")
     assert out.endswith("\n1 failed\n")
     assert book(folder) is None
-    assert sorted(path.name for path in (folder / "wandb").iterdir()) == ["offline-run-20260102_030405-aaa"]
+    assert [path.name for path in (folder / "wandb").iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_deleted_on_the_server_is_told_and_can_be_sent_elsewhere(tmp_path, stub, capsys):
+    folder = made(tmp_path, "aaa")
+    assert sync(capsys, folder) == (0, {"aaa": "sent"})
+    assert sync(capsys, folder) == (0, {"aaa": "up to date"})
+    stub.deleted.add("aaa")
+    stub.runs.clear()
+    with Record.open(folder) as record:
+        record.log(step=5, epoch=1.0, attempt=2, values={"train/loss": 0.1})
+    assert main([str(folder), "--timeout-s", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "wandb: " in out
+    assert "previously created and deleted" in out
+    stub.deleted.clear()
+    assert sync(capsys, folder, "--project", "other") == (0, {"aaa": "sent"})
+    assert [row["step"] for row in stub.run("aaa").history] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_two_at_a_time_send_a_run_once(tmp_path, stub, capsys):
+    folder = made(tmp_path, "aaa", rows=300)
+    sendings = [Sending(folder, 60.0) for _ in range(3)]
+    told = [sending.end() for sending in sendings]
+    assert [sending.is_finished for sending in sendings].count(True) >= 1
+    for sending, lines in zip(sendings, told, strict=True):
+        assert sending.is_finished or (len(lines) == 1 and lines[0].startswith("it is being sent already (host "))
+    assert stub.run("aaa").lines_received == 300
+    with locked(folder / "wandb"):
+        (folder / "wandb" / "sent.json").unlink()
+        assert sync(capsys, folder) == (0, {"aaa": "left out"})
+
+
+@pytest.mark.slow
+def test_a_long_history_is_not_sent_from_its_beginning_again(tmp_path, stub, capsys):
+    folder = made(tmp_path, "aaa", rows=0)
+    lines = 20_000
+    values = {f"group/metric_{number}": 0.123456789 for number in range(10)}
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, lines + 1):
+            file.write(json.dumps({"step": step, "epoch": 1.0, "attempt": 1, **values}) + "\n")
+    assert sync(capsys, folder) == (0, {"aaa": "sent"})
+    assert stub.run("aaa").lines_received == lines
+    with Record.open(folder) as record:
+        record.mark_resume(step=lines - 10, attempt=2)
+        for step in range(lines - 9, lines + 3):
+            record.log(step=step, epoch=1.0, attempt=2, values=values)
+    (folder / "wandb" / "sent.json").unlink()  # an interrupted sending leaves none
+    assert sync(capsys, folder) == (0, {"aaa": "sent"})
+    found = stub.run("aaa")
+    assert (found.lines_received, len(found.history)) == (lines + 2, lines + 2)
+
+
+def test_without_wandb(tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "modules"
+    fake.mkdir()
+    (fake / "wandb.py").write_text("raise ModuleNotFoundError('No module named wandb', name='wandb')")
+    monkeypatch.setenv("PYTHONPATH", str(fake))
+    folder = made(tmp_path, "aaa")
+    assert main([str(folder)]) == 1
+    assert capsys.readouterr().out == f"failed      {folder}  wandb: not installed: pip install wandb\n1 failed\n"
 
 
 # -- without a server --------------------------------------------------------------------------------------------------
@@ -163,7 +234,14 @@ def test_a_server_that_is_no_help(kind, tmp_path, monkeypatch, capsys):
 def sendings(monkeypatch):
     """Note what would be sent instead of sending it."""
     sent = []
-    monkeypatch.setattr("dst.launcher.sync.replay", lambda folder, **where: sent.append((folder.name, where)) or [])
+
+    def send(folder, *, project, entity, timeout_s):
+        sent.append((folder.name, {"project": project, "entity": entity, "timeout_s": timeout_s}))
+        (folder / "wandb").mkdir(exist_ok=True)
+        write_book(folder, contents(folder, project, entity), {})
+        return []
+
+    monkeypatch.setattr("dst.launcher.sync.send", send)
     return sent
 
 
@@ -184,26 +262,28 @@ def test_only_what_is_new_is_sent_and_to_where_it_shall_go(tmp_path, sendings, c
     assert len(sendings) == 4
 
 
-def test_runs_that_go_on_or_were_not_tracked_offline_are_left_out(tmp_path, sendings, capsys):
+def test_runs_that_go_on_or_have_not_begun_are_left_out(tmp_path, sendings, capsys):
     running = made(tmp_path, "aaa", state="running")
-    (made(tmp_path, "bbb") / "wandb").rename(tmp_path / "elsewhere")
+    queued = made(tmp_path, "bbb", rows=0, state="queued")
+    (queued / "status.json").write_text('{"state": "queued", "attempt": 0}')
     with locked(running, "7"):
         assert main([str(tmp_path)]) == 0
         out = capsys.readouterr().out
         assert f"running (host {socket.gethostname()}, process {os.getpid()}, job 7)" in out
-        assert out.endswith("--running sends what there is\n1 left out\n")
-        assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent"})
+        assert "--running sends what there is\nleft out    " in out
+        assert out.endswith("  it has not begun\n2 left out\n")
+        assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent", "bbb": "left out"})
     (running / "status.json").write_text('{"state": "running", "step": 9}')  # killed, since nobody has the lock
-    assert sync(capsys, tmp_path) == (0, {"aaa": "up to date"})
+    assert sync(capsys, tmp_path) == (0, {"aaa": "up to date", "bbb": "left out"})
 
 
 def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, monkeypatch, capsys):
     def send(folder, **_):
         if folder.name == "ccc":
-            raise ReplayError("wandb: refused")
+            raise NotSentError("wandb: refused")
         return ["wandb: no table of layers"]
 
-    monkeypatch.setattr("dst.launcher.sync.replay", send)
+    monkeypatch.setattr("dst.launcher.sync.send", send)
     (made(tmp_path, "aaa") / "run.json").write_text("{")
     (made(tmp_path, "bbb") / "run.json").write_text('{"config": {}}')
     made(tmp_path, "ccc")
@@ -214,13 +294,48 @@ def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, m
     assert "is not JSON" in lines[0]
     assert lines[1].endswith("run.json lacks 'tracking.project'")
     assert lines[2].endswith("wandb: refused")
-    assert lines[3].endswith("1 offline folder -> dst; wandb: no table of layers")
+    assert lines[3].endswith("  -> dst; wandb: no table of layers")
     assert last == "1 sent, 3 failed"
+
+
+@pytest.mark.parametrize("name", ["run.json", "status.json", "summary.json", "metrics.jsonl", "wandb/sent.json"])
+@pytest.mark.parametrize("change", [None, 7, "text", [], {}, "torn", "missing"])
+def test_no_record_stops_the_sending_of_others(name, change, tmp_path, sendings, capsys):
+    """Each field of a file mistyped; each file torn, missing, or something else."""
+    whole = made(tmp_path, "whole")
+    assert sync(capsys, tmp_path) == (0, {"whole": "sent"})
+    data = (whole / name).read_text()
+    fields = json.loads(data.splitlines()[0] if name == "metrics.jsonl" else data)
+    for number, field in enumerate([*fields, "itself"]):
+        path = made(tmp_path, f"run{number}") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(data[: len(data) // 2])
+        if change == "missing":
+            path.unlink()
+        elif change != "torn":
+            path.write_text(json.dumps(change if field == "itself" else {**fields, field: change}))
+    main([str(tmp_path)])
+    *lines, _ = capsys.readouterr().out.splitlines()
+    assert len(lines) == (1 if (name, change) == ("run.json", "missing") else len(fields) + 2)
+    assert lines[-1] == f"up to date  {whole}"
+
+
+def test_projects_that_wandb_refuses(tmp_path, sendings, capsys):
+    folder = made(tmp_path, "aaa")
+    about = json.loads((folder / "run.json").read_text())
+    about["config"]["tracking.project"] = "a/b"
+    (folder / "run.json").write_text(json.dumps(about))
+    assert main([str(tmp_path)]) == 1
+    assert "tracking.project=a/b contains '/'" in capsys.readouterr().out
+    assert sync(capsys, tmp_path, "--project", "ab") == (0, {"aaa": "sent"})
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--project", "a/b"])
+    assert "wandb takes none of" in capsys.readouterr().err
 
 
 def test_folders_without_runs(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "no runs that were tracked offline\n"
+    assert capsys.readouterr().out == "no runs\n"
     assert main([str(tmp_path / "missing")]) == 2
     assert f"there is no folder {tmp_path / 'missing'}; give an output root" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
@@ -231,34 +346,3 @@ def test_it_starts_without_what_is_slow():
     code = "import sys, dst.launcher.sync; print({'torch', 'hydra', 'omegaconf', 'pandas', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-# -- what a server lacks -----------------------------------------------------------------------------------------------
-
-
-def test_what_lies_beyond_what_a_server_has():
-    rows = [{"step": step} for step in (5, 10, 15, 20)]
-    assert beyond(rows, 0, None) == rows
-    assert beyond(rows, 2, 10) == rows[2:]
-    assert beyond(rows, 4, 20) == []
-    # Lines that were sent while training: twice at a step, or of steps that a resume took back.
-    assert beyond(rows, 3, 10) == rows[2:]
-    assert beyond(rows, 9, 25) == []
-    assert beyond(rows, 1, None) == rows
-
-
-def test_the_times_are_those_of_the_run_and_numbers_that_were_not_finite_are_such_again(tmp_path):
-    told = list(messages(made(tmp_path, "aaa"), tmp_path, project="p", entity=None, timeout_s=1))
-    assert told[0][1]["start_time"] == told[1][1]["_timestamp"] == 1767323045
-    assert all(math.isnan(content["lr"]) for kind, content in told if kind == "log")
-    assert told[-1] == (
-        "finish",
-        {"summary": {"test/accuracy": 0.5}, "layers": [], "state": "done", "must_arrive": True},
-    )
-
-
-def test_dotted_keys_are_mappings_within_mappings():
-    assert nested({"seed": 0, "a.b.c": 1, "a.b.d": [2], "a.e": None}) == {
-        "seed": 0,
-        "a": {"b": {"c": 1, "d": [2]}, "e": None},
-    }

@@ -157,6 +157,15 @@ def test_prune_uniform_removes_a_share_of_the_nonzero_weights_of_each_layer(rate
     assert layer.weight.flatten().nonzero().flatten().tolist() == kept
 
 
+@pytest.mark.parametrize(
+    ("prune", "rate", "kept"),
+    [(inits.prune_global, 0.9, 10), (inits.prune_uniform, 0.07, 93), (inits.prune_global, 0.29, 71)],
+)
+def test_rates_are_exact(prune, rate, kept):
+    """100 * (1 - 0.9) is below 10 in floats, 100 * 0.07 above 7."""
+    assert sparse(linear([float(i) for i in range(1, 101)]), init=partial(prune, rate=rate)).topology.active == kept
+
+
 def test_prune_global_ranks_all_layers_together():
     model = nn.Sequential(linear([9.0, 8.0, 0.0, 7.0]), linear([1.0], [2.0], [3.0]))
     sparsifier = sparse(model, init=partial(inits.prune_global, rate=0.5))  # 6 nonzero, 3 stay
@@ -231,6 +240,7 @@ def test_prune_and_grow(name):
                 "distribution": "uniform",
                 "pattern": "constant_fan_in",
                 "redistribute": "magnitude",
+                "plan": UpdatePlan(every=1, total_steps=9),
                 "drop": "magnitude",
                 "grow": "gradient",
             },

@@ -1,7 +1,9 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dst.fractions import step_at
+from dst.sparsity.density import cubic
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.schedule import constant, cosine, linear
 
@@ -40,6 +42,30 @@ def test_itop_updates_to_the_end_but_not_on_the_last_step_unless_asked():
 def test_rigl_stops():
     assert due_steps(UpdatePlan(every=100, total_steps=1000, stop=0.75)) == [100, 200, 300, 400, 500, 600, 700]
     assert due_steps(UpdatePlan(every=100, total_steps=1000, start=0.25, stop=0.5)) == [300, 400, 500]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 1_000_000))
+@example(5_500, 88_000)  # 0.55 * 88000 is 48400.00000000001
+def test_decimal_fractions_of_training_are_exact_steps(ten_thousandths, steps):
+    whole, rest = divmod(ten_thousandths * steps, 10_000)
+    step = step_at(ten_thousandths / 10_000, steps)
+    assert step == whole if rest < 5_000 else step == whole + 1 if rest > 5_000 else step in (whole, whole + 1)
+
+
+def test_an_update_at_a_decimal_fraction_takes_place():
+    plan = UpdatePlan(every=100, total_steps=88_000, start=0.55, stop=0.57)
+    assert (plan.start_step, plan.stop_step) == (48_400, 50_160)
+    assert due_steps(plan)[0] == 48_400
+    assert plan.updates() == len(due_steps(plan)) == 18
+
+
+def test_plan_curves_and_ramp_agree_where_a_fraction_is():
+    """0.29 of 100 steps is 28.999999999999996 in floats: an integer part of it would be a step short."""
+    plan = UpdatePlan(every=1, total_steps=100, stop=0.29)
+    curve = cubic(UpdatePlan(every=1, total_steps=100), 0.1, end=0.29)
+    assert curve(28) > 0.1 == curve(29)
+    assert due_steps(plan)[-1] == 29
+    assert linear(plan, initial=0.4, horizon="stop")(29) == 0.0 < linear(plan, initial=0.4, horizon="stop")(28)
 
 
 @given(st.integers(1, 50), st.integers(1, 400), st.floats(0, 0.9), st.floats(0.05, 1), st.booleans())

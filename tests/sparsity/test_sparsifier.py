@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dst.fractions import exact
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity import drop as drops
 from dst.sparsity import grow as grows
@@ -93,7 +94,7 @@ def test_invariants(density, distribution, drop, grow, fraction, order, regrow, 
                 assert torch.count_nonzero(state[~mask]) == 0
         if changed:
             for report in sparsifier.layers:
-                moved = 0 if report.active == report.size else math.ceil(fraction * report.active)
+                moved = 0 if report.active == report.size else math.ceil(exact(fraction) * report.active)
                 if not regrow:
                     assert report.dropped == report.grown == min(moved, report.size - report.active)
                 assert report.dropped == report.grown <= moved
@@ -313,7 +314,7 @@ def test_apply_replaces_the_optimizer_step_and_sees_masked_gradients():
         ({"drop": "magnitud"}, "unknown drop 'magnitud': did you mean 'magnitude'"),
         ({"distribution": "ERKK"}, "unknown distribution 'ERKK': did you mean 'erk'"),
         ({"density": 1.5}, "density=1.5"),
-        ({"drop_fraction": 0.0}, "drop_fraction=0.0"),
+        ({"drop_fraction": 0.0, "plan": UpdatePlan(every=1, total_steps=5)}, "drop_fraction=0.0"),
     ],
 )
 def test_wrong_arguments(wrong, told):
@@ -359,12 +360,12 @@ def small(model=None, **options):
     """A network of three layers in training by SGD, updated every second step."""
     model = model or net()
     optimizer = optimizer_of(model, "sgd")
-    plan = UpdatePlan(every=2, total_steps=100)
-    return (
-        model,
-        optimizer,
-        Sparsifier(model, optimizer, **{"density": 0.3, "plan": plan, "drop_fraction": 0.4, **options}),
-    )
+    options = {"density": 0.3, "plan": UpdatePlan(every=2, total_steps=100), "drop": "magnitude", **options}
+    moves = options["plan"] is not None and isinstance(options["drop"], str)
+    if options["plan"] is None:
+        del options["drop"]
+    fraction = {"drop_fraction": 0.4} if moves else {}
+    return model, optimizer, Sparsifier(model, optimizer, **{**fraction, **options})
 
 
 @pytest.mark.parametrize("statistic", ["magnitude", "momentum", "nonzeros"])
@@ -526,6 +527,8 @@ def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
         ({"drop": None, "grow": None, "redistribute": "momentum"}, "redistribute would be ignored"),
         ({"drop": partial(drops.threshold, value=0.1), "drop_pool": "global"}, "drop_pool='global' would be ignored"),
         ({"plan": None, "density_curve": lambda step: 0.1}, "density_curve would be ignored"),
+        ({"drop": None, "grow": None, "drop_fraction": 0.3}, "drop_fraction would be ignored"),
+        ({"drop": partial(drops.threshold, value=0.1), "drop_fraction": 0.3}, "drop_fraction would be ignored"),
         ({"drop": None, "grow": None}, "plan would be ignored"),
     ],
 )
@@ -568,6 +571,22 @@ def threshold_update(**options):
 )
 def test_threshold_drops_what_is_below_it(options, stay, dropped):
     assert threshold_update(**options) == (sorted(stay), dropped)
+
+
+@pytest.mark.parametrize(
+    ("drop", "options", "dropped"),
+    [("magnitude", {"drop_fraction": 0.07}, 7), (partial(drops.threshold, quantile=0.29), {}, 29)],
+)
+def test_shares_of_counts_are_exact(drop, options, dropped):
+    """Of 100 active weights 0.07 are 7 (7.000000000000001 in floats), 0.29 are 29 (28.999999999999996)."""
+    model = nn.Linear(20, 10, bias=False)
+    optimizer = optimizer_of(model, "sgd")
+    sparsifier = Sparsifier(
+        model, optimizer, density=0.5, drop=drop, plan=UpdatePlan(every=1, total_steps=10, regrow=False), **options
+    )
+    model(torch.randn(4, 20)).square().sum().backward()
+    sparsifier.step()
+    assert (sparsifier.layers[0].active, sparsifier.layers[0].dropped) == (100, dropped)
 
 
 @pytest.mark.parametrize("options", [{}, {"value": 0.1, "quantile": 0.1}])

@@ -24,6 +24,7 @@ class StubRun:
     config: dict[str, Any] = field(default_factory=dict)
     streams: dict[str, dict[int, str]] = field(default_factory=dict)
     exit_code: int | None = None
+    is_preempting: bool = False
     lines_received: int = 0
     """Lines of the history as they came, those that came twice counted twice."""
 
@@ -45,7 +46,11 @@ class StubRun:
 
 @dataclass
 class Stub:
-    """A running stub. ``refusing``: ids of runs whose history is answered with 400."""
+    """A running stub.
+
+    ``refusing``: ids of runs whose history is answered with 400; ``deleted``: ids of runs that were deleted, which
+    wandb never lets anybody use again.
+    """
 
     url: str = ""
     runs: dict[tuple[str, str], StubRun] = field(default_factory=dict)
@@ -54,6 +59,7 @@ class Stub:
     requests: list[str] = field(default_factory=list)
     """All that came, by path or name of the GraphQL operation."""
     refusing: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
 
     @property
     def env(self) -> dict[str, str]:
@@ -158,6 +164,7 @@ class Stub:
             if file == "wandb-history.jsonl":
                 run.lines_received += len(chunk["content"])
             lines.update(enumerate(chunk["content"], chunk["offset"]))
+        run.is_preempting |= bool(body.get("preempting"))
         if body.get("complete"):
             run.exit_code = body.get("exitcode")
 
@@ -174,6 +181,11 @@ def stub_server(port: int = 0) -> Iterator[Stub]:
             body = self._body()
             if self.path == "/graphql":
                 asked = json.loads(body)
+                name = (asked.get("variables") or {}).get("name")
+                if "UpsertBucket" in asked["query"] and name in stub.deleted:
+                    told = f"run {name} was previously created and deleted; try a new run name"
+                    self._answer(409, {"errors": [{"message": told}]})
+                    return
                 self._answer(200, {"data": stub.graphql(asked["query"], asked.get("variables") or {})})
                 return
             stub.requests.append(self.path)

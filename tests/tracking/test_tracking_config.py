@@ -1,5 +1,7 @@
 """Keys of ``tracking``: what would be ignored is refused, and none of them identifies a run."""
 
+from pathlib import Path
+
 import pytest
 
 from dst.checks import check
@@ -40,6 +42,14 @@ def test_keys_that_would_be_ignored(text):
         (["tracking.project=null"], "tracking.project is missing"),
         (["tracking.timeout_s=0"], "tracking.timeout_s=0.0: must be a finite number > 0"),
         (["tracking.tags=['']"], "wandb takes 1 to 64"),
+        ([f"tracking.tags=[{'x' * 65}]"], "has 65 characters; wandb takes 1 to 64"),
+        (["tracking.project=a/b"], "tracking.project=a/b contains '/'; wandb takes none of / \\ # ? % :"),
+        (["tracking.project='what? 50%'"], "contains '%' '?'; wandb takes none of"),
+        (["tracking.project=' '"], "has 0 characters; wandb takes 1 to 128"),
+        ([f"tracking.project={'x' * 129}"], "has 129 characters; wandb takes 1 to 128"),
+        (["tracking=wandb_online", "tracking.entity='us:them'"], "tracking.entity=us:them contains ':'"),
+        ([f"output.group={'x' * 129}"], "has 129 characters; wandb takes 1 to 128 as a group: choose a shorter one"),
+        (["tracking.timeout_s=5"], "would be ignored: nothing is sent while the run trains"),
     ],
 )
 def test_wrong_values(overrides, told):
@@ -47,9 +57,23 @@ def test_wrong_values(overrides, told):
     assert told in problem
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [f"tracking.tags=[{'x' * 64}]", "tracking.project='a project'", f"output.group={'x' * 128}"],
+        ["tracking=wandb_online", "tracking.timeout_s=5", "tracking.entity=some-team", f"tracking.project={'x' * 128}"],
+        ["tracking=none", f"output.group={'x' * 129}"],
+        ["sparsity.drop_fraction.initial=0.31", "sparsity.update.stop=0.51", "sparsity.drop_fraction.floor=0.00123"],
+    ],
+)
+def test_what_wandb_takes_is_taken(overrides):
+    assert check(compose(*overrides)) == []
+
+
 def test_none_is_a_null_object():
-    found = tracker(mode="none", project=None, entity=None, tags=[], notes=None, timeout_s=1)
-    assert isinstance(found, Untracked)
-    found.log(1, 0.0, {})
-    found.layers([])
-    found.finish({}, "done")
+    for mode in ("none", "offline"):
+        found = tracker(mode, timeout_s=1)
+        assert isinstance(found, Untracked)
+        found.begin(Path("nowhere"))
+        found.look()
+        found.finish()

@@ -1,6 +1,7 @@
 """The mirror holds what the record holds, and whatever happens to it, the run is the one without it (atol = 0)."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -16,11 +17,12 @@ import pytest
 import torch
 
 from dst.records.catalog import find_runs
-from dst.records.read import read_status, read_summary
-from dst.tracking.tracker import RunFacts, tracker
-from tests.processes import REPOSITORY, run, run_folder, traces
-from tests.tracking import offline
+from dst.records.read import read_metrics, read_status, read_summary
+from dst.records.store import Record
+from dst.tracking.tracker import tracker
+from tests.processes import REPOSITORY, run, run_folder, traces, wait_until
 from tests.tracking.servers import KEY, server
+from tests.tracking.stub_server import stub_server
 
 pytestmark = pytest.mark.slow
 
@@ -48,21 +50,22 @@ def untracked(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
+def stub():
+    with stub_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory, stub):
     folder = tmp_path_factory.mktemp("tracked")
     home = folder / "home"
     home.mkdir()
     more = ("tracking.tags=[mine]", "tracking.notes=why", "output.group=some/study")
     before = set(Path("/tmp").glob("dst-wandb-*"))
-    result = run(*OFFLINE, *more, cwd=folder, env={"HOME": str(home)})
+    result = run(*ONLINE, *more, cwd=folder, env={"HOME": str(home), **stub.env})
     assert result.code == 0, result.output
     assert set(Path("/tmp").glob("dst-wandb-*")) <= before
     return folder, run_folder(folder / "outputs"), result.output
-
-
-def only(run_folder):
-    (folder,) = offline.folders(run_folder)
-    return offline.read(folder)
 
 
 def children(process):
@@ -88,35 +91,49 @@ def in_folder(folder):
 # -- what is mirrored --------------------------------------------------------------------------------------------------
 
 
-def test_offline_files_hold_config_history_and_summary(tracked):
+def arrived(stub, folder):
+    """Return the history on the server, without what wandb adds."""
+    rows = stub.run(folder.name).history
+    return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
+
+
+def test_config_history_and_summary_arrive_while_the_run_trains(tracked, stub):
     _, folder, _ = tracked
-    found = only(folder)
-    assert found.run.run_id == folder.name
-    assert found.run.project == "dst"
-    assert found.run.run_group == "some/study"
-    assert found.run.job_type == "train"
-    assert found.run.display_name == "digits mlp rigl_itop density=0.1 seed=0"
-    assert found.run.notes == "why"
-    assert set(found.run.tags) == {"mlp", "digits", "rigl_itop", "mine"}
-    assert found.config["sparsity"]["drop_fraction"]["initial"] == 0.5
-    assert found.config["schedule"]["epochs"] == 2
-    (metric,) = found.metrics
-    assert (metric.glob_name, metric.step_metric) == ("*", "step")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    mirrored = [{key: row[key] for key in row if not key.startswith("_")} for row in found.history]
-    assert mirrored[:-1] == lines
+    found = stub.run(folder.name)
+    assert [project for project, name in stub.runs if name == folder.name] == ["dst"]
+    assert found.about("groupName") == "some/study"
+    assert found.about("jobType") == "train"
+    assert found.about("displayName") == "digits mlp rigl_itop density=0.1 seed=0"
+    assert found.about("notes") == "why"
+    assert set(found.about("tags")) == {"mlp", "digits", "rigl_itop", "mine"}
+    assert found.config["sparsity"]["value"]["drop_fraction"]["initial"] == 0.5
+    assert found.config["schedule"]["value"]["epochs"] == 2
+    metrics = found.config["_wandb"]["value"]["m"]
+    assert [metrics[metric["5"] - 1]["1"] for metric in metrics if metric.get("2") == "*"] == ["step"]
+    assert [line["_step"] for line in found.history] == [2 * row["step"] for row in read_metrics(folder)]
+    assert arrived(stub, folder) == read_metrics(folder)
     assert read_summary(folder).items() <= found.summary.items()
     assert found.exit_code == 0
 
 
-def test_the_table_of_layers(tracked):
+def test_the_table_of_layers(tracked, stub):
     _, folder, _ = tracked
-    (path,) = folder.glob("wandb/*/files/media/table/sparsity/*.json")
-    table = json.loads(path.read_text())
+    (table,) = [json.loads(data) for path, data in stub.uploads.items() if f"{folder.name}/media/table/" in path]
     assert table["columns"] == ["layer", "size", "active", "density", "explored"]
     last = [json.loads(line) for line in (folder / "layers.jsonl").read_text().splitlines()][-2:]
     expected = [[x["layer"], x["size"], x["active"], x["active"] / x["size"], x["explored"]] for x in last]
     assert table["data"] == expected
+
+
+def test_what_was_sent_while_training_is_not_sent_again(tracked, stub, monkeypatch, capsys):
+    from dst.launcher.sync import main
+
+    for name, value in stub.env.items():
+        monkeypatch.setenv(name, value)
+    before = len(stub.requests)
+    assert main([str(tracked[1])]) == 0
+    assert capsys.readouterr().out.startswith("up to date")
+    assert len(stub.requests) == before
 
 
 def test_nothing_is_written_elsewhere_printed_or_left_running(tracked):
@@ -147,12 +164,13 @@ def test_servers_that_are_no_help(kind, tmp_path, untracked):
     assert result.code == 0, result.output
     assert lost < limit + 1
     assert result.output.count("warning") == 1
-    assert "the run goes on offline, send it later with: python -m dst.launcher.sync" in result.output
+    assert (
+        "the run goes on and its record is complete, send it later with: python -m dst.launcher.sync" in result.output
+    )
     folder = run_folder(tmp_path / "outputs")
     assert traces(folder) == untracked[0]
-    (files,) = (folder / "wandb").glob("offline-run-*")
-    assert offline.read(files).exit_code == 0
-    assert f"{folder}\n" in result.output
+    assert [path.name for path in (folder / "wandb").iterdir()] == ["lock"]
+    assert f"{folder.relative_to(tmp_path)}\n" in result.output
 
 
 def test_no_api_key(tmp_path, untracked):
@@ -171,7 +189,7 @@ FAKES = {
 TOLD = {
     "missing": "wandb: not installed: pip install wandb; the run goes on",
     "hanging": "wandb: not finished after 2 s",
-    "dying": "wandb: it ended unexpectedly",
+    "dying": "wandb: its process ended unexpectedly",
     "broken": "wandb: half installed; the run goes on",
 }
 
@@ -179,101 +197,157 @@ TOLD = {
 @pytest.mark.parametrize("kind", FAKES)
 def test_wandbs_that_are_no_help(kind, tmp_path, untracked):
     (tmp_path / "wandb.py").write_text(FAKES[kind])
-    result = run(*OFFLINE, "tracking.timeout_s=2", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    result = run(*ONLINE, "tracking.timeout_s=2", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert result.code == 0, result.output
     assert f"warning: {TOLD[kind]}" in result.output
     assert result.output.count("warning") == 1
     assert traces(run_folder(tmp_path / "outputs")) == untracked[0]
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, untracked):
+def test_a_folder_that_cannot_be_made(tmp_path, untracked, stub):
     assert run(*OFFLINE, cwd=tmp_path, fault="kill:step:3").code == -9
     folder = run_folder(tmp_path / "outputs") / "wandb"
-    ended(folder)
-    folder.rename(tmp_path / "elsewhere")
     folder.write_text("in the way")
-    result = run(*OFFLINE, cwd=tmp_path)
+    result = run(*ONLINE, cwd=tmp_path, env=stub.env)
     assert result.code == 0, result.output
     assert "warning: wandb: " in result.output
     assert str(folder) in result.output
     assert traces(folder.parent) == untracked[0]
 
 
+def test_a_server_that_takes_no_history(tmp_path, untracked):
+    """By itself wandb would call this run finished."""
+    with stub_server() as stub:
+        stub.refusing = Everything()
+        result = run(*ONLINE, "tracking.timeout_s=10", cwd=tmp_path, env=stub.env)
+    assert result.code == 0, result.output
+    assert result.output.count("warning") == 1
+    assert "warning: wandb: " in result.output
+    assert traces(run_folder(tmp_path / "outputs")) == untracked[0]
+    assert not list(tmp_path.glob("outputs/*/*/wandb/sent.json"))
+
+
+class Everything:
+    def __contains__(self, _):
+        return True
+
+
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
-def ended(folder, seconds=60.0):
-    """Wait until the mirror of a killed run has written how it ended."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        files = list(folder.glob("offline-run-*/run-*.wandb"))
-        if files and all(offline.read(path.parent).exit_code is not None for path in files):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no exit record in {folder} after {seconds} s")
+def ended(stub, folder):
+    """Wait until the mirror of a killed run has sent how it ended."""
+    wait_until((folder / "wandb" / "sent.json").exists, f"no book in {folder}")
+    return stub.run(folder.name).exit_code
 
 
-def test_a_killed_run_has_complete_files_and_continues_under_its_id(tmp_path, untracked):
-    options = (*OFFLINE, "checkpoint.every_steps=7")
-    assert run(*options, cwd=tmp_path, fault="kill:step:30").code == -9
-    folder = run_folder(tmp_path / "outputs")
-    ended(folder / "wandb")
-    result = run(*options, cwd=tmp_path)
-    assert result.code == 0, result.output
-    first, second = (offline.read(path) for path in offline.folders(folder))
-    assert first.run.run_id == second.run.run_id == folder.name
-    assert (first.exit_code, second.exit_code) == (254, 0)
-    assert [row["step"] for row in first.history] == [5, 10, 15, 20, 21, 21, 25]
-    assert {row["attempt"] for row in second.history[:-1]} == {2}
-    assert second.history[0]["step"] == 30  # again, after going back to 28
-    assert read_summary(folder).items() <= second.summary.items()
+def test_a_killed_run_is_sent_whole_and_continues_under_its_id(tmp_path, untracked):
+    """Killed after step 30, of which one line is on record, and one that says how it did on validation is not."""
+    options = (*ONLINE, "checkpoint.every_steps=7")
+    with stub_server() as stub:
+        assert run(*options, cwd=tmp_path, env=stub.env, fault="kill:step:30").code == -9
+        folder = run_folder(tmp_path / "outputs")
+        assert ended(stub, folder) == 254
+        assert [row["step"] for row in arrived(stub, folder)] == [5, 10, 15, 20, 21, 25]
+        assert arrived(stub, folder) == read_metrics(folder)
+        result = run(*options, cwd=tmp_path, env=stub.env)
+        assert result.code == 0, result.output
+        found = stub.run(folder.name)
+    assert found.exit_code == 0
+    assert [row["step"] for row in arrived(stub, folder)] == [row["step"] for row in read_metrics(folder)]
+    assert [row["attempt"] for row in arrived(stub, folder)][5:7] == [1, 2]  # sent once, done twice to the same bits
+    assert read_summary(folder).items() <= found.summary.items()
     assert traces(folder) == untracked[0]
+
+
+def test_a_row_that_was_cut_off_by_a_kill_is_sent_whole_when_it_is_whole(tmp_path, untracked):
+    """Killed within the validation after step 21: the step has one line of two."""
+    options = (*ONLINE, "checkpoint.every_steps=7")
+    with stub_server() as stub:
+        assert run(*options, cwd=tmp_path, env=stub.env, fault="kill:evaluate:1").code == -9
+        folder = run_folder(tmp_path / "outputs")
+        assert ended(stub, folder) == 254
+        assert "val/accuracy" not in arrived(stub, folder)[-1]
+        assert run(*options, cwd=tmp_path, env=stub.env).code == 0
+        rows = arrived(stub, folder)
+    assert [row["step"] for row in rows][:7] == [5, 10, 15, 20, 21, 21, 25]
+    assert "val/accuracy" in rows[5]
+    assert rows[5].keys() > rows[4].keys()
+    assert len(rows) == len(read_metrics(folder)) + 1
 
 
 def test_stopped_on_request(tmp_path, untracked):
-    result = run(*OFFLINE, cwd=tmp_path, fault="signal:SIGTERM:20")
-    assert result.code == 75, result.output
-    folder = run_folder(tmp_path / "outputs")
-    assert read_status(folder)["state"] == "preempted"
-    found = only(folder)
-    assert (found.exit_code, found.is_preempting) == (1, True)
-    assert found.history[-2]["step"] == 20
-    assert run(*OFFLINE, cwd=tmp_path).code == 0
+    with stub_server() as stub:
+        result = run(*ONLINE, cwd=tmp_path, env=stub.env, fault="signal:SIGTERM:20")
+        assert result.code == 75, result.output
+        folder = run_folder(tmp_path / "outputs")
+        assert read_status(folder)["state"] == "preempted"
+        found = stub.run(folder.name)
+        assert (found.exit_code, found.is_preempting) == (1, True)
+        assert arrived(stub, folder)[-1]["step"] == 20
+        assert run(*ONLINE, cwd=tmp_path, env=stub.env).code == 0
+        assert found.exit_code == 0
     assert traces(folder) == untracked[0]
 
 
-def test_diverged(tmp_path):
-    assert run(*OFFLINE, cwd=tmp_path, fault="nan:loss:15").code == 3
-    assert only(run_folder(tmp_path / "outputs")).exit_code == 1
+def test_diverged(tmp_path, stub):
+    assert run(*ONLINE, cwd=tmp_path, env=stub.env, fault="nan:loss:15").code == 3
+    assert stub.run(run_folder(tmp_path / "outputs").name).exit_code == 1
 
 
 def test_every_run_of_a_sweep_is_finished(tmp_path):
-    result = run("-m", *OFFLINE, "seed=0,1,2", cwd=tmp_path)
+    with stub_server() as stub:
+        result = run("-m", *ONLINE, "seed=0,1,2", cwd=tmp_path, env=stub.env)
     assert result.code == 0, result.output
-    folders = find_runs(tmp_path / "outputs")
-    found = [only(folder) for folder in folders]
-    assert [item.exit_code for item in found] == [0, 0, 0]
-    assert sorted(item.run.run_id for item in found) == sorted(folder.name for folder in folders)
+    assert [found.exit_code for found in stub.runs.values()] == [0, 0, 0]
+    assert sorted(name for _, name in stub.runs) == sorted(path.name for path in find_runs(tmp_path / "outputs"))
 
 
 def test_a_new_attempt_folder_is_a_run_of_its_own(tmp_path):
-    assert run(*OFFLINE, cwd=tmp_path).code == 0
-    assert run(*OFFLINE, "output.resume=never", cwd=tmp_path).code == 0
+    with stub_server() as stub:
+        assert run(*ONLINE, cwd=tmp_path, env=stub.env).code == 0
+        assert run(*ONLINE, "output.resume=never", cwd=tmp_path, env=stub.env).code == 0
     first, second = sorted(find_runs(tmp_path / "outputs"))
-    assert only(second).run.run_id == second.name == f"{first.name}.2"
+    assert second.name == f"{first.name}.2"
+    assert {name for _, name in stub.runs} == {first.name, second.name}
 
 
 # -- the training process is left alone --------------------------------------------------------------------------------
 
 
-def facts(folder):
-    return RunFacts("abc", "name", "group", ("tag",), folder, 1, {"seed": 0})
+CONFIG = {
+    "model.name": "mlp", "data.name": "digits", "sparsity.label": "rigl", "output.group": "g", "tracking.tags": [],
+    "tracking.notes": None, "tracking.project": "p", "tracking.entity": None,
+}  # fmt: skip
 
 
-def start(folder):
-    mirror = tracker(mode="offline", project="p", entity=None, tags=[], notes=None, timeout_s=20)
-    mirror.begin(facts(folder))
-    return mirror
+@pytest.fixture
+def reaching(stub, monkeypatch):
+    for name, value in stub.env.items():
+        monkeypatch.setenv(name, value)
+    return stub
+
+
+def begun(folder, timeout_s=20.0):
+    """Make a record, and begin its mirror."""
+    about = {"name": "a run", "created": "2026-01-02T03:04:05+00:00", "config": CONFIG}
+    record = Record.create(folder, config_yaml="", run=about)
+    record.write_status("running", attempt=1, step=0)
+    mirror = tracker("online", timeout_s)
+    mirror.begin(folder)
+    return record, mirror
+
+
+def log(record, mirror, step, **values):
+    record.log(step=step, epoch=0.5, attempt=1, values=values)
+    mirror.look()
+
+
+def end(record, mirror, state="done"):
+    record.write_summary({"test/accuracy": 1.0})
+    record.write_status(state, attempt=1, step=2)
+    record.close()
+    mirror.finish()
 
 
 def surroundings():
@@ -290,55 +364,54 @@ def surroundings():
     ]
 
 
-def test_the_process_is_as_before(tmp_path):
-    start(tmp_path / "warm").finish({}, "done")
+def test_the_process_is_as_before(tmp_path, reaching):
+    end(*begun(tmp_path / "warm"))
     before = surroundings()
-    mirror = start(tmp_path)
-    mirror.log(1, 0.5, {"train/loss": float("nan")})
-    mirror.finish({"test/accuracy": 1.0}, "done")
+    record, mirror = begun(tmp_path / "one")
+    log(record, mirror, 1, loss=float("nan"))
+    end(record, mirror)
     assert surroundings() == before
-    found = only(tmp_path)
+    found = reaching.run("one")
     assert found.summary["test/accuracy"] == 1.0
     assert found.history[0]["step"] == 1
+    assert math.isnan(found.history[0]["loss"])
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR2", "SIGKILL"])
-def test_signals_to_all_processes_lose_nothing(name, tmp_path):
+def test_signals_to_all_processes_lose_nothing(name, tmp_path, reaching):
     """Ctrl-C goes to a process group, SLURM's signals to a whole step; wandb's own process dies of most of them."""
-    mirror = start(tmp_path)
-    mirror.log(1, 0.5, {"train/loss": 1.0})
-    worker = mirror._process.pid
-    while not list(tmp_path.glob("wandb/*/run-abc.wandb")):
-        time.sleep(0.01)
+    record, mirror = begun(tmp_path / name)
+    log(record, mirror, 1, loss=1.0)
+    worker = mirror._sending._process.pid
+    wait_until(lambda: reaching.runs.get(("p", name)), "nothing arrived")
     core = children(worker)
     assert core
     for process in [worker, *core] if name != "SIGKILL" else core:
         os.kill(process, signal.Signals[name])
     time.sleep(0.2)
-    mirror.log(2, 0.5, {"train/loss": 0.5})
-    mirror.finish({"test/accuracy": 1.0}, "preempted")
-    found = only(tmp_path)
+    log(record, mirror, 2, loss=0.5)
+    end(record, mirror, "preempted")
+    found = reaching.run(name)
     assert [row["step"] for row in found.history] == [1, 2]
     assert found.summary["test/accuracy"] == 1.0
     assert (found.is_preempting, found.exit_code) == (True, 1)
-    assert mirror._process is None
+    assert not mirror._sending.is_running
     assert not any(Path(f"/proc/{process}").exists() and "Z" not in state(process) for process in [worker, *core])
 
 
-def test_a_mirror_that_does_not_read_never_blocks(tmp_path, capsys):
-    mirror = tracker(mode="offline", project="p", entity=None, tags=[], notes=None, timeout_s=0.5)
-    mirror.begin(facts(tmp_path))
-    os.kill(mirror._process.pid, signal.SIGSTOP)
-    begun = time.monotonic()
-    for step in range(5000):  # about 500 kB; a pipe holds 64
-        mirror.log(step, 0.0, {f"metric/{number}": 0.123456789 for number in range(4)})
-    assert time.monotonic() - begun < 2
-    mirror.finish({}, "done")
-    assert time.monotonic() - begun < 4
+def test_a_mirror_that_does_nothing_never_blocks(tmp_path, reaching, capsys):
+    record, mirror = begun(tmp_path / "stopped", timeout_s=0.5)
+    os.kill(mirror._sending._process.pid, signal.SIGSTOP)
+    at = time.monotonic()
+    for step in range(5000):
+        log(record, mirror, step, **{f"metric/{number}": 0.123456789 for number in range(4)})
+    assert time.monotonic() - at < 2
+    end(record, mirror)
+    assert time.monotonic() - at < 4
     assert capsys.readouterr().err.count("warning: wandb: not finished after 0.5 s") == 1
 
 
-def test_wandb_is_started_for_training_only(tmp_path):
+def test_wandb_is_started_for_training_online_only(tmp_path):
     (tmp_path / "wandb.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     env = {"PYTHONPATH": str(tmp_path)}
     assert run(*OFFLINE, "tracking=none", cwd=tmp_path).code == 0
@@ -346,17 +419,20 @@ def test_wandb_is_started_for_training_only(tmp_path):
         ("--help",): 0,
         ("--cfg", "job"): 0,
         ("sparsity.density=7",): 2,
-        OFFLINE: 0,  # finished already, however it was tracked
+        ONLINE: 0,  # finished already, however it was tracked
+        (*OFFLINE, "seed=1"): 0,  # sent later, on request
     }.items():
         assert run(*arguments, cwd=tmp_path, env=env).code == code
         assert not (tmp_path / "imported").exists()
-    assert run(*OFFLINE, "seed=1", cwd=tmp_path, env=env).code == 0
+    assert run(*ONLINE, "seed=2", cwd=tmp_path, env=env).code == 0
     assert (tmp_path / "imported").exists()
 
 
-def test_in_a_process_that_ends_as_usual(tmp_path):
+def test_in_a_process_that_ends_as_usual(tmp_path, stub):
     """Not forked, with exit hooks: nothing is printed at the end, nothing is left."""
-    command = [sys.executable, str(REPOSITORY / "run.py"), *OFFLINE]
-    result = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, str(REPOSITORY / "run.py"), *ONLINE]
+    result = subprocess.run(
+        command, check=False, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **stub.env}
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert in_folder(tmp_path) == []

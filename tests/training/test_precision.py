@@ -143,6 +143,16 @@ def test_an_overflowing_scale_costs_steps_not_the_run(training):
     run._guard.check(now=True)  # infinite gradients are normal
 
 
+def test_momentum_is_zero_where_the_very_first_step_overflows(training):
+    dirt = [torch.full((n,), math.nan) for n in (16, 64, 128, 640, 2560, 16384, 65536) for _ in range(40)]
+    run = training(precision="fp16")
+    set_scale(run, 2.0**40)
+    del dirt
+    run.train_step(*next(run.train_batches.epoch(0)), Nobody())
+    for parameter in run.model.parameters():
+        assert torch.count_nonzero(run.optimizer.state[parameter]["momentum_buffer"]) == 0
+
+
 def test_an_update_sees_gradients_without_overflow(training):
     run = training(precision="fp16")
     batches = run.train_batches.epoch(0)

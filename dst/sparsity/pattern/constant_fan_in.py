@@ -53,7 +53,7 @@ class ConstantFanIn(Rows):
         return bool(((counts == counts.max()) | (counts == 0)).all())
 
 
-@marked("structured")
+@marked("structured", "units")
 def constant_fan_in(*, ablation: float = 0.0) -> ConstantFanIn:
     """Return the pattern; units with fewer salient weights than the share ``ablation`` of their fan-in are ablated.
 

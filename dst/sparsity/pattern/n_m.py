@@ -47,7 +47,7 @@ class NM(Rows):
         return bool((counts == self.n).all())
 
 
-@marked("structured", "own_counts")
+@marked("structured", "units", "own_counts")
 def n_m(*, n: int, m: int, indivisible: str = "error") -> NM:
     """Return the N:M pattern (Zhou et al. 2021); ``indivisible`` layers are an ``error`` or stay ``dense``."""
     return NM(n, m, indivisible)

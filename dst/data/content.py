@@ -1,0 +1,110 @@
+"""What a set of image files holds, as one digest: of names, labels and bytes.
+
+To read a large set takes a while, so its digest is kept beside the decoded sets, under the digest of its listing: as
+long as no file is added, removed, renamed or written, in which case its size or its change time differs, nothing is
+read again. What changes a file behind the file system's back is not seen by that.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from tqdm import tqdm
+
+from dst.data.dataset import DataError
+from dst.data.files import Files, listing_digest
+
+_LOG = logging.getLogger(__name__)
+_READERS: Final = 8
+_READ_AT_ONCE: Final = 64
+_TICK_NS: Final = 2_000_000_000
+"""The coarsest clock of a file system: within it a file can change twice without its change time telling."""
+
+
+def files_digest(name: str, train: Files, test: Files, cache: Path) -> str:
+    """Return the SHA-256, in hex, of the files of a set; its own is in the ``cache`` folder if that knows it.
+
+    ``DataError`` if a file cannot be read.
+    """
+    began = time.time_ns()
+    listing = listing_digest(train, test)
+    note = cache / f"{name}-{listing[:16]}.content"
+    known = _noted(note, listing)
+    if known is not None:
+        return known
+    found = _read(name, train, test)
+    if max(int(part.stamps[:, 1].max()) for part in (train, test)) < began - _TICK_NS:
+        _write(note, listing, found)
+    return found
+
+
+def _read(name: str, train: Files, test: Files) -> str:
+    total = hashlib.sha256()
+    with tqdm(total=len(train) + len(test), desc=f"{name}: digest", unit="image", disable=None, leave=False) as bar:
+        for part in (train, test):
+            total.update(f"{len(part)} files\n".encode())
+            for found, label, file in zip(_sums(part), part.labels.tolist(), part.names, strict=True):
+                total.update(f"{found} {label} ".encode() + bytes(file) + b"\0")
+                bar.update()
+    return total.hexdigest()
+
+
+def _sums(files: Files) -> Iterator[str]:
+    """Yield the SHA-256 of each file, read by threads: it is waiting for the disk, and digests run side by side."""
+
+    def of_some(low: int) -> list[str]:
+        return [_sum(files.path(number)) for number in range(low, min(low + _READ_AT_ONCE, len(files)))]
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for some in readers.map(of_some, range(0, len(files), _READ_AT_ONCE)):
+            yield from some
+
+
+def _sum(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_unchanged(*parts: Files) -> None:
+    """Raise DataError if a file was changed since it was listed: what was decoded may not be what was digested."""
+    for files in parts:
+        for number, stamp in enumerate(files.stamps.tolist()):
+            path = files.path(number)
+            try:
+                about = path.stat()
+            except OSError as error:
+                raise DataError(f"cannot read {path}: {error.strerror}") from error
+            if stamp != [about.st_size, about.st_ctime_ns]:
+                raise DataError(f"{path} was changed while the set was read: start again when nobody writes there")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Notes of what was read once
+
+
+def _noted(note: Path, listing: str) -> str | None:
+    """Return the digest that a note holds; None if there is none, or it is damaged or of another listing."""
+    try:
+        found, seal = note.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return found if seal == _seal(listing, found) else None
+
+
+def _write(note: Path, listing: str, found: str) -> None:
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{found} {_seal(listing, found)}\n")  # half a note has no seal
+    except OSError as error:
+        _LOG.warning("cannot note the digest of the data in %s (%s); it is read again each time", note, error)
+
+
+def _seal(listing: str, found: str) -> str:
+    return hashlib.sha256(f"{listing} {found}".encode()).hexdigest()

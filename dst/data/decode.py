@@ -1,0 +1,111 @@
+"""Image files decoded: three channels of eight bits, or an error that names the file and says what is wrong with it."""
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dst.data.dataset import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Of files that are decoded, in lower case."""
+
+AGAIN = "replace it with a whole copy, or delete it"
+"""What to do about an image file that cannot be used."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_BESIDE_DATA = 12  # bytes of a PNG chunk: length, kind and checksum, four each
+_CHANNELS = 3
+
+
+def decode(path: Path) -> Tensor:
+    """Return the image as uint8 [3, H, W]; ``DataError`` that names the file if that cannot be done."""
+    try:
+        return pixels(path)
+    except ValueError as error:
+        raise DataError(f"cannot decode {path} ({error}): {AGAIN}") from error
+
+
+def pixels(path: Path) -> Tensor:
+    """Return the image as uint8 [3, H, W]; ``ValueError`` that says why not, without the path.
+
+    Grey is repeated, palettes and CMYK become RGB, transparency is dropped; of 16 bits the upper 8 are kept. What the
+    file holds counts, not its name.
+    """
+    try:
+        data = path.read_bytes()
+        return _png(data) if data.startswith(_PNG[:4]) else _other(data)
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except Exception as error:  # what lies in a damaged file decides what a decoder stumbles over
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return height and width of an image as its header tells them; ``ValueError`` if it does not."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise ValueError(f"{path}: its header tells no size") from error
+
+
+def load_decoders() -> None:
+    """Import what decodes (1 s), so that processes that are forked from this one need not."""
+    import PIL.PngImagePlugin  # noqa: F401
+    import torchvision.io  # noqa: F401
+
+
+def _png(data: bytes) -> Tensor:
+    """Decode a PNG by Pillow, since a damaged one crashes torchvision's decoder."""
+    from PIL import Image, UnidentifiedImageError
+
+    _check_chunks(memoryview(data))
+    try:
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            image.info.pop("transparency", None)  # which is dropped: Pillow would warn
+            if image.mode.startswith("I"):  # 16 bits of grey, which ``convert`` would clip at 255
+                pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(_CHANNELS, axis=2)
+            else:
+                pixels = np.array(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("its header makes no sense") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _check_chunks(data: memoryview) -> None:
+    """Compare all checksums of a PNG: Pillow skips those of the pixels, and so would show other ones."""
+    if data[: len(_PNG)] != _PNG:
+        raise ValueError("its first bytes are damaged")
+    start, kind = len(_PNG), b""
+    while kind != b"IEND":
+        end = start + _BESIDE_DATA + int.from_bytes(data[start : start + 4], "big")
+        if len(data) < end:
+            raise ValueError("it is truncated")
+        kind = bytes(data[start + 4 : start + 8])
+        if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ValueError(f"it is damaged between bytes {start} and {end}: the checksum differs")
+        start = end
+
+
+def _other(data: bytes) -> Tensor:
+    """Decode a JPEG; also a WebP or GIF under a JPEG's name, of which the web has many."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    if not data:
+        raise ValueError("it is empty")
+    if not (data.startswith((b"\xff\xd8\xff", b"GIF8")) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")):
+        raise ValueError(f"it is neither JPEG nor PNG but begins with {data[:8]!r}")
+    try:
+        image: Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as error:  # it begins with the place in torchvision's source
+        raise ValueError(str(error).splitlines()[0].rpartition(", ")[2]) from error
+    if image.dim() != 3:
+        raise ValueError(f"it is an animation of {len(image)} images")
+    return image

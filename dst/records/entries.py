@@ -1,0 +1,65 @@
+"""Entries, by which a group holds runs that were begun under another one.
+
+An entry is a file ``<run id>.elsewhere.json`` in the group's folder. It says where the run is, relative to the output
+root, and where the root is, relative to the entry, so that the root may be moved. Each is replaced atomically by
+itself, so that sweeps may write side by side.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dst.records.read import read_json
+from dst.records.store import RecordError, replace_text
+
+SUFFIX: Final = ".elsewhere.json"
+"""How the names of entries end, behind the run's id."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a group knows of a run that lies elsewhere: its folder, its readable name, the command that asked for it."""
+
+    id: str
+    name: str
+    folder: Path
+    command: str
+
+    @property
+    def lack(self) -> str:
+        """What is to be said if the run is not there."""
+        return f"run {self.id} ({self.name}) is missing: it is not in {self.folder} any more; again by: {self.command}"
+
+
+def entry_path(group: Path, run_id: str) -> Path:
+    """Return where the entry of a run lies in a group's folder."""
+    return group / f"{run_id}{SUFFIX}"
+
+
+def write_entry(path: Path, entry: Entry, *, root: Path) -> None:
+    """Make or replace an entry for a run below the output root, unless it says so already; ``OSError``."""
+    try:
+        if read_entry(path).folder == Path(os.path.normpath(entry.folder)):
+            return
+    except (FileNotFoundError, RecordError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    told = {
+        "id": entry.id,
+        "name": entry.name,
+        "run": entry.folder.relative_to(root).as_posix(),
+        "root": Path(os.path.relpath(root, path.parent)).as_posix(),
+        "command": entry.command,
+    }
+    replace_text(path, json.dumps(told, indent=2), durable=False)
+
+
+def read_entry(path: Path) -> Entry:
+    """Return an entry; ``RecordError`` if it is damaged, ``OSError`` if it cannot be read."""
+    told = read_json(path)
+    values = [told.get(name) for name in ("id", "name", "root", "run", "command")]
+    if not all(isinstance(value, str) and "\0" not in value for value in values):
+        raise RecordError(f"{path} does not say where its run is: remove it, and give the command of its sweep again")
+    identifier, name, root, run, command = map(str, values)
+    return Entry(identifier, name, Path(os.path.normpath(path.parent / root / run)), command)

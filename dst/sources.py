@@ -1,0 +1,181 @@
+"""What a run takes from outside: its data, and what it starts from of other runs. Digests say which it is.
+
+A config says where these things lie; the digests, which are part of the run's identity, say what they are. They are
+looked up once where a run is submitted, travel with its config, and are compared with what the run reads.
+"""
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from dst import published, registry
+from dst.config import Config, ConfigError, Data, get, with_value
+from dst.digests import OtherContentError, read_verified, sha256
+
+CHECKPOINTS: Final = {"model.weights": "model.weights_digest", "sparsity.init.path": "sparsity.init.digest"}
+"""The keys that name a run to start from -> those of the digests of its checkpoint."""
+
+Known = dict[tuple[str, ...], "str | ConfigError"]
+"""Digests that have been looked up, or what is wrong with them, by what they are of."""
+
+_TRIES: Final = 3
+_PAUSE_S: Final = 0.2
+
+
+def identified(config: Config, known: Known) -> Config:
+    """Return a completed config with the digests of all that it names and does not identify itself.
+
+    ``known``: what was looked up before, which is looked up once for all cells of a command. Raises ConfigError if
+    something is not there.
+    """
+    data = config.data
+    if data.digest is None:
+        place = ("data", data.name, data.root, data.cache, str(data.download))
+        config = with_value(config, "data.digest", _once(known, place, partial(_data_digest, config)))
+    return with_checkpoints(config, known)
+
+
+def with_checkpoints(config: Config, known: Known) -> Config:
+    """Return a config with the digests of the checkpoints that it names; see ``identified``."""
+    for key, digest_key in CHECKPOINTS.items():
+        if get(config, key) is not None and get(config, digest_key) is None:
+            found = _once(known, (key, get(config, key)), partial(_newest_digest, config, key))
+            config = with_value(config, digest_key, found)
+    return config
+
+
+def sources(config: Config) -> dict[str, str]:
+    """Return what an identified config takes from other runs: the key that says so -> the digest of the checkpoint."""
+    return {key: get(config, digest_key) for key, digest_key in CHECKPOINTS.items() if get(config, key) is not None}
+
+
+def _once(known: Known, place: tuple[str, ...], look: Callable[[], str]) -> str:
+    if place not in known:
+        try:
+            known[place] = look()
+        except ConfigError as error:
+            known[place] = error
+    found = known[place]
+    if isinstance(found, ConfigError):
+        raise found
+    return found
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def _data_digest(config: Config) -> str:
+    from dst.data import DataError, NotHereError, content_digest  # with torch, which takes its time
+
+    data = config.data
+    read = registry.find("data", data.name).load()
+    try:
+        return content_digest(data.name, read, root=data.root, cache=data.cache, download=data.download)
+    except NotHereError as error:
+        raise ConfigError(
+            [
+                f"{error}. Or, if only other machines see it, say by data.digest=DIGEST which content is meant, as "
+                f"python -m dst.sources {data.name} {data.root} prints it there (a run identifies its data by that)"
+            ]
+        ) from error
+    except DataError as error:
+        raise ConfigError([str(error)]) from error
+
+
+# -- checkpoints of other runs -----------------------------------------------------------------------------------------
+
+
+def stored(config: Config, key: str) -> dict[str, Any]:
+    """Return the state in the checkpoint that the run folder at a key is to give; ConfigError if it is not there."""
+    import torch
+
+    try:
+        content = read_verified(checkpoint(config, key), get(config, CHECKPOINTS[key]))
+    except (OtherContentError, OSError) as error:
+        raise ConfigError([f"{key}={get(config, key)}: {error}"]) from error
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def checkpoint(config: Config, key: str) -> Path:
+    """Return the file of the checkpoint of the run folder at a key: of the digest that identifies it, if it has one.
+
+    Raises ConfigError, naming both digests, if the folder has others only.
+    """
+    from dst.training.checkpoint import Checkpoints
+
+    folder, digest = Path(get(config, key)), get(config, CHECKPOINTS[key])
+    found = None if digest is None else Checkpoints(folder / "checkpoints").with_digest(digest)
+    if found is not None:
+        return found
+    newest, its_digest = _newest(config, key)
+    if digest not in (None, its_digest):
+        raise ConfigError(
+            [
+                f"{key}={folder}: the checkpoint with the digest {digest}, which identifies this run "
+                f"({CHECKPOINTS[key]}), is not there any more; {newest.name} is, with {its_digest}: the source has "
+                "been trained on, or changed. Run the command again, without that digest, to start from what is there "
+                "now, which is another run"
+            ]
+        )
+    return newest
+
+
+def _newest_digest(config: Config, key: str) -> str:
+    return _newest(config, key)[1]
+
+
+def _newest(config: Config, key: str) -> tuple[Path, str]:
+    """Return the newest checkpoint of the run folder at a key, and its digest.
+
+    A source that is still training replaces its checkpoints meanwhile, so this looks again before it says that there
+    is none.
+    """
+    from dst.training.checkpoint import CheckpointError, Checkpoints
+
+    for attempt in range(_TRIES):
+        time.sleep(_PAUSE_S * (attempt > 0))
+        try:
+            newest = Checkpoints(Path(get(config, key)) / "checkpoints").newest()
+            if newest is not None:
+                return newest, sha256(newest.read_bytes())
+        except FileNotFoundError:
+            continue
+        except CheckpointError as error:
+            raise ConfigError([f"{key}={get(config, key)}: {error}"]) from error
+        if not Path(get(config, key), "checkpoints").is_dir():
+            break
+    raise ConfigError(
+        [f"{key}={get(config, key)}: there is no checkpoint; give a run's folder, e.g. outputs/default/<run id>"]
+    )
+
+
+# -- python -m dst.sources ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the digest of a data set; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dst.sources",
+        description="Print the digest of the data in a folder, by which a run identifies it (data.digest).",
+    )
+    parser.add_argument("name", help="the kind of set, as data.name, e.g. image_folder")
+    parser.add_argument("root", help="the folder that holds it, as data.root")
+    parser.add_argument("--cache", default="outputs/.cache", help="where digests are noted, as data.cache")
+    given = parser.parse_args(arguments)
+    data = Data(name=given.name, root=given.root, cache=given.cache, download=False)
+    try:
+        print(published.digest(data.name) or _data_digest(Config(data=data)))
+    except (ConfigError, registry.UnknownNameError) as error:
+        print(error.text() if isinstance(error, ConfigError) else f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

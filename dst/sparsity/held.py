@@ -1,0 +1,133 @@
+"""Whether weights can be held sparse while somebody else's optimizer and loop train them, and whether they are."""
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from dst.sparsity.scope import Layer
+from dst.sparsity.select import count_true
+
+_MIXING = {
+    "Muon": "orthogonalises the step of a whole layer",
+    "LBFGS": "makes its step of all weights together, with backward passes of its own",
+}
+"""Optimizers of torch whose step moves a weight that has neither gradient nor state, and why."""
+
+_HOLDERS: Any = WeakTensorKeyDictionary()
+"""Weight -> a weak reference to whoever holds it sparse."""
+
+
+def check_optimizer(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
+    """Raise ValueError unless the optimizer trains every layer in scope, each weight by itself."""
+    for cls in type(optimizer).__mro__:
+        if cls.__name__ in _MIXING:
+            raise ValueError(
+                f"{cls.__name__} {_MIXING[cls.__name__]}: inactive weights would move. Train the layers in scope by an "
+                "optimizer that treats each weight by itself (SGD, Adam, AdamW, ...)"
+            )
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [layer.name for layer in layers if id(layer.weight) not in trained]
+    if missing:
+        raise ValueError(
+            f"the optimizer does not train layers {', '.join(missing)}: is it of another model, or was it made before "
+            "their weights were replaced? Give it these weights, or leave the layers out of the scope (exclude)"
+        )
+
+
+def check_trainable(layers: Iterable[Layer]) -> None:
+    """Raise RuntimeError if a layer has been frozen since it was taken into scope."""
+    frozen = [layer.name for layer in layers if not layer.weight.requires_grad]
+    if frozen:
+        raise RuntimeError(
+            f"layers {', '.join(frozen)} have been frozen (requires_grad=False), so that an update would zero weights "
+            "that are no longer trained: leave them out of the scope from the start, or let them train"
+        )
+
+
+def begin_state(optimizer: Optimizer) -> None:
+    """Give fused SGD zeros for its momentum, which it would allocate at its first step without filling it.
+
+    If that step is vetoed (a scaled gradient overflowed), its memory stays as it was found. From zeros the first
+    momentum is the gradient, as it is without. Under dampening it would not be, so there nothing is done.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if not group["fused"] or group["momentum"] == 0 or group["dampening"] != 0:
+            continue
+        for parameter in group["params"]:
+            if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def check_free(layers: Iterable[Layer]) -> None:
+    """Raise ValueError if somebody else holds the weight of a layer."""
+    held = [layer.name for layer in layers if _HOLDERS.get(layer.weight, lambda: None)() is not None]
+    if held:
+        raise ValueError(
+            f"another Sparsifier holds layers {', '.join(held)} already, and each would undo the masks of the other: "
+            "call its release() first, or give the two scopes without a common layer"
+        )
+
+
+def hold(layers: Sequence[Layer], holder: Any, on_gradient: Callable[[Any], None]) -> Callable[[], None]:
+    """Register a holder of layers; return what lets go of them, which also happens when it is no longer used.
+
+    ``on_gradient(holder)`` is called by every backward pass that reaches the first or the last layer: few calls, since
+    they are made while the device waits for the host.
+    """
+    me = weakref.ref(holder)
+
+    def reached(_: Tensor) -> None:
+        if (alive := me()) is not None:
+            on_gradient(alive)
+
+    weights = [layer.weight for layer in layers]
+    for weight in weights:
+        _HOLDERS[weight] = me
+    ends = {id(weight): weight for weight in (weights[0], weights[-1])}.values()
+    handles = [weight.register_post_accumulate_grad_hook(reached) for weight in ends]  # type: ignore[no-untyped-call]
+
+    def release() -> None:
+        for weight in weights:
+            if _HOLDERS.get(weight) is me:
+                del _HOLDERS[weight]
+        for handle in handles:
+            handle.remove()
+
+    finalizer = weakref.finalize(holder, release)
+    finalizer.atexit = False
+    return finalizer
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
+    """Return on the device whether all tensors that there are hold finite numbers only (below about 1e18)."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    if not there:
+        return torch.tensor(True)
+    # Summing squares is the fastest pass over numbers; in half precision it would overflow at once.
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in there), torch.float32)
+    return torch.isfinite(torch.stack(torch._foreach_norm(there, 2, dtype))).all()
+
+
+def check_zeros(layers: Sequence[Layer], masks: Sequence[Tensor], blame: str) -> None:
+    """Raise RuntimeError, naming the layers, if a model computes with weights that are off the masks."""
+    for layer in layers:
+        for module in layer.modules:
+            if module._parameters.get("weight") is not layer.weight:
+                raise RuntimeError(
+                    f"layer {layer.name} computes with another weight than the one that is held sparse: it has been "
+                    "replaced or parametrised since. Make a new Sparsifier, with a new optimizer, after such changes"
+                )
+    moved = count_true([(layer.weight.detach() != 0) & ~mask for layer, mask in zip(layers, masks, strict=True)])
+    if any(moved):
+        told = ", ".join(
+            f"{layer.name} ({count:,} of {layer.size:,})" for layer, count in zip(layers, moved, strict=True) if count
+        )
+        raise RuntimeError(f"inactive weights are not zero in layers {told}: the density is not as reported; {blame}")

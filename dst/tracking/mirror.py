@@ -1,0 +1,173 @@
+"""Send a run's record to wandb from a process of its own, so that nothing that happens to wandb can happen to the run.
+
+No wandb code, thread, signal handler or random number comes into the training process, and nothing is handed over: the
+other process reads the record. A hanging server costs nothing until the end, and there no more than ``timeout_s``.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+import dst
+
+_EXIT_S = 1.0
+"""How long a process that has finished may take to end."""
+
+_NOT_OURS = (
+    "WANDB_SERVICE",
+    "WANDB_DISABLED",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+    "WANDB_RUN_ID",
+    "WANDB_RESUME",
+)
+"""Of an enclosing wandb run; ours is described by its record alone."""
+
+
+class Sending:
+    """The process that sends a record (``dst.tracking.send``), as seen by the one that started it.
+
+    ``timeout_s``: how long it may take once the run is over. ``project``, ``entity``: where to, if not where the record
+    says.
+    """
+
+    def __init__(
+        self, folder: Path, timeout_s: float, *, project: str | None = None, entity: str | None = None
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._unread, self._has_spoken = b"", False
+        self._temporary = tempfile.mkdtemp(prefix="dst-wandb-")  # a socket lies there: its path must be short
+        where = [*(["--project", project] if project else []), *(["--entity", entity] if entity else [])]
+        try:
+            self._process = _start([str(folder), "--timeout-s", str(timeout_s), *where], self._temporary)
+        except BaseException:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        os.set_blocking(self._output.fileno(), False)
+
+    @property
+    def is_running(self) -> bool:
+        """Say whether more may be heard of it."""
+        return not self._output.closed
+
+    @property
+    def is_finished(self) -> bool:
+        """Say whether all has arrived."""
+        return self._process.returncode == 0
+
+    def heard(self) -> list[str]:
+        """Return what it has said since, without waiting: each line is something that went wrong."""
+        try:
+            data = os.read(self._output.fileno(), 65536)
+        except BlockingIOError:
+            return []
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        told = [line.decode(errors="replace") for line in lines]
+        if not data:
+            self.kill(_EXIT_S)
+            if not self.is_finished and not self._has_spoken:
+                told.append("its process ended unexpectedly")
+        self._has_spoken = self._has_spoken or bool(told)
+        return told
+
+    def end(self) -> list[str]:
+        """Say that the run is over, wait until all is sent, but not longer than ``timeout_s``; return what is heard."""
+        told, deadline = [], time.monotonic() + self._timeout_s
+        try:
+            self._input.close()
+            while self.is_running and (left := deadline - time.monotonic()) > 0:
+                select.select([self._output], [], [], left)
+                told += self.heard()
+            if self.is_running:
+                told.append(f"not finished after {self._timeout_s:g} s")
+            return told
+        finally:
+            self.kill()
+
+    def kill(self, patience: float = 0.0) -> None:
+        """End the process if it does not end by itself; wandb's own process ends with it."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        self._process.kill()
+        self._process.wait()
+        self._input.close()
+        self._output.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _start(arguments: list[str], temporary: str) -> "subprocess.Popen[bytes]":
+    # Signals are for the run. Blocked ones stay blocked in this process and in wandb's own, from their first
+    # instruction on, so that a stop request to the whole group or SLURM step does not kill them before the end.
+    wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "dst.tracking.send", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(temporary),
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _environment(temporary: str) -> dict[str, str]:
+    """Return the environment of the program: this code is found, and what wandb writes goes into a temporary folder."""
+    paths = [str(Path(dst.__path__[0]).resolve().parent), os.environ.get("PYTHONPATH")]
+    return {
+        **{name: value for name, value in os.environ.items() if name not in _NOT_OURS},
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "WANDB_CACHE_DIR": f"{temporary}/cache",
+        "WANDB_DATA_DIR": f"{temporary}/data",
+        "WANDB_ARTIFACT_DIR": f"{temporary}/artifacts",
+        "WANDB_ERROR_REPORTING": "false",
+        "TMPDIR": temporary,
+    }
+
+
+class WandbMirror:
+    """A tracker that has the record sent while it grows. Trouble is told once, on stderr."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._folder = Path()
+        self._sending: Sending | None = None
+        self._has_warned = False
+
+    def begin(self, folder: Path) -> None:
+        """Start the process; it needs about a second, in which training goes on."""
+        self._folder = folder
+        try:
+            self._sending = Sending(folder.resolve(), self._timeout_s)
+        except OSError as error:
+            self._warn([f"it could not be started: {error}"])
+
+    def look(self) -> None:
+        """Tell what the process reports."""
+        if self._sending is not None and self._sending.is_running:
+            self._warn(self._sending.heard())
+
+    def finish(self) -> None:
+        """Wait until all is sent, but not longer than ``timeout_s``."""
+        if self._sending is not None and self._sending.is_running:
+            self._warn(self._sending.end())
+
+    def _warn(self, told: list[str]) -> None:
+        if told and not self._has_warned:
+            self._has_warned = True
+            later = f"its record is complete, send it later with: python -m dst.launcher.sync {self._folder}"
+            tqdm.write(f"warning: wandb: {told[0]}; the run goes on and {later}", file=sys.stderr)

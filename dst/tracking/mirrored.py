@@ -1,0 +1,195 @@
+"""What wandb shows of a run, made from its record alone: how it is described, its history, its layers, its end.
+
+``<run folder>/wandb/sent.json``, the book, says what has arrived.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_status
+from dst.records.store import RESUME_EVENT, RecordError, replace_text
+from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
+
+PLACE: Final = "wandb"
+"""The folder within a run's that is the mirror's: the book, and the lock of who sends."""
+
+_BOOK: Final = "sent.json"
+
+_FILES: Final = ("run.json", "metrics.jsonl", "layers.jsonl", "summary.json")
+"""What is sent, besides the state."""
+
+_DEFAULT_PROJECT: Final = "dst"
+
+
+# -- where to, and as what ---------------------------------------------------------------------------------------------
+
+
+def destination(folder: Path, project: str | None = None, entity: str | None = None) -> tuple[str, str | None]:
+    """Return the project and the entity (None: wandb's default one) that a run goes to, unless they are given.
+
+    ``RecordError`` if they cannot be read, or are such that wandb refuses them.
+    """
+    config = read_json(folder / "run.json").get("config")
+    if not isinstance(config, dict) or "tracking.project" not in config:
+        raise RecordError("run.json lacks 'tracking.project'")
+    project = project or config["tracking.project"] or _DEFAULT_PROJECT
+    entity = entity or config.get("tracking.entity")
+    for option, name in {"project": project, "entity": entity}.items():
+        if name is not None and (problem := wrong_name(str(name))):
+            raise RecordError(f"tracking.{option}={name} {problem}: choose another one with --{option}")
+    return str(project), None if entity is None else str(entity)
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Return what wandb is told of a run when it begins, cut to what it takes; ``RecordError``."""
+    about = read_json(folder / "run.json")
+    config = about["config"]
+    tags = [config.get("model.name"), config.get("data.name"), config.get("sparsity.label")]
+    wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
+    return {
+        "id": folder.name,
+        "name": shortened(str(about.get("name") or folder.name), LONGEST_NAME),
+        "group": shortened(str(config.get("output.group") or "default"), LONGEST_NAME),
+        "tags": list(dict.fromkeys(wanted)),
+        "notes": config.get("tracking.notes"),
+        "job_type": "train",
+        "config": nested(config),
+    }
+
+
+def nested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config of dotted keys as mappings within mappings."""
+    tree: dict[str, Any] = {}
+    for dotted, value in config.items():
+        *above, name = dotted.split(".")
+        place = tree
+        for part in above:
+            place = place.setdefault(part, {})
+        place[name] = value
+    return tree
+
+
+def began(folder: Path) -> float:
+    """Return when a run began (unix time): its first attempt or, if that is not on record, when it was made."""
+    attempts = read_attempts(folder)
+    started = attempts[0].get("started") if attempts else None
+    if isinstance(started, int | float):
+        return float(started)
+    return datetime.fromisoformat(read_json(folder / "run.json")["created"]).timestamp()
+
+
+# -- the history -------------------------------------------------------------------------------------------------------
+
+
+class History:
+    """The rows of a history that a server lacks, as they are written, each once and whole, by growing step.
+
+    A row is whole once a later one has begun or nothing more comes. What a resume takes back before it was given out is
+    left out; steps that were given out and are taken again are not given out twice. Of a run that was killed between
+    two lines of a step the row is given out as it is; if its next attempt adds to it, once more. For that there must be
+    room in wandb's own step, which only grows: it is twice the step of the row, and one more where a row comes again.
+
+    ``starting_step``: one more than wandb's step of the last line that the server has. ``last``: of the row that was
+    given out last, the step and the names of its values, if it is known.
+    """
+
+    def __init__(self, folder: Path, starting_step: int, last: Mapping[str, Any]) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._position = 0
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._sent, is_again = divmod(starting_step - 1, 2)
+        is_known = not is_again and last.get("step") == self._sent and isinstance(last.get("names"), list)
+        self.last: dict[str, Any] = dict(last) if is_known else {"step": self._sent, "names": None}
+
+    def new(self, *, is_over: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the rows that have become whole, and wandb's step for each; all that are left if the run is over."""
+        for line in self._lines(is_over):
+            step = line.get("step")
+            if isinstance(step, int) and (step >= self._sent or line.get("event") == RESUME_EVENT):
+                merge(self._rows, line)
+        newest = max(self._rows, default=0)
+        for step in sorted(self._rows):
+            if step < newest or is_over:
+                row = self._rows.pop(step)
+                is_again = step == self._sent
+                if step > self._sent or (is_again and self._is_longer(row)):
+                    self._sent, self.last = step, {"step": step, "names": None if is_again else sorted(row)}
+                    yield 2 * step + is_again, row
+
+    def _is_longer(self, row: Mapping[str, Any]) -> bool:
+        return self.last["names"] is not None and not row.keys() <= set(self.last["names"])
+
+    def _lines(self, is_over: bool) -> Iterator[dict[str, Any]]:
+        """Yield the lines that were added, leaving what is torn, or only being written, until nothing more comes."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            for text in file:
+                if not (text.endswith(b"\n") or is_over):
+                    break
+                self._position += len(text)
+                yield from parsed(text)
+
+
+def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line with the numbers that were not finite as such: records, being JSON, have null for them."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
+
+
+# -- its end -----------------------------------------------------------------------------------------------------------
+
+
+def layer_table(folder: Path) -> tuple[list[str | int], list[Iterable[Any]]]:
+    """Return the columns and the rows of the table of layers: the last counts of each."""
+    latest = {row["layer"]: row for row in read_layers(folder)}
+    rows: list[Iterable[Any]] = [
+        [row["layer"], row["size"], row["active"], row["active"] / row["size"], row["explored"]]
+        for row in latest.values()
+    ]
+    return ["layer", "size", "active", "density", "explored"], rows
+
+
+def state(folder: Path) -> str:
+    """Return the recorded state; ``killed`` of a run that nobody carries out, or that is sent while it goes on."""
+    found = (read_status(folder) or {}).get("state", "running")
+    return "killed" if found == "running" else str(found)
+
+
+# -- the book ----------------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path, project: str, entity: str | None) -> dict[str, Any]:
+    """Return what the book says of a run that is sent as it is now: where to, and size and SHA-256 of each file."""
+    return {
+        "server": os.environ.get("WANDB_BASE_URL"),
+        "project": project,
+        "entity": entity,
+        "state": state(folder),
+        "files": {name: _fingerprint(folder / name) for name in _FILES if (folder / name).exists()},
+    }
+
+
+def read_book(folder: Path) -> dict[str, Any]:
+    """Return what has arrived of a run; nothing if nothing has, or if the book is damaged: then it is sent again."""
+    try:
+        book = read_json(folder / PLACE / _BOOK)
+    except (FileNotFoundError, RecordError):
+        return {}
+    return book if isinstance(book.get("last"), dict) else {}
+
+
+def write_book(folder: Path, arrived: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+    """Note what has arrived, and which row was the last."""
+    replace_text(folder / PLACE / _BOOK, json.dumps({**arrived, "last": last}, indent=2))
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

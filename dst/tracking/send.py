@@ -1,0 +1,248 @@
+"""The program that sends a run's record to wandb's server: ``python -m dst.tracking.send FOLDER``.
+
+It sends what is on record, then what is added, until its standard input is closed or the process that started it is
+gone; then the rest, and how the run ended. The server is asked what it has under the run's id and gets what it lacks:
+sending again, also after a failure half-way, duplicates nothing. What goes wrong is a line on standard output; the exit
+code is 0 if all has arrived. Nobody else imports wandb.
+"""
+
+import argparse
+import os
+import select
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from dst.records.lock import LockedError, locked
+from dst.records.read import read_summary
+from dst.tracking import mirrored
+
+_EXIT_CODES: Final = {"done": 0, "killed": 254}
+"""What wandb shows as finished and as crashed; all else has failed."""
+
+_POLL_S: Final = 1.0
+_RETRY_S: Final = 60.0
+
+_GRACE_S: Final = 5.0
+
+Report = Callable[[str], None]
+
+
+class _NotSentError(RuntimeError):
+    """A record that has not arrived."""
+
+
+def main() -> None:
+    """Send one run; what may still hang at the end (exit hooks, threads) is none of ours."""
+    code, options = 1, _parser().parse_args()
+    reports, over = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Event()
+    devnull = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(devnull, stream)
+    threading.Thread(target=_watch, args=(over, options.timeout_s), daemon=True).start()
+
+    told = set[str]()
+
+    def report(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            with suppress(OSError):  # nobody is left to hear it
+                print(text, file=reports, flush=True)
+
+    try:
+        _Sender(options, over, report).send()
+        code = 0
+    except Exception as error:
+        report(_first_line(error))
+    finally:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+        os._exit(code)
+
+
+def _watch(over: threading.Event, timeout_s: float) -> None:
+    """Say when the run is over; then end this process in time, for the case that nobody is left to do so."""
+    parent = os.getppid()
+    while os.getppid() == parent and not select.select([0], [], [], _POLL_S)[0]:
+        pass
+    over.set()
+    time.sleep(timeout_s + _GRACE_S)
+    os._exit(1)
+
+
+class _Sender:
+    """Sends the record of one run. ``over``: it is, whatever is on record is all there is."""
+
+    def __init__(self, options: argparse.Namespace, over: threading.Event, report: Report) -> None:
+        self.folder: Path = options.folder.resolve()
+        self.project, self.entity = mirrored.destination(self.folder, options.project, options.entity)
+        self._share: float = options.timeout_s / 2  # of its time, for the beginning and for the end
+        self.over, self.report = over, report
+
+    def send(self) -> None:
+        """Send all. As long as the run goes on, what fails is tried again and again, and once more when it is over."""
+        with ExitStack() as stack:
+            self._take_turn(stack)
+            is_last = False
+            while True:
+                begun, run = time.monotonic(), None
+                try:
+                    run = self._start()
+                    return self._mirror(run)
+                except (_NotSentError, TimeoutError):
+                    raise
+                except Exception as error:  # SIGTERM to a whole SLURM step ends wandb's own process, for instance
+                    _tear_down()
+                    has_had_its_time = self.over.is_set() and time.monotonic() - begun >= self._share
+                    if is_last or has_had_its_time:
+                        raise
+                    if run is None:
+                        self.report(_first_line(error))
+                    is_last = self.over.wait(_RETRY_S)
+
+    def _take_turn(self, stack: ExitStack) -> None:
+        """Let nobody else send this run meanwhile; what an earlier attempt left may be on its way still."""
+        place, may_wait = self.folder / mirrored.PLACE, not self.over.is_set()
+        place.mkdir(exist_ok=True)
+        while True:
+            try:
+                stack.enter_context(locked(place))
+                return
+            except LockedError as error:
+                if not may_wait:
+                    raise _NotSentError(f"it is being sent already ({error.holder})") from error
+                time.sleep(_POLL_S)
+
+    def _start(self) -> Any:
+        import wandb
+
+        run = wandb.init(
+            mode="online",
+            dir=os.environ["TMPDIR"],
+            resume="allow",
+            project=self.project,
+            entity=self.entity,
+            settings=_settings(self._share, mirrored.began(self.folder)),
+            **mirrored.description(self.folder),
+        )
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _mirror(self, run: Any) -> None:
+        """Send the history until it ends, then the rest; ``_NotSentError`` if the server does not have it all."""
+        path, start = f"{run.entity}/{run.project}/{run.id}", mirrored.began(self.folder)
+        lines = _lines(path, self._share) if run.resumed else 0
+        history = mirrored.History(self.folder, run.starting_step, mirrored.read_book(self.folder).get("last") or {})
+        is_over, seconds = False, 0.0
+        while not is_over:
+            is_over = self.over.wait(_POLL_S)
+            if is_over:  # noted before it is read: what is added while it is sent counts as not sent
+                arrived = mirrored.contents(self.folder, self.project, self.entity)
+            for step, row in history.new(is_over=is_over):
+                # The time that wandb shows is that of the run, as far as it is on record, not that of the sending.
+                told = row.get("time/seconds")
+                seconds = told if isinstance(told, int | float) else seconds
+                run.log({**mirrored.with_nan(row), "_timestamp": start + seconds}, step=step, commit=True)
+                lines += 1
+        self._finish(run)
+        _confirm(path, lines, self._share)
+        mirrored.write_book(self.folder, arrived, history.last)
+        _tear_down()
+
+    def _finish(self, run: Any) -> None:
+        """Send the table of layers and the final figures, and wait until all is there."""
+        import wandb
+
+        end = mirrored.state(self.folder)
+        run.summary.update(mirrored.with_nan(read_summary(self.folder) or {}))
+        try:
+            columns, rows = mirrored.layer_table(self.folder)
+            if rows:
+                run.summary.update({"sparsity/layers": wandb.Table(columns=columns, data=rows)})
+        except (KeyError, TypeError, ValueError) as error:  # the rest must not suffer from it
+            self.report(f"no table of layers: {_first_line(error)}")
+        if end == "preempted":
+            run.mark_preempting()
+        run.finish(exit_code=_EXIT_CODES.get(end, 1))
+
+
+def _settings(share: float, began_at: float) -> Any:
+    """Return wandb's settings: silent, patient for so many seconds, looking at nothing but what it is given."""
+    import wandb
+
+    wanted: dict[str, Any] = {
+        "silent": True,
+        "console": "off",
+        "disable_code": True,
+        "disable_git": True,
+        "symlink": False,
+        "stop_on_fatal_error": False,
+        "stop_fn": _ignore_stop,
+        "x_start_time": began_at,
+        "init_timeout": share,
+        "finish_timeout": share,
+        "finish_timeout_raises": True,
+        "login_timeout": share,
+        "x_service_wait": share,
+        "x_disable_stats": True,
+        "x_disable_meta": True,
+        "x_disable_machine_info": True,
+        "x_save_requirements": False,
+    }
+    known = wandb.Settings.model_fields  # older versions lack some
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+
+
+def _ignore_stop() -> None:
+    """Leave the run alone when somebody presses Stop in wandb: this process is not the one to stop."""
+
+
+def _lines(path: str, timeout_s: float) -> int:
+    """Return how many lines of history the server has."""
+    import wandb
+
+    return int(wandb.Api(timeout=max(1, int(timeout_s))).run(path).historyLineCount or 0)
+
+
+def _confirm(path: str, lines: int, timeout_s: float) -> None:
+    """Wait until the server has so many lines of history.
+
+    wandb counts a run as finished, and exits with 0, also where the server refused all of its history.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (found := _lines(path, timeout_s)) < lines:
+        if time.monotonic() > deadline:
+            raise _NotSentError(f"the server has {found} of {lines} lines of the history")
+        time.sleep(_POLL_S / 2)
+
+
+def _tear_down() -> None:
+    """End wandb's own process."""
+    with suppress(Exception, SystemExit):
+        import wandb
+
+        wandb.teardown()
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
+        return "not installed: pip install wandb"
+    if isinstance(error, KeyError):
+        return f"the record lacks {error}"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dst.tracking.send")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--project")
+    parser.add_argument("--entity")
+    parser.add_argument("--timeout-s", type=float, required=True)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

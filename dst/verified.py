@@ -1,0 +1,145 @@
+"""The frozen config of a run, read back: only as it was recorded, and every value as it stands.
+
+What is read here is executed, ``hardware.slurm.setup`` even as shell. So a file that somebody has changed is refused,
+nothing in it is interpolated, and nothing that it leaves out is taken from elsewhere.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dst.config import Config, ConfigError, run_id
+from dst.records.read import read_json
+from dst.records.store import RecordError
+
+_PARSER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DEEPEST: Final = 10
+"""Levels of a config; what is deeper is none, and might exhaust who reads it."""
+
+_AGAIN: Final = "give the run's command again"
+
+
+def frozen_config(folder: Path, submitted: str | None = None) -> Config:
+    """Return the config that is frozen in a run folder.
+
+    ``submitted``: its digest, as the job knows it that shall carry it out. Raises ConfigError unless the file is what
+    was recorded, and submitted, for this very run.
+    """
+    path = folder / "config.yaml"
+    try:
+        data, about = path.read_bytes(), read_json(folder / "run.json")
+    except (OSError, RecordError) as error:
+        raise ConfigError([f"the config of run {folder.name} cannot be read ({error}): {_AGAIN}"]) from error
+    found = hashlib.sha256(data).hexdigest()
+    for what, wanted in (("submitted", submitted or found), ("recorded in run.json", about.get("config_digest"))):
+        if found != wanted:
+            raise ConfigError([changed(path, found, wanted, what)])
+    try:
+        config = from_yaml(data.decode())
+    except (ConfigError, UnicodeDecodeError) as error:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        raise ConfigError([f"{path}: {problem}; {_AGAIN}" for problem in problems]) from error
+    if run_id(config) != folder.resolve().name.partition(".")[0]:
+        raise ConfigError([f"{path} is the config of run {run_id(config)}: the folder was renamed"])
+    return config
+
+
+def changed(path: Path, found: str, wanted: Any, what: str) -> str:
+    """Return what is to be said of a file whose digest is not what was recorded or submitted."""
+    return (
+        f"{path} is not what was {what} (digest {found[:12]} instead of {str(wanted)[:12]}): somebody changed it. "
+        f"Restore it; or remove it and {_AGAIN}"
+    )
+
+
+def from_yaml(text: str) -> Config:
+    """Return the config that ``to_yaml`` wrote; ConfigError if the text is no such config, whole and plain."""
+    try:
+        _check_plain(text)
+        data = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError([f"this is no config of a run: {' '.join(str(error).split())}"]) from error
+    problems = list(_problems(Config, data, ""))
+    if problems:
+        raise ConfigError([f"this is no config of a run: {problem}" for problem in problems])
+    config: Config = _made(Config, data)
+    return config
+
+
+def _check_plain(text: str) -> None:
+    """Raise ValueError if YAML says more than keys and values, or a YAMLError, before anything is made of it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_PARSER):
+        if (anchor := getattr(event, "anchor", None)) is not None:
+            raise ValueError(f"it has an anchor or an alias ({anchor})")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ValueError(f"it has a tag ({tag})")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"it is more than {_DEEPEST} levels deep")
+
+
+class _Loader(_PARSER):  # type: ignore[misc, valid-type]
+    """Refuses a key that occurs twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        if twice := {str(key) for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"{', '.join(sorted(twice))} twice")
+        return super().construct_mapping(node, deep=deep)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Against the schema
+
+
+def _problems(kind: Any, value: Any, key: str) -> Iterator[str]:
+    """Yield what is wrong with a value of the schema's type ``kind`` at a dotted key."""
+    if not _is_node(kind):
+        if not _fits(kind, value):
+            yield f"{key} is {_shown(value)}, which is no {kind.__name__ if kind in (str, int, bool, float) else kind}"
+        return
+    if not isinstance(value, dict):
+        yield f"{key or 'it'} is {_shown(value)} and no mapping of keys to values"
+        return
+    types, prefix = _types(kind), key and f"{key}."
+    yield from (f"{prefix}{name} is missing" for name in types if name not in value)
+    yield from (f"{prefix}{name} is no key of a config" for name in value if name not in types)
+    for name, inner in types.items():
+        if name in value:
+            yield from _problems(inner, value[name], f"{prefix}{name}")
+
+
+def _is_node(kind: Any) -> bool:
+    return is_dataclass(kind)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(get_args(kind)[0], item) for item in value)
+    if get_args(kind):  # a union with None
+        return any(_fits(one, value) for one in get_args(kind))
+    if kind is float:  # which may hold a whole number
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def _made(kind: Any, value: Any) -> Any:
+    if not _is_node(kind):
+        return value
+    return kind(**{name: _made(inner, value[name]) for name, inner in _types(kind).items()})
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}
+
+
+def _shown(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)

@@ -1,0 +1,202 @@
+"""What lies frozen in a run folder or below ``.code`` is used as it was recorded, or not at all."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from dst.app import cells
+from dst.compose import compose_cells
+from dst.config import ConfigError, complete
+from dst.launcher import frozen as frozen_module
+from dst.launcher import launch as launching
+from dst.launcher import node, requeue
+from dst.launcher.frozen import freeze, frozen_code
+from dst.launcher.settings import LauncherSettings
+from dst.launcher.submit import _imports
+from dst.recording import digest
+from dst.records.provenance import code_digest, code_version
+from dst.records.read import read_json, read_status
+from dst.records.store import Record
+from tests.processes import REPOSITORY, run
+
+TINY = ("model.hidden=[8]", "schedule.epochs=1", "sparsity=static", "tracking=none")
+
+
+def _python(arguments, environment):
+    return subprocess.run(
+        [sys.executable, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def config(*overrides):
+    ((_, found),) = compose_cells(REPOSITORY / "conf", [*TINY, *overrides], multirun=False)
+    return complete(found)
+
+
+@pytest.fixture
+def failed(tmp_path, monkeypatch):
+    """A run that was frozen and launched, and has failed."""
+    monkeypatch.chdir(tmp_path)
+    frozen = freeze(cells([config()])[0], "a command")
+    code = str(frozen_code(tmp_path / "outputs"))
+    by = {"cluster": "local", "job": "1", "host": os.uname().nodename, "process_started": "never", "code": code}
+    record = Record.open(Path(frozen.folder))
+    record.write_launch({**by, "settings": asdict(LauncherSettings("local")), "cwd": str(tmp_path)})
+    record.write_status("failed", attempt=1, step=0, error="it failed")
+    return frozen
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    """What would have been submitted."""
+    found = []
+
+    def take(runs, *_, **__):
+        found.extend(runs)
+        return launching.Submission(["1"], Path("logs"))
+
+    monkeypatch.setattr(launching, "submit", take)
+    return found
+
+
+CHANGES = {
+    "a line of shell": lambda text: text.replace("setup: []", "setup: ['touch owned']"),
+    "an interpolation": lambda text: text.replace("\nseed: 0", "\nseed: ${oc.env:SEED}"),
+    "nothing in it": lambda text: "",
+    "torn": lambda text: text[: len(text) // 2],
+    "a missing key": lambda text: text.replace("\nseed: 0", ""),
+    "another key": lambda text: f"{text}extra: 0\n",
+    "a tag": lambda text: text.replace("\nseed: 0", "\nseed: !!int 0"),
+    "an alias": lambda text: text.replace("\nseed: 0", "\nseed: &a 0\nextra: *a"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_forged"),
+    [*((name, False) for name in CHANGES), *((name, True) for name in CHANGES if name != "a line of shell")],
+)
+def test_a_changed_config_is_executed_by_nobody(failed, submitted, capsys, monkeypatch, name, is_forged):
+    """Forged: the digest on record was changed with it."""
+    monkeypatch.setenv("SEED", "0")
+    folder, text = Path(failed.folder), CHANGES[name](failed.config)
+    assert text != failed.config
+    path = folder / "config.yaml"
+    path.write_text(text)
+    known = digest(text) if is_forged else failed.digest
+    Record.open(folder).write_run({**read_json(folder / "run.json"), "config_digest": known})
+    reason = "this is no config of a run" if is_forged else "is not what was recorded in run.json"
+
+    assert requeue.main(["outputs"]) == 2
+    told = capsys.readouterr().err
+    assert (f"{folder.name}/config.yaml" in told, reason in told) == (True, True)
+    assert submitted == []
+    assert path.read_text() == text
+    assert read_status(folder)["error"] == "it failed"
+
+    Record.open(folder).write_status("queued", attempt=1, step=0)
+    assert node.main([failed.folder, "--digest", known]) == 2
+    status = read_status(folder)
+    assert (status["state"], str(path) in status["error"]) == ("failed", True)
+    assert ("this is no config of a run" if is_forged else "is not what was submitted") in status["error"]
+
+    if not is_forged:
+        with pytest.raises(ConfigError, match=r"config\.yaml is not what was recorded"):
+            launching.launch(cells([config()]), LauncherSettings("local"), "a command")
+        assert path.read_text() == text
+    assert sorted(os.listdir(folder)) == ["config.yaml", "launch.json", "run.json", "status.json"]
+
+
+def test_what_nobody_changed_is_requeued_beside_what_somebody_did(failed, submitted, capsys):
+    other = freeze(cells([config("seed=1")])[0], "a command")
+    shutil.copy(Path(failed.folder) / "launch.json", other.folder)
+    Record.open(Path(other.folder)).write_status("failed", attempt=1, step=0)
+    Path(failed.folder, "config.yaml").unlink()
+    assert requeue.main(["outputs"]) == 2
+    assert [run.folder for run, _ in submitted] == [other.folder]
+    assert "config.yaml'): give the run's command again" in capsys.readouterr().err
+
+
+def test_by_hand_a_changed_config_is_refused_and_one_that_is_gone_or_new_is_written(tmp_path):
+    begun = run(*TINY, cwd=tmp_path, fault="kill:step:2")
+    assert begun.code < 0
+    (folder,) = (tmp_path / "outputs" / "default").iterdir()
+    path, about = folder / "config.yaml", folder / "run.json"
+    text = path.read_text()
+    path.write_text(text.replace("progress: auto", "progress: plain"))
+    result = run(*TINY, cwd=tmp_path)
+    assert (result.code, f"{folder.name}/config.yaml is not what was recorded" in result.output) == (2, True)
+    assert read_json(about)["config_digest"] == digest(text)
+
+    # Killed between the two files when it was to go on with another config: the same command again goes on.
+    path.write_text(text.replace("keep: 2", "keep: 3"))
+    assert run(*TINY, cwd=tmp_path).code == 2
+    path.write_text(text.replace("keep: 2", "keep: 3"))
+    assert run(*TINY, "checkpoint.keep=3", cwd=tmp_path, fault="kill:step:4").code < 0
+    path.unlink()
+    assert run(*TINY, "checkpoint.keep=3", cwd=tmp_path).code == 0
+    assert digest(path.read_text()) == read_json(about)["config_digest"]
+
+
+def test_what_looks_like_an_interpolation_is_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = config()
+    wanted.hardware.slurm.setup, wanted.tracking.tags = ["export X=${HOME}/x"], ["1e5"]
+    run_ = freeze(cells([wanted])[0], "a command")
+    assert node.frozen_config(Path(run_.folder), run_.digest) == wanted
+
+
+def test_another_runs_config_is_refused_where_it_lies(failed, capsys):
+    folder = Path(failed.folder)
+    folder.rename(folder.with_name("0123456789ab"))
+    assert requeue.main(["outputs"]) == 2
+    assert f"is the config of run {folder.name}: the folder was renamed" in capsys.readouterr().err
+
+
+@pytest.fixture
+def code(tmp_path):
+    place = frozen_code(tmp_path)
+    assert place.name == code_digest(place / "dst") == code_version()["digest"]
+    return place
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [("dst/training/loop.py", "it has the digest"), ("dst/new.py", "it has the digest"), ("torch.py", "has torch.py")],
+)
+def test_changed_code_is_not_submitted(code, file, told):
+    with (code / file).open("a") as source:
+        source.write("# changed\n")
+    with pytest.raises(ConfigError, match=f"{code.name} is not what was submitted: .*{told}"):
+        frozen_code(code.parents[1])
+    shutil.rmtree(code)
+    assert code_digest(frozen_code(code.parents[1]) / "dst") == code.name
+
+
+def test_changed_code_runs_nothing_on_the_node(failed, code):
+    """In a process of its own, with the variables that a job has."""
+    folder = Path(failed.folder)
+    Record.open(folder).write_status("queued", attempt=0, step=0)
+    command = ["-m", "dst.launcher.node", str(folder), "--digest", failed.digest]
+    with (code / "dst" / "seeding.py").open("a") as source:
+        source.write("# changed\n")
+    done = _python(command, _imports(code))
+    assert done.returncode == 2, done.stderr
+    status = read_status(folder)
+    assert (status["state"], status["attempt"]) == ("failed", 0)
+    assert f"the code in {code / 'dst'} is not what was submitted" in status["error"]
+    assert code.name in status["error"]
+
+
+def test_code_is_read_once_a_submission_and_not_again_by_a_run(code, monkeypatch):
+    read = []
+    monkeypatch.setattr(frozen_module, "code_digest", lambda place: read.append(place) or code.name)
+    assert frozen_code(code.parents[1]) == code
+    assert read == [code / "dst"]
+    monkeypatch.setenv("DST_CODE", code.name)
+    frozen_module.check_code()  # has what the record of the run has
+    assert len(read) == 1
