@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -25,6 +26,8 @@ from dst.data.fit import resized
 from dst.data.normalise import Normalise
 from dst.data.prepare import sizes_differ
 from dst.data.shard import WHOLE, Shard
+
+_REQUESTS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP}
 
 Job = dict[str, list[int]]
 """The fields of ``Draws`` of one batch. As lists, because each tensor would travel in shared memory of its own."""
@@ -100,7 +103,9 @@ class Stream:
         batches = list(shard.slices(self.samples, self.batch_size, start))
         labels = self._labels[draws.order].to(self.device)
         self._jobs.now = jobs = (_job(draws, batch) for batch in batches)
-        for batch, made in zip(batches, self._loader, strict=True):
+        with _requests_held():
+            made_ahead = iter(self._loader)
+        for batch, made in zip(batches, made_ahead, strict=True):
             images = _checked(made).to(self.device, non_blocking=True)
             yield self._normalise(images), labels[batch]
             if self._jobs.now is not jobs:
@@ -122,6 +127,16 @@ def _loader(
     )
 
 
+@contextmanager
+def _requests_held() -> Iterator[None]:
+    """Let requests to stop wait while workers start, which heed them as anybody does until they are told not to."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _heed_parent_only(worker: int) -> None:
     """Leave requests to stop, which may be sent to the whole process group, to the main process.
 
@@ -129,10 +144,11 @@ def _heed_parent_only(worker: int) -> None:
     when it is killed they die with it, at once: they have inherited its open files, among them the lock of the run.
     """
     die_with_parent()
-    for number in (signal.SIGINT, signal.SIGUSR2):
+    for number in _REQUESTS - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    has_wait = hasattr(signal, "sigwaitinfo")  # not on macOS
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS - {signal.SIGTERM} if has_wait else _REQUESTS)
+    if has_wait:
         threading.Thread(target=_await_parent, args=(os.getppid(),), daemon=True).start()
 
 

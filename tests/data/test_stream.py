@@ -1,5 +1,6 @@
 """Streams: the batches of the decoded set, to the last bit, whoever decodes them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional
 from dst.data import Augment, Batches, DataError, Dataset, Files, Split, Stream, load, loader
 from dst.data.augment import resized_crop_box
 from dst.data.folder import image_folder
+from dst.data.stream import _heed_parent_only as heed_parent_only
 from tests.data.pictures import write_folder
 
 pytestmark = pytest.mark.filterwarnings(
@@ -208,3 +210,17 @@ def test_a_program_that_leaves_an_epoch_half_way_still_ends(root):
         "raise SystemExit(7)"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=60).returncode == 7
+
+
+def test_requests_to_stop_while_the_workers_start_do_not_kill_them(root, monkeypatch):
+    """They are told to leave such requests alone only when they run: one that comes before must wait."""
+    monkeypatch.setattr("dst.data.stream._heed_parent_only", slow_to_heed)
+    ours = stream(root, Augment(), workers=2, batch_size=1)
+    assert len(list(ours.epoch(0))) == 30
+
+
+def slow_to_heed(worker: int) -> None:
+    sender = "import os, sys\nfor number in sys.argv[2:]: os.kill(int(sys.argv[1]), int(number))"
+    numbers = [str(int(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)]
+    subprocess.run([sys.executable, "-c", sender, str(os.getpid()), *numbers], check=True)
+    heed_parent_only(worker)
