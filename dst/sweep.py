@@ -279,6 +279,8 @@ def _summary(cells: Sequence[Cell], launched: "Launched", settings: "LauncherSet
     told = {"finished already": over, "under way already": under_way, "left alone": left}
     counts = [f"{count} {what}" for what, count in told.items() if count]
     lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(launched.submitted)} submitted'])}"]
+    if launched.stopping:
+        lines.append(f"  {launched.stopping} of those under way are just stopping: give the command again then")
     if launched.submission is not None:
         root = cells[0].config.output.root
         jobs = launched.submission.jobs

@@ -42,13 +42,15 @@ _LISTED: Final = 20
 class Launched:
     """What a command has done: run folders in the order of its cells, those submitted, and how.
 
-    ``left``: those that could not be submitted, by folder, and why.
+    ``left``: those that could not be submitted, by folder, and why. ``stopping``: how many of those under way are,
+    since their jobs were cancelled, or preempted, a moment ago.
     """
 
     folders: list[Path]
     submitted: list[Path]
     submission: Submission | None
     left: dict[Path, str]
+    stopping: int = 0
 
     def told(self) -> str:
         """Return what is to be said of the runs that could not be submitted; nothing if there are none."""
@@ -83,7 +85,8 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     runs, submission = _submit(work, settings, next(iter(code.values()), None), left)
     placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
     folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
-    return Launched(folders, list(placed.values()), submission, left)
+    stopping = sum(run.is_taken and run.slurm == "COMPLETING" for run in seen.values())
+    return Launched(folders, list(placed.values()), submission, left, stopping)
 
 
 def _folder(cell: Cell) -> Path:

@@ -134,6 +134,10 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     found = {run.state: run for run in look(find_runs(tmp_path / "outputs"))}
     assert found.keys() == {"queued", "not submitted"}
     assert "QOSMaxSubmitJobPerUserLimit" in found["not submitted"].why
+    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("COMPLETING") for job in ids})
+    monkeypatch.setattr(launching, "submit", lambda *_, **__: "sent")
+    again = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
+    assert (again.submitted, again.stopping) == ([], 2)
     assert requeue.main(["outputs", "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
 
