@@ -152,16 +152,17 @@ def found_here(device: str, dataset: "Dataset", sources: Mapping[str, str]) -> d
     }
 
 
-def check_continuable(folder: Path, *, strict: bool) -> None:
+def check_continuable(folder: Path, *, strict: bool, code: str | None = None) -> None:
     """Raise ConfigError, or warn, if a run that has begun would be refused where it shall be continued.
 
-    As far as can be seen from here, without its data and its device.
+    As far as can be seen from here, without its data and its device. ``code``: the digest of the code that will
+    continue it, if not this one.
     """
     about = read_run(folder)
     if "dataset" in about:
         _check_complete(folder, about)
-        here = {"code": code_version(), "versions": library_versions()}
-        _check_same(folder, about, here, strict=strict)
+        by = code_version() if code is None else {"digest": code, "git": None}
+        _check_same(folder, about, {"code": by, "versions": library_versions()}, strict=strict)
 
 
 class RunningError(ConfigError):
@@ -250,8 +251,9 @@ def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any],
         print(f"warning: continuing run {folder.name} with changed {told}", file=sys.stderr)
 
 
-_INCOMPLETE = "{}/run.json is incomplete: restore it, or add output.resume=never to start anew"
-_ANEW = "go back to what it was begun with, or add output.resume=never to start anew"
+_ALONE = "start it anew by a command for it alone, with output.resume=never"
+_INCOMPLETE = f"{{}}/run.json is incomplete: restore it, or {_ALONE}"
+_ANEW = f"go back to what it was begun with, or {_ALONE}"
 
 
 def _code(about: Mapping[str, Any]) -> str:

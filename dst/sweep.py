@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
         return _forecast([cell.config for cell in cells if not _is_over(cell)])
     if composed.launcher is not None:
         return _launch(cells, composed.launcher)
+    _refuse_second(cells)
     return _sweep(cells) if multirun else _single(cells[0])
 
 
@@ -64,7 +65,10 @@ def launch(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettin
     composed = Composed(compose_each(conf, cells), settings)
     configs = _identified(composed.cells)
     checked = _checked(composed, configs)
-    folders = submit(checked, settings, _command()).folders
+    launched = submit(checked, settings, _command())
+    if launched.left:
+        print(launched.told(), file=sys.stderr, flush=True)
+    folders = launched.folders
     seen = wait(folders) if settings.wait else look(folders)
     by_id = {cell.id: (folder, run.state) for cell, folder, run in zip(checked, folders, seen, strict=True)}
     return [by_id[run_id(config)] for config in configs]
@@ -183,11 +187,27 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
         (cell,) = app.cells([known])
         if not cell.is_over:
             _check_feasible([("", cell)], elsewhere=False)
+            _refuse_second([cell])
             processes.tell(known)
         return _single(cell, stop, processes)
 
     with StopFlag() as stop:
         return together(complete(config), here, stop, lead)
+
+
+def _refuse_second(cells: Sequence[Cell]) -> None:
+    """Raise ConfigError if output.resume=never would begin runs anew beside those that are under way."""
+    from dst.launcher.seen import look
+
+    found = [cell.found for cell in cells if cell.found is not None and cell.config.output.resume == "never"]
+    problems = [
+        f"output.resume=never: run {run.folder} is {run.state}{f', as job {run.job}' if run.has_job else ''}: "
+        f"cancel it first (python -m dst.launcher.cancel {run.folder}, or Ctrl-C where it runs), or wait for its end"
+        for run in look(found)
+        if run.is_taken
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:
@@ -238,8 +258,11 @@ def _launch(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODES["failed"]
     print(_summary(cells, launched, settings), flush=True)
+    left = [EXIT_CODES["refused"]] * len(launched.left)
+    if launched.left:
+        print(launched.told(), file=sys.stderr, flush=True)
     if not settings.wait:
-        return 0
+        return worst(left)
     try:
         seen = wait(launched.folders)
     except KeyboardInterrupt:
@@ -247,21 +270,22 @@ def _launch(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
         raise
     states = {cell.id: run.state for cell, run in zip(cells, seen, strict=True)}
     print(_report(cells, states))
-    return worst(EXIT_CODES.get(state, EXIT_CODES["failed"]) for state in states.values())
+    return worst([*left, *(EXIT_CODES.get(state, EXIT_CODES["failed"]) for state in states.values())])
 
 
 def _summary(cells: Sequence[Cell], launched: "Launched", settings: "LauncherSettings") -> str:
-    over = sum(_is_over(cell) for cell in cells)
-    under_way = len(cells) - over - len(launched.submitted)
-    counts = [f"{over} finished already"] * bool(over) + [f"{under_way} under way already"] * bool(under_way)
+    over, left = sum(_is_over(cell) for cell in cells), len(launched.left)
+    under_way = len(cells) - over - left - len(launched.submitted)
+    told = {"finished already": over, "under way already": under_way, "left alone": left}
+    counts = [f"{count} {what}" for what, count in told.items() if count]
     lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(launched.submitted)} submitted'])}"]
     if launched.submission is not None:
         root = cells[0].config.output.root
         jobs = launched.submission.jobs
-        told = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
+        which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
-            f"  {where} job{'s' * (len(jobs) > 1)} {told}; logs in {launched.submission.logs}",
+            f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {launched.submission.logs}",
             f"  watch:   python -m dst.launcher.status {root}",
             f"  cancel:  python -m dst.launcher.cancel {root}",
         ]
@@ -299,8 +323,9 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
 def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:
     rows = []
     for cell in app.looked_up(cells):
-        state = states.get(cell.id, "not started")
-        summary = read_summary(cell.found) if state == "done" and cell.found else None
+        state, summary = states.get(cell.id, "not started"), None
+        with suppress(OSError, RecordError):  # a record that was damaged or removed since hides no other
+            summary = read_summary(cell.found) if state == "done" and cell.found else None
         rows.append((run_name(cell.config), state, summary or {}))
     return sweep_report(rows)
 

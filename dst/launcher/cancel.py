@@ -5,15 +5,15 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from dst.launcher import slurm
 from dst.launcher.arguments import command, folders_below
-from dst.launcher.seen import Seen, look
+from dst.launcher.seen import Seen, look, process_lives
 from dst.records.lock import holder
 from dst.records.read import read_launch, read_status
-from dst.records.store import Record
+from dst.records.restate import restate
+from dst.records.store import RecordError
 from dst.terminal import program
 
 _DESCRIPTION = """\
@@ -30,26 +30,35 @@ def main(arguments: Sequence[str]) -> int:
     if folders is None:
         return 2
     alive = [run for run in look(folders) if run.is_taken]
-    by_hand = [run for run in alive if run.job is None]
-    jobs = sorted({(run.cluster, run.job) for run in alive if run.job is not None and run.cluster is not None})
-    problems = [_cancel_slurm([job for cluster, job in jobs if cluster == "slurm"])]
-    problems += [_cancel_local(run) for run in {run.job: run for run in alive if run.cluster == "local"}.values()]
-    for run in alive:
-        if run.state in ("queued", "preempted") and run.job is not None:
+    with_job = [run for run in alive if run.has_job]
+    problems = {run.job: problem for run in _by_job(with_job, "local") if (problem := _cancel_local(run))}
+    if refused := _cancel_slurm(with_job):
+        problems |= dict.fromkeys((run.job for run in _by_job(with_job, "slurm")), refused)
+    cancelled = [run for run in with_job if run.job not in problems]
+    for run in cancelled:
+        if run.state in ("queued", "preempted"):
             _mark_cancelled(Path(run.folder))
-    with_them = _neighbours(alive)
+    with_them = _neighbours(cancelled)
     if with_them:
         print(f"with them stop up to {with_them} runs elsewhere, which share their jobs")
-    for run in by_hand:
-        print(f"left alone, since no job carries it out: {run.folder}")
-    print(f"cancelled {len(jobs)} jobs of {len(alive) - len(by_hand)} runs")
-    told = [problem for problem in problems if problem]
-    for problem in told:
+    for run in alive:
+        if run.state == "submitting":
+            print(f"left alone, since another command is submitting it (stop that with Ctrl-C): {run.folder}")
+        elif not run.has_job:
+            print(f"left alone, since no job carries it out: {run.folder}")
+    print(f"cancelled {len({run.job for run in cancelled})} jobs of {len(cancelled)} runs")
+    for problem in dict.fromkeys(problems.values()):
         print(f"error: {problem}", file=sys.stderr)
-    return 1 if told else 0
+    return 1 if problems else 0
 
 
-def _cancel_slurm(jobs: list[str]) -> str | None:
+def _by_job(runs: Sequence[Seen], cluster: str) -> list[Seen]:
+    """Return one run of each job on a cluster."""
+    return list({run.job: run for run in runs if run.cluster == cluster}.values())
+
+
+def _cancel_slurm(runs: Sequence[Seen]) -> str | None:
+    jobs = [run.job for run in _by_job(runs, "slurm") if run.job is not None]
     return slurm.cancel(jobs) if jobs else None
 
 
@@ -57,8 +66,11 @@ def _cancel_local(run: Seen) -> str | None:
     launch = read_launch(Path(run.folder)) or {}
     if launch.get("host") != socket.gethostname():
         return f"job {run.job} runs on host {launch.get('host')}: cancel it there"
-    with suppress(ProcessLookupError):  # it has ended meanwhile
-        os.kill(int(launch["job"]), signal.SIGTERM)
+    try:
+        if process_lives(launch):  # else it has ended meanwhile, and its number may be somebody else's
+            os.kill(int(launch["job"]), signal.SIGTERM)
+    except OSError as error:
+        return f"job {run.job} cannot be cancelled: {error}"
     return None
 
 
@@ -70,15 +82,12 @@ def _neighbours(runs: Sequence[Seen]) -> int:
 
 def _mark_cancelled(folder: Path) -> None:
     """Put on record that a run was cancelled while it waited for its job, unless it has begun meanwhile."""
-    status = read_status(folder) or {}
-    if status.get("state") in ("queued", "preempted") and holder(folder) is None:
-        Record.open(folder).write_status(
-            "preempted",
-            attempt=status.get("attempt", 0),
-            step=status.get("step", 0),
-            total_steps=status.get("total_steps"),
-            error="cancelled while it was queued; run the same command to submit it again",
-        )
+    try:
+        status = read_status(folder) or {}
+        if status.get("state") in ("queued", "preempted") and holder(folder) is None:
+            restate(folder, "cancelled", "cancelled while it was queued; run the same command to submit it again")
+    except (OSError, RecordError) as error:
+        print(f"warning: it could not be put on record that {folder} was cancelled: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,32 +4,57 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from dst.app import Cell
-from dst.config import ConfigError, run_name
+from dst.config import Config, ConfigError, run_name
 from dst.environment import CODE
 from dst.launcher.job import FrozenRun
 from dst.recording import digest, refreeze
 from dst.records.provenance import PACKAGE, code_digest, code_version
-from dst.records.read import read_status
+from dst.records.read import read_json, read_launch
+from dst.records.restate import restate
+from dst.verified import frozen_config
+
+FROZEN: Final = ".code"
+"""The folder below an output root that has each version of the package that runs were submitted with."""
 
 
 def freeze(cell: Cell, command: str) -> FrozenRun:
-    """Put a cell's config into its run folder, new or to be continued, and mark the run as queued.
+    """Put a cell's config into its run folder, new or to be continued, and mark the run as being submitted.
 
     Nothing waits for the disk: whoever has frozen all cells of a sweep calls ``os.sync`` once.
     """
     is_new = cell.state == "new"
     record = cell.record(command, durable=False)
     text = cell.text if is_new else refreeze(record, cell.config)
-    before = read_status(record.folder) or {}
-    record.write_status(
-        "queued",
-        attempt=before.get("attempt", 0),
-        step=before.get("step", 0),
-        total_steps=before.get("total_steps"),
-    )
+    restate(record.folder, "submitting", durable=False)
     return FrozenRun(str(record.folder.resolve()), run_name(cell.config), digest(text), text)
+
+
+def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
+    """Return a run as it was frozen, and what its config says; ConfigError unless that is what was recorded."""
+    config, text = frozen_config(folder), (folder / "config.yaml").read_text()
+    return FrozenRun(str(folder.resolve()), run_name(config), digest(text), text), config
+
+
+def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:
+    """Mark a run that has been frozen as being submitted anew, and return it: all else stays as it was submitted."""
+    restate(Path(run.folder), "submitting", durable=False)
+    return run, config
+
+
+def submitted_code(folder: Path) -> Path:
+    """Return the folder to import the package from that a run was submitted with; ConfigError if it is gone."""
+    launch = read_launch(folder) or {}
+    begun = read_json(folder / "run.json").get("code", {}).get("digest")
+    version = Path(launch["code"]).name if launch.get("code") else str(begun)
+    for above in folder.resolve().parents:
+        if (above / FROZEN / version / PACKAGE.name).is_dir():
+            return above / FROZEN / version
+    raise ConfigError(
+        [f"the code {version} that it was submitted with is in no {FROZEN} above {folder}: give its command again"]
+    )
 
 
 def frozen_code(root: Path) -> Path:
@@ -39,7 +64,7 @@ def frozen_code(root: Path) -> Path:
     ConfigError if the code has changed since this process began, or the copy since it was made.
     """
     version = code_version()["digest"]
-    place = root.resolve() / ".code" / str(version)
+    place = root.resolve() / FROZEN / str(version)
     if not (place / PACKAGE.name).is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission
@@ -24,6 +25,7 @@ from dst.environment import JOB
 from dst.launcher import slurm
 from dst.records.lock import holder
 from dst.records.read import read_status
+from dst.records.restate import restate
 from dst.records.store import Record, RecordError
 from dst.states import ENDED, EXIT_CODES, worst
 from dst.terminal import secure
@@ -127,7 +129,7 @@ class _Supervisor:
         forwarded, asked = None, 0.0
         while self.running or (self.waiting and self.requested is None):
             while self.waiting and len(self.running) < self.job.parallel and self.requested is None:
-                self._start(self.waiting.pop(0))
+                self._start_or_tell(self.waiting.pop(0))
             if self.requested != forwarded and self.requested is not None:
                 forwarded = self.requested
                 for child in self.running:  # which SLURM may have signalled too; a second SIGINT would be no request
@@ -151,12 +153,24 @@ class _Supervisor:
         Such as one process of a run whose others were not started any more, for which it would wait.
         """
         for child in self.running:
-            if holder(Path(child.run.folder)) is None:
-                child.process.kill()
+            with _apart(child.run):
+                if holder(Path(child.run.folder)) is None:
+                    child.process.kill()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested != signal.SIGUSR2:  # at the time limit SIGTERM follows, which makes it no other request
             self.requested = number
+
+    def _start_or_tell(self, run: FrozenRun) -> None:
+        """Start a run; if that cannot be, such as when its folder is gone, it has failed and the others go on."""
+        try:
+            self._start(run)
+        except Exception as error:
+            self.codes[run.folder] = EXIT_CODES["failed"]
+            told = f"it could not be started: {type(error).__name__}: {error}"
+            _say(f"{_now()} {Path(run.folder).name}: {told}", sys.stderr)
+            if self.is_main:
+                _fail(run, told)
 
     def _start(self, run: FrozenRun) -> None:
         rank = self.environment.global_rank
@@ -174,8 +188,8 @@ class _Supervisor:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
-        print(f"{_now()} {Path(run.folder).name} started as process {process.pid}, output in {log}", flush=True)
         self.running.append(_Child(run, process, log, gpus))
+        _say(f"{_now()} {Path(run.folder).name} started as process {process.pid}, output in {log}")
 
     def _gpus(self) -> tuple[str, ...]:
         """Return which GPUs the next run sees: all of the job's, or the least used one if runs go side by side."""
@@ -190,26 +204,28 @@ class _Supervisor:
             code = child.process.poll()
             if code is not None:
                 self.running.remove(child)
-                self.codes[child.run.folder] = self._judged(child, code)
+                self.codes[child.run.folder] = EXIT_CODES["failed"]
+                with _apart(child.run):
+                    self.codes[child.run.folder] = self._judged(child, code)
 
     def _judged(self, child: _Child, code: int) -> int:
         """Return the exit code of a run that has ended, having put on record what it could not say itself."""
-        name = Path(child.run.folder).name
+        name, state = Path(child.run.folder).name, _state(child.run)
         if code < 0 and self.requested is not None:  # it had no handler: not yet, or no more
-            state = _state(child.run)
             code = EXIT_CODES[state] if state in ENDED else _STOPPED
-        print(f"{_now()} {name} ended with exit code {code}", flush=True)
+        _say(f"{_now()} {name} ended with exit code {code}")
         if code in (0, _STOPPED):
             return code
-        print(_tail(child.log), file=sys.stderr, flush=True)
-        if code > 0 and self.is_main and _state(child.run) == "queued":
-            _write_status(child.run, "failed", f"it ended with exit code {code} before it began; see {child.log}")
+        _say(_tail(child.log), sys.stderr)
+        if code > 0 and self.is_main and state not in ENDED and holder(Path(child.run.folder)) is None:
+            when = " before it began" if state == "queued" else ""
+            _fail(child.run, f"it ended with exit code {code}{when}; see {child.log}")
         if code < 0:
-            signal_name = signal.Signals(-code).name
+            signal_name = _signal_name(-code)
             hint = " (was its memory too small?)" if -code == signal.SIGKILL else ""
             if self.is_main:
                 error = f"killed by {signal_name}{hint}; see {child.log}"
-                _write_status(child.run, "failed", error)
+                _fail(child.run, error)
                 _note_end(child.run, state="failed", error=error)
             code = EXIT_CODES["failed"]
         return code
@@ -242,7 +258,7 @@ class _Supervisor:
             time.sleep(_MAIN_WAIT_S)
 
     def _tell_stopped(self, unfinished: list[FrozenRun], cause: str, then: str) -> None:
-        print(f"{_now()} {cause}: {then}", flush=True)
+        _say(f"{_now()} {cause}: {then}")
         if self.is_main:
             for run in unfinished:
                 if run.folder in self.codes:
@@ -257,12 +273,13 @@ class _Supervisor:
                 return f"{_TIME_LIMIT} or {_PREEMPTION}"
             if notice.left_s <= self.job.signal_delay_s + _EARLY_S:
                 return _TIME_LIMIT
-        return f"stop request ({signal.Signals(self.requested).name})"
+        return f"stop request ({_signal_name(self.requested)})"
 
 
 def _remove_half_written(pickle: Path) -> None:
     """Remove what a job leaves that is killed while submitit writes its pickle anew, or it could never be requeued."""
-    pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)
+    with suppress(OSError):
+        pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)
 
 
 def _torch_distributed() -> dict[str, str]:
@@ -293,45 +310,67 @@ def visible_gpus() -> tuple[str, ...]:
 def _state(run: FrozenRun) -> str | None:
     """Return the state that a run has on record, None if that cannot be read."""
     with suppress(OSError, RecordError):
-        return (read_status(Path(run.folder)) or {}).get("state")
+        return str((read_status(Path(run.folder)) or {}).get("state"))
     return None
+
+
+@contextmanager
+def _apart(run: FrozenRun) -> Iterator[None]:
+    """Let nothing that goes wrong with the record of one run reach its neighbours; it is told."""
+    try:
+        yield
+    except Exception as problem:
+        _say(f"the record of {run.folder} could not be kept: {type(problem).__name__}: {problem}", sys.stderr)
 
 
 def _note_cause(run: FrozenRun, cause: str, then: str) -> None:
     """Put on record why a run was stopped; where it stands, it has written itself."""
-    with suppress(OSError, RecordError):
+    with _apart(run):
         status = read_status(Path(run.folder)) or {}
         if status.get("state") == "queued":  # it was stopped before it began
             return
         if status.get("state") == "preempted":
-            _write_status(run, "preempted", f"{cause} after step {status.get('step', 0)}; {then}")
+            _restate(run, "preempted", f"{cause} after step {status.get('step', 0)}; {then}")
         _note_end(run, cause=cause)
 
 
 def _note_end(run: FrozenRun, **facts: str) -> None:
     """Add to what is known of a run's newest attempt."""
-    with suppress(OSError, RecordError):
+    with _apart(run):
         attempt = (read_status(Path(run.folder)) or {}).get("attempt", 0)
         if attempt:
             Record.open(Path(run.folder)).log_attempt(attempt, **facts)
 
 
-def _write_status(run: FrozenRun, state: str, error: str) -> None:
-    """Change the state of a run that no process carries out any more."""
-    try:
-        folder = Path(run.folder)
-        before = read_status(folder) or {}
-        kept = {name: value for name, value in before.items() if name not in ("state", "error", "host", "pid")}
-        Record.open(folder).write_status(
-            state,
-            **{"attempt": 0, "step": 0, **kept, "error": error},
-        )
-    except (OSError, RecordError) as problem:
-        print(f"the status of {run.folder} could not be written: {problem}", file=sys.stderr, flush=True)
+def _fail(run: FrozenRun, error: str) -> None:
+    """Put on record that a run has failed that no process carries out any more."""
+    with _apart(run):
+        _restate(run, "failed", error)
+
+
+def _restate(run: FrozenRun, state: str, error: str) -> None:
+    """Change the state of a run that no process carries out any more; whatever else is known of it stays."""
+    before = read_status(Path(run.folder)) or {}
+    changed = {"state", "error", "host", "pid", "attempt", "step", "total_steps"}
+    restate(Path(run.folder), state, error, **{name: before[name] for name in before.keys() - changed})
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Print to the job's log; a disk that is full must not end the job."""
+    with suppress(OSError, ValueError):
+        print(text, file=stream or sys.stdout, flush=True)
+
+
+def _signal_name(number: int) -> str:
+    """Return the name of a signal; not all of them have one."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _tail(path: Path) -> str:
-    lines = path.read_text(errors="replace").splitlines()
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        return f"--- {path} cannot be read: {error}"
     return "\n".join([f"--- the end of {path}:", *lines[-_LOG_LINES:], "---"])
 
 

@@ -1,64 +1,163 @@
 """From the cells of a sweep to submitted jobs: what is over or under way is left alone, the rest is frozen and sent."""
 
-import errno
-import fcntl
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from dst import app
 from dst.app import Cell
 from dst.config import Config, ConfigError
-from dst.launcher.frozen import freeze, frozen_code
-from dst.launcher.job import FrozenRun
-from dst.launcher.seen import Seen, look
+from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
+from dst.launcher.seen import LAUNCHER, UNREADABLE, Seen, look
 from dst.launcher.settings import LauncherSettings
-from dst.launcher.submit import Submission, SubmissionError, note, submit
+from dst.launcher.submit import Run, Submission, submit
 from dst.recording import check_continuable, check_unchanged
+from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
-from dst.records.store import Record
+from dst.records.restate import restate
+from dst.records.store import RecordError
+from dst.states import LOST
 
 _POLL_S: Final = 2.0
 _REST: Final = 20.0
 """Rest so many times as long as a look took: waiting for a thousand runs must not keep a login node busy."""
 _SLURM_POLL_S: Final = 5.0
 """A controller serves many users."""
+_LOCK_POLL_S: Final = 0.2
+_PATIENCE_S: Final = 5.0
+"""How long another command may take to submit until this one says that it waits for it."""
+REQUEUED: Final = ("failed", "not submitted", LOST)
+"""States of runs that are submitted again by ``requeue``, if nothing else is asked for."""
+_LISTED: Final = 20
+"""So many of the runs that were left alone are named."""
 
 
 @dataclass(frozen=True)
 class Launched:
-    """What a command has done: run folders in the order of its cells, those submitted, and how."""
+    """What a command has done: run folders in the order of its cells, those submitted, and how.
+
+    ``left``: those that could not be submitted, by folder, and why.
+    """
 
     folders: list[Path]
     submitted: list[Path]
     submission: Submission | None
+    left: dict[Path, str]
+
+    def told(self) -> str:
+        """Return what is to be said of the runs that could not be submitted; nothing if there are none."""
+        if not self.left:
+            return ""
+        lines = [f"  {folder}: {why}" for folder, why in self.left.items()]
+        more = [f"  and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
+        return "\n".join([f"left alone, since they cannot be submitted: {len(lines)} runs", *lines[:_LISTED], *more])
 
 
 def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
-    """Submit the cells that are neither over nor under way.
+    """Submit the cells that are neither over nor under way; those that cannot be are left alone.
 
-    Raises ConfigError if a cell cannot be recorded, SubmissionError if a job is not taken.
+    Raises ConfigError if nothing can be recorded, SubmissionError if a job is not taken.
     """
     with _submitting({Path(cell.config.output.root) for cell in cells}):
         return _launch(app.looked_up(cells), settings, command)
 
 
 def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
-    taken = {Path(seen.folder) for seen in look([cell.found for cell in cells if cell.found]) if seen.is_taken}
-    todo = [cell for cell in cells if not (cell.is_over or (cell.state != "new" and cell.found in taken))]
-    _check_continuable(todo)
-    for root in {cell.config.output.root for cell in todo}:
-        frozen_code(Path(root))  # before anything is on record: the code may be edited at any time
+    seen = {Path(run.folder): run for run in look([cell.found for cell in cells if cell.found])}
+    left: dict[Path, str] = {}
+    todo: dict[Path, Cell] = {}
+    for cell in cells:
+        with _apart(_folder(cell), left):
+            if cell.found is None or _is_to_do(cell, seen[cell.found]):
+                todo[_folder(cell)] = cell
+    # Before anything is on record: the code may be edited at any time.
+    code = {root: frozen_code(root) for root in dict.fromkeys(Path(cell.config.output.root) for cell in todo.values())}
     app.enter(cells, command)
-    frozen = {id(cell): freeze(cell, command) for cell in todo}
-    folders = [Path(frozen[id(cell)].folder) if id(cell) in frozen else _found(cell) for cell in cells]
-    runs = [(frozen[id(cell)], cell.config) for cell in todo]
-    submission = resubmit(runs, settings) if runs else None
-    return Launched(folders, [Path(run.folder) for run, _ in runs], submission)
+    work = {folder: partial(_frozen, cell, command) for folder, cell in todo.items()}
+    runs, submission = _submit(work, settings, next(iter(code.values()), None), left)
+    placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
+    folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
+    return Launched(folders, list(placed.values()), submission, left)
+
+
+def _folder(cell: Cell) -> Path:
+    """Return the folder of a run, or where it will be."""
+    output = cell.config.output
+    return cell.found or Path(output.root) / output.group / cell.id
+
+
+def _is_to_do(cell: Cell, run: Seen) -> bool:
+    """Say whether a run that is on record shall be submitted; RecordError or ConfigError if it ought to and cannot."""
+    if run.is_taken or cell.is_over:  # whatever output.resume says, nothing is started beside what lives
+        return False
+    if cell.state == "new":
+        return True
+    folder = Path(run.folder)
+    if run.state == UNREADABLE:
+        raise RecordError(str(run.why))
+    check_unchanged(folder, cell.config)
+    try:
+        _check_continuable(folder, cell.config)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *_remedy(cell, run)]) from error
+    return True
+
+
+def _remedy(cell: Cell, run: Seen) -> list[str]:
+    """Return how a run goes on with the code that it was submitted with, if it can."""
+    folder = Path(run.folder)
+    try:
+        _check_continuable(folder, cell.config, submitted_code(folder).name)
+    except ConfigError:
+        return []
+    also = "" if run.state in REQUEUED else " --preempted"
+    return [f"with the code that it was submitted with it goes on by: python -m dst.launcher.requeue {folder}{also}"]
+
+
+def _check_continuable(folder: Path, config: Config, code: str | None = None) -> None:
+    check_continuable(folder, strict=config.hardware.determinism == "strict", code=code)
+
+
+def _frozen(cell: Cell, command: str) -> Run:
+    return freeze(cell, command), cell.config
+
+
+@contextmanager
+def _apart(folder: Path, left: dict[Path, str]) -> Iterator[None]:
+    """Let nothing that is wrong with one run hurt the others; it is noted why that one is left alone."""
+    try:
+        yield
+    except ConfigError as error:
+        left[folder] = "; ".join(error.problems)
+    except (OSError, RecordError) as error:
+        left[folder] = str(error)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # whatever its files may hold
+        left[folder] = f"its record makes no sense ({type(error).__name__}: {error})"
+
+
+def relaunch(runs: Mapping[Path, Run], settings: LauncherSettings, states: Sequence[str], code: Path) -> Launched:
+    """Submit runs of these states again as they were frozen, by folder, without the files they were composed from.
+
+    ``code``: the frozen package that they were submitted with. Raises ConfigError if somebody has changed it,
+    SubmissionError if a job is not taken.
+    """
+    check_copy(code)
+    left: dict[Path, str] = {}
+    with _submitting({Path(config.output.root) for _, config in runs.values()}):
+        todo: dict[Path, Callable[[], Run]] = {}
+        for (folder, run), seen in zip(runs.items(), look(runs), strict=True):
+            with _apart(folder, left):
+                if seen.state in states and not seen.is_taken:
+                    _check_continuable(folder, run[1], code.name)
+                    todo[folder] = partial(freeze_again, *run)
+        submitted, submission = _submit(todo, settings, code, left)
+    return Launched(list(runs), list(submitted), submission, left)
 
 
 @contextmanager
@@ -67,65 +166,61 @@ def _submitting(roots: Iterable[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         for root in sorted(root.resolve() for root in roots):
             try:
-                (root / ".launch").mkdir(parents=True, exist_ok=True)
-                handle = stack.enter_context((root / ".launch" / "lock").open("w"))
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                (root / LAUNCHER).mkdir(parents=True, exist_ok=True)
+                _wait_for_lock(stack, root / LAUNCHER)
             except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
-                    raise ConfigError([f"output.root={root}: cannot write there: {error}"]) from error
+                raise ConfigError([f"output.root={root}: cannot write there: {error}"]) from error
         yield
 
 
-def _check_continuable(cells: Sequence[Cell]) -> None:
-    problems = []
-    for cell in cells:
-        if cell.state != "new" and cell.found is not None:
-            try:
-                check_continuable(cell.found, strict=cell.config.hardware.determinism == "strict")
-                check_unchanged(cell.found, cell.config)
-            except ConfigError as error:
-                problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+def _wait_for_lock(stack: ExitStack, folder: Path) -> None:
+    began, is_told = time.monotonic(), False
+    while True:
+        try:
+            return stack.enter_context(locked(folder))
+        except LockedError as error:
+            if not is_told and time.monotonic() - began > _PATIENCE_S:
+                print(f"waits for another command that submits to {folder.parent}: {error.holder}", file=sys.stderr)
+                is_told = True
+            time.sleep(_LOCK_POLL_S)
 
 
-def resubmit(runs: Sequence[tuple[FrozenRun, Config]], settings: LauncherSettings) -> Submission:
-    """Submit runs that have been frozen."""
-    root = Path(runs[0][1].output.root)
-    note([run for run, _ in runs], settings, job=None)  # that others see them taken meanwhile
-    os.sync()
+def _submit(
+    work: Mapping[Path, Callable[[], Run]], settings: LauncherSettings, code: Path | None, left: dict[Path, str]
+) -> tuple[dict[Path, Run], Submission | None]:
+    """Freeze runs, and submit them; however this ends, it is on record which were not submitted."""
+    runs: dict[Path, Run] = {}
     try:
-        return submit(runs, settings, root=root, code=frozen_code(root))
-    except SubmissionError as error:
-        for run, _ in runs:
-            _mark_unsubmitted(Path(run.folder), str(error))
+        for folder, frozen in work.items():
+            with _apart(folder, left):
+                runs[folder] = frozen()
+        if not runs or code is None:
+            return runs, None
+        os.sync()
+        ((_, config), *_) = runs.values()
+        return runs, submit(list(runs.values()), settings, root=Path(config.output.root), code=code)
+    except BaseException as error:
+        _tell_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work), error)
         raise
 
 
-def _mark_unsubmitted(folder: Path, error: str) -> None:
-    """Put on record that no job will carry a run out, unless one will."""
-    status = read_status(folder) or {}
-    if (read_launch(folder) or {}).get("job") is None and status.get("state") == "queued":
-        Record.open(folder).write_status("failed", attempt=status["attempt"], step=status["step"], error=error)
-
-
-def relaunch(cells: Sequence[Cell], settings: LauncherSettings, states: Sequence[str]) -> Submission | None:
-    """Submit runs of these states again, with the configs frozen in their folders (``verified.frozen_config``).
-
-    Raises ConfigError if one cannot be continued as it was begun, SubmissionError if a job is not taken; None if there
-    is nothing to submit.
-    """
-    with _submitting({Path(cell.config.output.root) for cell in cells}):
-        seen = zip(cells, look([_found(cell) for cell in cells]), strict=True)
-        todo = [cell for cell, run in seen if run.state in states and not run.is_taken]
-        _check_continuable(todo)
-        runs = [(freeze(cell, ""), cell.config) for cell in todo]
-        return resubmit(runs, settings) if runs else None
-
-
-def _found(cell: Cell) -> Path:
-    assert cell.found is not None
-    return cell.found
+def _tell_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> None:
+    """Say, and put on record, which of so many runs were frozen and not submitted, and why."""
+    why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+    without_job: list[Path] = []
+    for folder in frozen:
+        with _apart(folder, {}):
+            state, job = (read_status(folder) or {}).get("state"), (read_launch(folder) or {}).get("job")
+            if state == "submitting" or (state == "queued" and job is None):
+                without_job.append(folder)
+                restate(folder, "not submitted", why, durable=False)
+    others = len(frozen) - len(without_job)
+    if others == of:
+        told = f"{why}; all {of} runs had been submitted, and go on"
+    else:
+        go_on = f"; the other {others} go on" if others else ""
+        told = f"{of - others} of {of} runs were not submitted: {why}; the same command submits them{go_on}"
+    print(told, file=sys.stderr)
 
 
 def wait(folders: Sequence[Path]) -> list[Seen]:

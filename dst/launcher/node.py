@@ -19,8 +19,8 @@ from dst.launcher.frozen import check_code
 from dst.recording import RunningError
 from dst.records.lock import holder
 from dst.records.read import read_json, read_status
-from dst.records.store import Record
-from dst.states import EXIT_CODES
+from dst.records.restate import restate
+from dst.states import ENDED, EXIT_CODES
 from dst.terminal import program
 from dst.together import together
 from dst.training.stopping import StopFlag
@@ -80,16 +80,8 @@ def _fail(folder: Path, error: str, trace: str | None = None) -> None:
     """Put on record that the run could not even begin, unless it has said so itself; the main process does."""
     if int(os.environ.get("RANK", "0")) > 0 or holder(folder) is not None:  # whoever has it tells its state
         return
-    before = read_status(folder) or {}
-    if before.get("state") in ("queued", "running", "preempted"):
-        Record.open(folder).write_status(
-            "failed",
-            attempt=before.get("attempt", 0),
-            step=before.get("step", 0),
-            total_steps=before.get("total_steps"),
-            error=error,
-            traceback=trace,
-        )
+    if (read_status(folder) or {"state": "failed"}).get("state") not in ENDED:
+        restate(folder, "failed", error, traceback=trace)
 
 
 if __name__ == "__main__":

@@ -3,29 +3,29 @@
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any, get_args
 
-from dst.app import Cell
 from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
-from dst.launcher.launch import relaunch
-from dst.launcher.seen import LOST, look
+from dst.launcher.frozen import read_frozen, submitted_code
+from dst.launcher.launch import REQUEUED, Launched, relaunch
+from dst.launcher.seen import look
 from dst.launcher.settings import Cluster, LauncherSettings
-from dst.launcher.submit import SubmissionError
+from dst.launcher.submit import Run, SubmissionError
 from dst.records.read import read_launch
 from dst.records.store import RecordError
 from dst.states import EXIT_CODES, worst
 from dst.terminal import program
-from dst.verified import frozen_config
 
 _DESCRIPTION = """\
-Submit the runs below DIR that failed or were lost again, from their newest checkpoint, with the config and to the
-cluster that they were submitted with. No config file is read. Diverged runs would diverge again and are left alone."""
+Submit the runs below DIR that failed, were lost, or were not taken by the cluster again, from their newest checkpoint,
+with the config, the code (outputs/.code) and to the cluster that they were submitted with. No config file is read.
+Diverged runs would diverge again and are left alone."""
 
-_STATES = ("failed", LOST)
+_STOPPED = ("preempted", "cancelled")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,47 +37,62 @@ def main(arguments: Sequence[str]) -> int:
     folders = folders_below(options.dir)
     if folders is None:
         return 2
-    states = (*_STATES, "preempted") if options.preempted else _STATES
+    states = (*REQUEUED, *_STOPPED) if options.preempted else REQUEUED
     wanted = [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]
-    launched = {folder: launch for folder in wanted if (launch := read_launch(folder)) and _settings(launch)}
+    groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
+    codes = []
     for folder in wanted:
-        if folder not in launched:
-            print(f"left alone, since no launch.json says how it was submitted: {folder}; run its command again")
-    cells = _verified(launched)
-    code = EXIT_CODES["refused"] if len(cells) < len(launched) else 0
+        try:
+            if (how := _submitted(folder)) is None:
+                print(f"left alone, since it was not launched as a job: {folder}; run its command again")
+            else:
+                groups[how][folder] = read_frozen(folder)
+        except (ConfigError, RecordError, OSError) as error:
+            codes.append(_tell(error))
     if options.dry_run:
-        print("\n".join([*map(str, cells), f"{len(cells)} runs would be submitted"]))
-        return code
-    groups: dict[tuple[str, LauncherSettings], list[Cell]] = defaultdict(list)
-    for folder, cell in cells.items():
-        launch = launched[folder]
-        settings = _settings(launch)
-        if settings is not None:
-            groups[launch.get("cwd", os.getcwd()), settings].append(cell)
-    for (cwd, settings), together in groups.items():
+        found = [str(folder) for runs in groups.values() for folder in runs]
+        print("\n".join([*found, f"{len(found)} runs would be submitted"]))
+        return worst(codes)
+    for (cwd, settings, code), runs in groups.items():
         try:
+            there = {folder.resolve(): run for folder, run in runs.items()}
             with chdir(cwd):  # what a config says of folders holds from where it was submitted
-                submission = relaunch(together, settings, states)
+                codes.append(_report(relaunch(there, settings, states, code)))
         except (SubmissionError, ConfigError, RecordError, OSError) as error:
-            print(f"error: {error.text() if isinstance(error, ConfigError) else error}", file=sys.stderr)
-            code = worst([code, EXIT_CODES["failed"]])
-            continue
-        if submission is not None:
-            print(f"{len(together)} runs submitted as job {', '.join(submission.jobs)}; logs in {submission.logs}")
-    if not launched:
+            codes.append(_tell(error))
+    if not wanted:
         print("nothing to submit: no run below that folder has failed or was lost")
-    return code
+    return worst(codes)
 
 
-def _verified(folders: Iterable[Path]) -> dict[Path, Cell]:
-    """Return the runs whose frozen config is what was recorded; of the others, say what is wrong."""
-    cells = {}
-    for folder in folders:
-        try:
-            cells[folder] = Cell(frozen_config(folder), folder.resolve())
-        except ConfigError as error:
-            print(f"error: {error.text()}", file=sys.stderr)
-    return cells
+def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
+    """Return from where, how, and with which code a run was submitted; None if it never was."""
+    launch = read_launch(folder)
+    if launch is None:
+        return None
+    settings = _settings(launch)
+    if settings is None:
+        raise RecordError(f"{folder}/launch.json does not say how it was submitted: run its command again")
+    return str(launch.get("cwd", os.getcwd())), settings, submitted_code(folder)
+
+
+def _report(launched: Launched) -> int:
+    """Say what was submitted and what was not; return the exit code."""
+    if launched.submission is not None:
+        jobs = ", ".join(launched.submission.jobs)
+        print(f"{len(launched.submitted)} runs submitted as job {jobs}; logs in {launched.submission.logs}")
+    if launched.left:
+        print(launched.told(), file=sys.stderr)
+    return EXIT_CODES["refused"] if launched.left else 0
+
+
+def _tell(error: Exception) -> int:
+    """Say what went wrong; return the exit code."""
+    if isinstance(error, ConfigError):
+        print(f"error: {error.text()}", file=sys.stderr)
+        return EXIT_CODES["refused"]
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_CODES["failed"]
 
 
 def _settings(launch: Mapping[str, Any]) -> LauncherSettings | None:

@@ -2,32 +2,34 @@
 
 import json
 import os
-import time
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from dst.launcher import slurm
-from dst.records.lock import holder
+from dst.records.lock import Holder, holder
 from dst.records.read import read_launch, read_run, read_status, read_summary
 from dst.records.store import RecordError
+from dst.states import LOST
 
-LOST: Final = "lost"
-"""The state of a run that its record takes for queued or running while no job and no process carries it out."""
+LAUNCHER: Final = ".launch"
+"""The folder below an output root whose lock a command holds while it submits runs; it has the logs of jobs, too."""
 
-_STARTUP_S: Final = 120.0
-"""How long a job that runs may take to begin its run."""
+UNREADABLE: Final = "unreadable"
+"""What is said of a run whose record makes no sense."""
 
 _TAIL_BYTES: Final = 65536
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One run. ``state``: as its record says, or ``lost``; ``slurm``: the state of its job in SLURM's own words.
+    """One run. ``state``: as its record says, unless it can be seen that this is not so any more, or ``lost``.
 
-    ``accuracy``: the last one measured, on the validation or, when done, on the test set. ``eta_s``: seconds to go.
-    ``is_taken``: a process or a job carries it out, or will. ``why``: why it failed or stopped.
+    ``slurm``: the state of its job in SLURM's own words. ``accuracy``: the last one measured, on the validation or,
+    when done, on the test set. ``eta_s``: seconds to go. ``is_taken``: a process or a job carries it out, or will, or a
+    command is about to submit it; ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
     """
 
     folder: str
@@ -42,14 +44,24 @@ class Seen:
     job: str | None
     slurm: str | None
     is_taken: bool
+    has_job: bool
     why: str | None
 
 
 def look(folders: Iterable[Path]) -> list[Seen]:
-    """Return what is seen of these runs; SLURM is asked once for all."""
+    """Return what is seen of these runs; SLURM is asked once for all, and once more for those submitted meanwhile."""
     launches = {folder: _launch(folder) for folder in folders}
     jobs = slurm.jobs(str(at.get("job")) for at in launches.values() if at.get("cluster") == "slurm")
-    return [_seen(folder, launch, jobs) for folder, launch in launches.items()]
+    submitters = {parent: tuple(_submitters(parent)) for parent in {folder.parent for folder in launches}}
+    seen = {folder: _seen(folder, launch, jobs, submitters[folder.parent]) for folder, launch in launches.items()}
+    idle = [folder for folder, run in seen.items() if not run.is_taken and run.state in _IDLE]
+    if again := [folder for folder in idle if _launch(folder) != launches[folder]]:
+        seen |= dict(zip(again, look(again), strict=True))
+    return list(seen.values())
+
+
+_IDLE: Final = frozenset({"not submitted", "cancelled", "unknown", LOST})
+"""What a run seems to be if its record was read before, and its job or its submission looked for after, a change."""
 
 
 def _launch(folder: Path) -> dict[str, Any]:
@@ -59,18 +71,31 @@ def _launch(folder: Path) -> dict[str, Any]:
         return {"damaged": str(error)}
 
 
-def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> Seen:
-    job = (jobs or {}).get(str(launch.get("job")))
+def _submitters(group: Path) -> Iterator[Holder]:
+    """Yield the commands, but this one, that are submitting runs to an output root which a folder belongs to."""
+    for root in (group.resolve(), *group.resolve().parents):
+        found = holder(root / LAUNCHER) if (root / LAUNCHER / "lock").exists() else None
+        if found is not None and (found.host, found.pid) != (socket.gethostname(), os.getpid()):
+            yield found
+
+
+def _seen(
+    folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None, submitters: tuple[Holder, ...]
+) -> Seen:
     status, name, summary = _recorded(folder)
     if "damaged" in launch:
-        status = {**status, "state": "unreadable", "error": launch["damaged"]}
+        status = {**status, "state": UNREADABLE, "error": launch["damaged"]}
+    job = (jobs or {}).get(str(launch.get("job")))
     is_held = holder(folder) is not None
-    lives = is_held or _lives(launch, jobs)
+    has_job = _lives(launch, jobs)
     state, why = status["state"], status.get("error")
-    if not is_held:
-        may_be_back = lives and (job is not None or launch.get("host") == os.uname().nodename)
-        state, why = _without_process(status, lives=lives, may_be_back=may_be_back, job=job)
+    if not is_held and _is_unsubmitted(state, launch):
+        state, why = _unsubmitted(status, submitters)
+    elif not is_held:
+        may_be_back = has_job and (job is not None or launch.get("host") == os.uname().nodename)
+        state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
+    waits = state in ("queued", "preempted", "unknown", LOST, UNREADABLE) and has_job
     return Seen(
         folder=str(folder),
         name=name,
@@ -83,8 +108,9 @@ def _seen(folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] 
         cluster=launch.get("cluster"),
         job=launch.get("job"),
         slurm=None if job is None else job.state,
-        is_taken=is_held or (state in ("queued", "preempted", LOST) and lives),
-        why=why if state not in ("running", "queued", "done") else None,
+        is_taken=is_held or waits or state == "submitting",
+        has_job=has_job,
+        why=why if state not in ("running", "queued", "submitting", "done") else None,
     )
 
 
@@ -95,7 +121,22 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
         name = str(read_run(folder).get("name", folder.name))
         return status, name, (read_summary(folder) or {}) if status["state"] == "done" else {}
     except (OSError, RecordError) as error:
-        return {"state": "unreadable", "error": str(error)}, folder.name, {}
+        return {"state": UNREADABLE, "error": str(error)}, folder.name, {}
+
+
+def _is_unsubmitted(state: str, launch: dict[str, Any]) -> bool:
+    """Say whether it is on record that a run was to be submitted, but not to which job."""
+    return state == "submitting" or (state in ("queued", "unknown") and launch.get("job") is None)
+
+
+def _unsubmitted(status: dict[str, Any], submitters: tuple[Holder, ...]) -> tuple[str, str | None]:
+    """Return the state of a run that was to be submitted, and why it was not if nobody does so any more."""
+    host, pid = status.get("host"), status.get("pid")
+    if status["state"] == "unknown":  # it has only just been made, or whoever made it was killed at that moment
+        return ("submitting" if submitters else "unknown"), None
+    if any((submitter.host, submitter.pid) == (host, pid) for submitter in submitters):
+        return "submitting", None
+    return "not submitted", f"the command that was submitting it is gone (host {host}, process {pid})"
 
 
 def _without_process(
@@ -113,7 +154,8 @@ def _without_process(
         told = f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
         return LOST, f"SLURM says {job.state}" if job is not None and is_over else told
     if state == "queued" and not lives:
-        return LOST, f"SLURM says {job.state}" if job is not None and is_over else "its job is gone"
+        told = f"SLURM says {job.state}" if job is not None and is_over else "its job is gone"
+        return "cancelled" if job is not None and job.state == "CANCELLED" else LOST, told
     if state == "preempted" and job is not None and is_over:
         return state, f"{why}; its job is over: SLURM says {job.state}"
     return state, why
@@ -121,24 +163,20 @@ def _without_process(
 
 def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bool:
     """Say whether the job of a run runs or will run, as far as can be seen; if it cannot, it may."""
-    is_new: bool = time.time() - launch.get("submitted", 0) < _STARTUP_S
-    if launch.get("job") is None:  # it is being submitted; unless that was cut off
-        return is_new
+    if launch.get("job") is None:
+        return False
     if launch.get("cluster") == "slurm":
-        if jobs is None:
-            return True
-        job = jobs.get(str(launch["job"]))
-        return job.is_alive if job is not None else is_new  # which SLURM may not know yet
-    if launch.get("cluster") == "local":
-        return _process_lives(launch)
-    return False
+        job = None if jobs is None else jobs.get(str(launch["job"]))
+        return jobs is None or (job is not None and job.is_alive)
+    return launch.get("cluster") == "local" and process_lives(launch)
 
 
-def _process_lives(launch: dict[str, Any]) -> bool:
+def process_lives(launch: dict[str, Any]) -> bool:
     """Say whether a local job's process is alive; the start time tells it from another one of the same number."""
     if launch.get("host") != os.uname().nodename:
         return True  # it cannot be seen from here
-    return process_started(int(launch["job"])) == launch.get("process_started")
+    started = process_started(int(launch["job"]))
+    return started is not None and started == launch.get("process_started")
 
 
 def process_started(pid: int) -> str | None:

@@ -1,11 +1,12 @@
 """What SLURM says of jobs, through its own commands; everything works without them too."""
 
 import math
+import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -43,28 +44,63 @@ def available() -> bool:
 def jobs(ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     """Return what is known of these jobs (``12`` or, of an array, ``12_3``), as far as SLURM knows them.
 
-    The queue knows best what lives; the accounting, where there is one, remembers what has ended. None if the queue
+    The queue alone says what lives; the accounting, where there is one, remembers what has ended. None if the queue
     cannot be asked: no SLURM here, or none that answers.
     """
     wanted = set(ids)
     if not wanted:
         return {}
-    text = _output("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
+    text = _output("squeue", "--noheader", "--all", "--array", "--states=all", "--format=%i|%T")
     if text is None:
         return None
-    rows = _rows(2, text)
-    queued = {job: SlurmJob(state) for job, state in rows if job in wanted}
+    queue = {job: SlurmJob(state) for job, state in _rows(2, text)}
+    queued = _of_each(wanted, queue)
     alive = {job: found for job, found in queued.items() if found.is_alive}
-    return {**queued, **_accounting(wanted - alive.keys()), **alive}
+    accounts = _accounting(wanted - alive.keys())
+    return {**_forgotten(wanted, [*queue, *accounts]), **queued, **_of_each(wanted, accounts), **alive}
 
 
-def _accounting(wanted: set[str]) -> dict[str, SlurmJob]:
+def _accounting(wanted: Set[str]) -> dict[str, SlurmJob]:
+    """Return what the accounting lists of jobs that are not in the queue any more, nor live whatever it says."""
     if not wanted or shutil.which("sacct") is None:
         return {}
-    parents = ",".join(sorted({job.partition("_")[0] for job in wanted}))
+    parents = ",".join(sorted({_parent(job) for job in wanted}))
     rows = _rows(3, _output("sacct", "-X", "-n", "-P", f"--jobs={parents}", "--format=JobID,State,ExitCode") or "")
     # A state may carry more, as in "CANCELLED by 1000".
-    return {job: SlurmJob(state.split()[0], code) for job, state, code in rows if job in wanted and state}
+    listed = {job: SlurmJob(state.split()[0], code) for job, state, code in rows if state}
+    return {job: found for job, found in listed.items() if not found.is_alive}
+
+
+def _of_each(wanted: Set[str], listed: Mapping[str, SlurmJob]) -> dict[str, SlurmJob]:
+    """Return what is listed of each job that is wanted; tasks that never began have one record, ``12_[0-5%2]``."""
+    found = {job: state for job, state in listed.items() if job in wanted}
+    parents = {_parent(job) for job in wanted - found.keys()}
+    for job, state in listed.items():
+        parent, _, tasks = job.partition("_[")
+        if tasks and parent in parents:
+            these = {f"{parent}_{task}" for task in _numbers(tasks.partition("%")[0])}
+            found = {**dict.fromkeys(these & wanted, state), **found}
+    return found
+
+
+def _forgotten(wanted: Set[str], listed: Iterable[str]) -> dict[str, SlurmJob]:
+    """Return the tasks that are not listed although their array, or another task of it, is.
+
+    SLURM keeps no record of tasks that were cancelled one by one while they waited.
+    """
+    arrays = {_parent(job) for job in listed}
+    return {job: SlurmJob("CANCELLED") for job in wanted if "_" in job and _parent(job) in arrays}
+
+
+def _numbers(text: str) -> Iterator[int]:
+    """Yield the numbers of a list such as ``0-3,7,10-20:5``."""
+    for first, last, step in re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", text):
+        yield from range(int(first), int(last or first) + 1, int(step or 1))
+
+
+def _parent(job: str) -> str:
+    """Return the id of the array that a job is a task of, or its own."""
+    return job.partition("_")[0]
 
 
 def _rows(columns: int, text: str) -> list[list[str]]:
@@ -75,8 +111,9 @@ def _rows(columns: int, text: str) -> list[list[str]]:
 
 def _output(*command: str) -> str | None:
     """Return what a SLURM command prints, None if it fails."""
+    whole = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # or long lists of tasks are cut off
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S, env=whole).stdout
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -99,10 +136,12 @@ class Notice:
 def notice(job: str) -> Notice | None:
     """Return why a running job may have been signalled; None if SLURM cannot be asked."""
     fields: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", _output("scontrol", "show", "job", job) or ""))
-    if not {"PreemptTime", "StartTime", "EndTime"} <= fields.keys():
+    if not {"StartTime", "EndTime"} <= fields.keys():
         return None
-    # It was earlier, before the job was requeued, if not since the job has started.
-    preempted = fields["PreemptTime"][:1].isdigit() and fields["PreemptTime"] >= fields["StartTime"]
+    # It is told of jobs in partitions that can be preempted only. If it is earlier than the job's start, the job was
+    # preempted before it was requeued.
+    preempt_time = fields.get("PreemptTime", "None")
+    preempted = preempt_time[:1].isdigit() and preempt_time >= fields["StartTime"]
     try:
         left = datetime.fromisoformat(fields["EndTime"]).timestamp() - time.time()
     except ValueError:  # a job without a limit
@@ -112,8 +151,22 @@ def notice(job: str) -> Notice | None:
 
 def cancel(ids: Iterable[str]) -> str | None:
     """Cancel jobs; return what SLURM says if it refuses."""
-    done = subprocess.run(["scancel", *ids], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    try:
+        done = subprocess.run(
+            ["scancel", *_together(ids)], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"scancel: {error}"
     return done.stderr.strip() or f"scancel exits with {done.returncode}" if done.returncode else None
+
+
+def _together(ids: Iterable[str]) -> list[str]:
+    """Return jobs as ``scancel`` takes them, the tasks of an array at once: ``12_[0,2,3]``."""
+    tasks: dict[str, list[str]] = {}
+    for job in sorted(ids):
+        parent, _, task = job.partition("_")
+        tasks.setdefault(parent, []).extend(filter(None, [task]))
+    return [f"{parent}_[{','.join(of_it)}]" if of_it else parent for parent, of_it in tasks.items()]
 
 
 def rename(job: str, name: str) -> None:

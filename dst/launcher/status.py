@@ -17,8 +17,10 @@ from dst.terminal import program
 _DESCRIPTION = """\
 Show what has become of the runs below DIR: state, attempt, step, time to go, last accuracy, job, why it failed.
 
-States are those of the records (queued, running, preempted, done, failed, diverged) and 'lost': recorded as queued or
-running while no job and no process carries the run out any more. Where there is SLURM, its own word is shown beside.
+States are those of the records: submitting (a command has frozen it and is about to hand it over), not submitted (that
+command ended before), queued, running, preempted, done, failed, diverged, cancelled (while it was queued); and 'lost':
+recorded as queued or running while no job and no process carries the run out any more. Where there is SLURM, its own
+word is shown beside.
 A group has also the runs that its sweeps found under another group; 'missing' is one that is not there any more."""
 
 _HOME_AND_CLEAR = "\033[H\033[2J"
@@ -61,7 +63,7 @@ def _lacking(member: Member) -> Seen | None:
         return None
     nothing = dict.fromkeys(("total_steps", "accuracy", "eta_s", "cluster", "job", "slurm"))
     name, folder = member.name or member.id, str(member.folder)
-    return Seen(folder, name, member.state, attempt=0, step=0, is_taken=False, why=member.why, **nothing)
+    return Seen(folder, name, member.state, attempt=0, step=0, is_taken=False, has_job=False, why=member.why, **nothing)
 
 
 def _row(run: Seen, *, with_slurm: bool) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -21,9 +21,10 @@ from dst.config import Config, Hardware
 from dst.environment import CODE
 from dst.launcher import slurm
 from dst.launcher.job import FrozenRun, Job, visible_gpus
-from dst.launcher.seen import process_started
+from dst.launcher.seen import LAUNCHER, process_started
 from dst.launcher.settings import LauncherSettings
-from dst.records.store import Record
+from dst.records.restate import restate
+from dst.records.store import Record, RecordError
 
 _FOREVER_MIN: Final = 60 * 24 * 365
 """Jobs on this machine have no time limit."""
@@ -51,7 +52,7 @@ def submit(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code:
     ``root``: below it, in ``.launch``, lie the logs; ``code``: where the jobs import the package from.
     Raises SubmissionError.
     """
-    logs = root.resolve() / ".launch" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    logs = root.resolve() / LAUNCHER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     logs.mkdir(parents=True)
     to_cluster = _to_slurm if settings.cluster == "slurm" else _to_this_machine
     try:
@@ -92,9 +93,11 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
         earlier = ids[-lanes] if len(ids) >= lanes else None
         asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
         executor.update_parameters(**asked, job_name=name)
-        submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
-        for job, found in zip(jobs, submitted, strict=True):
-            note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
+        with _handing_over(jobs, settings):
+            with _kept_from_children():
+                submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
+            for job, found in zip(jobs, submitted, strict=True):
+                _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
         ids.append(submitted[0].job_id.partition("_")[0])
         yield ids[-1]
 
@@ -161,10 +164,11 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
         )
         executor = LocalExecutor(logs)
         executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)
-        with _in_background(code, logs / "controller.log"):
-            found = executor.submit(job)
-        facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
-        note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
+        with _handing_over([job], settings):
+            with _in_background(code, logs / "controller.log"):
+                found = executor.submit(job)
+            facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
+            _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
         yield found.job_id
 
 
@@ -213,12 +217,54 @@ def _in_background(code: Path, log: Path) -> Iterator[None]:
 # Both
 
 
-def note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
+@contextmanager
+def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[None]:
+    """Mark runs as queued before a job can begin them, and see to it that the job is on record once it has them.
+
+    So requests to stop, such as Ctrl-C, wait that long: a job that nobody knows of would be submitted once more.
+    """
+    asked: list[int] = []
+    heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded}
+    try:
+        for job in jobs:
+            _note(job.runs, settings, job=None)
+            _each(job.runs, lambda folder: restate(folder, "queued", durable=False))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if asked:
+            signal.raise_signal(asked[0])
+
+
+@contextmanager
+def _kept_from_children() -> Iterator[None]:
+    """Keep requests to stop from processes that are started here: a terminal's Ctrl-C would end ``sbatch`` half-way."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
     """Put on record which job carries runs out."""
+    common = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings)}
+    launch = {**common, "cwd": os.getcwd(), "runs": len(runs), **facts}
+    _each(runs, lambda folder: Record.open(folder, durable=False).write_launch(launch))
+
+
+def _each(runs: Sequence[FrozenRun], act: Callable[[Path], None]) -> None:
+    """Do something with the folder of each run; what is wrong with one is told, and hurts no other."""
     for run in runs:
-        common = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings)}
-        launch = {**common, "cwd": os.getcwd(), "runs": len(runs), **facts}
-        Record.open(Path(run.folder), durable=False).write_launch(launch)
+        try:
+            act(Path(run.folder))
+        except (OSError, RecordError) as error:
+            print(f"warning: the record of {run.folder} could not be written: {error}", file=sys.stderr)
 
 
 def _imports(code: Path) -> dict[str, str]:

@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
-STATES: Final = ("queued", "running", "preempted", "done", "failed", "diverged")
-"""What a run can be, as ``status.json`` says."""
+from dst.states import STATES
 
 RESUME_EVENT: Final = "resume"
 """Value of ``event`` in a history line that voids all earlier lines of a later step."""

@@ -105,8 +105,9 @@ def test_a_changed_config_is_executed_by_nobody(failed, submitted, capsys, monke
     assert ("this is no config of a run" if is_forged else "is not what was submitted") in status["error"]
 
     if not is_forged:
-        with pytest.raises(ConfigError, match=r"config\.yaml is not what was recorded"):
-            launching.launch(cells([config()]), LauncherSettings("local"), "a command")
+        launched = launching.launch(cells([config()]), LauncherSettings("local"), "a command")
+        assert (list(launched.left), launched.submission) == ([folder.relative_to(Path.cwd())], None)
+        assert "config.yaml is not what was recorded" in launched.told()
         assert path.read_text() == text
     assert sorted(os.listdir(folder)) == ["config.yaml", "launch.json", "run.json", "status.json"]
 
@@ -175,6 +176,15 @@ def test_changed_code_is_not_submitted(code, file, told):
         frozen_code(code.parents[1])
     shutil.rmtree(code)
     assert code_digest(frozen_code(code.parents[1]) / "dst") == code.name
+
+
+def test_changed_code_is_not_submitted_again(failed, submitted, capsys):
+    code = Path(read_json(Path(failed.folder) / "launch.json")["code"])
+    with (code / "dst" / "seeding.py").open("a") as source:
+        source.write("# changed\n")
+    assert requeue.main(["outputs"]) == 2
+    assert f"the code in {code} is not what was submitted" in capsys.readouterr().err
+    assert (submitted, read_status(Path(failed.folder))["state"]) == ([], "failed")
 
 
 def test_changed_code_runs_nothing_on_the_node(failed, code):

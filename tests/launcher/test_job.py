@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from dst.launcher.slurm import Notice
 from dst.records.lock import locked
 from dst.records.read import read_attempts, read_status
 from dst.records.store import Record
+from tests.processes import REPOSITORY
 
 
 @pytest.fixture
@@ -137,6 +139,70 @@ def test_a_signal_that_meets_a_process_without_a_handler(supervisor, run, tmp_pa
     assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), -signal.SIGUSR2) == code
 
 
+@pytest.mark.parametrize("state", ["preempted", "running", "cancelled"])
+def test_a_run_that_goes_on_and_ends_without_a_word_has_failed(supervisor, run, tmp_path, state):
+    """Such as a continued one whose Python does not start any more."""
+    (tmp_path / "log.txt").write_text("")
+    Record.open(job.Path(run.folder)).write_status(state, attempt=2, step=5)
+    with locked(job.Path(run.folder)):  # by hand, somewhere else: then it is the other one's state
+        assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), 2) == 2
+        assert read_status(job.Path(run.folder))["state"] == state
+    assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), 1) == 1
+    status = read_status(job.Path(run.folder))
+    assert (status["state"], status["attempt"], status["step"]) == ("failed", 2, 5)
+
+
+@pytest.fixture
+def signals_as_they_were():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_nothing_that_becomes_of_one_run_hurts_its_neighbours(supervisor, run, monkeypatch, tmp_path, capsys):
+    """Gone before it starts, gone with its log while it runs, nonsense in its record, no memory for its process."""
+
+    def end(name):
+        """Let the process of a run find out what it is to do."""
+        folder = tmp_path / name
+        if name == "gone_later":
+            job.shutil.rmtree(folder)
+        if name == "mad":
+            (folder / "status.json").write_text('{"state": ["running"], "attempt": "one"}')
+            return "exit 3"
+        return "kill -40 $$" if name == "gone_later" else "exit 0"
+
+    def start(command, **options):
+        name = job.Path(command[4]).name
+        if name == "no_memory":
+            raise MemoryError
+        return popen(["sh", "-c", end(name)], **options)
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(job.subprocess, "Popen", start)
+    monkeypatch.setattr(job.slurm, "rename", lambda *_: None)
+    names = ["gone", "gone_later", "mad", "no_memory", "fine"]
+    runs = [FrozenRun(str(tmp_path / name), name, "", "") for name in names]
+    for name in names[1:]:
+        Record.create(tmp_path / name, config_yaml="", run={"name": name}).write_status("queued", attempt=0, step=0)
+    supervisor.waiting, supervisor.codes, supervisor.job.runs = list(runs), {}, tuple(runs)
+    assert supervisor.carry_out() == 1
+    assert [supervisor.codes[run.folder] for run in runs] == [1, 1, 3, 1, 0]
+    assert read_status(tmp_path / "no_memory")["error"] == "it could not be started: MemoryError: "
+    told = capsys.readouterr()
+    assert "gone: it could not be started: FileNotFoundError" in told.err
+    assert "gone_later ended with exit code -40" in told.out
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_job():
+    """Its disk is full."""
+    said = "from dst.launcher.job import _say; _say('a line'); _say('another'); import os; os._exit(7)"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", said], stdout=full, check=False, cwd=REPOSITORY).returncode == 7
+
+
 def test_each_run_gets_the_gpu_that_is_least_used(supervisor):
     supervisor.job.gpus, supervisor.job.parallel = ("0", "1"), 3
     for number, gpu in enumerate(["0", "1", "0"]):
@@ -148,6 +214,7 @@ def test_each_run_gets_the_gpu_that_is_least_used(supervisor):
     assert supervisor._gpus() == ("0", "1")
 
 
+@pytest.mark.usefixtures("signals_as_they_were")
 def test_a_second_interrupt_would_be_no_request(supervisor, monkeypatch):
     """SLURM signals all processes of a job, and the job its runs."""
     sent = []
@@ -160,12 +227,7 @@ def test_a_second_interrupt_would_be_no_request(supervisor, monkeypatch):
     supervisor.running, supervisor.waiting, supervisor.requested = [child], [], signal.SIGINT
     monkeypatch.setattr(supervisor, "_reap", reap)
     monkeypatch.setattr(job.slurm, "rename", lambda *_: None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
-    try:
-        supervisor.carry_out()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    supervisor.carry_out()
     assert sent == [signal.SIGTERM]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobStatus
 
-from dst.config import ConfigError
+from dst.app import cells
+from dst.compose import compose_cells
+from dst.config import ConfigError, complete
 from dst.launcher import cancel, node, requeue, status
 from dst.launcher.frozen import freeze, frozen_code
 from dst.launcher.plugin.hydra_plugins.dst_launcher import SubmititLauncher
@@ -83,6 +87,75 @@ def test_a_failing_cell_does_not_hurt_its_neighbours(here, capsys, monkeypatch):
     wait_until(lambda: state(failing) == "done", "not done after the requeue")
 
 
+def test_a_run_whose_folder_is_removed_hurts_no_other(here):
+    """While it is queued, or while it runs."""
+    assert run(*LOCAL, *TINY, "seed=0,1,2,3", "hydra.launcher.max_parallel=1", cwd=here).code == 0
+    folders = {read_json(folder / "run.json")["config"]["seed"]: folder for folder in find_runs(here / "outputs")}
+    logs = Path(read_launch(folders[0])["logs"])
+    shutil.rmtree(folders[1])
+    wait_until((folders[2] / "log.txt").exists, "the second one keeps the third")
+    shutil.rmtree(folders[2], ignore_errors=True)
+    wait_until(lambda: state(folders[3]) == "done", "the third one keeps the last")
+    assert state(folders[0]) == "done"
+    log = "".join(path.read_text() for path in logs.glob("*.out"))
+    assert f"{folders[1].name}: it could not be started: FileNotFoundError" in log
+
+
+def test_an_edit_of_the_code_blocks_none_but_the_runs_that_began_before_it(here, capsys):
+    """Which go on with the code that they were submitted with."""
+    code = here / "code"
+    code.mkdir()
+    for name in ("dst", "conf"):
+        shutil.copytree(REPOSITORY / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "run.py", code)
+
+    def submit(seeds):
+        command = [sys.executable, str(code / "run.py"), *LOCAL, *TINY, "hydra.launcher.wait=true", seeds]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return done.returncode, done.stdout.splitlines()[0], done.stderr
+
+    alike = compose_cells(code / "conf", [*TINY, *QUIET, "seed=1,2"], multirun=True)
+    failed = [here / "outputs" / "default" / cell.id for cell in cells([complete(config) for _, config in alike])]
+    for folder in failed:
+        (folder / "metrics.jsonl").mkdir(parents=True)
+    assert submit("seed=0,1,2")[0] == 1
+    assert [state(folder) for folder in failed] == ["failed", "failed"]
+    begun_with = read_json(failed[0] / "run.json")["code"]["digest"]
+    about = read_json(failed[1] / "run.json")
+    Record.open(failed[1]).write_run({**about, "code": {**about["code"], "digest": "elsewhere"}})
+    launch = read_launch(failed[1])
+    Record.open(failed[1]).write_launch({**launch, "code": "/nowhere/elsewhere"})
+
+    with (code / "dst" / "app.py").open("a") as file:
+        file.write("# an edit\n")
+    exit_code, told, why = submit("seed=0,1,2,3")
+    assert (exit_code, told) == (1, "4 runs: 1 finished already, 2 left alone, 1 submitted")
+    assert f"{failed[0].relative_to(here)}: run {failed[0].name} in " in why
+    remedy = f"python -m dst.launcher.requeue {failed[0].relative_to(here)}"
+    assert remedy in why
+    assert why.count("dst.launcher.requeue") == 1  # the other one's code is gone
+
+    for folder in failed:
+        (folder / "metrics.jsonl").rmdir()
+    before = (failed[0] / "config.yaml").read_bytes()
+    done = subprocess.run(
+        [sys.executable, *shlex.split(remedy)[1:]],
+        env={**os.environ, "PYTHONPATH": str(code)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split(" as job")[0]) == (0, "1 runs submitted"), done.stderr
+    wait_until(lambda: state(failed[0]) == "done", "not done after the requeue")
+    assert read_json(failed[0] / "run.json")["code"]["digest"] == begun_with
+    assert Path(read_launch(failed[0])["code"]).name == begun_with
+    assert (failed[0] / "config.yaml").read_bytes() == before
+    assert requeue.main([str(here / "outputs")]) == 1
+    assert "the code elsewhere that it was submitted with is in no .code above" in capsys.readouterr().err
+    assert state(failed[1]) == "failed"
+
+
 def test_nothing_is_submitted_if_a_cell_is_bad(here):
     result = run(*LOCAL, *TINY, "seed=0,1", "sparsity.density=0.1,1.5", cwd=here)
     assert result.code == 2
@@ -100,6 +173,11 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     folder = run_folder(here / "outputs")
     wait_until(lambda: is_moving(folder, 1) and list((folder / "checkpoints").glob("*.json")), "no checkpoint")
     assert "1 under way already" in run(*command, cwd=here).output
+    # Nor is another one begun beside it, whatever is asked for.
+    assert "1 runs: 1 under way already, 0 submitted" in run(*command, "output.resume=never", cwd=here).output
+    refused = run(*ENDLESS, *QUIET, "seed=0", "output.resume=never", cwd=here)
+    assert refused.code == 2
+    assert f"{folder.name} is running, as job {read_launch(folder)['job']}: cancel it first" in refused.output
     refused = run(*ENDLESS, *QUIET, "seed=0", cwd=here)
     assert refused.code == 2
     assert f"process {read_status(folder)['pid']}" in refused.output
@@ -121,17 +199,13 @@ def test_killed_without_warning_and_cancelled(here, capsys):
 
 
 def test_a_changed_frozen_config_is_refused(here):
-    from dst.app import cells
-    from dst.compose import compose_cells
-    from dst.config import complete
-
     ((_, config),) = compose_cells(REPOSITORY / "conf", [*TINY, *QUIET], multirun=False)
     (cell,) = cells([complete(config)])
     frozen = freeze(cell, "a command")
     folder = Path(frozen.folder)
     about = read_json(folder / "run.json")
     assert about["config_digest"] == frozen.digest == digest((folder / "config.yaml").read_text())
-    assert state(folder) == "queued"
+    assert state(folder) == "submitting"
     (folder / "config.yaml").write_text(frozen.config.replace("peak:", "peak: 9 #"))
     assert node.main([frozen.folder, "--digest", frozen.digest]) == 2
     assert "is not what was submitted" in read_status(folder)["error"]

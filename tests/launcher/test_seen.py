@@ -1,14 +1,22 @@
 """What is said of a run in every way its job can end, with and without SLURM to ask."""
 
-import time
+import itertools
+import os
+import subprocess
+import sys
+from datetime import datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dst.launcher import seen, slurm
 from dst.launcher.seen import look
 from dst.launcher.slurm import SlurmJob
 from dst.records.lock import locked
+from dst.records.read import read_status
 from dst.records.store import Record
+from tests.processes import REPOSITORY
 
 JOB = "7_1"
 
@@ -37,7 +45,7 @@ def slurm_says(state):
     [
         ("queued", "PENDING", "queued", True),
         ("queued", "RUNNING", "queued", True),
-        ("queued", "CANCELLED", "lost", False),
+        ("queued", "CANCELLED", "cancelled", False),
         ("queued", "FAILED", "lost", False),
         ("running", "TIMEOUT", "lost", False),
         ("running", "NODE_FAIL", "lost", False),
@@ -54,7 +62,7 @@ def slurm_says(state):
 def test_the_record_and_slurm(told, recorded, slurm, state, is_taken):
     found = told(recorded, slurm_says(slurm), error="why" if recorded in ("preempted", "failed") else None)
     assert (found.state, found.is_taken, found.slurm) == (state, is_taken, slurm)
-    if state == "lost" or (recorded, slurm) == ("preempted", "CANCELLED"):
+    if state in ("lost", "cancelled") or (recorded, slurm) == ("preempted", "CANCELLED"):
         assert f"SLURM says {slurm}" in found.why
 
 
@@ -74,11 +82,64 @@ def test_a_job_that_slurm_does_not_know_any_more_is_gone(told):
     assert (found.state, found.is_taken, found.why) == ("lost", False, "its job is gone")
 
 
-@pytest.mark.parametrize("cluster", ["slurm", "local"])
-@pytest.mark.parametrize(("age", "is_taken"), [(0, True), (600, False)])
-def test_a_submission_that_was_cut_off_is_not_taken_for_ever(told, cluster, age, is_taken):
-    found = told("queued", {}, launch={"cluster": cluster, "job": None, "submitted": time.time() - age})
-    assert (found.state, found.is_taken) == ("queued" if is_taken else "lost", is_taken)
+SUBMITTER = """
+import sys, time
+from pathlib import Path
+from dst.records.lock import locked
+from dst.records.restate import restate
+root, run = map(Path, sys.argv[1:])
+with locked(root / ".launch"):
+    restate(run, "submitting")
+    print("frozen", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_submission_is_seen_from_elsewhere_and_so_is_that_it_was_cut_off(tmp_path):
+    """Whatever it is on record: frozen, about to be handed over (with a job or not yet), or only just made."""
+    record = Record.create(tmp_path / "group" / "run", config_yaml="", run={"name": "a run"})
+    new = Record.create(tmp_path / "group" / "new", config_yaml="", run={"name": "without a status"})
+    (tmp_path / ".launch").mkdir()
+    command = [sys.executable, "-c", SUBMITTER, str(tmp_path), str(record.folder)]
+    submitter = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY)
+    submitter.stdout.readline()
+    try:
+        frozen = look([record.folder, new.folder])
+        record.write_launch({"cluster": "local", "job": "1", "host": os.uname().nodename, "process_started": "0"})
+        continued = look([record.folder])
+        record.write_launch({"cluster": "local", "job": None})
+        status = read_status(record.folder)
+        record.write_status("queued", attempt=0, step=0, pid=status["pid"])
+        handed_over = look([record.folder])
+        record.write_status("queued", attempt=0, step=0, pid=1)  # by another command, some time ago
+        others = look([record.folder])
+        record.write_status("submitting", attempt=0, step=0, pid=status["pid"])
+    finally:
+        submitter.kill()
+        submitter.communicate()
+    assert [(run.state, run.is_taken) for run in [*frozen, *continued, *handed_over]] == [("submitting", True)] * 4
+    assert [(run.state, run.is_taken) for run in others] == [("not submitted", False)]
+    cut_off, unknown = look([record.folder, new.folder])
+    assert (cut_off.state, cut_off.is_taken) == ("not submitted", False)
+    assert f"process {submitter.pid}" in cut_off.why
+    assert (unknown.state, unknown.is_taken) == ("unknown", False)
+
+
+def test_a_run_that_was_submitted_while_it_was_looked_at_is_not_idle(tmp_path, monkeypatch):
+    """Its record is read first, and then SLURM is asked of a job that it does not have any more."""
+    record = Record.create(tmp_path / "run", config_yaml="", run={"name": "a run"})
+    record.write_status("queued", attempt=0, step=0)
+    record.write_launch({"cluster": "slurm", "job": "6"})
+    asked = []
+
+    def jobs(ids):
+        asked.append(list(ids))
+        record.write_launch({"cluster": "slurm", "job": "7"})
+        return {"6": SlurmJob("CANCELLED"), "7": SlurmJob("PENDING")}
+
+    monkeypatch.setattr(seen.slurm, "jobs", jobs)
+    (found,) = look([record.folder])
+    assert (found.state, found.job, found.is_taken, asked) == ("queued", "7", True, [["6"], ["7"]])
 
 
 def test_the_lock_of_a_run_says_that_it_runs(told, tmp_path):
@@ -96,3 +157,72 @@ def test_a_queue_that_cannot_be_asked_is_no_empty_queue(monkeypatch):
         slurm, "_output", lambda *command: "7_1|PENDING\n7_2|RUNNING\n" if command[0] == "squeue" else ""
     )
     assert slurm.jobs(["7_1"]) == {"7_1": SlurmJob("PENDING")}
+
+
+@pytest.mark.parametrize(
+    ("queue", "accounting", "states"),
+    [
+        # As SLURM 22.05 prints them for an array of six, %2 at a time; the last state is that of a task 7_5.
+        ("7_[0-5%2]|CANCELLED", "", ["CANCELLED"] * 6),
+        ("7|CANCELLED", "", ["CANCELLED"] * 6),  # each by itself, as dst.launcher.cancel did
+        ("7|CANCELLED", "7|CANCELLED by 0|0:0", ["CANCELLED"] * 6),
+        ("", "7_[0-5%2]|CANCELLED by 0|0:0", ["CANCELLED"] * 6),  # the queue forgets after minutes
+        ("", "7_[0-4:2]|CANCELLED by 0|0:0", ["CANCELLED"] * 6),  # after 1, 3 and 5 were cancelled one by one
+        ("7_0|PENDING\n7_2|PENDING", "7_[0,2%2]|PENDING|0:0", ["PENDING", "CANCELLED"] * 2 + ["CANCELLED"] * 2),
+        (
+            "7|CANCELLED\n7_1|RUNNING\n7_0|COMPLETING",
+            "7_0|RUNNING|0:0\n7_1|RUNNING|0:0\n7_[2-5%2]|CANCELLED by 0|0:0",
+            ["COMPLETING", "RUNNING", *["CANCELLED"] * 4],
+        ),
+        (
+            "7|CANCELLED\n7_0|COMPLETED",
+            "7|CANCELLED by 0|0:0\n7_1|FAILED|1:0",
+            ["COMPLETED", "FAILED"] + ["CANCELLED"] * 4,
+        ),
+        ("7_0|CANCELLED", "7_0|RUNNING|0:0", ["CANCELLED"] * 6),  # the accounting lags
+        ("", "7_0|RUNNING|0:0\n7_[1-5]|PENDING|0:0", [None] * 6),  # or has not heard of the end of a controller
+        ("71_[0-5]|PENDING\n17|RUNNING", "", [None] * 6),
+    ],
+)
+def test_what_slurm_says_of_the_tasks_of_an_array(monkeypatch, queue, accounting, states):
+    monkeypatch.setattr(slurm, "_output", lambda *command: queue if command[0] == "squeue" else accounting)
+    monkeypatch.setattr(slurm.shutil, "which", lambda program: program)
+    found = slurm.jobs([f"7_{task}" for task in range(6)])
+    assert [found[job].state if (job := f"7_{task}") in found else None for task in range(6)] == states
+
+
+@given(st.sets(st.integers(0, 300), min_size=1), st.integers(1, 9))
+def test_the_tasks_that_slurm_lists_are_those_it_means(tasks, step):
+    numbered = enumerate(sorted(tasks))
+    ranges = [[task for _, task in group] for _, group in itertools.groupby(numbered, lambda pair: pair[1] - pair[0])]
+    text = ",".join(f"{group[0]}-{group[-1]}" if len(group) > 1 else str(group[0]) for group in ranges)
+    assert sorted(slurm._numbers(text)) == sorted(tasks)
+    assert list(slurm._numbers(f"{min(tasks)}-{max(tasks)}:{step}")) == list(range(min(tasks), max(tasks) + 1, step))
+
+
+def test_jobs_are_cancelled_an_array_at_a_time():
+    assert slurm._together(["12_3", "12_10", "9", "12_0"]) == ["12_[0,10,3]", "9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("StartTime={ago} EndTime={soon} Deadline=N/A", (False, 60)),  # a partition that nothing preempts says no more
+        ("StartTime={ago} EndTime=Unknown", (False, float("inf"))),
+        ("StartTime={ago} EndTime={soon} PreemptEligibleTime={ago} PreemptTime=None", (False, 60)),
+        ("StartTime={ago} EndTime={soon} PreemptEligibleTime={ago} PreemptTime={ago}", (True, 60)),
+        ("StartTime={soon} EndTime={soon} PreemptTime={ago}", (False, 60)),  # before it was requeued
+    ],
+)
+def test_a_time_limit_is_told_from_preemption(monkeypatch, text, expected):
+    now = datetime.now()
+    times = {"ago": now - timedelta(minutes=5), "soon": now + timedelta(minutes=1)}
+    told = text.format(**{name: at.isoformat(timespec="seconds") for name, at in times.items()})
+    monkeypatch.setattr(slurm, "_output", lambda *command: f"JobId=7 JobState=RUNNING\n   {told}\n")
+    found = slurm.notice("7")
+    assert (found.is_preemption, found.left_s) == (expected[0], pytest.approx(expected[1], abs=5))
+
+
+def test_slurm_that_does_not_answer_is_no_notice(monkeypatch):
+    monkeypatch.setattr(slurm, "_output", lambda *command: None)
+    assert slurm.notice("7") is None

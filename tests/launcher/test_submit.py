@@ -1,9 +1,12 @@
 """What is asked of SLURM, and what becomes of runs that it does not take."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from submitit.core.utils import FailedJobError
 
 from dst import build
 from dst.app import cells
@@ -11,11 +14,16 @@ from dst.checks import check
 from dst.compose import compose_cells
 from dst.config import Hardware, complete
 from dst.launcher import launch as launching
+from dst.launcher import requeue, seen
 from dst.launcher import submit as submitting
+from dst.launcher.seen import look
 from dst.launcher.settings import LauncherSettings
+from dst.launcher.slurm import SlurmJob
 from dst.launcher.submit import SubmissionError, sbatch_parameters
 from dst.records.catalog import find_runs
-from dst.records.read import read_status
+from dst.records.lock import locked
+from dst.records.read import read_json, read_status
+from dst.records.store import Record
 from tests.processes import REPOSITORY
 
 
@@ -94,17 +102,72 @@ def test_on_this_machine_runs_share_processors_and_gpus(monkeypatch):
     assert submitting._at_a_time(LauncherSettings("local", max_parallel=5), on_gpus, ("0", "1")) == 5
 
 
-def test_runs_that_are_not_taken_have_failed(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise SubmissionError("slurm did not take the job: Invalid partition")
+SLURM = LauncherSettings("slurm")
 
+
+def states(root):
+    return {read_json(path / "run.json")["config"]["seed"]: read_status(path)["state"] for path in find_runs(root)}
+
+
+def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, capsys):
+    """The first of two arrays is taken, the second is not."""
+
+    def submit_array(self, jobs):
+        if taken:
+            raise FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+        assert states(tmp_path / "outputs") == {1: "queued", 2: "queued", 3: "submitting", 4: "submitting"}
+        taken.extend(SimpleNamespace(job_id=f"7_{task}") for task in range(len(jobs)))
+        return taken
+
+    taken = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launching, "submit", refuse)
-    with pytest.raises(SubmissionError, match="Invalid partition"):
-        launching.launch(cells([config("seed=1"), config("seed=2")]), LauncherSettings("slurm"), "a command")
-    folders = find_runs(tmp_path / "outputs")
-    assert [read_status(folder)["state"] for folder in folders] == ["failed", "failed"]
-    assert "Invalid partition" in read_status(folders[0])["error"]
+    monkeypatch.setattr(submitting.slurm, "max_array_size", lambda: 2)
+    monkeypatch.setattr(submitting.SlurmExecutor, "affinity", lambda self: 1, raising=False)
+    monkeypatch.setattr(submitting.SlurmExecutor, "submit_array", submit_array, raising=False)
+    with pytest.raises(SubmissionError, match="QOSMaxSubmitJobPerUserLimit"):
+        launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3, 4)]), SLURM, "a command")
+    assert states(tmp_path / "outputs") == {1: "queued", 2: "queued", 3: "not submitted", 4: "not submitted"}
+    told = capsys.readouterr().err
+    assert "2 of 4 runs were not submitted: slurm did not take the job: sbatch: error: QOSMax" in told
+    assert told.endswith("; the same command submits them; the other 2 go on\n")
+    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("PENDING") for job in ids})
+    found = {run.state: run for run in look(find_runs(tmp_path / "outputs"))}
+    assert found.keys() == {"queued", "not submitted"}
+    assert "QOSMaxSubmitJobPerUserLimit" in found["not submitted"].why
+    assert requeue.main(["outputs", "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
+
+
+def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkeypatch):
+    """A damaged record, one begun with other code, a place that is taken; one that is alive is not begun again."""
+    monkeypatch.chdir(tmp_path)
+    sent = []
+    monkeypatch.setattr(launching, "submit", lambda runs, *_, **__: sent.append([c.seed for _, c in runs]) or "sent")
+    launched = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3)]), SLURM, "a command")
+    torn, begun, live = launched.folders
+    (torn / "status.json").write_text("{")
+    about = read_json(begun / "run.json")
+    about |= {"dataset": {}, "versions": {}, "device": "cpu", "code": {"digest": "old", "git": None}}
+    (begun / "run.json").write_text(json.dumps(about))
+    Record.open(begun).write_status("preempted", attempt=1, step=5)
+    new = cells([config("seed=4")])[0]
+    (tmp_path / "outputs/default" / new.id / "checkpoints").mkdir(parents=True)
+    with locked(live):
+        again, anew = (
+            launching.launch(cells([config(f"seed={seed}", *more) for seed in range(1, 6)]), SLURM, "a command")
+            for more in ([], ["output.resume=never"])
+        )
+    # What is not to be resumed needs no record that it can trust; the cell that is alive is left out all the same.
+    assert sent == [[1, 2, 3], [5], [1, 2, 5]]
+    why = {path.name: text for path, text in again.left.items()}
+    assert list(why) == [torn.name, begun.name, new.id]
+    assert "status.json is not JSON" in why[torn.name]
+    assert "changed the code (was old, is " in why[begun.name]
+    assert "dst.launcher.requeue" not in why[begun.name]  # that code lies nowhere
+    assert "holds checkpoints but no record" in why[new.id]
+    assert again.told().startswith("left alone, since they cannot be submitted: 3 runs\n")
+    assert [path.name for path in anew.left] == [new.id]
+    assert [path.name.partition(".")[2] for path in anew.submitted] == ["2", "2", "2"]
 
 
 @pytest.mark.parametrize(

@@ -279,12 +279,16 @@ def test_a_job_that_was_requeued_is_still_failed_if_one_of_its_runs_is(cluster, 
 
 
 def test_runs_that_share_a_job(cluster, tmp_path):
-    """One of three fails; its neighbours finish, and the job is FAILED."""
-    command = (*SHORT, "sparsity=set_itop", "seed=0,1,2", "hydra.launcher.runs_per_job=3")
+    """One of four fails, the folder of another is gone; their neighbours finish, and the job is FAILED."""
+    command = (*SHORT, "sparsity=set_itop", "seed=0,1,2,3", "hydra.launcher.runs_per_job=4")
     submit(cluster, *command, "hardware.slurm.options=[hold]", cwd=tmp_path)
     (job,) = set(jobs(tmp_path).values())
     folders = by_seed(tmp_path)
     (folders[1] / "checkpoints").write_text("in the way")
+    logs = Path(read_launch(folders[0])["logs"])
+    shutil.rmtree(folders[0])
     cluster.run("scontrol", "release", job)
     cluster.wait_for(job, "FAILED", timeout=300)
-    assert [read_status(folders[seed])["state"] for seed in (0, 1, 2)] == ["done", "failed", "done"]
+    assert [read_status(folders[seed])["state"] for seed in (1, 2, 3)] == ["failed", "done", "done"]
+    told = f"{folders[0].name}: it could not be started: FileNotFoundError"
+    assert told in (logs / f"{job}_0_log.out").read_text()
