@@ -18,7 +18,7 @@ from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
-from dst.records.read import read_run
+from dst.records.read import read_bytes, read_run
 from dst.records.store import Record
 from dst.verified import changed
 
@@ -106,7 +106,7 @@ def check_unchanged(folder: Path, config: Config) -> None:
     """
     path = folder / "config.yaml"
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = hashlib.sha256(read_bytes(path)).hexdigest()
     except FileNotFoundError:
         return
     recorded = read_run(folder).get("config_digest")
@@ -117,7 +117,7 @@ def check_unchanged(folder: Path, config: Config) -> None:
 def _text(path: Path) -> str | None:
     """Return what a file holds; None if there is no such file, or no text in it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path).decode()
     except (FileNotFoundError, UnicodeDecodeError):
         return None
 

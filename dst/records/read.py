@@ -70,7 +70,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file; ``RecordError`` if it holds anything else, ``FileNotFoundError``."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON ({error}): restore it from a copy, or remove the run folder") from error
     if not isinstance(value, dict):
@@ -154,6 +154,16 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
     return [rows[number] for number in sorted(rows)]
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds; ``RecordError`` if it cannot be read now, ``FileNotFoundError``."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read now: {error}") from error
+
+
 def _read_optional(path: Path) -> dict[str, Any] | None:
     try:
         return read_json(path)
@@ -177,7 +187,7 @@ def _check(
 def _lines(path: Path, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Yield the complete lines of a history. ``fields``: what every line must hold."""
     if path.exists():
-        for line in parsed(path.read_bytes()):
+        for line in parsed(read_bytes(path)):
             _check(path, line, fields, needed=True)
             yield line
 

@@ -105,7 +105,7 @@ def test_a_submission_is_seen_from_elsewhere_and_so_is_that_it_was_cut_off(tmp_p
     submitter.stdout.readline()
     try:
         frozen = look([record.folder, new.folder])
-        record.write_launch({"cluster": "local", "job": "1", "host": os.uname().nodename, "process_started": "0"})
+        record.write_launch({"cluster": "local", "job": "2", "host": os.uname().nodename, "process_started": "0"})
         continued = look([record.folder])
         record.write_launch({"cluster": "local", "job": None})
         status = read_status(record.folder)
