@@ -238,9 +238,9 @@ class Composer:
                 return _to_typed(raw, self.moment)
             config: Config = pickle.loads(chosen.typed)
             with _at(raw, self.moment):
-                for key in {*chosen.referring, *(str(item.key_or_group) for item in setting)}:
-                    if key.startswith(part):
-                        _read_again(config, raw, key)
+                keys = dict.fromkeys([*chosen.referring, *(str(item.key_or_group) for item in setting)])
+                for key in filter(lambda key: key.startswith(part), keys):
+                    _read_again(config, raw, key)
             return config
 
     def _chooses(self, override: Override) -> bool:

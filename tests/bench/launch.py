@@ -49,8 +49,8 @@ def _launch(slurm: int | None) -> None:
         code, seconds, output = _timed(folder, "-m", f"hydra/launcher={launcher}", *BAD)
         told = [line for line in output.splitlines() if "peak=0.0" in line]
         print(
-            f"  1,000 cells, 1 of them bad: exit code {code}, {len(told)} named, {seconds:.1f} s (target: 15 s or less),"
-            f" of which the processor {_processor_s() - before:.1f} s"
+            f"  1,000 cells, 1 of them bad: exit code {code}, {len(told)} named, {seconds:.1f} s "
+            f"(target: 15 s or less), of which the processor {_processor_s() - before:.1f} s"
         )
     if slurm:
         with tempfile.TemporaryDirectory() as folder:
