@@ -238,9 +238,9 @@ class Composer:
                 return _to_typed(raw, self.moment)
             config: Config = pickle.loads(chosen.typed)
             with _at(raw, self.moment):
-                for key in {*chosen.referring, *(str(item.key_or_group) for item in setting)}:
-                    if key.startswith(part):
-                        _read_again(config, raw, key)
+                keys = dict.fromkeys([*chosen.referring, *(str(item.key_or_group) for item in setting)])
+                for key in filter(lambda key: key.startswith(part), keys):
+                    _read_again(config, raw, key)
             return config
 
     def _chooses(self, override: Override) -> bool:
@@ -273,9 +273,10 @@ def _composed_once(choosing: Sequence[str]) -> _Chosen:
 
 
 def _referring(node: DictConfig, above: str = "") -> Iterator[str]:
-    """Yield the dotted keys of interpolations, and of lists, which may have some in them, if they are not empty."""
+    """Yield the dotted keys of interpolations, and of lists that have some in them."""
     for name, value in ((str(key), value) for key, value in node.items_ex(resolve=False)):
-        if OmegaConf.is_interpolation(node, name) or (OmegaConf.is_list(value) and value):
+        items = range(len(value)) if OmegaConf.is_list(value) and not OmegaConf.is_interpolation(node, name) else ()
+        if OmegaConf.is_interpolation(node, name) or any(OmegaConf.is_interpolation(value, i) for i in items):
             yield f"{above}{name}"
         elif OmegaConf.is_dict(value):
             yield from _referring(value, f"{above}{name}.")

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 from dst import published, registry
@@ -419,12 +420,20 @@ class Config:
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
     """Yield ``(dotted key, value, is identity)`` of every leaf of a config, in the schema's order."""
-    for item in fields(node):
-        value, key = getattr(node, item.name), f"{prefix}{item.name}"
-        if is_dataclass(value):
+    for name, is_node, is_identity in _fields(type(node)):  # type: ignore[arg-type]  # types are hashable
+        value, key = getattr(node, name), f"{prefix}{name}"
+        if is_node:
             yield from leaves(value, f"{key}.")
         else:
-            yield key, value, item.metadata.get("identity", True)
+            yield key, value, is_identity
+
+
+@cache
+def _fields(node: type) -> list[tuple[str, bool, bool]]:
+    """Return name, whether it is a node, and whether it is identity, of every field; a sweep asks a million times."""
+    return [
+        (item.name, is_dataclass(item.default_factory), item.metadata.get("identity", True)) for item in fields(node)
+    ]
 
 
 def flatten(config: Config) -> dict[str, Any]:

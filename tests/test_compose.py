@@ -213,6 +213,12 @@ def test_a_value_swept_is_the_value_typed(value, expected):
     assert (overrides, config.tracking.notes) == ([f"tracking.notes={value}"], expected)
 
 
+def test_all_cells_have_one_moment():
+    """As in Hydra's own sweeps: else a group named after the time would be torn apart."""
+    cells = compose_cells(CONF, ["output.group=${now:%f}", "seed=range(0,4)", "sparsity={density: 0.1}"], multirun=True)
+    assert len({config.output.group for _, config in cells}) == 1
+
+
 def test_what_is_given_twice_in_a_sweep():
     def sparsity(*overrides: str) -> list[tuple]:
         cells = compose_cells(CONF, overrides, multirun=True)

@@ -1,6 +1,7 @@
 """What is asked of SLURM, and what becomes of runs that it does not take."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,18 +9,20 @@ import pytest
 import torch
 from submitit.core.utils import FailedJobError
 
-from dst import build
+from dst import app, build, recording, sweep
+from dst import compose as composition
+from dst import config as config_module
 from dst.app import cells
 from dst.checks import check
 from dst.compose import compose_cells
 from dst.config import Hardware, complete
 from dst.launcher import launch as launching
-from dst.launcher import requeue, seen
+from dst.launcher import requeue, seen, slurm
 from dst.launcher import submit as submitting
 from dst.launcher.seen import look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.slurm import SlurmJob
-from dst.launcher.submit import SubmissionError, sbatch_parameters
+from dst.launcher.submit import Submission, SubmissionError, sbatch_parameters
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_json, read_status
@@ -57,6 +60,34 @@ def test_an_array_may_have_to_wait_for_another_one():
 def test_the_checks_of_what_runs_elsewhere_touch_no_device(hardware):
     build.check(config(f"hardware={hardware}"), elsewhere=True)
     assert not torch.cuda.is_initialized()
+
+
+def test_freezing_a_sweep_pays_once_for_each_cell(tmp_path, monkeypatch):
+    """One identity and one YAML a cell, and what is the same for all cells once."""
+    calls = Counter()
+
+    def count(module, name):
+        original = getattr(module, name)
+
+        def counted(*args, **kwargs):
+            calls[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module in (app, recording, sweep, config_module, composition):
+        for name in ("identity", "to_yaml", "groups"):
+            if hasattr(module, name) and (module, name) != (
+                composition,
+                "to_yaml",
+            ):  # which compares cells with Hydra's
+                count(module, name)
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(launching, "submit", lambda *_, **__: Submission(["1"], tmp_path))
+    command = [f"output.root={tmp_path}/outputs", "hydra/launcher=slurm", "sparsity=static,rigl", "seed=range(0,10)"]
+    assert sweep.run_cells(REPOSITORY / "conf", command, multirun=True) == 0
+    assert calls == {"identity": 20, "to_yaml": 20, "groups": 1}
+    assert len(find_runs(tmp_path / "outputs")) == 20
 
 
 def test_packed_runs_get_processors_for_all():
