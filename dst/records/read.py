@@ -22,7 +22,7 @@ _HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
     _NUMBER: lambda value: type(value) in (int, float),
     _FLAT: lambda value: isinstance(value, dict),
     "a state": lambda value: value in STATES,
-    "a process id": lambda value: isinstance(value, str) and value.isdecimal() and int(value) > 1,
+    "a process id": lambda value: isinstance(value, str) and value.isdecimal() and int(value) > 0,
     "a truth value": lambda value: isinstance(value, bool),
     "nothing": lambda value: value is None,
 }
