@@ -358,6 +358,8 @@ def _load_once(name: str, **options: Any) -> Dataset | DataError:
     """A sweep uses few data sets in many cells; to find out what is wrong with one may take as long as to load it."""
     try:
         return load(name, registry.find("data", name).load(), **options)
+    except NotHereError:  # which costs nothing to find out, and may change
+        raise
     except DataError as error:
         return error
 

@@ -23,7 +23,7 @@ BOMB = "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i e
     [
         ("", "it is None and no mapping"),
         ("- seed: 0", "it is a list and no mapping"),
-        (TEXT[: len(TEXT) // 2], "seed is missing"),
+        (TEXT[: TEXT.index("\nhardware:")], "seed is missing"),
         (TEXT[: TEXT.index("hidden: null") + 6], "could not find expected ':'"),
         (TEXT.replace("seed: 0", "seeds: 0", 1), "data.split_seeds is no key"),
         (TEXT.replace("\nseed: 0", ""), "seed is missing"),

@@ -12,7 +12,7 @@ from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.frozen import read_frozen, submitted_code
 from dst.launcher.launch import REQUEUED, Launched, relaunch
-from dst.launcher.seen import look
+from dst.launcher.seen import UNREADABLE, look
 from dst.launcher.settings import Cluster, LauncherSettings
 from dst.launcher.submit import Run, SubmissionError
 from dst.records.read import read_launch
@@ -38,9 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     if folders is None:
         return 2
     states = (*REQUEUED, *_STOPPED) if options.preempted else REQUEUED
-    wanted = [Path(run.folder) for run in look(folders) if run.state in states and not run.is_taken]
+    seen = look(folders)
+    wanted = [Path(run.folder) for run in seen if run.state in states and not run.is_taken]
     groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
-    codes = []
+    codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in seen if run.state == UNREADABLE]
     for folder in wanted:
         try:
             if (how := _submitted(folder)) is None:

@@ -34,6 +34,9 @@ Run = tuple[FrozenRun, Config]
 _T = TypeVar("_T")
 
 
+_REFUSALS: Final = (OSError, FailedJobError, FailedSubmissionError)
+
+
 class SubmissionError(RuntimeError):
     """A job was not taken; what had been submitted before it goes on."""
 
@@ -57,7 +60,7 @@ def submit(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code:
     to_cluster = _to_slurm if settings.cluster == "slurm" else _to_this_machine
     try:
         return Submission(list(to_cluster(runs, settings, logs, code)), logs)
-    except (OSError, FailedJobError, FailedSubmissionError) as error:
+    except _REFUSALS as error:
         raise SubmissionError(f"{settings.cluster} did not take the job: {' '.join(str(error).split())}") from error
 
 
@@ -227,10 +230,14 @@ def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[N
     heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded}
     try:
-        for job in jobs:
-            _note(job.runs, settings, job=None)
-            _each(job.runs, lambda folder: restate(folder, "queued", durable=False))
-        yield
+        runs = [run for job in jobs for run in job.runs]
+        _note([run for run in runs if Path(run.folder, "launch.json").exists()], settings, job=None)  # no more its last
+        _each(runs, lambda folder: restate(folder, "queued", durable=False))
+        try:
+            yield
+        except _REFUSALS:
+            _note(runs, settings, job=None)  # how they were to be submitted, for who submits them again
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -237,8 +237,10 @@ class Sparsifier:
                 f"gradients of step {self.steps} were not finite and have reached the weights: training has diverged, "
                 "or a GradScaler was not asked; let it take the step: sparsifier.step(lambda: scaler.step(optimizer))"
             )
-        # The first step shows whether the optimizer lets inactive weights rest, unless a GradScaler has left it out.
-        if not self._proven and all_finite(layer.weight.grad for layer in layers):
+        # The first step shows whether the optimizer lets inactive weights rest, unless a GradScaler has left it out, or
+        # training has diverged in it, for which the optimizer is not to blame.
+        seen = [tensor for layer in layers for tensor in (layer.weight.grad, layer.weight.detach())]
+        if not self._proven and all_finite(seen):
             self.verify()
             self._proven = True
 

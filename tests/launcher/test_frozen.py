@@ -44,7 +44,7 @@ def failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frozen = freeze(cells([config()])[0], "a command")
     code = str(frozen_code(tmp_path / "outputs"))
-    by = {"cluster": "local", "job": "1", "host": os.uname().nodename, "process_started": "never", "code": code}
+    by = {"cluster": "local", "job": "999999", "host": os.uname().nodename, "process_started": "never", "code": code}
     record = Record.open(Path(frozen.folder))
     record.write_launch({**by, "settings": asdict(LauncherSettings("local")), "cwd": str(tmp_path)})
     record.write_status("failed", attempt=1, step=0, error="it failed")
