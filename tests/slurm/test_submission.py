@@ -72,6 +72,21 @@ class Command:
         return self.process.returncode, said
 
 
+@pytest.fixture
+def command(cluster, tmp_path):
+    """Return a function that starts the sweep's command; what is left of it when the test ends is killed."""
+    started = []
+
+    def start(*words, **environment):
+        started.append(Command(cluster, tmp_path, *words, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.end(signal.SIGKILL)
+
+
 def states(root):
     return Counter(seen.state for seen in look(find_runs(root / "outputs")))
 
@@ -82,9 +97,9 @@ def submit(cluster, cwd):
     return result.output.splitlines()[0]
 
 
-def test_a_submission_that_is_cut_off(cluster, tmp_path):
+def test_a_submission_that_is_cut_off(cluster, command, tmp_path):
     """While it freezes by Ctrl-C, before its jobs are taken by a kill, and by Ctrl-C while SLURM takes them."""
-    freezing = Command(cluster, tmp_path, "-c", PAUSES, "freeze", "2")
+    freezing = command("-c", PAUSES, "freeze", "2")
     assert freezing.process.stdout.readline() == "paused\n"
     elsewhere = [sys.executable, "-m", "dst.launcher.status", "outputs", "--json"]
     told = json.loads(cluster.run(*elsewhere, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)}))
@@ -96,7 +111,7 @@ def test_a_submission_that_is_cut_off(cluster, tmp_path):
         ("not submitted", "interrupted")
     ] * 2
 
-    frozen = Command(cluster, tmp_path, "-c", PAUSES, "submit", "0")
+    frozen = command("-c", PAUSES, "submit", "0")
     assert frozen.process.stdout.readline() == "paused\n"
     assert states(tmp_path) == {"submitting": 4}
     assert frozen.end(signal.SIGKILL)[0] == -signal.SIGKILL
@@ -108,7 +123,7 @@ def test_a_submission_that_is_cut_off(cluster, tmp_path):
     slow.write_text(SLOW_SBATCH)
     slow.chmod(0o755)
     path = f"{slow.parent}{os.pathsep}{cluster.env['PATH']}"
-    taken = Command(cluster, tmp_path, str(REPOSITORY / "run.py"), PATH=path)
+    taken = command(str(REPOSITORY / "run.py"), PATH=path)
     wait_until(Path(f"{slow}.asked").exists, "sbatch is not called")
     assert states(tmp_path) == {"submitting": 4}
     code, said = taken.end(signal.SIGINT)
