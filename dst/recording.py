@@ -195,7 +195,7 @@ def _begin_or_continue(record: Record, here: Mapping[str, Any], *, strict: bool)
     about = read_run(record.folder)
     if "dataset" in about:
         return _check_continuation(record.folder, about, here, strict=strict)
-    if "code" not in about or record.checkpoints.exists():  # before the first one, what it begins with is on record
+    if "code" not in about or record.checkpoints.is_dir():  # before the first one, what it begins with is on record
         raise ConfigError([_INCOMPLETE.format(record.folder)])
     _check_same(record.folder, about, {"code": here["code"]}, strict=strict)
     return record.write_run({**about, **here, "code": about["code"]})

@@ -112,7 +112,7 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     """By its time limit, by ``scontrol requeue``, and by a job of a higher-priority partition."""
     interrupted, undisturbed = tmp_path / "interrupted", tmp_path / "undisturbed"
     conf = shutil.copytree(REPOSITORY / "conf", tmp_path / "conf")
-    frequent = ("checkpoint.every_steps=500", "tracking.every_steps=50")
+    frequent = ("schedule.epochs=2500", "checkpoint.every_steps=500", "tracking.every_steps=50")
     short_limit = (
         *("hardware.slurm.partition=low", "hardware.slurm.timeout_min=1", "hardware.slurm.signal_delay_s=40"),
         *("hardware.slurm.cpus=1",),
@@ -147,7 +147,7 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     assert traces(folder) == traces(reference)
     steps = [row["step"] for row in read_metrics(folder)]
     assert steps == sorted(set(steps))
-    assert set(range(50, 31_501, 50)) <= set(steps)
+    assert set(range(50, 52_501, 50)) <= set(steps)
     assert [state["job"] for state in attempts] == [job] * 4
 
 
