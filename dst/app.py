@@ -261,6 +261,9 @@ class _Attempt:
         from dst.tracking.tracker import tracker
 
         training, config = self.training, self.cell.config
+        place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
+        executed = digest(to_yaml(frozen(config)))
+        self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
         state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:
             training.load_state_dict(state)
@@ -271,9 +274,7 @@ class _Attempt:
             self.record.mark_resume(step=step, attempt=self.attempt)
         self._started = {"started": time.time(), "started_step": step}
         self._status("running")
-        place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
-        executed = digest(to_yaml(frozen(config)))
-        self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
+        self.record.log_attempt(self.attempt, **self._started)
         verb = f"continuing from step {step}" if step else "training"
         print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
         if step == 0:
