@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from numbers import Real
@@ -42,6 +43,7 @@ _HEADINGS: Final = {
     "flops_train_ratio": "train FLOPs / dense",
 }
 _NOTHING: Final = "—"
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 _LATEX: Final = str.maketrans({"\\": r"\textbackslash "} | {character: f"\\{character}" for character in "_%&#${}"})
 
 
@@ -140,13 +142,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the runs in order of seed, and as text what makes their experiments: the identity without the seed."""
+    """Return the runs in order of seed, and as text what makes their experiments: the identity without the seed.
+
+    A key that is not in a run's identity has its default there, whether its config knows the key already or not.
+    """
     runs = recorded(newest(frame))
     runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, SEED, ACCURACY, *LABELS.values(), *FIGURES.values()])])
     runs = runs.sort_values([SEED, "id"])
-    identity = {f"config.{key}" for text in runs["identity"].unique() for key in json.loads(text)}
-    keys = [*LABELS.values(), *sorted(identity - {SEED, *LABELS.values()})]
-    return runs, runs[keys].map(lambda value: json.dumps(_plain(value)))
+    texts = runs[[*LABELS.values()]].map(lambda value: json.dumps(_plain(value)))
+    identities = [json.loads(text) for text in runs["identity"]]
+    for key in sorted({key for identity in identities for key in identity}):
+        if f"config.{key}" not in (SEED, *LABELS.values()):
+            texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
+    return runs, texts
 
 
 def _distinguishing(texts: pd.DataFrame) -> list[str]:
@@ -191,9 +199,11 @@ def _rank(value: Any) -> tuple[int, Any]:
 
 
 def cell_text(value: Any, spec: str = ".10g") -> str:
-    """Return a value of a table as text: a dash for nothing, numbers by their format, other things as they are."""
+    """Return a value of a table as text: a dash for nothing, numbers by their format, the beginning of digests."""
     if pd.isna(value):
         return _NOTHING
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value[:12]
     return format(value, spec) if isinstance(value, Real) and not isinstance(value, bool) else str(value)
 
 

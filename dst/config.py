@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from dst import published, registry
@@ -532,6 +533,9 @@ def id_of(identity: Mapping[str, Any]) -> str:
 
 
 def run_name(config: Config) -> str:
-    """Return a readable name, for people; the id is what counts."""
+    """Return a readable name, for people, with the folder of data whose name fixes no content; the id counts."""
     density = "" if config.sparsity.density is None else f" density={config.sparsity.density:g}"
-    return f"{config.data.name} {config.model.name} {config.sparsity.label}{density} seed={config.seed}"
+    data = config.data.name
+    if published.digest(data) is None:
+        data = f"{data}({PurePath(config.data.root).name})"
+    return f"{data} {config.model.name} {config.sparsity.label}{density} seed={config.seed}"

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,26 @@ def test_a_key_that_goes_along_with_the_labels_needs_no_column(tmp_path, add_run
 def test_keys_that_are_no_identity_do_not_split_rows(tree):
     assert catalog(tree)["config.data.root"].nunique() == 3
     assert len(accuracy_table(catalog(tree))) == 3
+
+
+def test_a_key_that_older_records_do_not_know_does_not_split_a_row(tmp_path, add_run):
+    """A digest that is the default is in no identity; of another data set it is, and is shown by its beginning."""
+    root = tmp_path / "outputs"
+    published, other = "a" * 64, "b" * 64
+    add_run(root, "sweep", "set", 0, 0.90)
+    folder = add_run(root, "sweep", "set", 1, 0.92)
+    run = json.loads((folder / "run.json").read_text())
+    run["config"]["data.digest"] = published  # recorded since, and still no identity
+    (folder / "run.json").write_text(json.dumps(run))
+    add_run(root, "sweep", "set", 0, 0.50, **{"data.name": "image_folder", "data.digest": other})
+    add_run(root, "sweep", "set", 0, 0.70, **{"data.name": "image_folder", "data.digest": "c" * 64})
+    table = accuracy_table(catalog(root))
+    assert [*zip(table["data"], table["n"], strict=True)] == [
+        ("digits", "2"),
+        ("image_folder", "1/2"),
+        ("image_folder", "1/2"),
+    ]
+    assert [*table["data.digest"][1:]] == ["b" * 12, "c" * 12]
 
 
 def test_rows_are_in_order_of_their_labels_and_densities_are_numbers(tmp_path, add_run):

@@ -60,6 +60,7 @@ def test_two_folders_in_one_output_root_are_two_runs(tmp_path):
     assert {record["config"]["data.root"] for record in records} == {str(one), str(other)}
     swept = run("-m", *PICTURES, f"data.root={one},{other}", cwd=tmp_path)
     assert "2 runs: 2 finished already, 0 to train" in swept.output
+    assert all(f"image_folder({folder.name}) mlp" in swept.output for folder in (one, other))  # told apart
     again = run(*PICTURES, f"data.root={one}", cwd=tmp_path)
     assert "already, nothing was trained" in again.output
 
