@@ -20,7 +20,8 @@ from dst.recording import create, digest, found_here, frozen, held
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.read import read_attempts, read_run, read_status, read_summary
 from dst.records.store import Record
-from dst.report import is_complete, layer_table, run_report
+from dst.report import is_complete, layer_table, outside_line, run_report
+from dst.sources import going_on, sources
 
 if TYPE_CHECKING:
     from dst.build import Parts
@@ -54,6 +55,13 @@ class Cell:
     def text(self) -> str:
         """The config as it is frozen, in YAML."""
         return to_yaml(frozen(self.config))
+
+    @property
+    def building(self) -> Config:
+        """The config to build the run with; ConfigError if it goes on and its checkpoint cannot be read now."""
+        if self.found is None or not sources(self.config) or self.state == "new":
+            return self.config
+        return going_on(self.config, self.found)
 
     @property
     def state(self) -> str:
@@ -117,8 +125,9 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, proces
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
     the main one calls this while the others ``follow``.
     """
-    parts = _built(cell.config, processes)
-    here = found_here(parts.device_name, parts.dataset, parts.sources)
+    parts = _built(cell.building, processes)
+    outside = parts.training.sparsifier.outside
+    here = found_here(parts.device_name, parts.dataset, sources(cell.config), outside)
     record = cell.record(command)
     with held(record, cell.config, here):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
@@ -177,6 +186,8 @@ class _Attempt:
         self.tracker: Tracker = Untracked()
         self.summary: dict[str, Any] = {}
         self.state = "failed"
+        self._bottlenecks: set[str] = set()
+        """Layers of which a warning has been given."""
         self._beat = 0.0
         self._started = {"started": time.time(), "started_step": 0}
 
@@ -240,6 +251,10 @@ class _Attempt:
     def on_layers(self, step: int, layers: "list[LayerReport]") -> None:
         """Log the counts of every layer."""
         self.record.log_layers(step=step, attempt=self.attempt, rows=[vars(report) for report in layers])
+        for layer, warning in self.training.sparsifier.topology.bottlenecks().items():
+            if layer not in self._bottlenecks:
+                self._bottlenecks.add(layer)
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
 
     def on_step(self, step: int) -> None:
         """Move the progress display, and now and then the heartbeat."""
@@ -279,8 +294,8 @@ class _Attempt:
         print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
-            for warning in training.sparsifier.topology.bottlenecks():
-                print(f"warning: {warning}", file=sys.stderr, flush=True)
+        if training.sparsifier.outside and not self.with_tables:
+            print(outside_line(training.sparsifier.outside), flush=True)
         if self.with_tables:
             print(layer_table(training.sparsifier.layers, training.sparsifier.outside), flush=True)
         self.progress = progress(config.tracking.progress, total, step)

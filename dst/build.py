@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from dst import published, registry
-from dst.config import SLOTS, Config, ConfigError, get, identity, options
+from dst.config import SLOTS, Config, ConfigError, get, options
 from dst.data import (
     Augment,
     Dataset,
@@ -31,7 +31,7 @@ from dst.data import (
 from dst.data.dataset import DataError, Samples
 from dst.fractions import step_at
 from dst.metrics.flops import Flops, forward_flops
-from dst.sources import checkpoint, sources, stored, with_checkpoints
+from dst.sources import checkpoint, stored, with_checkpoints
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import Distribution, uniform
@@ -50,15 +50,11 @@ from dst.training.precision import Precision
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``.
-
-    ``sources``: the checkpoints of other runs that it starts from, as ``dst.sources.sources``.
-    """
+    """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``."""
 
     training: Training
     test_batches: Loader
     dataset: Dataset
-    sources: dict[str, str]
     dense_training_flops: int
     device_name: str
 
@@ -78,7 +74,7 @@ def check(config: Config, *, elsewhere: bool = False) -> None:
         try:
             dataset = _dataset(config)
         except NotHereError:
-            if not elsewhere or "data.digest" not in identity(config):
+            if not elsewhere or (config.data.digest or published.digest(config.data.name)) is None:
                 raise
             told = f"data.root={config.data.root}: there is no {config.data.name} here"
             print(f"note: {told}; whether the runs fit it is checked when they begin", file=sys.stderr)
@@ -311,7 +307,6 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         training=training,
         test_batches=loaders.test,
         dataset=dataset,
-        sources=sources(config),
         dense_training_flops=flops.dense_training(schedule.epochs * loaders.train.samples),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
     )
@@ -358,9 +353,9 @@ def _load_once(name: str, **options: Any) -> Dataset | DataError:
     """A sweep uses few data sets in many cells; to find out what is wrong with one may take as long as to load it."""
     try:
         return load(name, registry.find("data", name).load(), **options)
-    except NotHereError:  # which costs nothing to find out, and may change
-        raise
     except DataError as error:
+        if isinstance(error, NotHereError) or isinstance(error.__cause__, OSError):  # which may be another next time
+            raise
         return error
 
 

@@ -140,8 +140,13 @@ def _known(config: Config, identity: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def found_here(device: str, dataset: "Dataset", sources: Mapping[str, str]) -> dict[str, Any]:
-    """Return what ``run.json`` says of the place where a run begins, and of what it is made with."""
+def found_here(
+    device: str, dataset: "Dataset", sources: Mapping[str, str], outside: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of the place where a run begins, and of what it is made with.
+
+    ``outside``: the parameters that are dense and count in no density, with their numbers of weights.
+    """
     return {
         "code": code_version(),
         "versions": library_versions(),
@@ -149,6 +154,7 @@ def found_here(device: str, dataset: "Dataset", sources: Mapping[str, str]) -> d
         "device": device,
         "dataset": {"name": dataset.name, "digest": dataset.digest},
         "sources": dict(sources),
+        "outside": dict(outside),
     }
 
 

@@ -31,6 +31,12 @@ def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | No
     return table(("layer", "weights", "active", "density", "Rs"), [*rows, _layer_row("all", *totals), *dense])
 
 
+def outside_line(outside: Mapping[str, int]) -> str:
+    """Return in one line what is dense and counts in no density: name of a parameter -> number of weights."""
+    names = ", ".join(outside)
+    return f"  outside the scope, dense: {sum(outside.values()):,} weights ({names})"
+
+
 def _layer_row(name: str, size: int, active: int, explored: int) -> list[str]:
     return [name, f"{size:,}", f"{active:,}", f"{active / size:.4f}", f"{explored / size:.4f}"]
 

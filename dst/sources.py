@@ -49,6 +49,25 @@ def with_checkpoints(config: Config, known: Known) -> Config:
     return config
 
 
+def going_on(config: Config, folder: Path) -> Config:
+    """Return the config to build a run with that has a checkpoint of its own, in its folder, and goes on from that.
+
+    What it took from other runs is in there, and they may have been trained on, or be gone. Raises ConfigError if the
+    checkpoint cannot be read now.
+    """
+    from dst.training.checkpoint import CheckpointError, Checkpoints
+
+    given = [key for key in CHECKPOINTS if get(config, key) is not None]
+    try:
+        if not given or Checkpoints(folder / "checkpoints").newest() is None:
+            return config
+    except CheckpointError as error:
+        raise ConfigError([str(error)]) from error
+    for key in given:
+        config = with_value(with_value(config, key, str(folder)), CHECKPOINTS[key], None)
+    return config
+
+
 def sources(config: Config) -> dict[str, str]:
     """Return what an identified config takes from other runs: the key that says so -> the digest of the checkpoint."""
     return {key: get(config, digest_key) for key, digest_key in CHECKPOINTS.items() if get(config, key) is not None}
@@ -85,6 +104,22 @@ def _data_digest(config: Config) -> str:
         ) from error
     except DataError as error:
         raise ConfigError([str(error)]) from error
+
+
+def _published(data: Data) -> str | None:
+    """Return the digest of a set whose name fixes its content, if that lies there; None if the name does not.
+
+    Raises ConfigError if another content lies there, with its digest.
+    """
+    digest = published.digest(data.name)
+    if digest is not None:
+        from dst.data import DataError
+
+        try:
+            registry.find("data", data.name).load()(Path(data.root).expanduser(), download=False, digest=digest)
+        except (DataError, OSError) as error:
+            raise ConfigError([str(error)]) from error
+    return digest
 
 
 # -- checkpoints of other runs -----------------------------------------------------------------------------------------
@@ -170,7 +205,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     data = Data(name=given.name, root=given.root, cache=given.cache, download=False)
     try:
-        print(published.digest(data.name) or _data_digest(Config(data=data)))
+        print(_published(data) or _data_digest(Config(data=data)))
     except (ConfigError, registry.UnknownNameError) as error:
         print(error.text() if isinstance(error, ConfigError) else f"error: {error}", file=sys.stderr)
         return 2

@@ -149,7 +149,7 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
     alike: dict[str, list[tuple[str, Config]]] = defaultdict(list)
     for name, cell in named:
         alike[repr({key: value for key, value in cell.identity.items() if key not in _ALWAYS_FEASIBLE})].append(
-            (name, cell.config)
+            (name, cell.building)
         )
     if not alike:
         return
@@ -188,7 +188,7 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
         if not cell.is_over:
             _check_feasible([("", cell)], elsewhere=False)
             _refuse_second([cell])
-            processes.tell(known)
+            processes.tell(cell.building)
         return _single(cell, stop, processes)
 
     with StopFlag() as stop:

@@ -69,9 +69,9 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
     if cell.is_over:
         print(f"run {folder.name} is {cell.state} already")
         return EXIT_CODES[cell.state]
-    build.check(config)
+    build.check(cell.building)
     if processes is not None:
-        processes.tell(config)
+        processes.tell(cell.building)
     command = str(read_json(folder / "run.json").get("command"))
     return EXIT_CODES[app.run(cell, command, stop, with_tables=True, processes=processes)]
 

@@ -178,6 +178,7 @@ class Sparsifier:
         why = ""
         if self.plan is None:
             unused = {"drop": self._drop, "grow": self._grow, **of_moves, "density_curve": self._density_curve}
+            unused = {**unused, "verify_every": self.verify_every}
             why = "without a plan there are no updates. Give plan=UpdatePlan(every=..., total_steps=...)"
         elif self._drop is None:
             unused, why = of_moves, "without drop and grow no weight is freed. Give both"
@@ -186,6 +187,10 @@ class Sparsifier:
         for name, value in unused.items():
             if value is not None:
                 raise ValueError(f"{name} would be ignored: {why}, or leave {name} out")
+        if self._density_curve is None and self._prune_pool != "global":
+            raise ValueError(
+                f"prune_pool={self._prune_pool!r} would be ignored: without a density_curve nothing is pruned"
+            )
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
@@ -235,7 +240,8 @@ class Sparsifier:
         if overflowed and not all_finite(layer.weight.detach() for layer in layers):
             raise RuntimeError(
                 f"gradients of step {self.steps} were not finite and have reached the weights: training has diverged, "
-                "or a GradScaler was not asked; let it take the step: sparsifier.step(lambda: scaler.step(optimizer))"
+                "or a GradScaler was not asked: let it take the step, sparsifier.step(step), where step() calls "
+                "scaler.step(optimizer) and then scaler.update()"
             )
         # The first step shows whether the optimizer lets inactive weights rest, unless a GradScaler has left it out, or
         # training has diverged in it, for which the optimizer is not to blame.
@@ -292,7 +298,7 @@ class Sparsifier:
         curve, plan = self._density_curve, self.plan
         if curve is None or plan is None:
             return True
-        return not self.postponed and curve(self.steps) == curve(plan.total_steps)
+        return sum(self._counts) <= round(curve(plan.total_steps) * self.topology.size)
 
     @property
     def rs(self) -> float:

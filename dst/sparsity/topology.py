@@ -75,17 +75,17 @@ class Topology:
                 gradients = [torch.where(finite, *pair) for pair in zip(gradients, self.momentum, strict=True)]
             torch._foreach_lerp_(self.momentum, gradients, 1 - MOMENTUM)
 
-    def bottlenecks(self) -> list[str]:
-        """Return a warning for each layer with fewer active weights than outputs and than inputs of an output.
+    def bottlenecks(self) -> dict[str, str]:
+        """Return a warning, by layer, where fewer weights are active than there are outputs, or inputs of an output.
 
         Its matrix cannot have full rank, so that the network hardly learns, whatever the density of the whole.
         """
-        return [
-            f"layer {report.layer} is a bottleneck: it keeps {report.active:,} of {report.size:,} weights, for "
-            f"{len(layer.weight):,} outputs of {layer.weight[0].numel():,} inputs each"
+        return {
+            report.layer: f"layer {report.layer} is a bottleneck: it keeps {report.active:,} of {report.size:,} "
+            f"weights, for {len(layer.weight):,} outputs of {layer.weight[0].numel():,} inputs each"
             for layer, report in zip(self.layers, self.reports, strict=True)
             if report.active < min(len(layer.weight), layer.weight[0].numel())
-        ]
+        }
 
     @property
     def size(self) -> int:

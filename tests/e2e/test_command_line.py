@@ -184,6 +184,15 @@ def test_a_layer_that_keeps_next_to_nothing_is_told(tmp_path):
     assert active["fc3"] < 10
     assert ("fc3", str(active["fc3"]), "2,560") in told
     assert "warning: layer" not in run("sparsity=static", *TINY, cwd=tmp_path).output
+    ramp = run("sparsity=gmp", *TINY, "sparsity.density=0.01", "model.hidden=[64,64]", cwd=tmp_path)
+    assert len(re.findall(r"warning: layer fc2 is a bottleneck", ramp.output)) == 1  # once, at the update that made it
+
+
+def test_what_is_outside_the_scope_is_told_in_sweeps_and_recorded(tmp_path):
+    swept = run("-m", "sparsity=static", *TINY, "sparsity.scope.exclude=[fc1]", "seed=0,1", cwd=tmp_path)
+    assert swept.output.count("outside the scope, dense: 1,024 weights (fc1.weight)") == 2
+    for folder in find_runs(tmp_path / "outputs"):
+        assert read_json(folder / "run.json")["outside"] == {"fc1.weight": 1024}
 
 
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf" / "sparsity").glob("*.yaml"))

@@ -18,7 +18,7 @@ from dst.data import DataError, content
 from dst.launcher.frozen import freeze
 from dst.records.catalog import find_runs
 from dst.records.read import read_json, read_status, read_summary
-from dst.sources import identified
+from dst.sources import identified, main, sources
 from dst.training.checkpoint import Checkpoints, sha256
 from tests.data.pictures import picture, write, write_folder
 from tests.data.test_sources import write_raw
@@ -128,6 +128,44 @@ def test_data_that_is_not_there_is_asked_for_and_a_digest_stands_for_it_elsewher
     write_folder(tmp_path / "nowhere", {"train": 10, "test": 4})
     with pytest.raises(ConfigError, match="not the content that was asked for"):
         build.check(config, elsewhere=True)
+
+
+def test_a_published_set_needs_not_be_where_its_runs_are_submitted(tmp_path, capsys):
+    """Its name says which content is meant."""
+    options = ("data=mnist", "model=lenet_300_100", f"data.root={tmp_path}", "data.download=false")
+    ((_, config),) = composed(*options, f"data.cache={tmp_path / 'cache'}")
+    config = identified(complete(config), {})
+    with pytest.raises(ConfigError, match="MNIST"):
+        build.check(config)
+    build.check(config, elsewhere=True)
+    assert "there is no mnist here; whether the runs fit it is checked when they begin" in capsys.readouterr().err
+
+
+def test_the_digest_of_a_published_set_is_told_of_what_lies_there_only(tmp_path, capsys):
+    assert main(["mnist", str(tmp_path)]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_data_that_could_not_be_read_is_looked_at_again(tmp_path, monkeypatch):
+    """A disk may have failed for a moment; what is wrong with the data itself is remembered."""
+    one, _ = folders(tmp_path)
+    ((_, config),) = composed(*PICTURES, f"data.cache={tmp_path / 'cache'}", f"data.root={one}")
+    calls = []
+
+    def failing(cause, text):
+        def load(*_, **__):
+            calls.append(text)
+            raise DataError(text) from cause
+
+        return load
+
+    for cause, text, looks in ((OSError(5, "Input/output error"), "cannot read", 2), (None, "damaged", 1)):
+        calls.clear()
+        monkeypatch.setattr(build, "load", failing(cause, text))
+        for _ in range(2):
+            with pytest.raises(DataError, match=text):
+                build._dataset(complete(config))
+        assert len(calls) == looks
 
 
 def test_a_missing_folder_is_told_once_for_all_its_cells(tmp_path):
@@ -262,7 +300,26 @@ def test_what_is_loaded_is_what_the_id_says_although_the_source_trains_on(source
     monkeypatch.setattr(Path, "read_bytes", train_on_and_read)
     parts = build.build(config)
     assert torch.equal(parts.training.model.state_dict()["fc1.weight"], weight)
-    assert parts.sources == {"model.weights": digest}
+    assert sources(config) == {"model.weights": digest}
+
+
+def test_a_run_that_goes_on_needs_its_source_no_more(source, tmp_path):
+    """All that it took is in its own checkpoint; the source has been trained on, or is gone."""
+    digest, _ = newest(source)
+    given = (f"model.weights={source}", f"model.weights_digest={digest}")
+    options = ("sparsity=static", *given, "checkpoint.every_steps=5")
+    (tmp_path / "here").mkdir()
+    killed = run(*DIGITS, *options, cwd=tmp_path / "here", fault="kill:step:12")
+    assert killed.code == -9
+    shutil.rmtree(source)
+    finished = run(*DIGITS, *options, cwd=tmp_path / "here")
+    assert finished.code == 0, finished.output
+    assert "continuing from step 10" in finished.output
+    record = read_json(run_folder(tmp_path / "here" / "outputs") / "run.json")
+    assert record["sources"] == {"model.weights": digest}
+    anew = run(*DIGITS, *options, "output.resume=never", cwd=tmp_path / "here")
+    assert anew.code == 2
+    assert "there is no checkpoint" in anew.output
 
 
 @pytest.mark.parametrize("key", ["model.weights", "sparsity.init.path"])

@@ -1,5 +1,8 @@
 import pytest
+import torch
+from torch import nn
 
+from dst.sparsity import Sparsifier
 from dst.sparsity.density import cubic
 from dst.sparsity.plan import UpdatePlan
 
@@ -44,3 +47,23 @@ def test_ramp_to_the_end_ends_at_the_last_update_that_takes_place(stop, on_last_
 def test_densities_that_do_not_fall(initial, final):
     with pytest.raises(ValueError, match="need 0 < final < initial <= 1, got final="):
         cubic(UpdatePlan(every=10, total_steps=100), final, initial=initial, end=0.5)
+
+
+@pytest.mark.parametrize("when", [{"start": 0.6}, {"stop": 0.3}])
+def test_the_density_is_final_when_the_network_has_it(when):
+    """A curve that is at its end while updates wait, or have stopped, says nothing about the network."""
+    model = nn.Linear(20, 10)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    plan = UpdatePlan(every=2, total_steps=20, **when)
+    curve = cubic(UpdatePlan(every=2, total_steps=20), 0.2, end=0.4)
+    sparsifier = Sparsifier(
+        model, optimizer, density=None, distribution="dense", plan=plan, density_curve=curve, drop=None, grow=None
+    )
+    final = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.randn(4, 20)).square().sum().backward()
+        sparsifier.step()
+        final.append(sparsifier.density_is_final)
+        assert final[-1] == (sparsifier.topology.active <= 40)
+    assert any(final) == ("start" in when)
