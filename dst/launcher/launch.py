@@ -85,7 +85,7 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     runs, submission = _submit(work, settings, next(iter(code.values()), None), left)
     placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
     folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
-    stopping = sum(run.is_taken and run.slurm == "COMPLETING" for run in seen.values())
+    stopping = sum(run.is_taken and (run.slurm == "COMPLETING" or run.state == "cancelled") for run in seen.values())
     return Launched(folders, list(placed.values()), submission, left, stopping)
 
 

@@ -95,7 +95,8 @@ def _seen(
         may_be_back = has_job and (job is not None or launch.get("host") == os.uname().nodename)
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
-    waits = state in ("queued", "preempted", "unknown", LOST, UNREADABLE) and has_job
+    # A cancelled one too: its job may be about to take it up, until it has heard of that.
+    waits = state in ("queued", "preempted", "cancelled", "unknown", LOST, UNREADABLE) and has_job
     return Seen(
         folder=str(folder),
         name=name,

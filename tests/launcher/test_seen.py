@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,9 @@ def slurm_says(state):
         ("preempted", "PENDING", "preempted", True),
         ("preempted", "SPECIAL_EXIT", "preempted", True),
         ("preempted", "CANCELLED", "preempted", False),
+        ("cancelled", "PENDING", "cancelled", True),  # it has not heard of it yet, and may begin
+        ("cancelled", "COMPLETING", "cancelled", True),
+        ("cancelled", "CANCELLED", "cancelled", False),
         ("failed", "FAILED", "failed", False),
         ("failed", "RUNNING", "failed", False),  # its neighbours in the job go on
     ],
@@ -62,8 +66,18 @@ def slurm_says(state):
 def test_the_record_and_slurm(told, recorded, slurm, state, is_taken):
     found = told(recorded, slurm_says(slurm), error="why" if recorded in ("preempted", "failed") else None)
     assert (found.state, found.is_taken, found.slurm) == (state, is_taken, slurm)
-    if state in ("lost", "cancelled") or (recorded, slurm) == ("preempted", "CANCELLED"):
+    if (state in ("lost", "cancelled") and recorded != state) or (recorded, slurm) == ("preempted", "CANCELLED"):
         assert f"SLURM says {slurm}" in found.why
+
+
+def test_a_run_that_was_cancelled_is_taken_until_its_local_job_has_ended(told):
+    process = os.getpid()
+    job = {"cluster": "local", "job": str(process), "host": os.uname().nodename}
+    found = told("cancelled", {}, launch={**job, "process_started": seen.process_started(process)})
+    assert (found.state, found.is_taken) == ("cancelled", True)
+    Record.open(Path(found.folder)).write_launch({**job, "process_started": "never"})
+    (found,) = look([Path(found.folder)])
+    assert (found.state, found.is_taken) == ("cancelled", False)
 
 
 def test_while_slurm_does_not_answer_nothing_is_lost(told):

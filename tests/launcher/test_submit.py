@@ -26,6 +26,7 @@ from dst.launcher.submit import Submission, SubmissionError, sbatch_parameters
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_json, read_status
+from dst.records.restate import restate
 from dst.records.store import Record
 from tests.processes import REPOSITORY
 
@@ -169,6 +170,10 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     monkeypatch.setattr(launching, "submit", lambda *_, **__: "sent")
     again = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
     assert (again.submitted, again.stopping) == ([], 2)
+    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("RUNNING") for job in ids})
+    restate(again.folders[0], "cancelled")
+    again = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
+    assert (again.submitted, again.stopping) == ([], 1)
     assert requeue.main(["outputs", "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
 
