@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dst.launcher.seen import LAUNCHER, UNREADABLE, Seen, look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import Run, Submission, submit
 from dst.recording import check_continuable, check_unchanged
+from dst.records.catalog import attempt_folder, find_runs
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
@@ -154,13 +156,34 @@ def relaunch(runs: Mapping[Path, Run], settings: LauncherSettings, states: Seque
     left: dict[Path, str] = {}
     with _submitting({Path(config.output.root) for _, config in runs.values()}):
         todo: dict[Path, Callable[[], Run]] = {}
+        others = superseded(runs)
         for (folder, run), seen in zip(runs.items(), look(runs), strict=True):
             with _apart(folder, left):
-                if seen.state in states and not seen.is_taken:
+                if seen.state in states and not seen.is_taken and folder not in others:
                     _check_continuable(folder, run[1], code.name)
                     todo[folder] = partial(freeze_again, *run)
         submitted, submission = _submit(todo, settings, code, left)
     return Launched(list(runs), list(submitted), submission, left)
+
+
+def superseded(runs: Mapping[Path, Run]) -> dict[Path, Path]:
+    """Return those of these runs, by folder, that have another attempt folder which is newer, or is under way."""
+    folders = {root: find_runs(root) for root in {Path(config.output.root) for _, config in runs.values()}}
+    attempts: dict[tuple[Path, str], set[Path]] = defaultdict(set)
+    for root, found in folders.items():
+        for path in found:
+            attempts[root, path.name.partition(".")[0]].add(path.resolve())
+    others = {
+        folder: attempts[Path(config.output.root), folder.name.partition(".")[0]] - {folder.resolve()}
+        for folder, (_, config) in runs.items()
+    }
+    taken = {Path(run.folder) for run in look(set().union(*others.values())) if run.is_taken}
+    return {
+        folder: other
+        for folder, beside in others.items()
+        for other in sorted(beside, key=attempt_folder)
+        if attempt_folder(other) > attempt_folder(folder) or other in taken
+    }
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,16 +16,18 @@ from dst.config import ConfigError, complete
 from dst.launcher import frozen as frozen_module
 from dst.launcher import launch as launching
 from dst.launcher import node, requeue
-from dst.launcher.frozen import freeze, frozen_code
+from dst.launcher.frozen import freeze, frozen_code, read_frozen, submitted_code
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import _imports
 from dst.recording import digest
+from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from tests.processes import REPOSITORY, run
 
 TINY = ("model.hidden=[8]", "schedule.epochs=1", "sparsity=static", "tracking=none")
+SETTINGS = LauncherSettings("local")
 
 
 def _python(arguments, environment):
@@ -46,7 +49,7 @@ def failed(tmp_path, monkeypatch):
     code = str(frozen_code(tmp_path / "outputs"))
     by = {"cluster": "local", "job": "999999", "host": os.uname().nodename, "process_started": "never", "code": code}
     record = Record.open(Path(frozen.folder))
-    record.write_launch({**by, "settings": asdict(LauncherSettings("local")), "cwd": str(tmp_path)})
+    record.write_launch({**by, "settings": asdict(SETTINGS), "cwd": str(tmp_path)})
     record.write_status("failed", attempt=1, step=0, error="it failed")
     return frozen
 
@@ -120,6 +123,33 @@ def test_what_nobody_changed_is_requeued_beside_what_somebody_did(failed, submit
     assert requeue.main(["outputs"]) == 2
     assert [run.folder for run, _ in submitted] == [other.folder]
     assert "config.yaml'): give the run's command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("group", "is_live"), [("default", True), ("default", False), ("other", True)])
+def test_an_attempt_that_is_superseded_is_not_requeued(failed, submitted, capsys, group, is_live):
+    """Whatever has become of the newer one, and though only the older one was asked for."""
+    old = Path(failed.folder)
+    newer = Path("outputs", group, f"{old.name}.2").resolve()
+    shutil.copytree(old, newer)
+    Record.open(newer).write_status("running" if is_live else "done", attempt=1, step=1)
+    with locked(newer) if is_live else nullcontext():
+        assert requeue.main([failed.folder, "--dry-run"]) == 0
+        assert requeue.main(["outputs"]) == 0
+        assert launching.relaunch({old: read_frozen(old)}, SETTINGS, ("failed",), submitted_code(old)).submitted == []
+    assert submitted == []
+    told = f"left alone, since {newer} is another attempt at it that is newer or goes on: {old}\n"
+    assert capsys.readouterr().out == f"{told}0 runs would be submitted\n{told}"
+
+
+def test_beside_an_older_attempt_that_goes_on_none_is_requeued(failed, submitted):
+    old = Path(failed.folder)
+    newer = old.with_name(f"{old.name}.2")
+    shutil.copytree(old, newer)
+    with locked(old):
+        assert requeue.main(["outputs"]) == 0
+    assert submitted == []
+    assert requeue.main(["outputs"]) == 0
+    assert [run.folder for run, _ in submitted] == [str(newer)]
 
 
 def test_by_hand_a_changed_config_is_refused_and_one_that_is_gone_or_new_is_written(tmp_path):
