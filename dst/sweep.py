@@ -306,6 +306,7 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
     """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
     try:
         (now,) = app.looked_up([cell])  # another process may have begun or finished it meanwhile
+        _refuse_second([now])
         app.enter([now], _command())
         if now.is_over:
             print(f"run {now.id} is {now.state} already")

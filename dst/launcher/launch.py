@@ -87,8 +87,14 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     runs, submission = _submit(work, settings, next(iter(code.values()), None), left)
     placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
     folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
-    stopping = sum(run.is_taken and (run.slurm == "COMPLETING" or run.state == "cancelled") for run in seen.values())
+    stopping = sum(run.is_taken and _is_stopping(run) for run in seen.values())
     return Launched(folders, list(placed.values()), submission, left, stopping)
+
+
+def _is_stopping(run: Seen) -> bool:
+    """Say whether a run that is under way has been asked to stop; no local job takes up again what it has stopped."""
+    is_stopped = run.state == "cancelled" or (run.state == "preempted" and run.cluster == "local")
+    return run.slurm == "COMPLETING" or is_stopped
 
 
 def _folder(cell: Cell) -> Path:

@@ -28,6 +28,7 @@ from dst.records.lock import locked
 from dst.records.read import read_json, read_status
 from dst.records.restate import restate
 from dst.records.store import Record
+from dst.training.stopping import StopFlag
 from tests.processes import REPOSITORY
 
 
@@ -176,6 +177,17 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     assert (again.submitted, again.stopping) == ([], 1)
     assert requeue.main(["outputs", "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
+
+
+def test_a_sweep_here_begins_no_run_anew_that_another_process_has_begun_meanwhile(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = cells([config("output.resume=never")])
+    record = cell.record("another command")
+    record.write_status("running", attempt=1, step=5)
+    with locked(record.folder):
+        assert sweep._one_of_many(cell, StopFlag()) == "refused"
+    assert f"output.resume=never: run {record.folder} is running: cancel it first" in capsys.readouterr().err
+    assert find_runs(tmp_path) == [record.folder.resolve()]
 
 
 def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkeypatch):
