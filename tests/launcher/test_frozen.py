@@ -19,7 +19,7 @@ from dst.launcher import node, requeue
 from dst.launcher.frozen import freeze, frozen_code, read_frozen, submitted_code
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import _imports
-from dst.recording import digest
+from dst.recording import digest, refreeze
 from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_json, read_status
@@ -113,6 +113,19 @@ def test_a_changed_config_is_executed_by_nobody(failed, submitted, capsys, monke
         assert "config.yaml is not what was recorded" in launched.told()
         assert path.read_text() == text
     assert sorted(os.listdir(folder)) == ["config.yaml", "launch.json", "run.json", "status.json"]
+
+
+@pytest.mark.parametrize("state", ["preempted", "running", "failed"])
+def test_a_job_leaves_a_run_alone_that_was_continued_with_another_config_meanwhile(failed, capsys, state):
+    folder = Path(failed.folder)
+    record = Record.open(folder)
+    refreeze(record, config("checkpoint.keep=3"))
+    record.write_status(state, attempt=2, step=1, error="as it ended by hand")
+    status = read_status(folder)
+    assert node.main([failed.folder, "--digest", failed.digest]) == 2
+    told = "it was continued with another config since this job was submitted"
+    assert f"config.yaml: {told}" in capsys.readouterr().err
+    assert read_status(folder) == status
 
 
 def test_what_nobody_changed_is_requeued_beside_what_somebody_did(failed, submitted, capsys):
