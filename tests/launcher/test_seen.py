@@ -200,9 +200,13 @@ def test_a_queue_that_cannot_be_asked_is_no_empty_queue(monkeypatch):
 )
 def test_what_slurm_says_of_the_tasks_of_an_array(monkeypatch, queue, accounting, states):
     monkeypatch.setattr(slurm, "_output", lambda *command: queue if command[0] == "squeue" else accounting)
-    monkeypatch.setattr(slurm.shutil, "which", lambda program: program)
     found = slurm.jobs([f"7_{task}" for task in range(6)])
     assert [found[job].state if (job := f"7_{task}") in found else None for task in range(6)] == states
+
+
+def test_without_an_answer_of_the_accounting_nobody_says_how_a_task_ended_that_the_queue_has_forgotten(monkeypatch):
+    monkeypatch.setattr(slurm, "_output", lambda *command: "7_0|RUNNING" if command[0] == "squeue" else None)
+    assert slurm.jobs(["7_0", "7_1"]) == {"7_0": SlurmJob("RUNNING")}
 
 
 @given(st.sets(st.integers(0, 300), min_size=1), st.integers(1, 9))
