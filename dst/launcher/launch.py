@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from dst import app
 from dst.app import Cell
@@ -39,19 +39,23 @@ REQUEUED: Final = ("failed", "not submitted", LOST)
 _LISTED: Final = 20
 """So many of the runs that were left alone are named."""
 
+_Decision = Literal["to do", "finished", "under way"]
+
 
 @dataclass(frozen=True)
 class Launched:
     """What a command has done: run folders in the order of its cells, those submitted, and how.
 
-    ``left``: those that could not be submitted, by folder, and why. ``stopping``: how many of those under way are,
-    since their jobs were cancelled, or preempted, a moment ago.
+    ``left``: those that could not be submitted, by folder, and why. ``finished``, ``under_way``: how many needed not to
+    be. ``stopping``: how many of those under way are, since their jobs were cancelled, or preempted, a moment ago.
     """
 
     folders: list[Path]
     submitted: list[Path]
     submission: Submission | None
     left: dict[Path, str]
+    finished: int = 0
+    under_way: int = 0
     stopping: int = 0
 
     def told(self) -> str:
@@ -75,11 +79,12 @@ def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> L
 def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
     seen = {Path(run.folder): run for run in look([cell.found for cell in cells if cell.found])}
     left: dict[Path, str] = {}
-    todo: dict[Path, Cell] = {}
+    decided: dict[_Decision, dict[Path, Cell]] = {"to do": {}, "finished": {}, "under way": {}}
     for cell in cells:
         with _apart(_folder(cell), left):
-            if cell.found is None or _is_to_do(cell, seen[cell.found]):
-                todo[_folder(cell)] = cell
+            decision = "to do" if cell.found is None else _decision(cell, seen[cell.found])
+            decided[decision][_folder(cell)] = cell
+    todo = decided["to do"]
     # Before anything is on record: the code may be edited at any time.
     code = {root: frozen_code(root) for root in dict.fromkeys(Path(cell.config.output.root) for cell in todo.values())}
     app.enter(cells, command)
@@ -88,7 +93,15 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
     folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
     stopping = sum(run.is_taken and _is_stopping(run) for run in seen.values())
-    return Launched(folders, list(placed.values()), submission, left, stopping)
+    return Launched(
+        folders,
+        list(placed.values()),
+        submission,
+        left,
+        finished=len(decided["finished"]),
+        under_way=len(decided["under way"]),
+        stopping=stopping,
+    )
 
 
 def _is_stopping(run: Seen) -> bool:
@@ -103,12 +116,14 @@ def _folder(cell: Cell) -> Path:
     return cell.found or Path(output.root) / output.group / cell.id
 
 
-def _is_to_do(cell: Cell, run: Seen) -> bool:
+def _decision(cell: Cell, run: Seen) -> _Decision:
     """Say whether a run that is on record shall be submitted; RecordError or ConfigError if it ought to and cannot."""
-    if run.is_taken or cell.is_over:  # whatever output.resume says, nothing is started beside what lives
-        return False
+    if run.is_taken:  # whatever output.resume says, nothing is started beside what lives
+        return "under way"
+    if cell.is_over:
+        return "finished"
     if cell.state == "new":
-        return True
+        return "to do"
     folder = Path(run.folder)
     if run.state == UNREADABLE:
         raise RecordError(str(run.why))
@@ -117,7 +132,7 @@ def _is_to_do(cell: Cell, run: Seen) -> bool:
         _check_continuable(folder, cell.config)
     except ConfigError as error:
         raise ConfigError([*error.problems, *_remedy(cell, run)]) from error
-    return True
+    return "to do"
 
 
 def _remedy(cell: Cell, run: Seen) -> list[str]:

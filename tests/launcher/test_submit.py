@@ -190,6 +190,20 @@ def test_a_sweep_here_begins_no_run_anew_that_another_process_has_begun_meanwhil
     assert find_runs(tmp_path) == [record.folder.resolve()]
 
 
+def test_what_a_command_has_done_is_counted_as_it_was_decided(tmp_path, monkeypatch, capsys):
+    """A run may be done as soon as it is submitted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.app.Cell, "is_over", property(lambda cell: cell.id in done))
+    monkeypatch.setattr(launching, "submit", lambda runs, *_, **__: done.update(c.id for c in known) or sent)
+    known, done, sent = cells([config(f"seed={seed}") for seed in (1, 2, 3)]), set(), Submission(["1"], tmp_path)
+    done.add(known[0].id)
+    for cell in known[:2]:
+        cell.record("a command")
+    with locked(app.looked_up(known)[1].found):
+        assert sweep._launch(app.looked_up(known), SLURM) == 0
+    assert capsys.readouterr().out.startswith("3 runs: 1 finished already, 1 under way already, 1 submitted\n")
+
+
 def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkeypatch):
     """A damaged record, one begun with other code, a place that is taken; one that is alive is not begun again."""
     monkeypatch.chdir(tmp_path)
