@@ -36,6 +36,8 @@ _PATIENCE_S: Final = 5.0
 """How long another command may take to submit until this one says that it waits for it."""
 REQUEUED: Final = ("failed", "not submitted", LOST)
 """States of runs that are submitted again by ``requeue``, if nothing else is asked for."""
+STOPPED: Final = ("preempted", "cancelled")
+"""States of runs that ``requeue --preempted`` submits again, too."""
 _LISTED: Final = 20
 """So many of the runs that were left alone are named."""
 
@@ -60,11 +62,15 @@ class Launched:
 
     def told(self) -> str:
         """Return what is to be said of the runs that could not be submitted; nothing if there are none."""
-        if not self.left:
-            return ""
-        lines = [f"  {folder}: {why}" for folder, why in self.left.items()]
-        more = [f"  and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
-        return "\n".join([f"left alone, since they cannot be submitted: {len(lines)} runs", *lines[:_LISTED], *more])
+        return _told(self.left)
+
+
+def _told(left: Mapping[Path, str]) -> str:
+    if not left:
+        return ""
+    lines = [f"  {folder}: {why}" for folder, why in left.items()]
+    more = [f"  and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
+    return "\n".join([f"left alone, since they cannot be submitted: {len(lines)} runs", *lines[:_LISTED], *more])
 
 
 def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
@@ -138,6 +144,8 @@ def _decision(cell: Cell, run: Seen) -> _Decision:
 def _remedy(cell: Cell, run: Seen) -> list[str]:
     """Return how a run goes on with the code that it was submitted with, if it can."""
     folder = Path(run.folder)
+    if run.state not in (*REQUEUED, *STOPPED):  # ``requeue`` would submit nothing
+        return []
     try:
         _check_continuable(folder, cell.config, submitted_code(folder).name)
     except ConfigError:
@@ -247,7 +255,9 @@ def _submit(
         ((_, config), *_) = runs.values()
         return runs, submit(list(runs.values()), settings, root=Path(config.output.root), code=code)
     except BaseException as error:
-        _tell_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work), error)
+        if left:
+            print(_told(left), file=sys.stderr)
+        _tell_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work.keys() - left.keys()), error)
         raise
 
 

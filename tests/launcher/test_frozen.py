@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dst.app import cells
+from dst.app import Cell, cells
 from dst.compose import compose_cells
 from dst.config import ConfigError, complete
 from dst.launcher import frozen as frozen_module
 from dst.launcher import launch as launching
 from dst.launcher import node, requeue
 from dst.launcher.frozen import freeze, frozen_code, read_frozen, submitted_code
+from dst.launcher.seen import look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import _imports
 from dst.recording import digest, refreeze
@@ -138,6 +139,22 @@ def test_what_nobody_changed_is_requeued_beside_what_somebody_did(failed, submit
     assert "config.yaml'): give the run's command again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("state", "remedy"), [("failed", ""), ("preempted", " --preempted"), ("cancelled", " --preempted"), ("done", None)]
+)
+def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, submitted, state, remedy):
+    """Such as a run that was done and whose figures are gone."""
+    folder = Path(failed.folder)
+    Record.open(folder).write_status(state, attempt=1, step=0)
+    (seen,) = look([folder])
+    command = "with the code that it was submitted with it goes on by: python -m dst.launcher.requeue "
+    told = [] if remedy is None else [f"{command}{folder}{remedy}"]
+    assert launching._remedy(Cell(config(), folder), seen) == told
+    for line in told:
+        assert requeue.main(line.removeprefix(command).split()) == 0
+    assert len(submitted) == len(told)
+
+
 @pytest.mark.parametrize(("group", "is_live"), [("default", True), ("default", False), ("other", True)])
 def test_an_attempt_that_is_superseded_is_not_requeued(failed, submitted, capsys, group, is_live):
     """Whatever has become of the newer one, and though only the older one was asked for."""
@@ -215,8 +232,9 @@ def code(tmp_path):
 def test_changed_code_is_not_submitted(code, file, told):
     with (code / file).open("a") as source:
         source.write("# changed\n")
-    with pytest.raises(ConfigError, match=f"{code.name} is not what was submitted: .*{told}"):
+    with pytest.raises(ConfigError, match=f"{code.name} is not what was submitted: .*{told}") as error:
         frozen_code(code.parents[1])
+    assert f"cancel the jobs that were submitted with it, remove {code} alone, and submit again" in str(error.value)
     shutil.rmtree(code)
     assert code_digest(frozen_code(code.parents[1]) / "dst") == code.name
 
@@ -242,6 +260,7 @@ def test_changed_code_runs_nothing_on_the_node(failed, code):
     status = read_status(folder)
     assert (status["state"], status["attempt"]) == ("failed", 0)
     assert f"the code in {code / 'dst'} is not what was submitted" in status["error"]
+    assert f"remove {code} alone" in status["error"]
     assert code.name in status["error"]
 
 

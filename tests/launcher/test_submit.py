@@ -154,13 +154,16 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
 
     taken = []
     monkeypatch.chdir(tmp_path)
+    new = cells([config("seed=5")])[0]
+    (tmp_path / "outputs/default" / new.id / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(submitting.slurm, "max_array_size", lambda: 2)
     monkeypatch.setattr(submitting.SlurmExecutor, "affinity", lambda self: 1, raising=False)
     monkeypatch.setattr(submitting.SlurmExecutor, "submit_array", submit_array, raising=False)
     with pytest.raises(SubmissionError, match="QOSMaxSubmitJobPerUserLimit"):
-        launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3, 4)]), SLURM, "a command")
+        launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3, 4, 5)]), SLURM, "a command")
     assert states(tmp_path / "outputs") == {1: "queued", 2: "queued", 3: "not submitted", 4: "not submitted"}
     told = capsys.readouterr().err
+    assert told.startswith("left alone, since they cannot be submitted: 1 runs\n  outputs/default/" + new.id)
     assert "2 of 4 runs were not submitted: slurm did not take the job: sbatch: error: QOSMax" in told
     assert told.endswith("; the same command submits them; the other 2 go on\n")
     monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("PENDING") for job in ids})
