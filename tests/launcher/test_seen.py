@@ -1,6 +1,7 @@
 """What is said of a run in every way its job can end, with and without SLURM to ask."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,24 @@ def test_a_run_that_was_cancelled_is_taken_until_its_local_job_has_ended(told):
     Record.open(Path(found.folder)).write_launch({**job, "process_started": "never"})
     (found,) = look([Path(found.folder)])
     assert (found.state, found.is_taken) == ("cancelled", False)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "age", "state", "is_taken"),
+    [
+        ("running", 0, "lost", True),  # it may have ended just now, and its job with it
+        ("running", 61, "lost", False),
+        ("queued", 61, "queued", True),  # a job has many runs, and they wait for each other
+        ("preempted", 61, "preempted", True),
+    ],
+)
+def test_a_local_job_elsewhere_is_gone_when_its_run_has_not_been_heard_of(told, recorded, age, state, is_taken):
+    launch = {"cluster": "local", "job": "5", "host": "elsewhere", "process_started": "1"}
+    folder = Path(told(recorded, {}, launch=launch).folder)
+    status = read_status(folder)
+    (folder / "status.json").write_text(json.dumps({**status, "heartbeat": status["heartbeat"] - age}))
+    (found,) = look([folder])
+    assert (found.state, found.is_taken, found.has_job) == (state, is_taken, is_taken)
 
 
 def test_while_slurm_does_not_answer_nothing_is_lost(told):
