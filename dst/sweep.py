@@ -274,9 +274,11 @@ def _launch(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
 
 
 def _summary(cells: Sequence[Cell], launched: "Launched", settings: "LauncherSettings") -> str:
-    over, left = sum(_is_over(cell) for cell in cells), len(launched.left)
-    under_way = len(cells) - over - left - len(launched.submitted)
-    told = {"finished already": over, "under way already": under_way, "left alone": left}
+    told = {
+        "finished already": launched.finished,
+        "under way already": launched.under_way,
+        "left alone": len(launched.left),
+    }
     counts = [f"{count} {what}" for what, count in told.items() if count]
     lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(launched.submitted)} submitted'])}"]
     if launched.stopping:
@@ -306,6 +308,7 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
     """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
     try:
         (now,) = app.looked_up([cell])  # another process may have begun or finished it meanwhile
+        _refuse_second([now])
         app.enter([now], _command())
         if now.is_over:
             print(f"run {now.id} is {now.state} already")

@@ -24,19 +24,25 @@ _DEEPEST: Final = 10
 _AGAIN: Final = "give the run's command again"
 
 
+class ContinuedError(ConfigError):
+    """A run was continued with another config than the one that a job was submitted with."""
+
+
 def frozen_config(folder: Path, submitted: str | None = None) -> Config:
     """Return the config that is frozen in a run folder.
 
     ``submitted``: its digest, as the job knows it that shall carry it out. Raises ConfigError unless the file is what
-    was recorded, and submitted, for this very run.
+    was recorded, and submitted, for this very run; ContinuedError if only the job knows another one.
     """
     path = folder / "config.yaml"
     try:
         data, about = path.read_bytes(), read_json(folder / "run.json")
     except (OSError, RecordError) as error:
         raise ConfigError([f"the config of run {folder.name} cannot be read ({error}): {_AGAIN}"]) from error
-    found = hashlib.sha256(data).hexdigest()
-    for what, wanted in (("submitted", submitted or found), ("recorded in run.json", about.get("config_digest"))):
+    found, recorded = hashlib.sha256(data).hexdigest(), about.get("config_digest")
+    if submitted not in (None, found) and found == recorded:
+        raise ContinuedError([f"{path}: it was continued with another config since this job was submitted"])
+    for what, wanted in (("submitted", submitted or found), ("recorded in run.json", recorded)):
         if found != wanted:
             raise ConfigError([changed(path, found, wanted, what)])
     try:

@@ -84,7 +84,8 @@ def _mark_cancelled(folder: Path) -> None:
     """Put on record that a run was cancelled while it waited for its job, unless it has begun meanwhile."""
     try:
         status = read_status(folder) or {}
-        if status.get("state") in ("queued", "preempted") and holder(folder) is None:
+        # One that was killed, and whose job waits again, is on record as running still.
+        if status.get("state") in ("queued", "preempted", "running") and holder(folder) is None:
             restate(folder, "cancelled", "cancelled while it was queued; run the same command to submit it again")
     except (OSError, RecordError) as error:
         print(f"warning: it could not be put on record that {folder} was cancelled: {error}", file=sys.stderr)

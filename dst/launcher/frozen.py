@@ -102,7 +102,10 @@ def check_code() -> None:
 
 
 def _not_as_submitted(place: Path, told: str) -> str:
+    """Return what is to be said of changed code; the copies beside it are those of other jobs."""
+    copy = next((path for path in (place, place.parent) if path.parent.name == FROZEN), None)
+    remove = "" if copy is None else f"cancel the jobs that were submitted with it, remove {copy} alone, and "
     return (
-        f"the code in {place} is not what was submitted: it {told}. Somebody changed it: restore it, or remove "
-        "output.root/.code, and submit again by the same command"
+        f"the code in {place} is not what was submitted: it {told}. Somebody changed it: restore it; or "
+        f"{remove}submit again by the same command"
     )

@@ -217,6 +217,11 @@ class _Supervisor:
         if code in (0, _STOPPED):
             return code
         _say(_tail(child.log), sys.stderr)
+        if code == EXIT_CODES["refused"] and state not in (
+            "queued",
+            None,
+        ):  # it has put on record whatever there was to be
+            return code
         if code > 0 and self.is_main and state not in ENDED and holder(Path(child.run.folder)) is None:
             when = " before it began" if state == "queued" else ""
             _fail(child.run, f"it ended with exit code {code}{when}; see {child.log}")

@@ -3,12 +3,13 @@
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from dst import app
 from dst.app import Cell
@@ -18,6 +19,7 @@ from dst.launcher.seen import LAUNCHER, UNREADABLE, Seen, look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import Run, Submission, submit
 from dst.recording import check_continuable, check_unchanged
+from dst.records.catalog import attempt_folder, find_runs
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
@@ -34,31 +36,41 @@ _PATIENCE_S: Final = 5.0
 """How long another command may take to submit until this one says that it waits for it."""
 REQUEUED: Final = ("failed", "not submitted", LOST)
 """States of runs that are submitted again by ``requeue``, if nothing else is asked for."""
+STOPPED: Final = ("preempted", "cancelled")
+"""States of runs that ``requeue --preempted`` submits again, too."""
 _LISTED: Final = 20
 """So many of the runs that were left alone are named."""
+
+_Decision = Literal["to do", "finished", "under way"]
 
 
 @dataclass(frozen=True)
 class Launched:
     """What a command has done: run folders in the order of its cells, those submitted, and how.
 
-    ``left``: those that could not be submitted, by folder, and why. ``stopping``: how many of those under way are,
-    since their jobs were cancelled, or preempted, a moment ago.
+    ``left``: those that could not be submitted, by folder, and why. ``finished``, ``under_way``: how many needed not to
+    be. ``stopping``: how many of those under way are, since their jobs were cancelled, or preempted, a moment ago.
     """
 
     folders: list[Path]
     submitted: list[Path]
     submission: Submission | None
     left: dict[Path, str]
+    finished: int = 0
+    under_way: int = 0
     stopping: int = 0
 
     def told(self) -> str:
         """Return what is to be said of the runs that could not be submitted; nothing if there are none."""
-        if not self.left:
-            return ""
-        lines = [f"  {folder}: {why}" for folder, why in self.left.items()]
-        more = [f"  and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
-        return "\n".join([f"left alone, since they cannot be submitted: {len(lines)} runs", *lines[:_LISTED], *more])
+        return _told(self.left)
+
+
+def _told(left: Mapping[Path, str]) -> str:
+    if not left:
+        return ""
+    lines = [f"  {folder}: {why}" for folder, why in left.items()]
+    more = [f"  and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
+    return "\n".join([f"left alone, since they cannot be submitted: {len(lines)} runs", *lines[:_LISTED], *more])
 
 
 def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
@@ -73,11 +85,12 @@ def launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> L
 def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Launched:
     seen = {Path(run.folder): run for run in look([cell.found for cell in cells if cell.found])}
     left: dict[Path, str] = {}
-    todo: dict[Path, Cell] = {}
+    decided: dict[_Decision, dict[Path, Cell]] = {"to do": {}, "finished": {}, "under way": {}}
     for cell in cells:
         with _apart(_folder(cell), left):
-            if cell.found is None or _is_to_do(cell, seen[cell.found]):
-                todo[_folder(cell)] = cell
+            decision = "to do" if cell.found is None else _decision(cell, seen[cell.found])
+            decided[decision][_folder(cell)] = cell
+    todo = decided["to do"]
     # Before anything is on record: the code may be edited at any time.
     code = {root: frozen_code(root) for root in dict.fromkeys(Path(cell.config.output.root) for cell in todo.values())}
     app.enter(cells, command)
@@ -85,8 +98,22 @@ def _launch(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     runs, submission = _submit(work, settings, next(iter(code.values()), None), left)
     placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
     folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
-    stopping = sum(run.is_taken and run.slurm == "COMPLETING" for run in seen.values())
-    return Launched(folders, list(placed.values()), submission, left, stopping)
+    stopping = sum(run.is_taken and _is_stopping(run) for run in seen.values())
+    return Launched(
+        folders,
+        list(placed.values()),
+        submission,
+        left,
+        finished=len(decided["finished"]),
+        under_way=len(decided["under way"]),
+        stopping=stopping,
+    )
+
+
+def _is_stopping(run: Seen) -> bool:
+    """Say whether a run that is under way has been asked to stop; no local job takes up again what it has stopped."""
+    is_stopped = run.state == "cancelled" or (run.state == "preempted" and run.cluster == "local")
+    return run.slurm == "COMPLETING" or is_stopped
 
 
 def _folder(cell: Cell) -> Path:
@@ -95,12 +122,14 @@ def _folder(cell: Cell) -> Path:
     return cell.found or Path(output.root) / output.group / cell.id
 
 
-def _is_to_do(cell: Cell, run: Seen) -> bool:
+def _decision(cell: Cell, run: Seen) -> _Decision:
     """Say whether a run that is on record shall be submitted; RecordError or ConfigError if it ought to and cannot."""
-    if run.is_taken or cell.is_over:  # whatever output.resume says, nothing is started beside what lives
-        return False
+    if run.is_taken:  # whatever output.resume says, nothing is started beside what lives
+        return "under way"
+    if cell.is_over:
+        return "finished"
     if cell.state == "new":
-        return True
+        return "to do"
     folder = Path(run.folder)
     if run.state == UNREADABLE:
         raise RecordError(str(run.why))
@@ -109,12 +138,14 @@ def _is_to_do(cell: Cell, run: Seen) -> bool:
         _check_continuable(folder, cell.config)
     except ConfigError as error:
         raise ConfigError([*error.problems, *_remedy(cell, run)]) from error
-    return True
+    return "to do"
 
 
 def _remedy(cell: Cell, run: Seen) -> list[str]:
     """Return how a run goes on with the code that it was submitted with, if it can."""
     folder = Path(run.folder)
+    if run.state not in (*REQUEUED, *STOPPED):  # ``requeue`` would submit nothing
+        return []
     try:
         _check_continuable(folder, cell.config, submitted_code(folder).name)
     except ConfigError:
@@ -154,13 +185,34 @@ def relaunch(runs: Mapping[Path, Run], settings: LauncherSettings, states: Seque
     left: dict[Path, str] = {}
     with _submitting({Path(config.output.root) for _, config in runs.values()}):
         todo: dict[Path, Callable[[], Run]] = {}
+        others = superseded(runs)
         for (folder, run), seen in zip(runs.items(), look(runs), strict=True):
             with _apart(folder, left):
-                if seen.state in states and not seen.is_taken:
+                if seen.state in states and not seen.is_taken and folder not in others:
                     _check_continuable(folder, run[1], code.name)
                     todo[folder] = partial(freeze_again, *run)
         submitted, submission = _submit(todo, settings, code, left)
     return Launched(list(runs), list(submitted), submission, left)
+
+
+def superseded(runs: Mapping[Path, Run]) -> dict[Path, Path]:
+    """Return those of these runs, by folder, that have another attempt folder which is newer, or is under way."""
+    folders = {root: find_runs(root) for root in {Path(config.output.root) for _, config in runs.values()}}
+    attempts: dict[tuple[Path, str], set[Path]] = defaultdict(set)
+    for root, found in folders.items():
+        for path in found:
+            attempts[root, path.name.partition(".")[0]].add(path.resolve())
+    others = {
+        folder: attempts[Path(config.output.root), folder.name.partition(".")[0]] - {folder.resolve()}
+        for folder, (_, config) in runs.items()
+    }
+    taken = {Path(run.folder) for run in look(set().union(*others.values())) if run.is_taken}
+    return {
+        folder: other
+        for folder, beside in others.items()
+        for other in sorted(beside, key=attempt_folder)
+        if attempt_folder(other) > attempt_folder(folder) or other in taken
+    }
 
 
 @contextmanager
@@ -203,7 +255,9 @@ def _submit(
         ((_, config), *_) = runs.values()
         return runs, submit(list(runs.values()), settings, root=Path(config.output.root), code=code)
     except BaseException as error:
-        _tell_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work), error)
+        if left:
+            print(_told(left), file=sys.stderr)
+        _tell_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work.keys() - left.keys()), error)
         raise
 
 

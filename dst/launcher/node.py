@@ -24,7 +24,7 @@ from dst.states import ENDED, EXIT_CODES
 from dst.terminal import program
 from dst.together import together
 from dst.training.stopping import StopFlag
-from dst.verified import frozen_config
+from dst.verified import ContinuedError, frozen_config
 
 if TYPE_CHECKING:
     from dst.training.distributed import Group
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     with StopFlag() as stop:
         try:
             return _carry_out(options.folder, options.digest, stop)
-        except RunningError as error:  # what it says of itself is the truth
+        except (RunningError, ContinuedError) as error:  # what it says of itself is the truth
             print(error.text(), file=sys.stderr)
             return EXIT_CODES["refused"]
         except ConfigError as error:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from dst.config import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.frozen import read_frozen, submitted_code
-from dst.launcher.launch import REQUEUED, Launched, relaunch
+from dst.launcher.launch import REQUEUED, STOPPED, Launched, relaunch, superseded
 from dst.launcher.seen import UNREADABLE, look
 from dst.launcher.settings import Cluster, LauncherSettings
 from dst.launcher.submit import Run, SubmissionError
@@ -25,8 +25,6 @@ Submit the runs below DIR that failed, were lost, or were not taken by the clust
 with the config, the code (outputs/.code) and to the cluster that they were submitted with. No config file is read.
 Diverged runs would diverge again and are left alone."""
 
-_STOPPED = ("preempted", "cancelled")
-
 
 def main(arguments: Sequence[str]) -> int:
     """Submit again, and say what; return the exit code."""
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     folders = folders_below(options.dir)
     if folders is None:
         return 2
-    states = (*REQUEUED, *_STOPPED) if options.preempted else REQUEUED
+    states = (*REQUEUED, *STOPPED) if options.preempted else REQUEUED
     seen = look(folders)
     wanted = [Path(run.folder) for run in seen if run.state in states and not run.is_taken]
     groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
@@ -50,17 +48,23 @@ def main(arguments: Sequence[str]) -> int:
                 groups[how][folder] = read_frozen(folder)
         except (ConfigError, RecordError, OSError) as error:
             codes.append(_tell(error))
-    if options.dry_run:
-        found = [str(folder) for runs in groups.values() for folder in runs]
-        print("\n".join([*found, f"{len(found)} runs would be submitted"]))
-        return worst(codes)
+    would: list[Path] = []
     for (cwd, settings, code), runs in groups.items():
         try:
             there = {folder.resolve(): run for folder, run in runs.items()}
             with chdir(cwd):  # what a config says of folders holds from where it was submitted
-                codes.append(_report(relaunch(there, settings, states, code)))
+                others = superseded(there)
+                for folder, other in others.items():
+                    print(f"left alone, since {other} is another attempt at it that is newer or goes on: {folder}")
+                there = {folder: run for folder, run in there.items() if folder not in others}
+                if there and not options.dry_run:
+                    codes.append(_report(relaunch(there, settings, states, code)))
+            would += [folder for folder in runs if folder.resolve() in there]
         except (SubmissionError, ConfigError, RecordError, OSError) as error:
             codes.append(_tell(error))
+    if options.dry_run:
+        print("\n".join([*map(str, would), f"{len(would)} runs would be submitted"]))
+        return worst(codes)
     if not wanted:
         print("nothing to submit: no run below that folder has failed or was lost")
     return worst(codes)

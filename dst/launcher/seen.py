@@ -3,13 +3,14 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from dst.launcher import slurm
-from dst.records.lock import Holder, holder
+from dst.records.lock import STALE_S, Holder, holder
 from dst.records.read import read_launch, read_run, read_status, read_summary
 from dst.records.store import RecordError
 from dst.states import LOST
@@ -87,7 +88,7 @@ def _seen(
         status = {**status, "state": UNREADABLE, "error": launch["damaged"]}
     job = (jobs or {}).get(str(launch.get("job")))
     is_held = holder(folder) is not None
-    has_job = _lives(launch, jobs)
+    has_job = _lives(launch, jobs) and (is_held or not _is_forsaken(status, launch))
     state, why = status["state"], status.get("error")
     if not is_held and _is_unsubmitted(state, launch):
         state, why = _unsubmitted(status, submitters)
@@ -95,7 +96,8 @@ def _seen(
         may_be_back = has_job and (job is not None or launch.get("host") == os.uname().nodename)
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
-    waits = state in ("queued", "preempted", "unknown", LOST, UNREADABLE) and has_job
+    # A cancelled one too: its job may be about to take it up, until it has heard of that.
+    waits = state in ("queued", "preempted", "cancelled", "unknown", LOST, UNREADABLE) and has_job
     return Seen(
         folder=str(folder),
         name=name,
@@ -169,6 +171,12 @@ def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bo
         job = None if jobs is None else jobs.get(str(launch["job"]))
         return jobs is None or (job is not None and job.is_alive)
     return launch.get("cluster") == "local" and process_lives(launch)
+
+
+def _is_forsaken(status: dict[str, Any], launch: dict[str, Any]) -> bool:
+    """Say whether a run that nobody holds tells that its local job, elsewhere, is gone: it would have told its end."""
+    is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != os.uname().nodename
+    return is_elsewhere and status["state"] == "running" and time.time() - status.get("heartbeat", 0.0) > STALE_S
 
 
 def process_lives(launch: dict[str, Any]) -> bool:

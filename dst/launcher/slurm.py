@@ -57,17 +57,24 @@ def jobs(ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     queued = _of_each(wanted, queue)
     alive = {job: found for job, found in queued.items() if found.is_alive}
     accounts = _accounting(wanted - alive.keys())
+    if accounts is None:  # then nobody knows whether a task that is not listed has ended, or how
+        return queued
     return {**_forgotten(wanted, [*queue, *accounts]), **queued, **_of_each(wanted, accounts), **alive}
 
 
-def _accounting(wanted: Set[str]) -> dict[str, SlurmJob]:
-    """Return what the accounting lists of jobs that are not in the queue any more, nor live whatever it says."""
-    if not wanted or shutil.which("sacct") is None:
+def _accounting(wanted: Set[str]) -> dict[str, SlurmJob] | None:
+    """Return what the accounting lists of jobs that are not in the queue any more, nor live whatever it says.
+
+    None if there is no accounting, or none that answers.
+    """
+    if not wanted:
         return {}
     parents = ",".join(sorted({_parent(job) for job in wanted}))
-    rows = _rows(3, _output("sacct", "-X", "-n", "-P", f"--jobs={parents}", "--format=JobID,State,ExitCode") or "")
+    text = _output("sacct", "-X", "-n", "-P", f"--jobs={parents}", "--format=JobID,State,ExitCode")
+    if text is None:
+        return None
     # A state may carry more, as in "CANCELLED by 1000".
-    listed = {job: SlurmJob(state.split()[0], code) for job, state, code in rows if state}
+    listed = {job: SlurmJob(state.split()[0], code) for job, state, code in _rows(3, text) if state}
     return {job: found for job, found in listed.items() if not found.is_alive}
 
 

@@ -30,7 +30,7 @@ def cancelled(tmp_path, monkeypatch):
     return act
 
 
-@pytest.mark.parametrize("state", ["queued", "preempted"])
+@pytest.mark.parametrize("state", ["queued", "preempted", "running"])  # the last: killed, and requeued by SLURM
 def test_a_run_that_waits_for_its_job_is_on_record_as_cancelled(cancelled, state, capsys):
     status = cancelled(state, 1)
     assert status["state"] == "cancelled"

@@ -4,27 +4,31 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from dst.app import cells
+from dst.app import Cell, cells
 from dst.compose import compose_cells
 from dst.config import ConfigError, complete
 from dst.launcher import frozen as frozen_module
 from dst.launcher import launch as launching
 from dst.launcher import node, requeue
-from dst.launcher.frozen import freeze, frozen_code
+from dst.launcher.frozen import freeze, frozen_code, read_frozen, submitted_code
+from dst.launcher.seen import look
 from dst.launcher.settings import LauncherSettings
 from dst.launcher.submit import _imports
-from dst.recording import digest
+from dst.recording import digest, refreeze
+from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from tests.processes import REPOSITORY, run
 
 TINY = ("model.hidden=[8]", "schedule.epochs=1", "sparsity=static", "tracking=none")
+SETTINGS = LauncherSettings("local")
 
 
 def _python(arguments, environment):
@@ -46,7 +50,7 @@ def failed(tmp_path, monkeypatch):
     code = str(frozen_code(tmp_path / "outputs"))
     by = {"cluster": "local", "job": "999999", "host": os.uname().nodename, "process_started": "never", "code": code}
     record = Record.open(Path(frozen.folder))
-    record.write_launch({**by, "settings": asdict(LauncherSettings("local")), "cwd": str(tmp_path)})
+    record.write_launch({**by, "settings": asdict(SETTINGS), "cwd": str(tmp_path)})
     record.write_status("failed", attempt=1, step=0, error="it failed")
     return frozen
 
@@ -112,6 +116,19 @@ def test_a_changed_config_is_executed_by_nobody(failed, submitted, capsys, monke
     assert sorted(os.listdir(folder)) == ["config.yaml", "launch.json", "run.json", "status.json"]
 
 
+@pytest.mark.parametrize("state", ["preempted", "running", "failed"])
+def test_a_job_leaves_a_run_alone_that_was_continued_with_another_config_meanwhile(failed, capsys, state):
+    folder = Path(failed.folder)
+    record = Record.open(folder)
+    refreeze(record, config("checkpoint.keep=3"))
+    record.write_status(state, attempt=2, step=1, error="as it ended by hand")
+    status = read_status(folder)
+    assert node.main([failed.folder, "--digest", failed.digest]) == 2
+    told = "it was continued with another config since this job was submitted"
+    assert f"config.yaml: {told}" in capsys.readouterr().err
+    assert read_status(folder) == status
+
+
 def test_what_nobody_changed_is_requeued_beside_what_somebody_did(failed, submitted, capsys):
     other = freeze(cells([config("seed=1")])[0], "a command")
     shutil.copy(Path(failed.folder) / "launch.json", other.folder)
@@ -120,6 +137,49 @@ def test_what_nobody_changed_is_requeued_beside_what_somebody_did(failed, submit
     assert requeue.main(["outputs"]) == 2
     assert [run.folder for run, _ in submitted] == [other.folder]
     assert "config.yaml'): give the run's command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "remedy"), [("failed", ""), ("preempted", " --preempted"), ("cancelled", " --preempted"), ("done", None)]
+)
+def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, submitted, state, remedy):
+    """Such as a run that was done and whose figures are gone."""
+    folder = Path(failed.folder)
+    Record.open(folder).write_status(state, attempt=1, step=0)
+    (seen,) = look([folder])
+    command = "with the code that it was submitted with it goes on by: python -m dst.launcher.requeue "
+    told = [] if remedy is None else [f"{command}{folder}{remedy}"]
+    assert launching._remedy(Cell(config(), folder), seen) == told
+    for line in told:
+        assert requeue.main(line.removeprefix(command).split()) == 0
+    assert len(submitted) == len(told)
+
+
+@pytest.mark.parametrize(("group", "is_live"), [("default", True), ("default", False), ("other", True)])
+def test_an_attempt_that_is_superseded_is_not_requeued(failed, submitted, capsys, group, is_live):
+    """Whatever has become of the newer one, and though only the older one was asked for."""
+    old = Path(failed.folder)
+    newer = Path("outputs", group, f"{old.name}.2").resolve()
+    shutil.copytree(old, newer)
+    Record.open(newer).write_status("running" if is_live else "done", attempt=1, step=1)
+    with locked(newer) if is_live else nullcontext():
+        assert requeue.main([failed.folder, "--dry-run"]) == 0
+        assert requeue.main(["outputs"]) == 0
+        assert launching.relaunch({old: read_frozen(old)}, SETTINGS, ("failed",), submitted_code(old)).submitted == []
+    assert submitted == []
+    told = f"left alone, since {newer} is another attempt at it that is newer or goes on: {old}\n"
+    assert capsys.readouterr().out == f"{told}0 runs would be submitted\n{told}"
+
+
+def test_beside_an_older_attempt_that_goes_on_none_is_requeued(failed, submitted):
+    old = Path(failed.folder)
+    newer = old.with_name(f"{old.name}.2")
+    shutil.copytree(old, newer)
+    with locked(old):
+        assert requeue.main(["outputs"]) == 0
+    assert submitted == []
+    assert requeue.main(["outputs"]) == 0
+    assert [run.folder for run, _ in submitted] == [str(newer)]
 
 
 def test_by_hand_a_changed_config_is_refused_and_one_that_is_gone_or_new_is_written(tmp_path):
@@ -172,8 +232,9 @@ def code(tmp_path):
 def test_changed_code_is_not_submitted(code, file, told):
     with (code / file).open("a") as source:
         source.write("# changed\n")
-    with pytest.raises(ConfigError, match=f"{code.name} is not what was submitted: .*{told}"):
+    with pytest.raises(ConfigError, match=f"{code.name} is not what was submitted: .*{told}") as error:
         frozen_code(code.parents[1])
+    assert f"cancel the jobs that were submitted with it, remove {code} alone, and submit again" in str(error.value)
     shutil.rmtree(code)
     assert code_digest(frozen_code(code.parents[1]) / "dst") == code.name
 
@@ -199,6 +260,7 @@ def test_changed_code_runs_nothing_on_the_node(failed, code):
     status = read_status(folder)
     assert (status["state"], status["attempt"]) == ("failed", 0)
     assert f"the code in {code / 'dst'} is not what was submitted" in status["error"]
+    assert f"remove {code} alone" in status["error"]
     assert code.name in status["error"]
 
 

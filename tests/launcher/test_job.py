@@ -147,6 +147,9 @@ def test_a_run_that_goes_on_and_ends_without_a_word_has_failed(supervisor, run, 
     with locked(job.Path(run.folder)):  # by hand, somewhere else: then it is the other one's state
         assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), 2) == 2
         assert read_status(job.Path(run.folder))["state"] == state
+    # It was refused, and its node has told why wherever it is this run's state.
+    assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), 2) == 2
+    assert read_status(job.Path(run.folder))["state"] == state
     assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), 1) == 1
     status = read_status(job.Path(run.folder))
     assert (status["state"], status["attempt"], status["step"]) == ("failed", 2, 5)

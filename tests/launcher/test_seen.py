@@ -1,10 +1,12 @@
 """What is said of a run in every way its job can end, with and without SLURM to ask."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,6 +57,9 @@ def slurm_says(state):
         ("preempted", "PENDING", "preempted", True),
         ("preempted", "SPECIAL_EXIT", "preempted", True),
         ("preempted", "CANCELLED", "preempted", False),
+        ("cancelled", "PENDING", "cancelled", True),  # it has not heard of it yet, and may begin
+        ("cancelled", "COMPLETING", "cancelled", True),
+        ("cancelled", "CANCELLED", "cancelled", False),
         ("failed", "FAILED", "failed", False),
         ("failed", "RUNNING", "failed", False),  # its neighbours in the job go on
     ],
@@ -62,8 +67,36 @@ def slurm_says(state):
 def test_the_record_and_slurm(told, recorded, slurm, state, is_taken):
     found = told(recorded, slurm_says(slurm), error="why" if recorded in ("preempted", "failed") else None)
     assert (found.state, found.is_taken, found.slurm) == (state, is_taken, slurm)
-    if state in ("lost", "cancelled") or (recorded, slurm) == ("preempted", "CANCELLED"):
+    if (state in ("lost", "cancelled") and recorded != state) or (recorded, slurm) == ("preempted", "CANCELLED"):
         assert f"SLURM says {slurm}" in found.why
+
+
+def test_a_run_that_was_cancelled_is_taken_until_its_local_job_has_ended(told):
+    process = os.getpid()
+    job = {"cluster": "local", "job": str(process), "host": os.uname().nodename}
+    found = told("cancelled", {}, launch={**job, "process_started": seen.process_started(process)})
+    assert (found.state, found.is_taken) == ("cancelled", True)
+    Record.open(Path(found.folder)).write_launch({**job, "process_started": "never"})
+    (found,) = look([Path(found.folder)])
+    assert (found.state, found.is_taken) == ("cancelled", False)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "age", "state", "is_taken"),
+    [
+        ("running", 0, "lost", True),  # it may have ended just now, and its job with it
+        ("running", 61, "lost", False),
+        ("queued", 61, "queued", True),  # a job has many runs, and they wait for each other
+        ("preempted", 61, "preempted", True),
+    ],
+)
+def test_a_local_job_elsewhere_is_gone_when_its_run_has_not_been_heard_of(told, recorded, age, state, is_taken):
+    launch = {"cluster": "local", "job": "5", "host": "elsewhere", "process_started": "1"}
+    folder = Path(told(recorded, {}, launch=launch).folder)
+    status = read_status(folder)
+    (folder / "status.json").write_text(json.dumps({**status, "heartbeat": status["heartbeat"] - age}))
+    (found,) = look([folder])
+    assert (found.state, found.is_taken, found.has_job) == (state, is_taken, is_taken)
 
 
 def test_while_slurm_does_not_answer_nothing_is_lost(told):
@@ -186,9 +219,13 @@ def test_a_queue_that_cannot_be_asked_is_no_empty_queue(monkeypatch):
 )
 def test_what_slurm_says_of_the_tasks_of_an_array(monkeypatch, queue, accounting, states):
     monkeypatch.setattr(slurm, "_output", lambda *command: queue if command[0] == "squeue" else accounting)
-    monkeypatch.setattr(slurm.shutil, "which", lambda program: program)
     found = slurm.jobs([f"7_{task}" for task in range(6)])
     assert [found[job].state if (job := f"7_{task}") in found else None for task in range(6)] == states
+
+
+def test_without_an_answer_of_the_accounting_nobody_says_how_a_task_ended_that_the_queue_has_forgotten(monkeypatch):
+    monkeypatch.setattr(slurm, "_output", lambda *command: "7_0|RUNNING" if command[0] == "squeue" else None)
+    assert slurm.jobs(["7_0", "7_1"]) == {"7_0": SlurmJob("RUNNING")}
 
 
 @given(st.sets(st.integers(0, 300), min_size=1), st.integers(1, 9))

@@ -26,7 +26,9 @@ from dst.launcher.submit import Submission, SubmissionError, sbatch_parameters
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_json, read_status
+from dst.records.restate import restate
 from dst.records.store import Record
+from dst.training.stopping import StopFlag
 from tests.processes import REPOSITORY
 
 
@@ -152,13 +154,16 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
 
     taken = []
     monkeypatch.chdir(tmp_path)
+    new = cells([config("seed=5")])[0]
+    (tmp_path / "outputs/default" / new.id / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(submitting.slurm, "max_array_size", lambda: 2)
     monkeypatch.setattr(submitting.SlurmExecutor, "affinity", lambda self: 1, raising=False)
     monkeypatch.setattr(submitting.SlurmExecutor, "submit_array", submit_array, raising=False)
     with pytest.raises(SubmissionError, match="QOSMaxSubmitJobPerUserLimit"):
-        launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3, 4)]), SLURM, "a command")
+        launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3, 4, 5)]), SLURM, "a command")
     assert states(tmp_path / "outputs") == {1: "queued", 2: "queued", 3: "not submitted", 4: "not submitted"}
     told = capsys.readouterr().err
+    assert told.startswith("left alone, since they cannot be submitted: 1 runs\n  outputs/default/" + new.id)
     assert "2 of 4 runs were not submitted: slurm did not take the job: sbatch: error: QOSMax" in told
     assert told.endswith("; the same command submits them; the other 2 go on\n")
     monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("PENDING") for job in ids})
@@ -169,8 +174,37 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     monkeypatch.setattr(launching, "submit", lambda *_, **__: "sent")
     again = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
     assert (again.submitted, again.stopping) == ([], 2)
+    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("RUNNING") for job in ids})
+    restate(again.folders[0], "cancelled")
+    again = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
+    assert (again.submitted, again.stopping) == ([], 1)
     assert requeue.main(["outputs", "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
+
+
+def test_a_sweep_here_begins_no_run_anew_that_another_process_has_begun_meanwhile(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = cells([config("output.resume=never")])
+    record = cell.record("another command")
+    record.write_status("running", attempt=1, step=5)
+    with locked(record.folder):
+        assert sweep._one_of_many(cell, StopFlag()) == "refused"
+    assert f"output.resume=never: run {record.folder} is running: cancel it first" in capsys.readouterr().err
+    assert find_runs(tmp_path) == [record.folder.resolve()]
+
+
+def test_what_a_command_has_done_is_counted_as_it_was_decided(tmp_path, monkeypatch, capsys):
+    """A run may be done as soon as it is submitted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.app.Cell, "is_over", property(lambda cell: cell.id in done))
+    monkeypatch.setattr(launching, "submit", lambda runs, *_, **__: done.update(c.id for c in known) or sent)
+    known, done, sent = cells([config(f"seed={seed}") for seed in (1, 2, 3)]), set(), Submission(["1"], tmp_path)
+    done.add(known[0].id)
+    for cell in known[:2]:
+        cell.record("a command")
+    with locked(app.looked_up(known)[1].found):
+        assert sweep._launch(app.looked_up(known), SLURM) == 0
+    assert capsys.readouterr().out.startswith("3 runs: 1 finished already, 1 under way already, 1 submitted\n")
 
 
 def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkeypatch):
