@@ -72,9 +72,9 @@ def _entered(path: Path) -> Member:
     """Return the run that an entry stands for."""
     try:
         entry = read_entry(path)
+        is_there = (entry.folder / "run.json").exists()
     except (OSError, RecordError) as error:
         return Member(path.name.removesuffix(SUFFIX), path, path.parent, state="unreadable", why=str(error))
-    is_there = (entry.folder / "run.json").exists()
     gone = {} if is_there else {"state": "missing", "why": entry.lack}
     return Member(entry.id, entry.folder, path.parent, entry.name, **gone)
 

@@ -111,6 +111,11 @@ def test_a_damaged_entry_is_told_and_hides_nothing(root, name, value):
     assert catalog(root / "paper")["state"].to_list() == ["done"] * 3
 
 
+def test_an_entry_for_what_no_path_can_be_hides_nothing(root):
+    (root / "paper" / "one" / "a.elsewhere.json").write_text(json.dumps({**TOLD, "run": "x" * 300}))
+    assert {one.id: one.state for one in members(root / "paper")} == {"a": "unreadable", "b": None, "c": None}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
 def test_a_torn_entry_is_told(root, text):
     (root / "paper" / "one" / "a.elsewhere.json").write_text(text)
