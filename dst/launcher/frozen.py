@@ -11,7 +11,7 @@ from dst.config import Config, ConfigError, run_name
 from dst.environment import CODE
 from dst.launcher.job import FrozenRun
 from dst.recording import digest, refreeze
-from dst.records.provenance import PACKAGE, code_digest, code_version
+from dst.records.provenance import PACKAGE, code_digest, code_version, passed_over
 from dst.records.read import read_json, read_launch
 from dst.records.restate import restate
 from dst.verified import frozen_config
@@ -68,7 +68,7 @@ def frozen_code(root: Path) -> Path:
     if not (place / PACKAGE.name).is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))
-        shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=passed_over)
         partial.chmod(0o755)
         if code_digest(partial / PACKAGE.name) != version:
             shutil.rmtree(partial)
