@@ -12,7 +12,7 @@ from dst.environment import CODE
 from dst.launcher.job import FrozenRun
 from dst.recording import digest, refreeze
 from dst.records.provenance import PACKAGE, code_digest, code_version, passed_over
-from dst.records.read import read_json, read_launch
+from dst.records.read import read_launch, read_run
 from dst.records.restate import restate
 from dst.verified import frozen_config
 
@@ -47,7 +47,7 @@ def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:
 def submitted_code(folder: Path) -> Path:
     """Return the folder to import the package from that a run was submitted with; ConfigError if it is gone."""
     launch = read_launch(folder) or {}
-    begun = read_json(folder / "run.json").get("code", {}).get("digest")
+    begun = read_run(folder).get("code", {}).get("digest")
     version = Path(launch["code"]).name if launch.get("code") else str(begun)
     for above in folder.resolve().parents:
         if (above / FROZEN / version / PACKAGE.name).is_dir():
