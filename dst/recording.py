@@ -216,7 +216,7 @@ def _check_own(folder: Path, config: Config) -> None:
     for name, value in wanted.items():
         if about[name] != value:
             told = f"{folder}/run.json says {name}: {about[name]}, but this run has {value}"
-            raise ConfigError([f"{told}: somebody changed it; restore it, or add output.resume=never to start anew"])
+            raise ConfigError([f"{told}: somebody changed it; restore it, or {_ALONE}"])
 
 
 def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:

@@ -25,6 +25,7 @@ Known = dict[tuple[str, ...], "str | ConfigError"]
 
 _TRIES: Final = 3
 _PAUSE_S: Final = 0.2
+_GIVE: Final = "give a run's folder, e.g. outputs/default/<run id>"
 
 
 def identified(config: Config, known: Known) -> Config:
@@ -142,10 +143,13 @@ def checkpoint(config: Config, key: str) -> Path:
 
     Raises ConfigError, naming both digests, if the folder has others only.
     """
-    from dst.training.checkpoint import Checkpoints
+    from dst.training.checkpoint import CheckpointError, Checkpoints
 
     folder, digest = Path(get(config, key)), get(config, CHECKPOINTS[key])
-    found = None if digest is None else Checkpoints(folder / "checkpoints").with_digest(digest)
+    try:
+        found = None if digest is None else Checkpoints(folder / "checkpoints").with_digest(digest)
+    except CheckpointError as error:
+        raise ConfigError([f"{key}={folder}: {error}; {_GIVE}"]) from error
     if found is not None:
         return found
     newest, its_digest = _newest(config, key)
@@ -181,13 +185,11 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
                 return newest, sha256(newest.read_bytes())
         except FileNotFoundError:
             continue
-        except CheckpointError as error:
-            raise ConfigError([f"{key}={get(config, key)}: {error}"]) from error
+        except (CheckpointError, OSError) as error:
+            raise ConfigError([f"{key}={get(config, key)}: {error}; {_GIVE}"]) from error
         if not Path(get(config, key), "checkpoints").is_dir():
             break
-    raise ConfigError(
-        [f"{key}={get(config, key)}: there is no checkpoint; give a run's folder, e.g. outputs/default/<run id>"]
-    )
+    raise ConfigError([f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}"])
 
 
 # -- python -m dst.sources ---------------------------------------------------------------------------------------------

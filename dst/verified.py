@@ -14,7 +14,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import yaml
 
 from dst.config import Config, ConfigError, run_id
-from dst.records.read import read_json
+from dst.records.read import read_run
 from dst.records.store import RecordError
 
 _PARSER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,7 +36,7 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
     """
     path = folder / "config.yaml"
     try:
-        data, about = path.read_bytes(), read_json(folder / "run.json")
+        data, about = path.read_bytes(), read_run(folder)
     except (OSError, RecordError) as error:
         raise ConfigError([f"the config of run {folder.name} cannot be read ({error}): {_AGAIN}"]) from error
     found, recorded = hashlib.sha256(data).hexdigest(), about.get("config_digest")

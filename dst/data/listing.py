@@ -110,6 +110,8 @@ class Listing:
             if item.name.startswith("."):
                 if item.name.lower().endswith((*SUFFIXES, *_NOT_READ)):
                     self._leave_out("hidden", item.path)
+                elif item.is_dir(follow_symlinks=False):
+                    self._leave_out_below(item.path)
                 continue
             try:
                 found.append((item, item.stat()))
@@ -127,6 +129,12 @@ class Listing:
 
     def _refuse(self, path: str, reason: str) -> None:
         self._problems.append(f"{path} ({reason})")
+
+    def _leave_out_below(self, hidden: str) -> None:
+        for folder, _, names in os.walk(hidden):
+            for name in names:
+                if name.lower().endswith((*SUFFIXES, *_NOT_READ)):
+                    self._leave_out("hidden", os.path.join(folder, name))
 
     def _leave_out(self, kind: str, path: str) -> None:
         self._left_out[kind] += 1

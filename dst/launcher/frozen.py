@@ -11,8 +11,8 @@ from dst.config import Config, ConfigError, run_name
 from dst.environment import CODE
 from dst.launcher.job import FrozenRun
 from dst.recording import digest, refreeze
-from dst.records.provenance import PACKAGE, code_digest, code_version
-from dst.records.read import read_json, read_launch
+from dst.records.provenance import PACKAGE, code_digest, code_version, passed_over
+from dst.records.read import read_launch, read_run
 from dst.records.restate import restate
 from dst.verified import frozen_config
 
@@ -47,7 +47,7 @@ def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:
 def submitted_code(folder: Path) -> Path:
     """Return the folder to import the package from that a run was submitted with; ConfigError if it is gone."""
     launch = read_launch(folder) or {}
-    begun = read_json(folder / "run.json").get("code", {}).get("digest")
+    begun = read_run(folder).get("code", {}).get("digest")
     version = Path(launch["code"]).name if launch.get("code") else str(begun)
     for above in folder.resolve().parents:
         if (above / FROZEN / version / PACKAGE.name).is_dir():
@@ -68,7 +68,7 @@ def frozen_code(root: Path) -> Path:
     if not (place / PACKAGE.name).is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))
-        shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=passed_over)
         partial.chmod(0o755)
         if code_digest(partial / PACKAGE.name) != version:
             shutil.rmtree(partial)

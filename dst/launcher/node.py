@@ -18,7 +18,7 @@ from dst.environment import wait_without_spinning
 from dst.launcher.frozen import check_code
 from dst.recording import RunningError
 from dst.records.lock import holder
-from dst.records.read import read_json, read_status
+from dst.records.read import read_run, read_status
 from dst.records.restate import restate
 from dst.states import ENDED, EXIT_CODES
 from dst.terminal import program
@@ -72,7 +72,7 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
     build.check(cell.building)
     if processes is not None:
         processes.tell(cell.building)
-    command = str(read_json(folder / "run.json").get("command"))
+    command = str(read_run(folder).get("command"))
     return EXIT_CODES[app.run(cell, command, stop, with_tables=True, processes=processes)]
 
 

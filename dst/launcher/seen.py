@@ -218,6 +218,11 @@ def _last_accuracy(folder: Path) -> float | None:
             try:
                 value = json.loads(line)["val/accuracy"]
                 return None if value is None else float(value)
-            except (ValueError, TypeError, KeyError):  # torn, or damaged: not worth losing sight of the run
+            except (
+                ValueError,
+                TypeError,
+                KeyError,
+                OverflowError,
+            ):  # torn, or damaged: not worth losing sight of the run
                 continue
     return None

@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,7 +52,8 @@ def members(root: Path) -> list[Member]:
     """
     paths = list(_walk(root))
     found = [Member(_id(path), path, path.parent) for path in sorted(paths) if not _is_entry(path)]
-    entries = [_entered(path) for path in sorted(paths) if _is_entry(path)]
+    beside = cache(_newest_in)
+    entries = [_entered(path, beside) for path in sorted(paths) if _is_entry(path)]
     if not entries:
         return found
     known = {os.path.realpath(member.folder) for member in found}
@@ -68,15 +70,23 @@ def _is_entry(path: Path) -> bool:
     return path.name.endswith(SUFFIX)
 
 
-def _entered(path: Path) -> Member:
-    """Return the run that an entry stands for."""
+def _entered(path: Path, beside: Callable[[Path], dict[str, Path]]) -> Member:
+    """Return the run that an entry stands for: its newest attempt folder, which may have been made after the entry."""
     try:
         entry = read_entry(path)
+        folder = beside(entry.folder.parent).get(_id(entry.folder), entry.folder)
+        is_there = (folder / "run.json").exists()
     except (OSError, RecordError) as error:
         return Member(path.name.removesuffix(SUFFIX), path, path.parent, state="unreadable", why=str(error))
-    is_there = (entry.folder / "run.json").exists()
     gone = {} if is_there else {"state": "missing", "why": entry.lack}
-    return Member(entry.id, entry.folder, path.parent, entry.name, **gone)
+    return Member(entry.id, folder, path.parent, entry.name, **gone)
+
+
+def _newest_in(group: Path) -> dict[str, Path]:
+    """Return the newest attempt folder of each run that was begun anew in a folder, by the run's id."""
+    names = os.listdir(group) if group.is_dir() else []
+    again = sorted((number, group / name) for name in names if (number := attempt_folder(Path(name))) > 1)
+    return {_id(folder): folder for _, folder in again if (folder / "run.json").exists()}
 
 
 def _id(folder: Path) -> str:

@@ -166,7 +166,7 @@ def _read(folder: Path) -> Holder | None:
     except (ValueError, TypeError, RecursionError):
         return _UNKNOWN if text else None
     is_whole = isinstance(found.host, str) and type(found.pid) is int and isinstance(found.job, str | None)
-    return found if is_whole and found.pid > 0 else _UNKNOWN
+    return found if is_whole and 0 < found.pid < 2**31 else _UNKNOWN
 
 
 def _beat(path: Path, over: threading.Event) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import socket
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,14 +34,30 @@ def code_version() -> dict[str, Any]:
 def code_digest(package: Path) -> str:
     """Return the digest of a package's sources."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for path in package.rglob("*.py") if _is_source(path.relative_to(package), path)):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def passed_over(folder: str, names: Iterable[str]) -> set[str]:
+    """Return the names in a folder that are no code, as ``shutil.copytree`` asks: hidden, compiled, not there."""
+    return {
+        name
+        for name in names
+        if name.startswith(".")
+        or name == "__pycache__"
+        or not (Path(folder, name).is_file() or Path(folder, name).is_dir())
+    }
 
 
 def library_versions() -> dict[str, str | None]:
     """Return the versions of Python and of the libraries that can change a result, without importing them."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
+
+
+def _is_source(name: Path, path: Path) -> bool:
+    """Say whether this is a source: editors keep hidden ones, and links to nowhere, beside those they edit."""
+    return path.is_file() and not any(part.startswith(".") for part in name.parts)
 
 
 def machine() -> dict[str, str]:

@@ -5,6 +5,8 @@ reads a record can rely on the types of what it says. Fields that are not known 
 """
 
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,17 +14,31 @@ from typing import Any, Final
 from dst.records.store import RESUME_EVENT, STATES, RecordError
 
 _TEXT: Final = "text"
-_COUNT: Final = "an integer from 0"
-_NUMBER: Final = "a number"
+_PATH: Final = "a path"
+_ID: Final = "a line of at most 200 characters"
+_COUNT: Final = "an integer from 0 to 2^53"
+_SEED: Final = "an integer from 0 to 2^64"
+_NUMBER: Final = "a number from 0 to 2^53"
+_FIGURE: Final = "a finite number"
+_VALUE: Final = "no integer beyond the range of floats"
 _FLAT: Final = "a mapping"
+
+_PID: Final = re.compile("[1-9][0-9]{0,9}")
+_LARGEST: Final = 2**53
+"""Of a count or a time; with these, floats can be computed with."""
 
 _HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
     _TEXT: lambda value: isinstance(value, str),
-    _COUNT: lambda value: type(value) is int and value >= 0,
-    _NUMBER: lambda value: type(value) in (int, float),
+    _PATH: lambda value: isinstance(value, str) and "\0" not in value,
+    _ID: lambda value: isinstance(value, str) and len(value) <= 200 and value.isprintable(),
+    _COUNT: lambda value: type(value) is int and 0 <= value <= _LARGEST,
+    _SEED: lambda value: type(value) is int and 0 <= value <= 2**64,
+    _NUMBER: lambda value: type(value) in (int, float) and 0 <= value <= _LARGEST,
+    _FIGURE: lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
+    _VALUE: lambda value: type(value) is not int or abs(value) <= sys.float_info.max,
     _FLAT: lambda value: isinstance(value, dict),
     "a state": lambda value: value in STATES,
-    "a process id": lambda value: isinstance(value, str) and value.isdecimal() and int(value) > 0,
+    "a process id": lambda value: isinstance(value, str) and _PID.fullmatch(value) is not None,
     "a truth value": lambda value: isinstance(value, bool),
     "nothing": lambda value: value is None,
 }
@@ -34,7 +50,7 @@ _STATUS: Final = {
 }
 _STATUS_MORE: Final = {
     **{"started": _NUMBER, "started_step": _COUNT},
-    **{"job": f"{_TEXT} or nothing", "traceback": f"{_TEXT} or nothing"},
+    **{"job": f"{_ID} or nothing", "traceback": f"{_TEXT} or nothing"},
 }
 _RUN: Final = {
     **{"schema": _COUNT, "id": _TEXT, "name": _TEXT, "created": _TEXT, "identity": _FLAT, "config": _FLAT},
@@ -42,12 +58,12 @@ _RUN: Final = {
     **{"host": _TEXT, "platform": _TEXT, "machine": _TEXT, "device": _TEXT, "dataset": _FLAT, "sources": _FLAT},
 }
 _RUN_WITHIN: Final = {
-    **{"identity": {"seed": _COUNT}, "config": {"seed": _COUNT}},
+    **{"identity": {"seed": _SEED}, "config": {"seed": _SEED}},
     "code": {"git": f"{_TEXT} or nothing", "diff": f"{_TEXT} or nothing"},
 }
 _LAUNCH: Final = {
-    **{"cluster": _TEXT, "submitted": _NUMBER, "settings": _FLAT, "cwd": _TEXT, "runs": _COUNT},
-    **{"job": f"{_TEXT} or nothing", "logs": _TEXT, "code": _TEXT, "host": _TEXT},
+    **{"cluster": _TEXT, "submitted": _NUMBER, "settings": _FLAT, "cwd": _PATH, "runs": _COUNT},
+    **{"job": f"{_ID} or nothing", "logs": _PATH, "code": _PATH, "host": _TEXT},
     **{"process_started": f"{_TEXT} or nothing"},
 }
 _SETTINGS: Final = {
@@ -61,7 +77,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     about = read_json(path)
     _check(path, about, _RUN)
     for part, fields in _RUN_WITHIN.items():
-        _check(path, about.get(part, {}), fields, within=f"{part}.")
+        values = about.get(part, {})
+        whole = {name: _VALUE for name, value in values.items() if type(value) is int}
+        _check(path, values, whole | fields, within=f"{part}.")
     if "code" in about:
         _check(path, about["code"], {"digest": _TEXT}, needed=True, within="code.")
     return about
@@ -93,7 +111,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     path = folder / "summary.json"
     summary = _read_optional(path)
     if summary is not None:
-        _check(path, summary, {name: f"{_NUMBER} or nothing" for name in summary if "/" in name})
+        _check(path, summary, {name: f"{_FIGURE} or nothing" for name in summary if "/" in name})
     return summary
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_status
+from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_run, read_status
 from dst.records.store import RESUME_EVENT, RecordError, replace_text
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
 
@@ -35,8 +35,8 @@ def destination(folder: Path, project: str | None = None, entity: str | None = N
 
     ``RecordError`` if they cannot be read, or are such that wandb refuses them.
     """
-    config = read_json(folder / "run.json").get("config")
-    if not isinstance(config, dict) or "tracking.project" not in config:
+    config = read_run(folder).get("config", {})
+    if "tracking.project" not in config:
         raise RecordError("run.json lacks 'tracking.project'")
     project = project or config["tracking.project"] or _DEFAULT_PROJECT
     entity = entity or config.get("tracking.entity") or None
@@ -48,7 +48,7 @@ def destination(folder: Path, project: str | None = None, entity: str | None = N
 
 def description(folder: Path) -> dict[str, Any]:
     """Return what wandb is told of a run when it begins, cut to what it takes; ``RecordError``."""
-    about = read_json(folder / "run.json")
+    about = read_run(folder)
     config = about["config"]
     tags = [config.get("model.name"), config.get("data.name"), config.get("sparsity.label")]
     wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
@@ -81,7 +81,7 @@ def began(folder: Path) -> float:
     started = attempts[0].get("started") if attempts else None
     if isinstance(started, int | float):
         return float(started)
-    return datetime.fromisoformat(read_json(folder / "run.json")["created"]).timestamp()
+    return datetime.fromisoformat(read_run(folder)["created"]).timestamp()
 
 
 # -- the history -------------------------------------------------------------------------------------------------------

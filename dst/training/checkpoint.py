@@ -126,6 +126,8 @@ class Checkpoints:
             if self.folder.is_symlink():  # to a disk that is not there now
                 raise UnreadableError(f"the checkpoints in {self.folder} cannot be read now ({error})") from error
             return []
+        except OSError as error:
+            raise UnreadableError(f"the checkpoints in {self.folder} cannot be read now ({error})") from error
         found = [match for entry in entries if (match := _MANIFEST.fullmatch(entry.name)) and not entry.is_dir()]
         return [self.folder / match[0] for match in sorted(found, key=lambda match: -int(match[1]))]
 

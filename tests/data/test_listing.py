@@ -196,10 +196,10 @@ def told_to_nobody(root: Path, storage: str = "resident") -> str:
 def test_what_looks_like_an_image_and_is_left_out_is_counted_aloud(root, caplog):
     train = root / "train"
     left_out = ["class_0/a.webp", "class_0/b.WEBP", "class_1/deep/c.tif", "class_1/d.BMP"]
-    left_out += ["class_1/._0.jpg", "class_0/.x.gif", "stray.jpg", "stray.heic"]
+    left_out += ["class_1/._0.jpg", "class_0/.x.gif", "stray.jpg", "stray.heic", ".old/a/b.png", "class_1/.c/d.PNG"]
     for name in left_out:
         path = train / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.touch()
     (root / "test" / "class_0" / "e.tif").touch()
     for name in ("class_0/notes.txt", "class_0/noextension", "class_0/.hidden", "labels.csv"):
@@ -209,8 +209,8 @@ def test_what_looks_like_an_image_and_is_left_out_is_counted_aloud(root, caplog)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        f"{root}: left out 9 files that look like images, since only .jpg, .jpeg, .png below class folders are read: "
-        f"1 .bmp, 2 .tif, 2 .webp, 2 beside the class folders, 2 hidden; e.g. {train}/class_0/.x.gif"
+        f"{root}: left out 11 files that look like images, since only .jpg, .jpeg, .png below class folders are read: "
+        f"1 .bmp, 2 .tif, 2 .webp, 2 beside the class folders, 4 hidden; e.g. {train}/.old/a/b.png"
     )
 
 

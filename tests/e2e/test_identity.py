@@ -13,12 +13,12 @@ import torch
 
 from dst import app, build, sweep
 from dst.compose import compose_cells
-from dst.config import ConfigError, complete, run_id
+from dst.config import ConfigError, complete, run_id, with_value
 from dst.data import DataError, content
 from dst.launcher.frozen import freeze
 from dst.records.catalog import find_runs
 from dst.records.read import read_json, read_status, read_summary
-from dst.sources import identified, main, sources
+from dst.sources import CHECKPOINTS, checkpoint, identified, main, sources
 from dst.training.checkpoint import Checkpoints, sha256
 from tests.data.pictures import picture, write, write_folder
 from tests.data.test_sources import write_raw
@@ -345,6 +345,17 @@ def test_a_checkpoint_that_is_gone_or_changed_fails_the_run_and_both_digests_are
         assert len(told.value.problems) == 1
         assert f"{key}={source}: the checkpoint with the digest {digest}" in told.value.problems[0]
         assert other in told.value.problems[0]
+
+
+@pytest.mark.parametrize("given", [None, "0" * 64])
+@pytest.mark.parametrize("key", CHECKPOINTS)
+def test_a_file_where_a_run_folder_is_wanted_is_told_with_its_key(tmp_path, key, given):
+    (file := tmp_path / "weights.pt").touch()
+    config = with_value(with_value(complete(composed(*DIGITS)[0][1]), key, str(file)), CHECKPOINTS[key], given)
+    with pytest.raises(ConfigError) as told:
+        checkpoint(config, key)
+    assert told.value.problems[0].startswith(f"{key}={file}: the checkpoints in {file}/checkpoints cannot be read now")
+    assert told.value.problems[0].endswith("give a run's folder, e.g. outputs/default/<run id>")
 
 
 def test_masks_are_identified_by_their_digest_and_not_by_who_says_it(source, tmp_path):

@@ -76,6 +76,17 @@ def test_a_run_that_is_not_there_is_missing_unless_it_is_found_otherwise(root):
     assert {one.id: one.state for one in members(root / "paper")} == {"a": None, "b": None, "c": None}
 
 
+def test_an_entry_stands_for_the_newest_attempt_folder_beside_the_one_it_names(root):
+    for number in (2, 10):
+        Record.create(root / "default" / f"a.{number}", config_yaml="", run={"id": "a", "name": "anew"})
+    (root / "default" / "a.11").mkdir()  # only being made
+    assert [one[1].name for one in held(root / "paper")] == ["a.10", "b", "c"]
+    assert catalog(root / "paper")["id"].to_list() == ["a", "b", "c"]
+    assert [one.folder for one in members(root)] == find_runs(root)
+    shutil.rmtree(root / "default" / "a")
+    assert [one[2] for one in held(root / "paper")] == [None] * 3
+
+
 def test_an_entry_is_written_once_and_follows_the_run(root):
     path = enter(root, "a")
     os.utime(path, (1, 1))
@@ -109,6 +120,11 @@ def test_a_damaged_entry_is_told_and_hides_nothing(root, name, value):
     assert catalog(root)["state"].to_list() == ["done"] * 3
     enter(root, "a")
     assert catalog(root / "paper")["state"].to_list() == ["done"] * 3
+
+
+def test_an_entry_for_what_no_path_can_be_hides_nothing(root):
+    (root / "paper" / "one" / "a.elsewhere.json").write_text(json.dumps({**TOLD, "run": "x" * 300}))
+    assert {one.id: one.state for one in members(root / "paper")} == {"a": "unreadable", "b": None, "c": None}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 
 import pytest
@@ -21,6 +22,22 @@ def test_code_digest_follows_the_sources_only(tmp_path, code_version):
     (tmp_path / "a.py").write_text("x = 2\n")
     assert code_version()["digest"] != first["digest"]
     assert (first["git"], first["diff"]) == (None, None)  # no repository there
+
+
+def test_what_an_editor_leaves_beside_the_sources_is_no_code(tmp_path):
+    package, copied = tmp_path / "package", tmp_path / "copied"
+    (package / "sub").mkdir(parents=True)
+    (package / "sub" / "a.py").write_text("x = 1\n")
+    before = provenance.code_digest(package)
+    (package / "sub" / ".#a.py").symlink_to("someone@somewhere.1")
+    (package / "sub" / "gone.py").symlink_to("nowhere")
+    (package / "sub" / ".a.py").write_text("x = 2\n")
+    (package / ".old").mkdir()
+    (package / ".old" / "b.py").touch()
+    assert provenance.code_digest(package) == before
+    shutil.copytree(package, copied, ignore=provenance.passed_over)
+    assert [path.name for path in copied.rglob("*")] == ["sub", "a.py"]
+    assert provenance.code_digest(copied) == before
 
 
 def test_it_is_looked_at_once_a_process():

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dst.config import ConfigError
+from dst.launcher.frozen import submitted_code
 from dst.records.read import read_metrics
-from dst.records.store import Record
+from dst.records.store import Record, RecordError
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened
 from dst.tracking.mirrored import History, began, description, destination, layer_table, nested, read_book, with_nan
+from dst.verified import frozen_config
 
 CONFIG = {
     "model.name": "mlp", "data.name": "digits", "sparsity.label": "rigl", "output.group": "g",
@@ -53,6 +56,14 @@ def test_all_that_is_sent_of_a_run_is_what_wandb_takes(tmp_path):
     assert len(found["group"]) == 128
     assert found["job_type"] == "train"
     assert found["config"]["sparsity"]["label"] == label
+
+
+def test_whoever_reads_run_json_is_told_which_field_is_damaged(tmp_path):
+    with Record.create(tmp_path / "abc", config_yaml="", run={**ABOUT, "config": [], "code": {"digest": 7}}):
+        readers = (destination, description, began, frozen_config, submitted_code)
+    for read in readers:
+        with pytest.raises((RecordError, ConfigError), match=r"abc/run\.json: config must be a mapping, but is \[\]"):
+            read(tmp_path / "abc")
 
 
 def test_dotted_keys_are_mappings_within_mappings():
