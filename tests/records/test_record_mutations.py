@@ -362,6 +362,7 @@ def test_a_run_continues_as_what_it_was_or_not_at_all(folders, copy, monkeypatch
             if told:
                 assert contents(folder) == before
                 assert folder.name in told
+                assert "output.resume=never" not in told or "by a command for it alone, with output" in told
                 refused.add(str(mutation))
                 continue
             assert attempt == 2
