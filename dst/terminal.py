@@ -24,7 +24,21 @@ def program(main: Callable[[], int], *, shows: bool = True) -> int:
     """
     secure()
     code = main()
-    return code or (shown() if shows else 0)
+    code = code or (shown() if shows else 0)
+    if _leaves_at_once:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    return code
+
+
+_leaves_at_once = False
+
+
+def leave_at_once() -> None:
+    """Let ``program`` end this process without Python's own end, in which threads of a library may crash."""
+    global _leaves_at_once
+    _leaves_at_once = True
 
 
 def secure() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dst import app
 from dst.config import Config, ConfigError
 from dst.states import EXIT_CODES
+from dst.terminal import leave_at_once
 from dst.training.place import Place
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def together(config: Config, here: Place, stop: "StopFlag", lead: Callable[["Gro
     from dst.training.distributed import DismissedError, PeerError, StartError, joined
 
     hardware = config.hardware
+    leave_at_once()  # now and then a thread of gloo wants Python's lock when that ends, and aborts the process
     try:
         with joined(here, hardware.device, strict=hardware.determinism == "strict") as processes, processes.watched():
             if processes.is_main:
