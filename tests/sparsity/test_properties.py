@@ -97,7 +97,7 @@ def test_promises(
         plan=plan,
         drop_fraction=fraction,
         drop_pool=pools[0],
-        prune_pool=pools[1],
+        prune_pool=pools[1] if falls else "global",
         density_curve=cubic(plan, final, initial=density, end=0.5) if falls else None,
     )
     topology = sparsifier.topology
