@@ -68,13 +68,13 @@ def load(
     train, test, classes = _raw(name, read, root, download, digest)
     if isinstance(train, Files) and isinstance(test, Files):
         content = files_digest(name, train, test, folder)
-        _compare(name, root, content, digest)
+        _compare(root, content, digest)
         train, test = replace(train, fit=fit), replace(test, fit=fit)
         return _of_files(name, train, test, classes, content, folder, storage)
     assert isinstance(train, Split)
     assert isinstance(test, Split)
     if name not in published.SUMS:
-        _compare(name, root, _digest(_content(train, test, classes), _tensors(train, test)), digest)
+        _compare(root, _digest(_content(train, test, classes), _tensors(train, test)), digest)
     if storage == "stream":
         raise DataError(
             f"data.storage=stream: {name} is no set of image files, it always lives in memory; set data.storage=auto "
@@ -111,7 +111,7 @@ def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None)
         raise DataError(f"cannot read the data in {folder.absolute()}: {error}") from error
 
 
-def _compare(name: str, root: str, found: str, wanted: str | None) -> None:
+def _compare(root: str, found: str, wanted: str | None) -> None:
     if wanted not in (None, found):
         raise DataError(
             f"data.root={root}: what lies there is not the content that was asked for: its digest is {found}, but "

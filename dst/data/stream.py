@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -26,6 +25,7 @@ from dst.data.fit import resized
 from dst.data.normalise import Normalise
 from dst.data.prepare import sizes_differ
 from dst.data.shard import WHOLE, Shard
+from dst.signals import blocked
 
 _REQUESTS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP}
 
@@ -103,7 +103,7 @@ class Stream:
         batches = list(shard.slices(self.samples, self.batch_size, start))
         labels = self._labels[draws.order].to(self.device)
         self._jobs.now = jobs = (_job(draws, batch) for batch in batches)
-        with _requests_held():
+        with blocked(_REQUESTS):  # which workers heed, as anybody does, until they are told not to
             made_ahead = iter(self._loader)
         for batch, made in zip(batches, made_ahead, strict=True):
             images = _checked(made).to(self.device, non_blocking=True)
@@ -125,16 +125,6 @@ def _loader(
         worker_init_fn=_heed_parent_only,
         generator=torch.Generator(),  # or the loader would draw from the global one, which belongs to the training
     )
-
-
-@contextmanager
-def _requests_held() -> Iterator[None]:
-    """Let requests to stop wait while workers start, which heed them as anybody does until they are told not to."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _heed_parent_only(worker: int) -> None:

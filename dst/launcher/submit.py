@@ -25,6 +25,7 @@ from dst.launcher.seen import LAUNCHER, process_started
 from dst.launcher.settings import LauncherSettings
 from dst.records.restate import restate
 from dst.records.store import Record, RecordError
+from dst.signals import blocked
 
 _FOREVER_MIN: Final = 60 * 24 * 365
 """Jobs on this machine have no time limit."""
@@ -97,7 +98,7 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
         asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
         executor.update_parameters(**asked, job_name=name)
         with _handing_over(jobs, settings):
-            with _kept_from_children():
+            with blocked(_STOPS):  # a terminal's Ctrl-C would end sbatch half-way
                 submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
             for job, found in zip(jobs, submitted, strict=True):
                 _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
@@ -243,16 +244,6 @@ def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[N
             signal.signal(number, handler)
         if asked:
             signal.raise_signal(asked[0])
-
-
-@contextmanager
-def _kept_from_children() -> Iterator[None]:
-    """Keep requests to stop from processes that are started here: a terminal's Ctrl-C would end ``sbatch`` half-way."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

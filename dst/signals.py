@@ -1,0 +1,15 @@
+"""Signals of the operating system. Standard library only."""
+
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Let signals wait in this thread, and in the processes that it starts meanwhile, which keep them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
