@@ -302,12 +302,16 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = 300.0) 
 
 
 def is_moving(folder: Path, attempt: int) -> bool:
-    """Say whether an attempt at a run is under way, beyond its beginning."""
-    from dst.records.read import read_status
+    """Say whether an attempt at a run is under way, beyond its beginning.
+
+    Judged by its history, which is written while it happens: its state is written every ten seconds, in which a fast
+    machine may end the whole run.
+    """
+    from dst.records.read import read_metrics, read_status
 
     status = read_status(folder) or {}
-    has_moved = status.get("step", 0) > status.get("started_step", 0)
-    return status.get("state") == "running" and status["attempt"] == attempt and bool(has_moved)
+    is_running = status.get("state") == "running" and status["attempt"] == attempt
+    return is_running and any(row["attempt"] == attempt for row in read_metrics(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -153,7 +153,6 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
 
 def test_a_job_killed_without_warning(cluster, tmp_path):
     """Its lock is stale, its state is lost; the next submission goes on from the newest checkpoint."""
-    # Its state is written every ten seconds, so it must take longer.
     command = (*LONG, "schedule.epochs=600", "checkpoint.every_steps=500", "sparsity=set_itop")
     submit(cluster, *command, cwd=tmp_path)
     ((_, job),), ((_, folder),) = jobs(tmp_path).items(), by_seed(tmp_path).items()
