@@ -12,7 +12,7 @@ from typing import Any, Final
 import pandas as pd
 
 from dst.records.catalog import catalog, newest, recorded
-from dst.terminal import program
+from dst.run.terminal import program
 
 SEED: Final = "config.seed"
 ACCURACY: Final = "test/accuracy"

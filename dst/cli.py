@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dst.config import ConfigError
-from dst.environment import wait_without_spinning
+from dst.config.schema import ConfigError
 from dst.records.store import RecordError
-from dst.terminal import shown
-from dst.training.place import place
+from dst.run.environment import wait_without_spinning
+from dst.run.terminal import shown
+from dst.training.rank import own_rank
 
 _DESCRIPTION = """\
 Train a network that is sparse from start to end, record it, and continue it where it stopped.
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str], conf: Path) -> int:
             return 0
         _check_text(options.overrides)
         if options.cfg:
-            from dst.compose import compose, show
+            from dst.config.compose import compose, show
 
             print(show(compose(conf, options.overrides, resolve=options.resolve), options.package))
             return shown()
-        from dst.sweep import run_cells
+        from dst.launcher.sweep import run_cells
 
         code = run_cells(conf, options.overrides, multirun=options.multirun, forecast=options.forecast)
         return code or (shown() if options.forecast else 0)
@@ -85,7 +85,7 @@ def _check_text(overrides: Sequence[str]) -> None:
 def _speaks() -> bool:
     """Say whether this process tells what is the same in all processes of a run; the main one does."""
     try:
-        return place().rank == 0
+        return own_rank().rank == 0
     except ValueError:  # of no use here, and told later
         return True
 
@@ -132,7 +132,7 @@ def _hydra(conf: Path) -> int:
     """Let Hydra answer what only it can: its own help, --info, shell completion."""
     import hydra
 
-    import dst.compose  # noqa: F401 - registers the schema
+    import dst.config.compose  # noqa: F401 - registers the schema
 
     hydra.main(config_path=str(conf), config_name="config", version_base="1.3")(lambda config: None)()
     return 0

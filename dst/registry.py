@@ -44,8 +44,8 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
     "drop": ("sparsity.drop",),
     "grow": ("sparsity.grow",),
     "redistribute": ("sparsity.redistribute",),
-    "drop_fraction": ("sparsity.schedule",),
-    "density_schedule": ("sparsity.density",),
+    "drop_fraction": ("sparsity.drop_fraction",),
+    "density_schedule": ("sparsity.density_schedule",),
     "optimizer": ("training.optimizer",),
     "lr": ("training.lr",),
 }

@@ -10,8 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from dst import compose as composition
-from dst.compose import (
+from dst.config import compose as composition
+from dst.config.compose import (
     Composer,
     _hydra,
     compose,
@@ -21,7 +21,7 @@ from dst.compose import (
     show,
     to_yaml,
 )
-from dst.config import Config, ConfigError, flatten
+from dst.config.schema import Config, ConfigError, flatten
 
 CONF = Path(__file__).parents[1] / "conf"
 

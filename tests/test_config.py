@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dst import published, registry
-from dst.checks import check
-from dst.compose import compose_cells
-from dst.config import SLOTS, Config, ConfigError, complete, flatten, get, identity, leaves, options, run_id
+from dst import registry
+from dst.config.checks import check
+from dst.config.compose import compose_cells
+from dst.config.identity import identity, run_id
+from dst.config.schema import SLOTS, Config, ConfigError, complete, flatten, get, leaves, options
+from dst.data import published
 from dst.registry import REQUIRED
 from dst.sparsity.marks import marks_of
 

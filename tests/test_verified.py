@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dst.compose import compose_cells, to_yaml
-from dst.config import Config, ConfigError
-from dst.verified import from_yaml
+from dst.config.compose import compose_cells, to_yaml
+from dst.config.schema import Config, ConfigError
+from dst.run.verified import from_yaml
 
 TEXT = to_yaml(Config())
 CONF = Path(__file__).parents[1] / "conf"

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dst import published
+from dst.data import published
 from dst.data.content import check_unchanged, files_digest
 from dst.data.dataset import DataError, Dataset, Reader, Samples, Split
 from dst.data.decode import size_of
 from dst.data.files import DECODING, Files, decoded_key
-from dst.data.fit import Fit
 from dst.data.prepare import decode_all, verify
+from dst.data.resize import Resize
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 3  # raise it when the layout of the file or the way images are prepared changes
@@ -52,13 +52,13 @@ def load(
 
     ``digest``: that of the content that is wanted (see ``content_digest``); ``DataError`` if the raw files in ``root``
     have another. A cache file is of one content, which its name and its first line tell: with a ``digest``, one that is
-    there is enough, and the raw files are not looked at. ``size`` and ``center_crop``: see ``Fit``. ``storage``:
+    there is enough, and the raw files are not looked at. ``size`` and ``center_crop``: see ``Resize``. ``storage``:
     ``resident`` decodes everything into memory, ``stream`` leaves it in its files, ``auto`` decodes sets of up to
     ``RESIDENT_BYTES``; what is no set of image files is always resident. A damaged cache file is rebuilt, with a
     warning; what is wrong with the raw files is a ``DataError``. Processes that prepare the same set at once do not
     disturb each other.
     """
-    fit, folder = Fit(size, center_crop), Path(cache).expanduser()
+    fit, folder = Resize(size, center_crop), Path(cache).expanduser()
     path = _path(folder, name, digest, fit)
     if storage == "resident" or (storage == "auto" and path.exists() and path.stat().st_size <= RESIDENT_BYTES):
         dataset = _cached(path, name, digest)
@@ -120,7 +120,7 @@ def _compare(root: str, found: str, wanted: str | None) -> None:
         )
 
 
-def _path(cache: Path, name: str, content: str | None, fit: Fit) -> Path:
+def _path(cache: Path, name: str, content: str | None, fit: Resize) -> Path:
     return cache / f"{name}{f'-{content[:16]}' if content else ''}{fit}.bin"
 
 
@@ -248,5 +248,5 @@ def _read(path: Path, name: str, raw: str | None) -> Dataset:
     return Dataset(name, train, test, content["classes"], manifest["sha256"])
 
 
-def _fitted(split: Split, fit: Fit) -> Split:
+def _fitted(split: Split, fit: Resize) -> Split:
     return Split(fit(split.images), split.labels)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dst import published
+from dst.data import published
 from dst.data.dataset import DataError, NotHereError, Split
 from dst.data.download import fetch
 

@@ -104,5 +104,6 @@ class Dataset:
 Reader = Callable[..., tuple[Samples, Samples, int]]
 """``reader(root: Path, download: bool) -> (train, test, number of classes)``: a row of the ``data`` registry.
 
-If its name fixes its content (``dst.published``), it also takes the ``digest`` of what it shall find, and compares.
+If its name fixes its content (``dst.data.published``), it also takes the ``digest`` of what it shall find, and compares
+them.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dst import published
+from dst.data import published
 from dst.data.dataset import DataError, Split
 from dst.data.splits import stratified
 from dst.seeding import derive_seed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dst.data.dataset import DataError, Shape
 from dst.data.decode import decode
-from dst.data.fit import Fit
+from dst.data.resize import Resize
 
 _CHANNELS = 3
 DECODING = 2
@@ -37,7 +37,7 @@ class Files:
     names: np.ndarray
     stamps: np.ndarray
     labels: Tensor
-    fit: Fit = field(default_factory=Fit)
+    fit: Resize = field(default_factory=Resize)
 
     @classmethod
     def of(cls, root: Path, classes: Iterable[Iterable[Entry]]) -> "Files":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dst import published
+from dst.data import published
 from dst.data.dataset import DataError, NotHereError, Split
 from dst.data.download import fetch
 
@@ -21,7 +21,7 @@ _TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 def mnist(root: Path, download: bool, digest: str | None = None) -> tuple[Split, Split, int]:
     """Read MNIST from ``root``/MNIST/raw, fetching missing files if ``download``.
 
-    ``DataError`` without them, or if their content is not that of ``digest`` (see ``dst.published``).
+    ``DataError`` without them, or if their content is not that of ``digest`` (see ``dst.data.published``).
     """
     return _read("mnist", "MNIST", root, download, digest)
 

@@ -21,9 +21,9 @@ from dst.data.children import die_with_parent
 from dst.data.dataset import DataError
 from dst.data.decode import decode
 from dst.data.files import Files
-from dst.data.fit import resized
 from dst.data.normalise import Normalise
 from dst.data.prepare import sizes_differ
+from dst.data.resize import resized
 from dst.data.shard import WHOLE, Shard
 from dst.signals import blocked
 

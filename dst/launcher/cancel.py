@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dst.launcher import slurm
 from dst.launcher.arguments import command, folders_below
-from dst.launcher.seen import Seen, look, process_lives
+from dst.launcher.observe import Observed, observe, process_lives
 from dst.records.lock import holder
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
 from dst.records.store import RecordError
-from dst.terminal import program
+from dst.run.terminal import program
 
 _DESCRIPTION = """\
 Cancel the jobs of all runs below DIR that are queued or running. A running one saves and stops; the command that
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     folders = folders_below(options.dir)
     if folders is None:
         return 2
-    alive = [run for run in look(folders) if run.is_taken]
+    alive = [run for run in observe(folders) if run.is_taken]
     with_job = [run for run in alive if run.has_job]
     problems = {run.job: problem for run in _by_job(with_job, "local") if (problem := _cancel_local(run))}
     if refused := _cancel_slurm(with_job):
@@ -52,17 +52,17 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _by_job(runs: Sequence[Seen], cluster: str) -> list[Seen]:
+def _by_job(runs: Sequence[Observed], cluster: str) -> list[Observed]:
     """Return one run of each job on a cluster."""
     return list({run.job: run for run in runs if run.cluster == cluster}.values())
 
 
-def _cancel_slurm(runs: Sequence[Seen]) -> str | None:
+def _cancel_slurm(runs: Sequence[Observed]) -> str | None:
     jobs = [run.job for run in _by_job(runs, "slurm") if run.job is not None]
     return slurm.cancel(jobs) if jobs else None
 
 
-def _cancel_local(run: Seen) -> str | None:
+def _cancel_local(run: Observed) -> str | None:
     launch = read_launch(Path(run.folder)) or {}
     if launch.get("host") != socket.gethostname():
         return f"job {run.job} runs on host {launch.get('host')}: cancel it there"
@@ -74,7 +74,7 @@ def _cancel_local(run: Seen) -> str | None:
     return None
 
 
-def _neighbours(runs: Sequence[Seen]) -> int:
+def _neighbours(runs: Sequence[Observed]) -> int:
     """Return how many other runs, at most, the jobs of these runs were submitted with."""
     shares = {run.job: (read_launch(Path(run.folder)) or {}).get("runs", 1) for run in runs if run.job is not None}
     return sum(count - sum(run.job == job for run in runs) for job, count in shares.items())

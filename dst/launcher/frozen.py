@@ -6,15 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from dst.app import Cell
-from dst.config import Config, ConfigError, run_name
-from dst.environment import CODE
+from dst.config.identity import run_name
+from dst.config.schema import Config, ConfigError
 from dst.launcher.job import FrozenRun
-from dst.recording import digest, refreeze
 from dst.records.provenance import PACKAGE, code_digest, code_version, passed_over
 from dst.records.read import read_launch, read_run
 from dst.records.restate import restate
-from dst.verified import frozen_config
+from dst.run.cell import Cell
+from dst.run.environment import CODE
+from dst.run.resume import digest, refreeze
+from dst.run.verified import frozen_config
 
 FROZEN: Final = ".code"
 """The folder below an output root that has each version of the package that runs were submitted with."""

@@ -21,14 +21,14 @@ from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
-from dst.environment import JOB
 from dst.launcher import slurm
 from dst.records.lock import holder
 from dst.records.read import read_status
 from dst.records.restate import restate
+from dst.records.states import ENDED, EXIT_CODES, worst
 from dst.records.store import Record, RecordError
-from dst.states import ENDED, EXIT_CODES, worst
-from dst.terminal import secure
+from dst.run.environment import JOB
+from dst.run.terminal import secure
 
 _POLL_S: Final = 0.2
 _STOPPED: Final = EXIT_CODES["preempted"]

@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dst.checks.start import check_start, started
-from dst.config import Config, ConfigError
-from dst.environment import wait_without_spinning
+from dst.config.schema import Config, ConfigError
 from dst.launcher.frozen import check_code
-from dst.recording import RunningError
 from dst.records.lock import holder
 from dst.records.read import read_run, read_status
 from dst.records.restate import restate
-from dst.states import ENDED, EXIT_CODES
-from dst.terminal import program
-from dst.together import together
+from dst.records.states import ENDED, EXIT_CODES
+from dst.run.environment import wait_without_spinning
+from dst.run.processes import check_start, started, together
+from dst.run.resume import RunningError
+from dst.run.terminal import program
+from dst.run.verified import ContinuedError, frozen_config
 from dst.training.stopping import StopFlag
-from dst.verified import ContinuedError, frozen_config
 
 if TYPE_CHECKING:
     from dst.training.distributed import Group
@@ -63,17 +62,18 @@ def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
 
 
 def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None" = None) -> int:
-    from dst import app, build
+    from dst.run import attempt, feasible
+    from dst.run.cell import Cell
 
-    cell = app.Cell(config, folder)
+    cell = Cell(config, folder)
     if cell.is_over:
         print(f"run {folder.name} is {cell.state} already")
         return EXIT_CODES[cell.state]
-    build.check(cell.building)
+    feasible.check(cell.building)
     if processes is not None:
         processes.tell(cell.building)
     command = str(read_run(folder).get("command"))
-    return EXIT_CODES[app.run(cell, command, stop, with_tables=True, processes=processes)]
+    return EXIT_CODES[attempt.run(cell, command, stop, with_tables=True, processes=processes)]
 
 
 def _fail(folder: Path, error: str, trace: str | None = None) -> None:

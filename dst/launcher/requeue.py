@@ -8,17 +8,17 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any, get_args
 
-from dst.config import ConfigError
+from dst.config.launcher import Cluster, LauncherSettings
+from dst.config.schema import ConfigError
 from dst.launcher.arguments import command, folders_below
+from dst.launcher.executors import Run, SubmissionError
 from dst.launcher.frozen import read_frozen, submitted_code
-from dst.launcher.launch import REQUEUED, STOPPED, Launched, relaunch, superseded
-from dst.launcher.seen import UNREADABLE, look
-from dst.launcher.settings import Cluster, LauncherSettings
-from dst.launcher.submit import Run, SubmissionError
+from dst.launcher.observe import UNREADABLE, observe
+from dst.launcher.submit import REQUEUED, STOPPED, Submitted, submit_again, superseded
 from dst.records.read import read_launch
+from dst.records.states import EXIT_CODES, worst
 from dst.records.store import RecordError
-from dst.states import EXIT_CODES, worst
-from dst.terminal import program
+from dst.run.terminal import program
 
 _DESCRIPTION = """\
 Submit the runs below DIR that failed, were lost, or were not taken by the cluster again, from their newest checkpoint,
@@ -36,14 +36,14 @@ def main(arguments: Sequence[str]) -> int:
     if folders is None:
         return 2
     states = (*REQUEUED, *STOPPED) if options.preempted else REQUEUED
-    seen = look(folders)
+    seen = observe(folders)
     wanted = [Path(run.folder) for run in seen if run.state in states and not run.is_taken]
     groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
     codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in seen if run.state == UNREADABLE]
     for folder in wanted:
         try:
             if (how := _submitted(folder)) is None:
-                print(f"left alone, since it was not launched as a job: {folder}; run its command again")
+                print(f"left alone, since it was not submitted as a job: {folder}; run its command again")
             else:
                 groups[how][folder] = read_frozen(folder)
         except (ConfigError, RecordError, OSError) as error:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
                     print(f"left alone, since {other} is another attempt at it that is newer or goes on: {folder}")
                 there = {folder: run for folder, run in there.items() if folder not in others}
                 if there and not options.dry_run:
-                    codes.append(_report(relaunch(there, settings, states, code)))
+                    codes.append(_report(submit_again(there, settings, states, code)))
             would += [folder for folder in runs if folder.resolve() in there]
         except (SubmissionError, ConfigError, RecordError, OSError) as error:
             codes.append(_tell(error))
@@ -81,14 +81,14 @@ def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
     return str(launch.get("cwd", os.getcwd())), settings, submitted_code(folder)
 
 
-def _report(launched: Launched) -> int:
+def _report(outcome: Submitted) -> int:
     """Say what was submitted and what was not; return the exit code."""
-    if launched.submission is not None:
-        jobs = ", ".join(launched.submission.jobs)
-        print(f"{len(launched.submitted)} runs submitted as job {jobs}; logs in {launched.submission.logs}")
-    if launched.left:
-        print(launched.told(), file=sys.stderr)
-    return EXIT_CODES["refused"] if launched.left else 0
+    if outcome.submission is not None:
+        jobs = ", ".join(outcome.submission.jobs)
+        print(f"{len(outcome.submitted)} runs submitted as job {jobs}; logs in {outcome.submission.logs}")
+    if outcome.left:
+        print(outcome.told(), file=sys.stderr)
+    return EXIT_CODES["refused"] if outcome.left else 0
 
 
 def _tell(error: Exception) -> int:

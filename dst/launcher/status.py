@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dst.launcher.arguments import command, members_below
-from dst.launcher.seen import Seen, look
+from dst.launcher.observe import Observed, observe
 from dst.records.catalog import Member
-from dst.report import table
-from dst.terminal import program
+from dst.run.report import table
+from dst.run.terminal import program
 
 _DESCRIPTION = """\
 Show what has become of the runs below DIR: state, attempt, step, time to go, last accuracy, job, why it failed.
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         held = members_below(options.dir)
         if held is None:
             return 2
-        found = [*look([one.folder for one in held if one.state is None]), *map(_lacking, held)]
+        found = [*observe([one.folder for one in held if one.state is None]), *map(_lacking, held)]
         seen = [run for run in found if run and (not options.state or run.state in options.state)]
         text = json.dumps([asdict(run) for run in seen], indent=2) if options.json else show(seen)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         time.sleep(options.watch)
 
 
-def show(seen: Sequence[Seen]) -> str:
+def show(seen: Sequence[Observed]) -> str:
     """Return the table, one line a run, and how many runs are in each state."""
     with_slurm = any(run.slurm for run in seen)
     header = ["run", "id", "state", *(["SLURM"] if with_slurm else []), "attempt", "step", "to go", "accuracy", "job"]
@@ -57,16 +57,18 @@ def show(seen: Sequence[Seen]) -> str:
     return "\n".join([*([table(header, rows)] if rows else []), *told, total])
 
 
-def _lacking(member: Member) -> Seen | None:
+def _lacking(member: Member) -> Observed | None:
     """Return what is to be seen of a run that is not where its group says; None if it is there."""
     if member.state is None:
         return None
     nothing = dict.fromkeys(("total_steps", "accuracy", "eta_s", "cluster", "job", "slurm"))
     name, folder = member.name or member.id, str(member.folder)
-    return Seen(folder, name, member.state, attempt=0, step=0, is_taken=False, has_job=False, why=member.why, **nothing)
+    return Observed(
+        folder, name, member.state, attempt=0, step=0, is_taken=False, has_job=False, why=member.why, **nothing
+    )
 
 
-def _row(run: Seen, *, with_slurm: bool) -> list[str]:
+def _row(run: Observed, *, with_slurm: bool) -> list[str]:
     return [
         run.name,
         Path(run.folder).name,

@@ -1,281 +1,318 @@
-"""Submitting frozen runs through submitit: to SLURM as few job arrays, or to this machine as one job."""
+"""From the cells of a sweep to submitted jobs: what is over or under way is left alone, the rest is frozen and sent."""
 
 import os
-import secrets
-import shlex
-import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, Literal
 
-from submitit import LocalExecutor, SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-from dst.config import Config, Hardware
-from dst.environment import CODE
-from dst.launcher import slurm
-from dst.launcher.job import FrozenRun, Job, visible_gpus
-from dst.launcher.seen import LAUNCHER, process_started
-from dst.launcher.settings import LauncherSettings
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import Config, ConfigError
+from dst.launcher.executors import Run, Submission, send
+from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
+from dst.launcher.observe import LAUNCHER, UNREADABLE, Observed, observe
+from dst.records.catalog import attempt_folder, find_runs
+from dst.records.lock import LockedError, locked
+from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
-from dst.records.store import Record, RecordError
-from dst.signals import blocked
+from dst.records.states import LOST
+from dst.records.store import RecordError
+from dst.run.cell import Cell, enter, looked_up
+from dst.run.resume import check_continuable, check_unchanged
 
-_FOREVER_MIN: Final = 60 * 24 * 365
-"""Jobs on this machine have no time limit."""
+_POLL_S: Final = 2.0
+_REST: Final = 20.0
+"""Rest so many times as long as a look took: waiting for a thousand runs must not keep a login node busy."""
+_SLURM_POLL_S: Final = 5.0
+"""A controller serves many users."""
+_LOCK_POLL_S: Final = 0.2
+_PATIENCE_S: Final = 5.0
+"""How long another command may take to submit until this one says that it waits for it."""
+REQUEUED: Final = ("failed", "not submitted", LOST)
+"""States of runs that are submitted again by ``requeue``, if nothing else is asked for."""
+STOPPED: Final = ("preempted", "cancelled")
+"""States of runs that ``requeue --preempted`` submits again, too."""
+_LISTED: Final = 20
+"""So many of the runs that were left alone are named."""
 
-Run = tuple[FrozenRun, Config]
-
-_T = TypeVar("_T")
-
-
-_REFUSALS: Final = (OSError, FailedJobError, FailedSubmissionError)
-
-
-class SubmissionError(RuntimeError):
-    """A job was not taken; what had been submitted before it goes on."""
+_Decision = Literal["to do", "finished", "under way"]
 
 
 @dataclass(frozen=True)
-class Submission:
-    """What was submitted: the ids of jobs and arrays, and the folder of their logs and of submitit's files."""
+class Submitted:
+    """What a command has done: run folders in the order of its cells, those submitted, and how.
 
-    jobs: list[str]
-    logs: Path
-
-
-def submit(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: Path) -> Submission:
-    """Submit runs, and note the job of each in its ``launch.json``.
-
-    ``root``: below it, in ``.launch``, lie the logs; ``code``: where the jobs import the package from.
-    Raises SubmissionError.
+    ``left``: those that could not be submitted, by folder, and why. ``finished``, ``under_way``: how many needed not to
+    be. ``stopping``: how many of those under way are, since their jobs were cancelled, or preempted, a moment ago.
     """
-    logs = root.resolve() / LAUNCHER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    logs.mkdir(parents=True)
-    to_cluster = _to_slurm if settings.cluster == "slurm" else _to_this_machine
+
+    folders: list[Path]
+    submitted: list[Path]
+    submission: Submission | None
+    left: dict[Path, str]
+    finished: int = 0
+    under_way: int = 0
+    stopping: int = 0
+
+    def told(self) -> str:
+        """Return what is to be said of the runs that could not be submitted; nothing if there are none."""
+        return _told(self.left)
+
+
+def _told(left: Mapping[Path, str]) -> str:
+    if not left:
+        return ""
+    lines = [f"  {folder}: {why}" for folder, why in left.items()]
+    more = [f"  and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
+    return "\n".join([f"left alone, since they cannot be submitted: {len(lines)} runs", *lines[:_LISTED], *more])
+
+
+def submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Submitted:
+    """Submit the cells that are neither over nor under way; those that cannot be are left alone.
+
+    Raises ConfigError if nothing can be recorded, SubmissionError if a job is not taken.
+    """
+    with _submitting({Path(cell.config.output.root) for cell in cells}):
+        return _submit(looked_up(cells), settings, command)
+
+
+def _submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Submitted:
+    seen = {Path(run.folder): run for run in observe([cell.found for cell in cells if cell.found])}
+    left: dict[Path, str] = {}
+    decided: dict[_Decision, dict[Path, Cell]] = {"to do": {}, "finished": {}, "under way": {}}
+    for cell in cells:
+        with _apart(_folder(cell), left):
+            decision = "to do" if cell.found is None else _decision(cell, seen[cell.found])
+            decided[decision][_folder(cell)] = cell
+    todo = decided["to do"]
+    # Before anything is on record: the code may be edited at any time.
+    code = {root: frozen_code(root) for root in dict.fromkeys(Path(cell.config.output.root) for cell in todo.values())}
+    enter(cells, command)
+    work = {folder: partial(_frozen, cell, command) for folder, cell in todo.items()}
+    runs, submission = _send(work, settings, next(iter(code.values()), None), left)
+    placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
+    folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
+    stopping = sum(run.is_taken and _is_stopping(run) for run in seen.values())
+    return Submitted(
+        folders,
+        list(placed.values()),
+        submission,
+        left,
+        finished=len(decided["finished"]),
+        under_way=len(decided["under way"]),
+        stopping=stopping,
+    )
+
+
+def _is_stopping(run: Observed) -> bool:
+    """Say whether a run that is under way has been asked to stop; no local job takes up again what it has stopped."""
+    is_stopped = run.state == "cancelled" or (run.state == "preempted" and run.cluster == "local")
+    return run.slurm == "COMPLETING" or is_stopped
+
+
+def _folder(cell: Cell) -> Path:
+    """Return the folder of a run, or where it will be."""
+    output = cell.config.output
+    return cell.found or Path(output.root) / output.group / cell.id
+
+
+def _decision(cell: Cell, run: Observed) -> _Decision:
+    """Say whether a run that is on record shall be submitted; RecordError or ConfigError if it ought to and cannot."""
+    if run.is_taken:  # whatever output.resume says, nothing is started beside what lives
+        return "under way"
+    if cell.is_over:
+        return "finished"
+    if cell.state == "new":
+        return "to do"
+    folder = Path(run.folder)
+    if run.state == UNREADABLE:
+        raise RecordError(str(run.why))
+    check_unchanged(folder, cell.config)
     try:
-        return Submission(list(to_cluster(runs, settings, logs, code)), logs)
-    except _REFUSALS as error:
-        raise SubmissionError(f"{settings.cluster} did not take the job: {' '.join(str(error).split())}") from error
+        _check_continuable(folder, cell.config)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *_remedy(cell, run)]) from error
+    return "to do"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# SLURM
+def _remedy(cell: Cell, run: Observed) -> list[str]:
+    """Return how a run goes on with the code that it was submitted with, if it can."""
+    folder = Path(run.folder)
+    if run.state not in (*REQUEUED, *STOPPED):  # ``requeue`` would submit nothing
+        return []
+    try:
+        _check_continuable(folder, cell.config, submitted_code(folder).name)
+    except ConfigError:
+        return []
+    also = "" if run.state in REQUEUED else " --preempted"
+    return [f"with the code that it was submitted with it goes on by: python -m dst.launcher.requeue {folder}{also}"]
 
 
-def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
-    arrays = [
-        (array, hardware)
-        for same, hardware in _by_request(runs)
-        for array in _batches(list(_batches(same, settings.runs_per_job)), slurm.max_array_size())
-    ]
-    # The limit on what runs at a time holds for each array by itself, so each gets its share; where there are more
-    # arrays than that, one waits for another.
-    throttle = None if settings.max_parallel is None else max(1, settings.max_parallel // len(arrays))
-    ids: list[str] = []
-    for array, hardware in arrays:
-        jobs = [
-            Job(
-                tuple(packed),
-                parallel=settings.runs_per_job,
-                processes=hardware.processes,
-                max_requeues=hardware.slurm.max_requeues,
-                signal_delay_s=hardware.slurm.signal_delay_s,
-            )
-            for packed in array
-        ]
-        executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
-        # All jobs of an array have one name in the queue; each takes its own when it starts.
-        name = jobs[0].title if len(jobs) == 1 else Path(array[0][0].folder).parent.name
-        lanes = settings.max_parallel or len(arrays)
-        earlier = ids[-lanes] if len(ids) >= lanes else None
-        asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
-        executor.update_parameters(**asked, job_name=name)
-        with _handing_over(jobs, settings):
-            with blocked(_STOPS):  # a terminal's Ctrl-C would end sbatch half-way
-                submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
-            for job, found in zip(jobs, submitted, strict=True):
-                _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
-        ids.append(submitted[0].job_id.partition("_")[0])
-        yield ids[-1]
+def _check_continuable(folder: Path, config: Config, code: str | None = None) -> None:
+    check_continuable(folder, strict=config.hardware.determinism == "strict", code=code)
 
 
-def sbatch_parameters(
-    hardware: Hardware, runs_per_job: int, code: Path, throttle: int | None, *, after: str | None = None
-) -> dict[str, Any]:
-    """Return what is asked of SLURM for each job, in submitit's words; ``after``: a job that must have ended."""
-    wanted = hardware.slurm
-    tasks = hardware.processes // wanted.nodes
-    gpus = wanted.gpus if wanted.gpus is not None else (tasks if hardware.device == "cuda" else 0)
-    cpus = wanted.cpus or runs_per_job * (hardware.threads + hardware.workers)
-    options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
-    if after is not None:
-        options["dependency"] = ",".join(filter(None, [f"afterany:{after}", options.get("dependency")]))
-    asked = {
-        "time": wanted.timeout_min,
-        "signal_delay_s": wanted.signal_delay_s,
-        "nodes": wanted.nodes,
-        "ntasks_per_node": tasks,
-        "cpus_per_task": cpus,
-        "gpus_per_node": gpus or None,
-        "mem": wanted.memory_gb and f"{round(1024 * wanted.memory_gb)}M",
-        "partition": wanted.partition,
-        "account": wanted.account,
-        "qos": wanted.qos,
-        "constraint": wanted.constraint,
-        "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in _imports(code).items())],
-        # Since SLURM 22.05 srun does not take this number from the job that it is in.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
-        "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True, **{name: value or True for name, value in options.items()}},
-        "array_parallelism": throttle or slurm.max_array_size(),
-    }
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _by_request(runs: Sequence[Run]) -> Iterator[tuple[list[FrozenRun], Hardware]]:
-    """Yield the runs that ask for the same, which can share an array."""
-    groups: dict[str, tuple[list[FrozenRun], Hardware]] = {}
-    for run, config in runs:
-        hardware = config.hardware
-        asked = (hardware.slurm, hardware.device, hardware.processes, hardware.threads, hardware.workers)
-        groups.setdefault(repr(asked), ([], hardware))[0].append(run)
-    yield from groups.values()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# This machine
-
-
-def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
-    """Start a job in the background that has all runs, and carries out so many at a time."""
-    by_processes: dict[int, list[Run]] = {}
-    for run, config in runs:
-        by_processes.setdefault(config.hardware.processes, []).append((run, config))
-    for processes, same in by_processes.items():
-        gpus = visible_gpus()
-        job = Job(
-            tuple(run for run, _ in same),
-            parallel=1 if processes > 1 else _at_a_time(settings, [config.hardware for _, config in same], gpus),
-            processes=processes,
-            gpus=gpus,
-        )
-        executor = LocalExecutor(logs)
-        executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)
-        with _handing_over([job], settings):
-            with _in_background(code, logs / "controller.log"):
-                found = executor.submit(job)
-            facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
-            _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
-        yield found.job_id
-
-
-def _at_a_time(settings: LauncherSettings, wanted: Sequence[Hardware], gpus: Sequence[str]) -> int:
-    """Return how many runs go on side by side: what was asked for, or what the processors and the GPUs allow."""
-    if settings.max_parallel is not None:
-        return settings.max_parallel * settings.runs_per_job
-    each = max(hardware.threads + hardware.workers for hardware in wanted) * settings.runs_per_job
-    jobs = max(1, len(os.sched_getaffinity(0)) // each)
-    if gpus and any(hardware.device == "cuda" for hardware in wanted):
-        jobs = min(jobs, len(gpus))
-    return jobs * settings.runs_per_job
+def _frozen(cell: Cell, command: str) -> Run:
+    return freeze(cell, command), cell.config
 
 
 @contextmanager
-def _in_background(code: Path, log: Path) -> Iterator[None]:
-    """Let what is started here find the frozen package, and outlive this terminal.
-
-    Signals ignored stay ignored, and nothing of it holds the streams of this process, for whose end others may wait.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    streams = [os.dup(number) for number in range(3)]
-    with log.open("ab") as output, open(os.devnull, "rb") as nothing:
-        for number, target in enumerate((nothing, output, output)):
-            os.dup2(target.fileno(), number)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    outside = {name: os.environ.get(name) for name in _imports(code)}
-    os.environ.update(_imports(code))
+def _apart(folder: Path, left: dict[Path, str]) -> Iterator[None]:
+    """Let nothing that is wrong with one run hurt the others; it is noted why that one is left alone."""
     try:
         yield
-    finally:
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for name, value in outside.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
+    except ConfigError as error:
+        left[folder] = "; ".join(error.problems)
+    except (OSError, RecordError) as error:
+        left[folder] = str(error)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # whatever its files may hold
+        left[folder] = f"its record makes no sense ({type(error).__name__}: {error})"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Both
+def submit_again(runs: Mapping[Path, Run], settings: LauncherSettings, states: Sequence[str], code: Path) -> Submitted:
+    """Submit runs of these states again as they were frozen, by folder, without the files they were composed from.
+
+    ``code``: the frozen package that they were submitted with. Raises ConfigError if somebody has changed it,
+    SubmissionError if a job is not taken.
+    """
+    check_copy(code)
+    left: dict[Path, str] = {}
+    with _submitting({Path(config.output.root) for _, config in runs.values()}):
+        todo: dict[Path, Callable[[], Run]] = {}
+        others = superseded(runs)
+        for (folder, run), seen in zip(runs.items(), observe(runs), strict=True):
+            with _apart(folder, left):
+                if seen.state in states and not seen.is_taken and folder not in others:
+                    _check_continuable(folder, run[1], code.name)
+                    todo[folder] = partial(freeze_again, *run)
+        submitted, submission = _send(todo, settings, code, left)
+    return Submitted(list(runs), list(submitted), submission, left)
+
+
+def superseded(runs: Mapping[Path, Run]) -> dict[Path, Path]:
+    """Return those of these runs, by folder, that have another attempt folder which is newer, or is under way."""
+    folders = {root: find_runs(root) for root in {Path(config.output.root) for _, config in runs.values()}}
+    attempts: dict[tuple[Path, str], set[Path]] = defaultdict(set)
+    for root, found in folders.items():
+        for path in found:
+            attempts[root, path.name.partition(".")[0]].add(path.resolve())
+    others = {
+        folder: attempts[Path(config.output.root), folder.name.partition(".")[0]] - {folder.resolve()}
+        for folder, (_, config) in runs.items()
+    }
+    taken = {Path(run.folder) for run in observe(set().union(*others.values())) if run.is_taken}
+    return {
+        folder: other
+        for folder, beside in others.items()
+        for other in sorted(beside, key=attempt_folder)
+        if attempt_folder(other) > attempt_folder(folder) or other in taken
+    }
 
 
 @contextmanager
-def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[None]:
-    """Mark runs as queued before a job can begin them, and see to it that the job is on record once it has them.
+def _submitting(roots: Iterable[Path]) -> Iterator[None]:
+    """Let one command at a time decide what is to be submitted below these folders, and submit it."""
+    with ExitStack() as stack:
+        for root in sorted(root.resolve() for root in roots):
+            try:
+                (root / LAUNCHER).mkdir(parents=True, exist_ok=True)
+                _wait_for_lock(stack, root / LAUNCHER)
+            except OSError as error:
+                raise ConfigError([f"output.root={root}: cannot write there: {error}"]) from error
+        yield
 
-    So requests to stop, such as Ctrl-C, wait that long: a job that nobody knows of would be submitted once more.
-    """
-    asked: list[int] = []
-    heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded}
+
+def _wait_for_lock(stack: ExitStack, folder: Path) -> None:
+    began, is_told = time.monotonic(), False
+    while True:
+        try:
+            return stack.enter_context(locked(folder))
+        except LockedError as error:
+            if not is_told and time.monotonic() - began > _PATIENCE_S:
+                print(f"waits for another command that submits to {folder.parent}: {error.holder}", file=sys.stderr)
+                is_told = True
+            time.sleep(_LOCK_POLL_S)
+
+
+def _send(
+    work: Mapping[Path, Callable[[], Run]], settings: LauncherSettings, code: Path | None, left: dict[Path, str]
+) -> tuple[dict[Path, Run], Submission | None]:
+    """Freeze runs, and submit them; however this ends, it is on record which were not submitted."""
+    runs: dict[Path, Run] = {}
     try:
-        runs = [run for job in jobs for run in job.runs]
-        _note([run for run in runs if Path(run.folder, "launch.json").exists()], settings, job=None)  # no more its last
-        _each(runs, lambda folder: restate(folder, "queued", durable=False))
-        try:
-            yield
-        except _REFUSALS:
-            _note(runs, settings, job=None)  # how they were to be submitted, for who submits them again
-            raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if asked:
-            signal.raise_signal(asked[0])
+        for folder, frozen in work.items():
+            with _apart(folder, left):
+                runs[folder] = frozen()
+        if not runs or code is None:
+            return runs, None
+        os.sync()
+        ((_, config), *_) = runs.values()
+        return runs, send(list(runs.values()), settings, root=Path(config.output.root), code=code)
+    except BaseException as error:
+        if left:
+            print(_told(left), file=sys.stderr)
+        _tell_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work.keys() - left.keys()), error)
+        raise
 
 
-_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+def _tell_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> None:
+    """Say, and put on record, which of so many runs were frozen and not submitted, and why."""
+    why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+    without_job: list[Path] = []
+    for folder in frozen:
+        with _apart(folder, {}):
+            state, job = (read_status(folder) or {}).get("state"), (read_launch(folder) or {}).get("job")
+            if state == "submitting" or (state == "queued" and job is None):
+                without_job.append(folder)
+                restate(folder, "not submitted", why, durable=False)
+    others = len(frozen) - len(without_job)
+    if others == of:
+        told = f"{why}; all {of} runs had been submitted, and go on"
+    else:
+        go_on = f"; the other {others} go on" if others else ""
+        told = f"{of - others} of {of} runs were not submitted: {why}; the same command submits them{go_on}"
+    print(told, file=sys.stderr)
 
 
-def _note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
-    """Put on record which job carries runs out."""
-    common = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings)}
-    launch = {**common, "cwd": os.getcwd(), "runs": len(runs), **facts}
-    _each(runs, lambda folder: Record.open(folder, durable=False).write_launch(launch))
+def wait(folders: Sequence[Path]) -> list[Observed]:
+    """Return what is seen of runs once no job carries any of them out any more."""
+    while True:
+        began = time.monotonic()
+        seen = observe(folders)
+        if not any(run.is_taken for run in seen):
+            return seen
+        least = _SLURM_POLL_S if any(run.cluster == "slurm" for run in seen) else _POLL_S
+        time.sleep(max(least, _REST * (time.monotonic() - began)))
 
 
-def _each(runs: Sequence[FrozenRun], act: Callable[[Path], None]) -> None:
-    """Do something with the folder of each run; what is wrong with one is told, and hurts no other."""
-    for run in runs:
-        try:
-            act(Path(run.folder))
-        except (OSError, RecordError) as error:
-            print(f"warning: the record of {run.folder} could not be written: {error}", file=sys.stderr)
+def check_settings(settings: LauncherSettings, configs: Sequence[Config]) -> None:
+    """Raise ConfigError if runs cannot be submitted so."""
+    from dst.launcher import slurm
 
-
-def _imports(code: Path) -> dict[str, str]:
-    """Return the variables that make a Python import the frozen package, whatever lies in its working folder.
-
-    And those by which it knows which one that is.
-    """
-    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", CODE: code.name}
-
-
-def _batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
-    """Cut a list into lists of at most ``size``."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+    problems = settings.problems()
+    if settings.cluster == "slurm" and not slurm.available():
+        problems.append("hydra/launcher=slurm: there is no sbatch on this machine; use hydra/launcher=local or basic")
+    for config in configs:
+        hardware = config.hardware
+        if hardware.processes > 1 and settings.runs_per_job > 1:
+            problems.append(
+                f"hydra.launcher.runs_per_job={settings.runs_per_job} and hardware.processes={hardware.processes}: "
+                "only runs of one process share a job; set one of them to 1"
+            )
+        if hardware.processes > 1 and settings.cluster == "local" and (settings.max_parallel or 1) > 1:
+            problems.append(
+                f"hydra.launcher.max_parallel={settings.max_parallel} and hardware.processes={hardware.processes}: on "
+                "one machine runs of several processes go one after another; leave max_parallel out"
+            )
+        if settings.cluster == "slurm" and hardware.processes % hardware.slurm.nodes:
+            problems.append(
+                f"hardware.slurm.nodes={hardware.slurm.nodes}: hardware.processes={hardware.processes} cannot be "
+                "shared out evenly; choose a divisor of it"
+            )
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))

@@ -14,7 +14,7 @@ from dst.launcher.arguments import command, folders_below
 from dst.records.lock import holder
 from dst.records.read import read_status
 from dst.records.store import RecordError
-from dst.terminal import program
+from dst.run.terminal import program
 from dst.tracking.limits import wrong_name
 from dst.tracking.mirror import Sending
 from dst.tracking.mirrored import PLACE, contents, destination, read_book

@@ -116,7 +116,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def read_launch(folder: Path) -> dict[str, Any] | None:
-    """Return the run's ``launch.json``, None if it was not launched as a job; ``RecordError`` if it is damaged."""
+    """Return the run's ``launch.json``, None if it was not submitted as a job; ``RecordError`` if it is damaged."""
     path = folder / "launch.json"
     launch = _read_optional(path)
     if launch is not None:

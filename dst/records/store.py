@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
-from dst.states import STATES
+from dst.records.states import STATES
 
 RESUME_EVENT: Final = "resume"
 """Value of ``event`` in a history line that voids all earlier lines of a later step."""

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from dst import registry
-from dst.digests import read_verified
+from dst.files import read_verified
 from dst.fractions import exact
+from dst.sparsity.initial_masks import Start
 from dst.sparsity.marks import marked
 from dst.sparsity.saliency import gradient
 from dst.sparsity.select import pooled_top_k, top_k
-from dst.sparsity.start import Start
 
 
 def random(start: Start) -> list[Tensor]:

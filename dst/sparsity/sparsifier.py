@@ -15,7 +15,7 @@ from dst.fractions import exact
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
-from dst.sparsity.first import FirstParts, check_layout, first_masks
+from dst.sparsity.drop_fraction import Curve, constant
 from dst.sparsity.held import (
     all_finite,
     begin_state,
@@ -25,15 +25,14 @@ from dst.sparsity.held import (
     check_zeros,
     hold,
 )
+from dst.sparsity.initial_masks import Criterion, FirstParts, Init, Start, check_layout, first_masks
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
 from dst.sparsity.saliency import Probe
-from dst.sparsity.schedule import Curve, constant
 from dst.sparsity.scope import Scope, never_sparse, outside
 from dst.sparsity.select import bottom_k, count_true, pooled_top_k, top_k
-from dst.sparsity.start import Criterion, Init, Start
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.view import LayerView, Score
 

@@ -31,11 +31,11 @@ def progress(mode: str, total: int, start: int) -> Progress:
     """Return the display for ``mode`` (auto, bar, plain, none) of a run of ``total`` steps that begins at ``start``."""
     if mode == "auto":
         mode = "bar" if sys.stderr.isatty() else "plain"
-    displays: dict[str, Callable[[int, int], Progress]] = {"bar": Bar, "plain": Lines, "none": Silent}
+    displays: dict[str, Callable[[int, int], Progress]] = {"bar": Bar, "plain": Lines, "none": NoProgress}
     return displays[mode](total, start)
 
 
-class Silent:
+class NoProgress:
     """Show nothing."""
 
     def __init__(self, total: int, start: int) -> None:

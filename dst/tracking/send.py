@@ -3,7 +3,7 @@
 It sends what is on record, then what is added, until its standard input is closed or the process that started it is
 gone; then the rest, and how the run ended. The server is asked what it has under the run's id and gets what it lacks:
 sending again, also after a failure half-way, duplicates nothing. What goes wrong is a line on standard output; the exit
-code is 0 if all has arrived. Nobody else imports wandb.
+code is 0 if all has arrived. NoObserver else imports wandb.
 """
 
 import argparse

@@ -20,7 +20,7 @@ class Tracker(Protocol):
         ...
 
 
-class Untracked:
+class NoTracker:
     """Mirror nothing."""
 
     def begin(self, folder: Path) -> None:
@@ -31,12 +31,3 @@ class Untracked:
 
     def finish(self) -> None:
         """Do nothing."""
-
-
-def tracker(mode: str, timeout_s: float) -> Tracker:
-    """Return the tracker for ``mode``; only ``online`` sends while a run trains."""
-    if mode != "online":
-        return Untracked()
-    from dst.tracking.mirror import WandbMirror
-
-    return WandbMirror(timeout_s)

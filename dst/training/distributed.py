@@ -19,9 +19,9 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dst.data import Shard
+from dst.data.shard import Shard
 from dst.sparsity.topology import Topology
-from dst.training.place import Place
+from dst.training.rank import Rank
 
 _TIMEOUT = timedelta(minutes=30)
 """How long a process waits for one that is alive but does nothing, such as the main one while it decodes a data set."""
@@ -280,32 +280,32 @@ def _jointly(tensors: Sequence[Tensor], collective: Callable[[Tensor], Any]) -> 
 
 
 @contextmanager
-def joined(place: Place, device: str, *, strict: bool) -> Iterator[Group]:
+def joined(own: Rank, device: str, *, strict: bool) -> Iterator[Group]:
     """Join the processes of a run, which have all been started, and part from them at the end.
 
     ``device``: ``cuda`` (NCCL, each process with a GPU of its own) or ``cpu`` (gloo). ``strict``: a continued run is to
     sum gradients in the order of an undisturbed one. Raises StartError where GPUs are too few or shared.
     """
     if device == "cuda":
-        _take_gpu(place)
+        _take_gpu(own)
     # gloo also with GPUs: for what hosts tell each other
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=_TIMEOUT)
+    dist.init_process_group(backend, rank=own.rank, world_size=own.world, timeout=_TIMEOUT)
     if device == "cuda":
-        _check_gpus(place.world)
-    yield (Group if strict else OverlappingGroup)(place.rank, place.world, device)
+        _check_gpus(own.world)
+    yield (Group if strict else OverlappingGroup)(own.rank, own.world, device)
     dist.destroy_process_group()  # not after an error: it would wait for peers that may wait for us
 
 
-def _take_gpu(place: Place) -> None:
+def _take_gpu(own: Rank) -> None:
     found = torch.cuda.device_count()
     if found == 0:
         raise StartError("hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware.device=cpu")
-    if 1 < found < place.local_world:
+    if 1 < found < own.local_world:
         raise StartError(
-            f"{place.local_world} processes were started on this machine, which has {found} GPUs: start one a GPU"
+            f"{own.local_world} processes were started on this machine, which has {found} GPUs: start one a GPU"
         )
-    torch.cuda.set_device(place.local_rank if found > 1 else 0)  # some launchers show each process its own only
+    torch.cuda.set_device(own.local_rank if found > 1 else 0)  # some launchers show each process its own only
 
 
 def _check_gpus(world: int) -> None:

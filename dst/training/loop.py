@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dst.data import Loader, samples_of
+from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Flops
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
@@ -62,7 +62,7 @@ class Observer(Protocol):
         ...
 
 
-class Nobody:
+class NoObserver:
     """An observer that does not look, for whoever only wants to train."""
 
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:

@@ -22,7 +22,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from dst.data import Augment, Batches, Split
+from dst.data.augment import Augment
+from dst.data.batches import Batches
+from dst.data.dataset import Split
 from dst.data.mnist import mnist
 
 BATCH = 128

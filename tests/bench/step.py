@@ -18,16 +18,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from dst import registry
-from dst.build import build
-from dst.compose import compose_cells
-from dst.config import complete
+from dst.config.compose import compose_cells
+from dst.config.schema import complete
 from dst.models.vgg import vgg_c
+from dst.run.build import build
 from dst.sparsity import Sparsifier, UpdatePlan
-from dst.sparsity.density import cubic
+from dst.sparsity.density_schedule import cubic
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.pattern.n_m import n_m
 from dst.training.guard import Guard
-from dst.training.loop import Nobody, Training
+from dst.training.loop import NoObserver, Training
 from dst.training.optimizer import sgd
 
 DENSITY, FRACTION = 0.05, 0.3
@@ -55,7 +55,7 @@ def _methods(device: str, rounds: int) -> None:
     """Compare an ordinary step of every method, as the training loop takes it, with the dense step."""
     inputs, labels = torch.randn(32, 1, 32, 32, device=device), torch.randint(10, (32,), device=device)
     names = ["dense", *sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml") if path.stem != "dense")]
-    actions = {name: partial(_training(name, device).train_step, inputs, labels, Nobody()) for name in names}
+    actions = {name: partial(_training(name, device).train_step, inputs, labels, NoObserver()) for name in names}
     times = _interleaved(actions, rounds, device)
     for name in names:
         target = "reported" if "momentum" in _needs(name) else "1.03 x or less"

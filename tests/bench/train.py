@@ -16,12 +16,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dst.data import Augment, Batches, Split
+from dst.data.augment import Augment
+from dst.data.batches import Batches
+from dst.data.dataset import Split
 from dst.metrics.flops import Flops, forward_flops
 from dst.models.resnet_cifar import resnet18
 from dst.models.vgg import vgg_c
 from dst.sparsity import Sparsifier
-from dst.training.loop import Nobody, Settings, Training
+from dst.training.loop import NoObserver, Settings, Training
 from dst.training.optimizer import sgd
 from dst.training.precision import Precision
 from tests.bench.data import Samples
@@ -94,7 +96,7 @@ def _ours(training: Training) -> Step:
             epoch += 1
 
     batches = stream()
-    return lambda: (training.train_step(*next(batches), Nobody()), training._guard.check())
+    return lambda: (training.train_step(*next(batches), NoObserver()), training._guard.check())
 
 
 def _pure(training: Training) -> Step:

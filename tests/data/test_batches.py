@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dst import config
-from dst.data import Augment, Batches, DataError, Split, channel_statistics
+from dst.config import schema
+from dst.data.augment import Augment
+from dst.data.batches import Batches
+from dst.data.dataset import DataError, Split
+from dst.data.normalise import channel_statistics
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -232,4 +235,4 @@ def test_bad_augmentation_and_bad_start_are_refused():
 
 
 def test_the_augmentation_options_are_those_of_the_config():
-    assert vars(Augment()) == vars(config.Augment())
+    assert vars(Augment()) == vars(schema.Augment())

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dst.data import DataError, Dataset, Split, load
+from dst.data.cache import load
+from dst.data.dataset import DataError, Dataset, Split
 
 
 class Reader:
@@ -164,7 +165,8 @@ def test_the_parts_of_a_dataset_are_checked():
 RACER = """
 import sys, time, torch
 from pathlib import Path
-from dst.data import Split, load
+from dst.data.dataset import Split
+from dst.data.cache import load
 
 def read(root, *, download):
     images = (torch.arange(20_000 * 64) % 251).to(torch.uint8).view(-1, 1, 8, 8)

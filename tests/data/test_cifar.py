@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision import datasets
 
-from dst import published
-from dst.data import DataError
+from dst.data import published
 from dst.data.cifar import cifar10, cifar100
+from dst.data.dataset import DataError
 
 PART = np.random.RandomState(0).randint(256, size=(4, 3072), dtype=np.uint8)
 

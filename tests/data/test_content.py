@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dst import published
-from dst.data import DataError, Files, Split, content, content_digest, load
+from dst.data import content, published
+from dst.data.cache import content_digest, load
+from dst.data.dataset import DataError, Split
 from dst.data.digits import digits
+from dst.data.files import Files
 from dst.data.folder import image_folder
 from dst.data.mnist import fashion_mnist, mnist
 from dst.data.tiny_imagenet import tiny_imagenet
@@ -308,7 +310,7 @@ def test_a_set_of_ones_own_is_known_by_what_its_function_returns(tmp_path):
 
 def test_the_digest_of_a_folder_can_be_asked_for(tmp_path):
     root = write_folder(tmp_path / "set", {"train": 1, "test": 1})
-    command = [sys.executable, "-m", "dst.sources", "image_folder", str(root), "--cache", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "dst.run.sources", "image_folder", str(root), "--cache", str(tmp_path / "cache")]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == digest(root)
     told = subprocess.run([*command[:4], "nowhere"], capture_output=True, text=True, check=False)

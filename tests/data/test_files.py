@@ -9,11 +9,13 @@ import pytest
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
-from dst.data import DataError, Dataset, Files, Split, load
 from dst.data import cache as cache_module
-from dst.data.fit import Fit
+from dst.data.cache import load
+from dst.data.dataset import DataError, Dataset, Split
+from dst.data.files import Files
 from dst.data.folder import image_folder, imagenet
 from dst.data.prepare import decode_all
+from dst.data.resize import Resize
 from dst.data.tiny_imagenet import tiny_imagenet
 from tests.data.pictures import picture, write, write_folder, write_tiny_imagenet
 
@@ -311,7 +313,7 @@ def test_a_cached_start_does_not_import_torchvision(tmp_path):
     write_folder(tmp_path / "set", {"train": 1, "test": 1})
     prepare(tmp_path)
     code = (
-        "import sys\nfrom dst.data import load\nfrom dst.data.folder import image_folder\n"
+        "import sys\nfrom dst.data.cache import load\nfrom dst.data.folder import image_folder\n"
         f"load('image_folder', image_folder, root={str(tmp_path / 'set')!r}, cache={str(tmp_path / 'cache')!r}, "
         "download=False)\nprint('torchvision' in sys.modules)"
     )
@@ -329,7 +331,7 @@ def test_a_central_crop_is_torchvisions(height, width, center_crop):
     from torchvision.transforms.v2 import functional
 
     image = picture(3, height, width)[None]
-    ours = Fit(14, center_crop)(image)
+    ours = Resize(14, center_crop)(image)
     reference = functional.resize(image.double(), [round(14 / center_crop)], antialias=True)
     reference = functional.center_crop(reference, [14, 14])
     assert ours.shape == (1, 3, 14, 14)
@@ -338,6 +340,6 @@ def test_a_central_crop_is_torchvisions(height, width, center_crop):
 
 def test_a_fit_that_makes_no_sense_is_refused():
     with pytest.raises(DataError, match=r"data\.center_crop=0\.5 would be ignored without data\.size"):
-        Fit(None, 0.5)
+        Resize(None, 0.5)
     with pytest.raises(DataError, match=r"data\.center_crop=1\.5"):
-        Fit(8, 1.5)
+        Resize(8, 1.5)

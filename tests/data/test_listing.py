@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dst.data import DataError
 from dst.data.children import in_children
+from dst.data.dataset import DataError
 from dst.data.decode import load_decoders
 from dst.data.folder import image_folder
 from dst.data.listing import Listing
@@ -166,7 +166,7 @@ def test_a_root_that_may_not_be_read_is_no_traceback():
 
 def told_to_nobody(root: Path, storage: str = "resident") -> str:
     """Return the error of preparing a set, in a process of a user without rights."""
-    from dst.data import load
+    from dst.data.cache import load
 
     load_decoders()
     list(in_children(lambda number: None, [0]))  # imports what that process may not read

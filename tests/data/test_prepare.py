@@ -9,10 +9,12 @@ import pytest
 import torch
 from torchvision.io import ImageReadMode, decode_png
 
-from dst.data import DataError, Dataset, Files, load
 from dst.data import decode as decode_module
 from dst.data import prepare as prepare_module
+from dst.data.cache import load
 from dst.data.children import in_children
+from dst.data.dataset import DataError, Dataset
+from dst.data.files import Files
 from dst.data.folder import image_folder
 from tests.data.pictures import picture, png, write, write_folder
 

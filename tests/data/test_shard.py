@@ -7,9 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dst.data import Augment, Batches, Shard, Split, Stream
-from dst.data.fit import Fit
+from dst.data.augment import Augment
+from dst.data.batches import Batches
+from dst.data.dataset import Split
 from dst.data.folder import image_folder
+from dst.data.resize import Resize
+from dst.data.shard import Shard
+from dst.data.stream import Stream
 from tests.data.pictures import write_folder
 
 
@@ -53,7 +57,7 @@ def test_streamed_shards_make_the_whole_batch(workers, tmp_path):
     root = write_folder(tmp_path / "set", {"train": 17, "val": 1})
     files, _, _ = image_folder(root, download=False)
     loader = Stream(
-        replace(files, fit=Fit(10, None)),
+        replace(files, fit=Resize(10, None)),
         batch_size=5,
         mean=[0.5] * 3,
         std=[0.25] * 3,

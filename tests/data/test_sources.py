@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dst import checks, config, registry
-from dst.compose import compose_cells
-from dst.data import DataError, Dataset, load
+from dst import registry
+from dst.config import checks, identity
+from dst.config.compose import compose_cells
+from dst.data.cache import load
+from dst.data.dataset import DataError, Dataset
 from dst.data.mnist import fashion_mnist, mnist
 
 FILES = {"train-images-idx3-ubyte": 12, "train-labels-idx1-ubyte": 12, "t10k-images-idx3-ubyte": 5}
@@ -81,10 +83,10 @@ def test_a_start_imports_neither_sklearn_nor_torchvision(tmp_path):
     write_raw(root)
     code = (
         "import sys\n"
-        "from dst import data, registry\n"
+        "from dst import registry\nfrom dst.data.cache import load\n"
         "for name in ('digits', 'mnist'):\n"
         "    read = registry.find('data', name).load()\n"
-        f"    data.load(name, read, root={str(root)!r}, cache={str(cache)!r}, download=True)\n"
+        f"    load(name, read, root={str(root)!r}, cache={str(cache)!r}, download=True)\n"
         "print(*sorted({'sklearn', 'torchvision'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
@@ -224,4 +226,4 @@ def test_options_of_data_that_do_not_fit_together_are_told(overrides, message):
 
 def test_where_images_are_kept_makes_no_other_run():
     (_, one), (_, other) = compose_cells(CONF, ["data=image_folder", "data.storage=auto,stream"], multirun=True)
-    assert config.run_id(one) == config.run_id(other)
+    assert identity.run_id(one) == identity.run_id(other)

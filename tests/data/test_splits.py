@@ -6,7 +6,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dst.data import DataError, train_val_split
+from dst.data.dataset import DataError
+from dst.data.splits import train_val_split
 
 
 @settings(max_examples=100, deadline=None)

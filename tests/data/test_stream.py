@@ -12,9 +12,14 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
-from dst.data import Augment, Batches, DataError, Dataset, Files, Split, Stream, load, loader
-from dst.data.augment import resized_crop_box
+from dst.data.augment import Augment, resized_crop_box
+from dst.data.batches import Batches
+from dst.data.cache import load
+from dst.data.dataset import DataError, Dataset, Split
+from dst.data.files import Files
 from dst.data.folder import image_folder
+from dst.data.loader import loader
+from dst.data.stream import Stream
 from dst.data.stream import _heed_parent_only as heed_parent_only
 from tests.data.pictures import write_folder
 
@@ -200,7 +205,8 @@ def test_requests_to_stop_do_not_kill_the_workers(root):
 
 def test_a_program_that_leaves_an_epoch_half_way_still_ends(root):
     code = (
-        "from dst.data import Augment, Stream, load\nfrom dst.data.folder import image_folder\n"
+        "from dst.data.augment import Augment\nfrom dst.data.cache import load\n"
+        "from dst.data.stream import Stream\nfrom dst.data.folder import image_folder\n"
         f"data = load('x', image_folder, root={str(root)!r}, cache={str(root.parent / 'cache')!r}, download=False, "
         "size=8, storage='stream')\n"
         "options = dict(batch_size=1, mean=[0.5] * 3, std=[0.2] * 3, workers=2)\n"

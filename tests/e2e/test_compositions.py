@@ -3,8 +3,8 @@
 import re
 from dataclasses import fields
 
-from dst.compose import compose_cells
-from dst.config import Update
+from dst.config.compose import compose_cells
+from dst.config.schema import Update
 from dst.registry import members
 from tests.processes import REPOSITORY
 

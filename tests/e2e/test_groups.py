@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from analysis import tables
-from dst import sweep
-from dst.app import cells
-from dst.compose import compose_cells
-from dst.config import complete, run_id
-from dst.launcher import launch as launching
-from dst.launcher import status, sync
-from dst.launcher.settings import LauncherSettings
+from dst.config.compose import compose_cells
+from dst.config.identity import run_id
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import complete
+from dst.launcher import status, sweep, sync
+from dst.launcher import submit as submitting
 from dst.records.catalog import catalog, find_runs
 from dst.records.entries import entry_path, read_entry
+from dst.run.cell import cells
 from tests.processes import REPOSITORY, Result, run
 
 TINY = ("model.hidden=[8]", "schedule.epochs=1", "tracking=none")
@@ -112,7 +112,7 @@ def test_launched_sweeps_hold_what_lies_elsewhere(outputs, capsys):
     def launch(group):
         for config in configs:
             config.output.group = group
-        return launching.launch(cells(configs), LauncherSettings("local"), sweep._command())
+        return submitting.submit(cells(configs), LauncherSettings("local"), sweep._command())
 
     for group in ("new/a", "new/a", "new/b"):
         assert launch(group).submitted == []

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dst import app, build, sweep
-from dst.compose import compose_cells
-from dst.config import ConfigError, complete, run_id, with_value
-from dst.data import DataError, content
+from dst.config.compose import compose_cells
+from dst.config.identity import run_id
+from dst.config.schema import ConfigError, complete, with_value
+from dst.data import content
+from dst.data.dataset import DataError
+from dst.launcher import sweep
 from dst.launcher.frozen import freeze
 from dst.records.catalog import find_runs
 from dst.records.read import read_json, read_status, read_summary
-from dst.sources import CHECKPOINTS, checkpoint, identified, main, sources
+from dst.run import build, feasible
+from dst.run.cell import cells
+from dst.run.sources import CHECKPOINTS, checkpoint, identified, main, sources
 from dst.training.checkpoint import Checkpoints, sha256
 from tests.data.pictures import picture, write, write_folder
 from tests.data.test_sources import write_raw
@@ -120,14 +124,14 @@ def test_data_that_is_not_there_is_asked_for_and_a_digest_stands_for_it_elsewher
     ((_, config),) = composed(*options, f"data.digest={'0' * 64}")
     config = identified(complete(config), {})
     with pytest.raises(ConfigError, match="there is no such folder"):
-        build.check(config)
-    build.check(config, elsewhere=True)
+        feasible.check(config)
+    feasible.check(config, elsewhere=True)
     assert (
         "there is no image_folder here; whether the runs fit it is checked when they begin" in capsys.readouterr().err
     )
     write_folder(tmp_path / "nowhere", {"train": 10, "test": 4})
     with pytest.raises(ConfigError, match="not the content that was asked for"):
-        build.check(config, elsewhere=True)
+        feasible.check(config, elsewhere=True)
 
 
 def test_a_published_set_needs_not_be_where_its_runs_are_submitted(tmp_path, capsys):
@@ -136,8 +140,8 @@ def test_a_published_set_needs_not_be_where_its_runs_are_submitted(tmp_path, cap
     ((_, config),) = composed(*options, f"data.cache={tmp_path / 'cache'}")
     config = identified(complete(config), {})
     with pytest.raises(ConfigError, match="MNIST"):
-        build.check(config)
-    build.check(config, elsewhere=True)
+        feasible.check(config)
+    feasible.check(config, elsewhere=True)
     assert "there is no mnist here; whether the runs fit it is checked when they begin" in capsys.readouterr().err
 
 
@@ -164,7 +168,7 @@ def test_data_that_could_not_be_read_is_looked_at_again(tmp_path, monkeypatch):
         monkeypatch.setattr(build, "load", failing(cause, text))
         for _ in range(2):
             with pytest.raises(DataError, match=text):
-                build._dataset(complete(config))
+                build.load_dataset(complete(config))
         assert len(calls) == looks
 
 
@@ -180,7 +184,7 @@ def test_a_missing_folder_is_told_once_for_all_its_cells(tmp_path):
 def frozen(root: Path, *options: str):
     """Freeze a run as the launcher does, and return it."""
     ((_, config),) = composed(*options, f"output.root={root / 'outputs'}", f"data.cache={root / 'cache'}")
-    (cell,) = app.cells([identified(complete(config), {})])
+    (cell,) = cells([identified(complete(config), {})])
     return freeze(cell, "")
 
 
@@ -227,10 +231,10 @@ def test_a_known_set_of_another_content_is_refused_and_a_run_of_its_own_on_purpo
     (digest,) = re.findall(r"data\.digest=([0-9a-f]{64})", refused.output)
     ((_, plain),), ((_, config),) = composed(*options), composed(*options, f"data.digest={digest}")
     config = identified(complete(config), {})
-    dataset = build._dataset(config)
+    dataset = build.load_dataset(config)
     assert (len(dataset.train), dataset.shape) == (12, (1, 2, 3))
     with pytest.raises(DataError, match="not the original: train-images"):
-        build._dataset(plain)
+        build.load_dataset(plain)
     assert run_id(complete(plain)) != run_id(config)
 
 
@@ -339,7 +343,7 @@ def test_a_checkpoint_that_is_gone_or_changed_fails_the_run_and_both_digests_are
     build.build(config)
     train_on(source, keep=1)
     other, _ = newest(source)
-    for act in (build.check, build.build):
+    for act in (feasible.check, build.build):
         with pytest.raises(ConfigError) as told:
             act(config)
         assert len(told.value.problems) == 1

@@ -10,12 +10,13 @@ import sys
 import pytest
 import torch
 
-from dst import build
-from dst.checks import check
-from dst.compose import compose_cells
-from dst.config import ConfigError, complete, run_id
-from dst.data import Dataset, Split
+from dst.config.checks import check
+from dst.config.compose import compose_cells
+from dst.config.identity import run_id
+from dst.config.schema import ConfigError, complete
+from dst.data.dataset import Dataset, Split
 from dst.registry import members
+from dst.run import build, feasible
 from tests.processes import REPOSITORY, run
 
 README = (REPOSITORY / "README.md").read_text()
@@ -124,7 +125,7 @@ def test_commands_pass_all_checks_as_a_shell_understands_them(command, place, pr
     assert cells
     for _, config in cells:
         assert check(config) == []
-        build.check(complete(config), elsewhere=True)
+        feasible.check(complete(config), elsewhere=True)
 
 
 def test_there_are_commands():

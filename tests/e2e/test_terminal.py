@@ -183,7 +183,7 @@ def test_under_nohup_a_run_outlives_its_terminal(tmp_path):
 def test_a_process_of_a_group_leaves_before_python_ends():
     """In Python's own end a thread of gloo may abort the process; what was printed is shown, the exit code is ours."""
     text = (
-        "import atexit, sys; from dst.terminal import leave_at_once, program; atexit.register(print, 'the end'); "
+        "import atexit, sys; from dst.run.terminal import leave_at_once, program; atexit.register(print, 'the end'); "
         "leave_at_once(); sys.exit(program(lambda: print('shown') or 75, shows=False))"
     )
     result = subprocess.run([sys.executable, "-c", text], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dst.build import build
-from dst.compose import compose_cells
-from dst.config import complete
+from dst.config.compose import compose_cells
+from dst.config.schema import complete
+from dst.run.build import build
 from dst.training import distributed
 from dst.training.distributed import ALONE, Processes, StartError, joined
 from dst.training.loop import Training
-from dst.training.place import place
+from dst.training.rank import own_rank
 from dst.training.stopping import StopFlag
 from tests.processes import REPOSITORY
 from tests.training.ranks import Watcher, digest
@@ -41,7 +41,7 @@ def outcome(run: Training) -> dict[str, Any]:
 def train(strict: bool, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train by itself, then as one of a group, whose collectives go through NCCL; return both outcomes."""
     alone = outcome(trained(ALONE, "hardware.sync_batch_norm=false", "hardware.processes=1"))
-    with joined(place(), "cuda", strict=strict) as group:
+    with joined(own_rank(), "cuda", strict=strict) as group:
         return alone, outcome(trained(group, *overrides))
 
 
@@ -50,14 +50,14 @@ def train_on_one_gpu(strict: bool, *overrides: str) -> dict[str, Any]:
     join = dist.init_process_group
     dist.init_process_group = lambda backend, **options: join("gloo", **options)  # type: ignore[assignment]
     distributed._check_gpus = lambda world: None
-    with joined(place(), "cuda", strict=strict) as group:
+    with joined(own_rank(), "cuda", strict=strict) as group:
         return outcome(trained(group, *overrides))
 
 
 def share_a_gpu() -> str:
     """Join a group on a machine that has fewer GPUs than processes; return the error."""
     try:
-        with joined(place(), "cuda", strict=True):
+        with joined(own_rank(), "cuda", strict=True):
             return ""
     except StartError as error:
         return str(error)

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from dst.build import build
-from dst.config import complete
+from dst.config.schema import complete
+from dst.run.build import build
 from dst.sparsity.select import bottom_k, pooled_top_k, row_top_k, top_k
-from dst.training.loop import Nobody
+from dst.training.loop import NoObserver
 from tests.gpu import ranks
 from tests.processes import call_together, run, run_folder, traces
 from tests.sparsity import test_catalogue as catalogue
@@ -80,7 +80,7 @@ def test_an_ordinary_step_never_waits_for_the_device(method):
             taken += 1
             if taken == 3:  # the first ones set up the device
                 torch.cuda.set_sync_debug_mode("error")
-            training.train_step(inputs, labels, Nobody())
+            training.train_step(inputs, labels, NoObserver())
             training._guard.check()
             if taken == 5:
                 break

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from dst.launcher import cancel, seen
+from dst.launcher import cancel
+from dst.launcher import observe as observing
 from dst.launcher.slurm import SlurmJob
 from dst.records.lock import locked
 from dst.records.read import read_status
@@ -21,8 +22,8 @@ def cancelled(tmp_path, monkeypatch):
         record.write_status(state, attempt=1, step=5, error="time limit after step 5; to be requeued as job 7_1")
         record.write_launch({"cluster": "slurm", "job": "7_1", "submitted": 0, "runs": runs})
         asked = []
-        monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {"7_1": SlurmJob("PENDING")})
-        monkeypatch.setattr(seen.slurm, "cancel", asked.extend)
+        monkeypatch.setattr(observing.slurm, "jobs", lambda ids: {"7_1": SlurmJob("PENDING")})
+        monkeypatch.setattr(observing.slurm, "cancel", asked.extend)
         assert cancel.main([str(tmp_path)]) == 0
         assert asked == ["7_1"]
         return read_status(record.folder)
@@ -48,8 +49,8 @@ def test_what_could_not_be_cancelled_is_not_on_record_as_such(cancelled, monkeyp
     record = Record.create(tmp_path / "other", config_yaml="", run={"name": "another user's"})
     record.write_status("queued", attempt=0, step=0)
     record.write_launch({"cluster": "slurm", "job": "8", "submitted": 0, "runs": 1})
-    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {"8": SlurmJob("PENDING")})
-    monkeypatch.setattr(seen.slurm, "cancel", lambda ids: "Access/permission denied")
+    monkeypatch.setattr(observing.slurm, "jobs", lambda ids: {"8": SlurmJob("PENDING")})
+    monkeypatch.setattr(observing.slurm, "cancel", lambda ids: "Access/permission denied")
     assert cancel.main([str(record.folder)]) == 1
     assert read_status(record.folder)["state"] == "queued"
     told = capsys.readouterr()

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from dst.app import Cell, cells
-from dst.compose import compose_cells
-from dst.config import ConfigError, complete
+from dst.config.compose import compose_cells
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import ConfigError, complete
 from dst.launcher import frozen as frozen_module
-from dst.launcher import launch as launching
 from dst.launcher import node, requeue
+from dst.launcher import submit as submitting
+from dst.launcher.executors import _imports
 from dst.launcher.frozen import freeze, frozen_code, read_frozen, submitted_code
-from dst.launcher.seen import look
-from dst.launcher.settings import LauncherSettings
-from dst.launcher.submit import _imports
-from dst.recording import digest, refreeze
+from dst.launcher.observe import observe
 from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
+from dst.run.cell import Cell, cells
+from dst.run.resume import digest, refreeze
 from tests.processes import REPOSITORY, run
 
 TINY = ("model.hidden=[8]", "schedule.epochs=1", "sparsity=static", "tracking=none")
@@ -44,7 +44,7 @@ def config(*overrides):
 
 @pytest.fixture
 def failed(tmp_path, monkeypatch):
-    """A run that was frozen and launched, and has failed."""
+    """A run that was frozen and submitted, and has failed."""
     monkeypatch.chdir(tmp_path)
     frozen = freeze(cells([config()])[0], "a command")
     code = str(frozen_code(tmp_path / "outputs"))
@@ -62,9 +62,9 @@ def submitted(monkeypatch):
 
     def take(runs, *_, **__):
         found.extend(runs)
-        return launching.Submission(["1"], Path("logs"))
+        return submitting.Submission(["1"], Path("logs"))
 
-    monkeypatch.setattr(launching, "submit", take)
+    monkeypatch.setattr(submitting, "send", take)
     return found
 
 
@@ -109,9 +109,9 @@ def test_a_changed_config_is_executed_by_nobody(failed, submitted, capsys, monke
     assert ("this is no config of a run" if is_forged else "is not what was submitted") in status["error"]
 
     if not is_forged:
-        launched = launching.launch(cells([config()]), LauncherSettings("local"), "a command")
-        assert (list(launched.left), launched.submission) == ([folder.relative_to(Path.cwd())], None)
-        assert "config.yaml is not what was recorded" in launched.told()
+        submitted = submitting.submit(cells([config()]), LauncherSettings("local"), "a command")
+        assert (list(submitted.left), submitted.submission) == ([folder.relative_to(Path.cwd())], None)
+        assert "config.yaml is not what was recorded" in submitted.told()
         assert path.read_text() == text
     assert sorted(os.listdir(folder)) == ["config.yaml", "launch.json", "run.json", "status.json"]
 
@@ -146,10 +146,10 @@ def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, sub
     """Such as a run that was done and whose figures are gone."""
     folder = Path(failed.folder)
     Record.open(folder).write_status(state, attempt=1, step=0)
-    (seen,) = look([folder])
+    (seen,) = observe([folder])
     command = "with the code that it was submitted with it goes on by: python -m dst.launcher.requeue "
     told = [] if remedy is None else [f"{command}{folder}{remedy}"]
-    assert launching._remedy(Cell(config(), folder), seen) == told
+    assert submitting._remedy(Cell(config(), folder), seen) == told
     for line in told:
         assert requeue.main(line.removeprefix(command).split()) == 0
     assert len(submitted) == len(told)
@@ -165,7 +165,9 @@ def test_an_attempt_that_is_superseded_is_not_requeued(failed, submitted, capsys
     with locked(newer) if is_live else nullcontext():
         assert requeue.main([failed.folder, "--dry-run"]) == 0
         assert requeue.main(["outputs"]) == 0
-        assert launching.relaunch({old: read_frozen(old)}, SETTINGS, ("failed",), submitted_code(old)).submitted == []
+        assert (
+            submitting.submit_again({old: read_frozen(old)}, SETTINGS, ("failed",), submitted_code(old)).submitted == []
+        )
     assert submitted == []
     told = f"left alone, since {newer} is another attempt at it that is newer or goes on: {old}\n"
     assert capsys.readouterr().out == f"{told}0 runs would be submitted\n{told}"

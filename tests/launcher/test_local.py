@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobStatus
 
-from dst.app import cells
-from dst.compose import compose_cells
-from dst.config import ConfigError, complete
+from dst.config.compose import compose_cells
+from dst.config.schema import ConfigError, complete
 from dst.launcher import cancel, node, requeue, status
 from dst.launcher.frozen import freeze, frozen_code
+from dst.launcher.observe import observe
 from dst.launcher.plugin.hydra_plugins.dst_launcher import SubmititLauncher
-from dst.launcher.seen import look
-from dst.recording import digest
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_attempts, read_json, read_launch, read_status
 from dst.records.store import Record
+from dst.run.cell import cells
+from dst.run.resume import digest
 from tests.processes import REPOSITORY, is_moving, run, run_folder, traces, wait_until
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_four_runs_in_one_job_are_four_runs(here):
-    """Launched as Hydra itself does it; then one after another, in folders of their own."""
+    """Submitted as Hydra itself does it; then one after another, in folders of their own."""
     launcher = SubmititLauncher("local", wait=True, runs_per_job=4, max_parallel=1)
     launcher._conf = REPOSITORY / "conf"
     cells = [[*TINY, *QUIET, f"seed={seed}"] for seed in range(4)]
@@ -186,7 +186,7 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     children = subprocess.run(["pgrep", "-P", str(job)], capture_output=True, text=True, check=True).stdout.split()
     for pid in (job, *map(int, children), read_status(folder)["pid"]):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: look([folder])[0].state == "lost", "not seen as lost")
+    wait_until(lambda: observe([folder])[0].state == "lost", "not seen as lost")
 
     assert "1 submitted" in run(*command, cwd=here).output
     wait_until(lambda: is_moving(folder, 2), "not continued")
@@ -194,7 +194,7 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     assert cancel.main(["outputs"]) == 0
     assert "cancelled 1 jobs of 1 runs" in capsys.readouterr().out
     wait_until(lambda: state(folder) == "preempted", "not stopped")
-    wait_until(lambda: not look([folder])[0].is_taken, "the job does not end")
+    wait_until(lambda: not observe([folder])[0].is_taken, "the job does not end")
     assert read_attempts(folder)[-1]["cause"] == "stop request (SIGTERM)"
 
 
@@ -227,7 +227,7 @@ def test_two_commands_at_once_submit_a_run_once_and_return(here, capsys):
         wait_until(lambda: is_moving(folder, 1), "not running")
     finally:
         assert cancel.main(["outputs"]) == 0
-    wait_until(lambda: not look([folder])[0].is_taken, "the job does not end")
+    wait_until(lambda: not observe([folder])[0].is_taken, "the job does not end")
     assert len(read_attempts(folder)) == 1
 
 

@@ -9,25 +9,27 @@ import pytest
 import torch
 from submitit.core.utils import FailedJobError
 
-from dst import app, build, recording, sweep
-from dst import compose as composition
-from dst import config as config_module
-from dst.app import cells
-from dst.checks import check
-from dst.compose import compose_cells
-from dst.config import Hardware, complete
-from dst.launcher import launch as launching
-from dst.launcher import requeue, seen, slurm
+from dst.config import compose as composition
+from dst.config import identity as identities
+from dst.config import schema
+from dst.config.checks import check
+from dst.config.compose import compose_cells
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import Hardware, complete
+from dst.launcher import executors, requeue, slurm, sweep
+from dst.launcher import observe as observing
 from dst.launcher import submit as submitting
-from dst.launcher.seen import look
-from dst.launcher.settings import LauncherSettings
+from dst.launcher.executors import Submission, SubmissionError, sbatch_parameters
+from dst.launcher.observe import observe
 from dst.launcher.slurm import SlurmJob
-from dst.launcher.submit import Submission, SubmissionError, sbatch_parameters
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
 from dst.records.read import read_json, read_status
 from dst.records.restate import restate
 from dst.records.store import Record
+from dst.run import cell as cell_module
+from dst.run import feasible, resume
+from dst.run.cell import Cell, cells, looked_up
 from dst.training.stopping import StopFlag
 from tests.processes import REPOSITORY
 
@@ -60,7 +62,7 @@ def test_an_array_may_have_to_wait_for_another_one():
 
 @pytest.mark.parametrize("hardware", ["slurm", "slurm_ddp", "site_example"])
 def test_the_checks_of_what_runs_elsewhere_touch_no_device(hardware):
-    build.check(config(f"hardware={hardware}"), elsewhere=True)
+    feasible.check(config(f"hardware={hardware}"), elsewhere=True)
     assert not torch.cuda.is_initialized()
 
 
@@ -77,7 +79,7 @@ def test_freezing_a_sweep_pays_once_for_each_cell(tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
 
-    for module in (app, recording, sweep, config_module, composition):
+    for module in (cell_module, resume, sweep, schema, identities, composition):
         for name in ("identity", "to_yaml", "groups"):
             if hasattr(module, name) and (module, name) != (
                 composition,
@@ -85,7 +87,7 @@ def test_freezing_a_sweep_pays_once_for_each_cell(tmp_path, monkeypatch):
             ):  # which compares cells with Hydra's
                 count(module, name)
     monkeypatch.setattr(slurm, "available", lambda: True)
-    monkeypatch.setattr(launching, "submit", lambda *_, **__: Submission(["1"], tmp_path))
+    monkeypatch.setattr(submitting, "send", lambda *_, **__: Submission(["1"], tmp_path))
     command = [f"output.root={tmp_path}/outputs", "hydra/launcher=slurm", "sparsity=static,rigl", "seed=range(0,10)"]
     assert sweep.run_cells(REPOSITORY / "conf", command, multirun=True) == 0
     assert calls == {"identity": 20, "to_yaml": 20, "groups": 1}
@@ -127,12 +129,12 @@ def test_an_option_that_has_its_own_key_is_refused(option, told):
 def test_on_this_machine_runs_share_processors_and_gpus(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64))
     settings, wanted = LauncherSettings("local"), [Hardware(threads=2), Hardware(threads=3, workers=5)]
-    assert submitting._at_a_time(settings, wanted, ()) == 8
-    assert submitting._at_a_time(settings, wanted, ("0", "1")) == 8
+    assert executors._at_a_time(settings, wanted, ()) == 8
+    assert executors._at_a_time(settings, wanted, ("0", "1")) == 8
     on_gpus = [Hardware(device="cuda", threads=2)]
-    assert submitting._at_a_time(settings, on_gpus, ("0", "1")) == 2
-    assert submitting._at_a_time(LauncherSettings("local", runs_per_job=3), on_gpus, ("0", "1")) == 6
-    assert submitting._at_a_time(LauncherSettings("local", max_parallel=5), on_gpus, ("0", "1")) == 5
+    assert executors._at_a_time(settings, on_gpus, ("0", "1")) == 2
+    assert executors._at_a_time(LauncherSettings("local", runs_per_job=3), on_gpus, ("0", "1")) == 6
+    assert executors._at_a_time(LauncherSettings("local", max_parallel=5), on_gpus, ("0", "1")) == 5
 
 
 SLURM = LauncherSettings("slurm")
@@ -156,27 +158,27 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     new = cells([config("seed=5")])[0]
     (tmp_path / "outputs/default" / new.id / "checkpoints").mkdir(parents=True)
-    monkeypatch.setattr(submitting.slurm, "max_array_size", lambda: 2)
-    monkeypatch.setattr(submitting.SlurmExecutor, "affinity", lambda self: 1, raising=False)
-    monkeypatch.setattr(submitting.SlurmExecutor, "submit_array", submit_array, raising=False)
+    monkeypatch.setattr(executors.slurm, "max_array_size", lambda: 2)
+    monkeypatch.setattr(executors.SlurmExecutor, "affinity", lambda self: 1, raising=False)
+    monkeypatch.setattr(executors.SlurmExecutor, "submit_array", submit_array, raising=False)
     with pytest.raises(SubmissionError, match="QOSMaxSubmitJobPerUserLimit"):
-        launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3, 4, 5)]), SLURM, "a command")
+        submitting.submit(cells([config(f"seed={seed}") for seed in (1, 2, 3, 4, 5)]), SLURM, "a command")
     assert states(tmp_path / "outputs") == {1: "queued", 2: "queued", 3: "not submitted", 4: "not submitted"}
     told = capsys.readouterr().err
     assert told.startswith("left alone, since they cannot be submitted: 1 runs\n  outputs/default/" + new.id)
     assert "2 of 4 runs were not submitted: slurm did not take the job: sbatch: error: QOSMax" in told
     assert told.endswith("; the same command submits them; the other 2 go on\n")
-    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("PENDING") for job in ids})
-    found = {run.state: run for run in look(find_runs(tmp_path / "outputs"))}
+    monkeypatch.setattr(observing.slurm, "jobs", lambda ids: {job: SlurmJob("PENDING") for job in ids})
+    found = {run.state: run for run in observe(find_runs(tmp_path / "outputs"))}
     assert found.keys() == {"queued", "not submitted"}
     assert "QOSMaxSubmitJobPerUserLimit" in found["not submitted"].why
-    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("COMPLETING") for job in ids})
-    monkeypatch.setattr(launching, "submit", lambda *_, **__: "sent")
-    again = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
+    monkeypatch.setattr(observing.slurm, "jobs", lambda ids: {job: SlurmJob("COMPLETING") for job in ids})
+    monkeypatch.setattr(submitting, "send", lambda *_, **__: "sent")
+    again = submitting.submit(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
     assert (again.submitted, again.stopping) == ([], 2)
-    monkeypatch.setattr(seen.slurm, "jobs", lambda ids: {job: SlurmJob("RUNNING") for job in ids})
+    monkeypatch.setattr(observing.slurm, "jobs", lambda ids: {job: SlurmJob("RUNNING") for job in ids})
     restate(again.folders[0], "cancelled")
-    again = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
+    again = submitting.submit(cells([config(f"seed={seed}") for seed in (1, 2)]), SLURM, "a command")
     assert (again.submitted, again.stopping) == ([], 1)
     assert requeue.main(["outputs", "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
@@ -196,14 +198,14 @@ def test_a_sweep_here_begins_no_run_anew_that_another_process_has_begun_meanwhil
 def test_what_a_command_has_done_is_counted_as_it_was_decided(tmp_path, monkeypatch, capsys):
     """A run may be done as soon as it is submitted."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep.app.Cell, "is_over", property(lambda cell: cell.id in done))
-    monkeypatch.setattr(launching, "submit", lambda runs, *_, **__: done.update(c.id for c in known) or sent)
+    monkeypatch.setattr(Cell, "is_over", property(lambda cell: cell.id in done))
+    monkeypatch.setattr(submitting, "send", lambda runs, *_, **__: done.update(c.id for c in known) or sent)
     known, done, sent = cells([config(f"seed={seed}") for seed in (1, 2, 3)]), set(), Submission(["1"], tmp_path)
     done.add(known[0].id)
     for cell in known[:2]:
         cell.record("a command")
-    with locked(app.looked_up(known)[1].found):
-        assert sweep._launch(app.looked_up(known), SLURM) == 0
+    with locked(looked_up(known)[1].found):
+        assert sweep._submit(looked_up(known), SLURM) == 0
     assert capsys.readouterr().out.startswith("3 runs: 1 finished already, 1 under way already, 1 submitted\n")
 
 
@@ -211,9 +213,9 @@ def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkey
     """A damaged record, one begun with other code, a place that is taken; one that is alive is not begun again."""
     monkeypatch.chdir(tmp_path)
     sent = []
-    monkeypatch.setattr(launching, "submit", lambda runs, *_, **__: sent.append([c.seed for _, c in runs]) or "sent")
-    launched = launching.launch(cells([config(f"seed={seed}") for seed in (1, 2, 3)]), SLURM, "a command")
-    torn, begun, live = launched.folders
+    monkeypatch.setattr(submitting, "send", lambda runs, *_, **__: sent.append([c.seed for _, c in runs]) or "sent")
+    submitted = submitting.submit(cells([config(f"seed={seed}") for seed in (1, 2, 3)]), SLURM, "a command")
+    torn, begun, live = submitted.folders
     (torn / "status.json").write_text("{")
     about = read_json(begun / "run.json")
     about |= {"dataset": {}, "versions": {}, "device": "cpu", "code": {"digest": "old", "git": None}}
@@ -223,7 +225,7 @@ def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkey
     (tmp_path / "outputs/default" / new.id / "checkpoints").mkdir(parents=True)
     with locked(live):
         again, anew = (
-            launching.launch(cells([config(f"seed={seed}", *more) for seed in range(1, 6)]), SLURM, "a command")
+            submitting.submit(cells([config(f"seed={seed}", *more) for seed in range(1, 6)]), SLURM, "a command")
             for more in ([], ["output.resume=never"])
         )
     # What is not to be resumed needs no record that it can trust; the cell that is alive is left out all the same.
@@ -250,4 +252,4 @@ def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkey
 )
 def test_what_cannot_be_launched(settings, overrides, told):
     with pytest.raises(ValueError, match=told):
-        launching.check_settings(settings, [config(*overrides)])
+        submitting.check_settings(settings, [config(*overrides)])

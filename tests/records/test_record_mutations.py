@@ -18,20 +18,21 @@ import pytest
 import yaml
 
 from analysis import tables
-from dst import app
-from dst.app import Cell
-from dst.config import ConfigError
-from dst.launcher import launch, requeue, status, sync
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import ConfigError
+from dst.launcher import requeue, status, sync
+from dst.launcher import submit as submitting
+from dst.launcher.executors import Submission
 from dst.launcher.frozen import frozen_code
-from dst.launcher.seen import look
-from dst.launcher.settings import LauncherSettings
-from dst.launcher.submit import Submission
-from dst.recording import held
+from dst.launcher.observe import observe
 from dst.records.catalog import catalog, find_runs
 from dst.records.read import read_json, read_metrics, read_run, read_status, read_summary
 from dst.records.store import Record, RecordError
+from dst.run import attempt as attempts
+from dst.run.cell import Cell
+from dst.run.resume import held
+from dst.run.verified import from_yaml
 from dst.tracking.mirrored import description
-from dst.verified import from_yaml
 from tests.processes import run, run_folder
 
 TINY = (
@@ -257,7 +258,7 @@ def test_whoever_looks_at_runs_sees_the_others_whatever_became_of_one(of, folder
         with problems.of(mutation), copy.mutated(folder, mutation):
             assert status.main([str(copy.root), "--json"]) == 0
             seen = {run["folder"]: run for run in json.loads(capsys.readouterr().out)}
-            status.show(look([copy.of(folder)]))
+            status.show(observe([copy.of(folder)]))
             assert requeue.main([str(copy.root), "--dry-run"]) in (0, 1, 2)
             assert sync.main([str(copy.root)]) in (0, 1)
             assert f"sent        {beside}" in capsys.readouterr().out
@@ -287,7 +288,7 @@ def test_a_field_of_the_wrong_type_is_no_state(folders, copy):
             if ("None" in mutation.what and field in may_be_nothing) or (r"\x00" in mutation.what and field in free):
                 continue
             with problems.of(mutation), copy.mutated(killed, mutation):
-                (seen,) = look([copy.of(killed)])
+                (seen,) = observe([copy.of(killed)])
                 assert seen.state == "unreadable"
                 assert f"{name}: {field} must be" in seen.why
     problems.tell()
@@ -304,8 +305,8 @@ def test_requeue_submits_or_refuses_and_never_raises(folders, copy, monkeypatch,
         submitted.extend(run for run, _ in runs)
         return Submission(["9"], root)
 
-    monkeypatch.setattr(launch, "submit", submit)
-    monkeypatch.setattr(launch, "check_copy", lambda code: None)
+    monkeypatch.setattr(submitting, "send", submit)
+    monkeypatch.setattr(submitting, "check_copy", lambda code: None)
     (copy.root.parent / ".code").symlink_to(copy.original / ".code")
     wanted = from_yaml((killed / "config.yaml").read_text())
     fields = ("seed", "data/root", "data/mean", "hardware/slurm", "output", "sparsity/drop/name", "schedule is")
@@ -356,7 +357,7 @@ def test_a_run_continues_as_what_it_was_or_not_at_all(folders, copy, monkeypatch
                 cell = Cell(config, folder)
                 assert not cell.is_over
                 with held(cell.record("again"), config, here):
-                    attempt = app._attempts(folder) + 1
+                    attempt = attempts._attempts(folder) + 1
             except (ConfigError, RecordError) as error:
                 told = str(error)
             if told:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from dst.records.read import read_json, read_layers, read_metrics, read_status, read_summary
+from dst.records.states import STATES
 from dst.records.store import Record, RecordError
-from dst.states import STATES
 
 
 @pytest.fixture

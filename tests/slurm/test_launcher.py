@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dst.compose import compose_cells
+from dst.config.compose import compose_cells
+from dst.config.launcher import LauncherSettings
 from dst.launcher import slurm
+from dst.launcher.executors import submit as submit_runs
 from dst.launcher.job import FrozenRun
-from dst.launcher.seen import look
-from dst.launcher.settings import LauncherSettings
-from dst.launcher.submit import submit as submit_runs
+from dst.launcher.observe import observe
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_json, read_launch, read_metrics, read_status
 from tests.processes import REPOSITORY, is_moving, run, run_folder, run_together, traces, wait_until
@@ -59,7 +59,7 @@ def test_a_sweep_with_a_failing_cell(cluster, tmp_path):
     ids = jobs(tmp_path)
     array = ids[0].partition("_")[0]
     assert sorted(ids.values()) == [f"{array}_{i}" for i in range(6)]  # one array
-    assert [seen.state for seen in look(find_runs(tmp_path / "outputs"))] == ["queued"] * 6
+    assert [seen.state for seen in observe(find_runs(tmp_path / "outputs"))] == ["queued"] * 6
     again = submit(cluster, *command, cwd=tmp_path, conf=conf)
     assert "6 runs: 6 under way already, 0 submitted" in again
 
@@ -162,7 +162,7 @@ def test_a_job_killed_without_warning(cluster, tmp_path):
     for pid in (supervisor, child):
         os.kill(pid, signal.SIGKILL)
     cluster.wait_for(job, ("FAILED", "NODE_FAIL", "CANCELLED"))
-    (seen,) = look([folder])
+    (seen,) = observe([folder])
     assert (seen.state, seen.is_taken) == ("lost", False)
     assert "SLURM says" in seen.why
     assert json.loads((folder / "lock").read_text())["pid"] == child
@@ -188,7 +188,7 @@ def test_cancel_and_requeue(cluster, tmp_path):
     wait_until(lambda: "cause" in read_attempts(folders[0])[0], "no cause")
     assert read_attempts(folders[0])[0]["cause"] == "stop request (SIGTERM)"
     assert "nothing to submit" in python(cluster, "dst.launcher.requeue", "outputs", cwd=tmp_path)
-    wait_until(lambda: not any(run.is_taken for run in look(folders.values())), "the job does not end")
+    wait_until(lambda: not any(run.is_taken for run in observe(folders.values())), "the job does not end")
     dry = python(cluster, "dst.launcher.requeue", "outputs", "--preempted", "--dry-run", cwd=tmp_path)
     assert "2 runs would be submitted" in dry
     told = python(cluster, "dst.launcher.requeue", str(folders[0]), "--preempted", cwd=tmp_path)

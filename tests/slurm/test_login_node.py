@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from dst.launcher.launch import wait
+from dst.launcher.submit import wait
 from dst.records.catalog import find_runs
 from dst.records.read import read_json, read_launch, read_status
 from tests.processes import REPOSITORY, run

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dst.launcher import slurm
-from dst.launcher.seen import look
+from dst.launcher.observe import observe
 from dst.records.catalog import find_runs
 from tests.processes import REPOSITORY, run, wait_until
 
@@ -26,10 +26,10 @@ PAUSES = """
 import sys, time
 from pathlib import Path
 from dst.cli import main
-from dst.launcher import launch
+from dst.launcher import submit as submitting
 
 name, calls, *overrides = sys.argv[1:]
-original, calls = getattr(launch, name), iter(range(int(calls)))
+original, calls = getattr(submitting, name), iter(range(int(calls)))
 
 def act(*arguments, **options):
     if next(calls, None) is None:
@@ -37,7 +37,7 @@ def act(*arguments, **options):
         time.sleep(600)
     return original(*arguments, **options)
 
-setattr(launch, name, act)
+setattr(submitting, name, act)
 sys.exit(main(overrides, conf=Path("conf").resolve()))
 """
 """The command line, that waits at a function of the launcher once it was called so often."""
@@ -88,7 +88,7 @@ def command(cluster, tmp_path):
 
 
 def states(root):
-    return Counter(seen.state for seen in look(find_runs(root / "outputs")))
+    return Counter(seen.state for seen in observe(find_runs(root / "outputs")))
 
 
 def submit(cluster, cwd):
@@ -107,7 +107,7 @@ def test_a_submission_that_is_cut_off(cluster, command, tmp_path):
     code, said = freezing.end(signal.SIGINT)
     assert code == 130
     assert said == "4 of 4 runs were not submitted: interrupted; the same command submits them\n"
-    assert [(seen.state, seen.why) for seen in look(find_runs(tmp_path / "outputs"))] == [
+    assert [(seen.state, seen.why) for seen in observe(find_runs(tmp_path / "outputs"))] == [
         ("not submitted", "interrupted")
     ] * 2
 
@@ -143,12 +143,12 @@ def test_what_was_cancelled_is_submitted_by_the_same_command(cluster, tmp_path):
     assert states(tmp_path) == {"cancelled": 4}
     assert submit(cluster, tmp_path) == "4 runs: 4 submitted"
 
-    (array,) = {seen.job.partition("_")[0] for seen in look(find_runs(tmp_path / "outputs"))}
+    (array,) = {seen.job.partition("_")[0] for seen in observe(find_runs(tmp_path / "outputs"))}
     cluster.run("scancel", f"{array}_1", f"{array}_2")
     assert states(tmp_path) == {"queued": 2, "cancelled": 2}
     assert submit(cluster, tmp_path) == "4 runs: 2 under way already, 2 submitted"
 
-    cluster.run("scancel", *{seen.job.partition("_")[0] for seen in look(find_runs(tmp_path / "outputs"))})
+    cluster.run("scancel", *{seen.job.partition("_")[0] for seen in observe(find_runs(tmp_path / "outputs"))})
     assert states(tmp_path) == {"cancelled": 4}
     assert submit(cluster, tmp_path) == "4 runs: 4 submitted"
 

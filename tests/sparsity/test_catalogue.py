@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dst.build import build
-from dst.build import check as check_feasible
-from dst.checks import check
-from dst.compose import compose_cells
-from dst.config import complete
+from dst.config.checks import check
+from dst.config.compose import compose_cells
+from dst.config.schema import complete
+from dst.run.build import build
+from dst.run.feasible import check as check_feasible
 from dst.training.checkpoint import Checkpoints
-from dst.training.loop import Nobody
+from dst.training.loop import NoObserver
 from dst.training.stopping import StopFlag, StopRequestedError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -58,7 +58,7 @@ def composed(method, model, options):
     return config
 
 
-class Witness(Nobody):
+class Witness(NoObserver):
     """Looks at every update and at every checkpoint; asks to stop after one step."""
 
     def __init__(self, training, stop_after=None):

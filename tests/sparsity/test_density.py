@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from dst.sparsity import Sparsifier
-from dst.sparsity.density import cubic
+from dst.sparsity.density_schedule import cubic
 from dst.sparsity.plan import UpdatePlan
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dst.sparsity import Sparsifier, UpdatePlan
-from dst.sparsity.density import cubic
-from dst.sparsity.schedule import cosine
+from dst.sparsity.density_schedule import cubic
+from dst.sparsity.drop_fraction import cosine
 
 PLAN = UpdatePlan(every=4, total_steps=104)
 DENSITY = cubic(PLAN, 0.1, initial=0.5, end=0.75)

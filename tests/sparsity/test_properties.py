@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dst.sparsity import Sparsifier, UpdatePlan
-from dst.sparsity.density import cubic
+from dst.sparsity.density_schedule import cubic
 
 LAYERS = st.lists(
     st.one_of(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dst.checks import check
-from dst.compose import compose_cells
+from dst.config.checks import check
+from dst.config.compose import compose_cells
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 from dst import registry
-from dst.data import Batches, load
+from dst.data.batches import Batches
+from dst.data.cache import load
 from dst.sparsity import saliency
 from dst.sparsity.saliency import Probe, gradient, grasp, magnitude, snip, synflow
 from dst.sparsity.scope import Layer, Scope

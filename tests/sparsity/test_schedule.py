@@ -3,9 +3,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dst.fractions import step_at
-from dst.sparsity.density import cubic
+from dst.sparsity.density_schedule import cubic
+from dst.sparsity.drop_fraction import constant, cosine, linear
 from dst.sparsity.plan import UpdatePlan
-from dst.sparsity.schedule import constant, cosine, linear
 
 ITOP = UpdatePlan(every=1500, total_steps=88_000)
 

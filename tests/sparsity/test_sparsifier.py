@@ -14,8 +14,8 @@ from dst.fractions import exact
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity import drop as drops
 from dst.sparsity import grow as grows
+from dst.sparsity.drop_fraction import cosine
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
-from dst.sparsity.schedule import cosine
 from dst.sparsity.select import top_k
 from dst.sparsity.view import LayerView
 
@@ -472,7 +472,7 @@ def test_momentum_survives_a_resume():
 @pytest.mark.parametrize("regenerate", [True, False])
 def test_pruning_follows_the_curve_exactly(pool, regenerate):
     """GMP without, GraNet with drop and grow; the count after every update is that of the curve."""
-    from dst.sparsity.density import cubic
+    from dst.sparsity.density_schedule import cubic
 
     plan = UpdatePlan(every=2, total_steps=20)
     curve = cubic(plan, 0.1, initial=0.8, end=0.5)
@@ -491,7 +491,7 @@ def test_pruning_follows_the_curve_exactly(pool, regenerate):
 
 
 def test_pruning_every_layer_alike_gives_every_layer_the_density():
-    from dst.sparsity.density import cubic
+    from dst.sparsity.density_schedule import cubic
 
     plan = UpdatePlan(every=2, total_steps=20)
     curve = cubic(plan, 0.25, end=0.5)
@@ -505,7 +505,7 @@ def test_pruning_every_layer_alike_gives_every_layer_the_density():
 
 def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
     """GraNet_uniform: all layers come to the same density, those that have less already keep what they have."""
-    from dst.sparsity.density import cubic
+    from dst.sparsity.density_schedule import cubic
 
     plan = UpdatePlan(every=2, total_steps=20)
     curve = cubic(plan, 0.2, initial=0.4, end=0.5)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dst.config import ConfigError
+from dst.config.schema import ConfigError
 from dst.launcher.frozen import submitted_code
 from dst.records.read import read_metrics
 from dst.records.store import Record, RecordError
+from dst.run.verified import frozen_config
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened
 from dst.tracking.mirrored import History, began, description, destination, layer_table, nested, read_book, with_nan
-from dst.verified import frozen_config
 
 CONFIG = {
     "model.name": "mlp", "data.name": "digits", "sparsity.label": "rigl", "output.group": "g",

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dst.checks import check
-from dst.compose import compose_cells
-from dst.config import run_id
-from dst.tracking.tracker import Untracked, tracker
+from dst.config.checks import check
+from dst.config.compose import compose_cells
+from dst.config.identity import run_id
+from dst.tracking import tracker
+from dst.tracking.tracker import NoTracker
 from tests.processes import REPOSITORY
 
 
@@ -74,7 +75,7 @@ def test_what_wandb_takes_is_taken(overrides):
 def test_none_is_a_null_object():
     for mode in ("none", "offline"):
         found = tracker(mode, timeout_s=1)
-        assert isinstance(found, Untracked)
+        assert isinstance(found, NoTracker)
         found.begin(Path("nowhere"))
         found.look()
         found.finish()

@@ -20,7 +20,7 @@ from dst.launcher.sync import main as sync
 from dst.records.catalog import find_runs
 from dst.records.read import read_metrics, read_status, read_summary
 from dst.records.store import Record
-from dst.tracking.tracker import tracker
+from dst.tracking import tracker
 from tests.processes import REPOSITORY, run, run_folder, traces, wait_until
 from tests.tracking.servers import KEY, server
 from tests.tracking.stub_server import stub_server

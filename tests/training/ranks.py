@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from dst.build import build
-from dst.config import Config, Data, Distribution, Hardware, Init, Model, Schedule, Sparsity, complete
-from dst.data import WHOLE, Augment, Batches, Split
+from dst.config.schema import Config, Data, Distribution, Hardware, Init, Model, Schedule, Sparsity, complete
+from dst.data.augment import Augment
+from dst.data.batches import Batches
+from dst.data.dataset import Split
+from dst.data.shard import WHOLE
 from dst.metrics.flops import Flops, forward_flops
+from dst.run.build import build
 from dst.sparsity import Sparsifier, UpdatePlan
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, DesynchronisedError, Group, Processes, joined
 from dst.training.guard import DivergedError
-from dst.training.loop import Nobody, Settings, Training
-from dst.training.place import place
+from dst.training.loop import NoObserver, Settings, Training
 from dst.training.precision import Precision
+from dst.training.rank import own_rank
 from dst.training.stopping import StopFlag, StopRequestedError
 
 SHAPE, CLASSES = (2, 6, 6), 5
@@ -36,7 +39,7 @@ def processes(strict: bool = True) -> Iterator[Processes]:
     if "RANK" not in os.environ:
         yield ALONE
         return
-    with joined(place(), "cpu", strict=strict) as group:
+    with joined(own_rank(), "cpu", strict=strict) as group:
         yield group
 
 
@@ -106,7 +109,7 @@ def training(
     )
 
 
-class Watcher(Nobody):
+class Watcher(NoObserver):
     """It keeps metrics, the masks after every update, and a digest of the whole state after every step."""
 
     def __init__(self, run: Training) -> None:

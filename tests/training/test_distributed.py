@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from dst import build
-from dst.checks import check
-from dst.checks.start import check_start
-from dst.config import Config, ConfigError, Data, Hardware, Model, Schedule, complete
+from dst.config.checks import check
+from dst.config.schema import Config, ConfigError, Data, Hardware, Model, Schedule, complete
+from dst.run import build, feasible
+from dst.run.processes import check_start
 from dst.training import distributed
 from dst.training.distributed import StartError, checksum
-from dst.training.place import Place, place
+from dst.training.rank import Rank, own_rank
 from tests.processes import call_together
 from tests.training import ranks
 
@@ -135,11 +135,11 @@ def environment(**values):
 
 
 def test_the_place_of_a_process():
-    assert place({}) == Place(0, 1, 0, 1)
-    assert place({"WORLD_SIZE": "8"}) == Place()  # as some clusters set it for whatever they start
-    assert place(environment()) == Place(1, 4, 1, 4)
-    assert place(environment(RANK=3, LOCAL_WORLD_SIZE=2)) == Place(3, 4, 1, 2)
-    assert place({"RANK": "0", "WORLD_SIZE": "1"}) == Place()
+    assert own_rank({}) == Rank(0, 1, 0, 1)
+    assert own_rank({"WORLD_SIZE": "8"}) == Rank()  # as some clusters set it for whatever they start
+    assert own_rank(environment()) == Rank(1, 4, 1, 4)
+    assert own_rank(environment(RANK=3, LOCAL_WORLD_SIZE=2)) == Rank(3, 4, 1, 2)
+    assert own_rank({"RANK": "0", "WORLD_SIZE": "1"}) == Rank()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_place_of_a_process():
 )
 def test_a_place_that_cannot_be(values, message):
     with pytest.raises(ValueError, match=message):
-        place(environment(**values))
+        own_rank(environment(**values))
 
 
 @pytest.mark.parametrize(
@@ -168,19 +168,19 @@ def test_a_place_that_cannot_be(values, message):
 def test_other_processes_than_configured(processes, world, multirun, message):
     configs = [Config(hardware=Hardware(processes=processes))]
     with pytest.raises(ConfigError, match=message):
-        check_start(configs, Place(0, world, 0, world), multirun=multirun)
+        check_start(configs, Rank(0, world, 0, world), multirun=multirun)
 
 
 def test_a_launcher_starts_the_processes_itself():
     configs = [Config(hardware=Hardware(processes=2))]
-    check_start(configs, Place(), multirun=True, launches=True)
+    check_start(configs, Rank(), multirun=True, by_launcher=True)
     with pytest.raises(ConfigError, match=r"2 processes were started .*, but the launcher starts those of each run"):
-        check_start(configs, Place(0, 2, 0, 2), multirun=True, launches=True)
+        check_start(configs, Rank(0, 2, 0, 2), multirun=True, by_launcher=True)
 
 
 @pytest.mark.parametrize(("processes", "world", "multirun"), [(1, 1, False), (1, 1, True), (3, 3, False)])
 def test_the_processes_that_are_configured(processes, world, multirun):
-    check_start([Config(hardware=Hardware(processes=processes))], Place(0, world, 0, world), multirun=multirun)
+    check_start([Config(hardware=Hardware(processes=processes))], Rank(0, world, 0, world), multirun=multirun)
 
 
 def test_what_synchronised_batch_norm_needs():
@@ -196,22 +196,22 @@ def test_what_synchronised_batch_norm_needs():
 
 def test_batches_must_leave_every_process_enough():
     config = Config(schedule=Schedule(batch_size=16, accumulate=2), hardware=Hardware(processes=3))
-    build._check_shards(config, 16 + 6)
+    feasible._check_shards(config, 16 + 6)
     with pytest.raises(ConfigError, match=r"batch_size=16: the 21 training samples leave a batch of 5, too few for 3"):
-        build._check_shards(config, 16 + 5)
+        feasible._check_shards(config, 16 + 5)
 
 
 def test_batch_norm_cannot_train_on_a_share_of_one():
     dataset, model = SimpleNamespace(shape=(4,)), nn.BatchNorm1d(4, device="meta")
     config = Config(schedule=Schedule(batch_size=12), hardware=Hardware(processes=3))
-    build._check_batch_norm(config, model, dataset, 24 + 6)
+    feasible._check_batch_norm(config, model, dataset, 24 + 6)
     for samples in (24 + 5, 24 + 4):  # shares of 2, 2 and 1 samples; of 2, 1 and 1
         with pytest.raises(ConfigError, match=r"accumulate=1 and hardware.processes=3 the .* leave a batch of one"):
-            build._check_batch_norm(config, model, dataset, samples)
+            feasible._check_batch_norm(config, model, dataset, samples)
     config.hardware.sync_batch_norm = True
-    build._check_batch_norm(config, model, dataset, 24 + 4)
+    feasible._check_batch_norm(config, model, dataset, 24 + 4)
     with pytest.raises(ConfigError, match=r"sync_batch_norm=true would be ignored: the model has no batch norm"):
-        build._check_batch_norm(config, nn.Linear(4, 4), dataset, 24)
+        feasible._check_batch_norm(config, nn.Linear(4, 4), dataset, 24)
 
 
 def test_synchronised_batch_norm_changes_no_name_and_no_parameter(tmp_path):
@@ -238,7 +238,7 @@ def test_each_process_takes_a_gpu(found, local_rank, taken, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    distributed._take_gpu(Place(local_rank, 4, local_rank, 4))
+    distributed._take_gpu(Rank(local_rank, 4, local_rank, 4))
     assert chosen == [taken]
 
 
@@ -246,4 +246,4 @@ def test_each_process_takes_a_gpu(found, local_rank, taken, monkeypatch):
 def test_too_few_gpus(found, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     with pytest.raises(StartError, match=message):
-        distributed._take_gpu(Place(0, 4, 0, 4))
+        distributed._take_gpu(Rank(0, 4, 0, 4))

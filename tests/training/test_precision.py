@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dst.build import build
-from dst.config import (
+from dst.config.schema import (
     Augment,
     Config,
     Data,
@@ -25,9 +24,10 @@ from dst.config import (
     complete,
 )
 from dst.models.resnet_cifar import resnet18
+from dst.run.build import build
 from dst.training.decay import parameter_groups
 from dst.training.guard import DivergedError
-from dst.training.loop import Nobody
+from dst.training.loop import NoObserver
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag
 
@@ -67,7 +67,7 @@ def first_masks(training):
     """Train to just after the first update and return the masks, flat."""
     batches = training.train_batches.epoch(0)
     for _ in range(10):
-        training.train_step(*next(batches), Nobody())
+        training.train_step(*next(batches), NoObserver())
     assert training.sparsifier.updates == 1
     return torch.cat([mask.flatten() for mask in training.sparsifier.topology.masks])
 
@@ -98,7 +98,7 @@ def test_channels_last_convolutions_keep_masks_and_weights_in_step(training):
         batches = run.train_batches.epoch(0)
         run.sparsifier.steps = 8  # the second step is the first update
         for _ in range(2):
-            run.train_step(*next(batches), Nobody())
+            run.train_step(*next(batches), NoObserver())
         assert run.sparsifier.updates == 1
         weights = [layer.weight for layer in run.sparsifier.topology.layers]
         for weight, mask, (_, dtyped) in zip(
@@ -117,7 +117,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(training):
     """Also where the parts are not equal: the last batch of an epoch has 14 samples."""
     runs = [training(accumulate=parts) for parts in (1, 3)]
     for run in runs:
-        run.run(Nobody(), StopFlag())
+        run.run(NoObserver(), StopFlag())
     for whole, parts in zip(*(run.model.parameters() for run in runs), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-5)
     assert runs[0].counters.flops == runs[1].counters.flops
@@ -137,7 +137,7 @@ def test_an_overflowing_scale_costs_steps_not_the_run(training):
     set_scale(run, 2.0**40)
     before = [p.detach().clone() for p in run.model.parameters()]
     batches = run.train_batches.epoch(0)
-    run.train_step(*next(batches), Nobody())
+    run.train_step(*next(batches), NoObserver())
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
     assert scale_of(run) == 2.0**39
     run._guard.check(now=True)  # infinite gradients are normal
@@ -148,7 +148,7 @@ def test_momentum_is_zero_where_the_very_first_step_overflows(training):
     run = training(precision="fp16")
     set_scale(run, 2.0**40)
     del dirt
-    run.train_step(*next(run.train_batches.epoch(0)), Nobody())
+    run.train_step(*next(run.train_batches.epoch(0)), NoObserver())
     for parameter in run.model.parameters():
         assert torch.count_nonzero(run.optimizer.state[parameter]["momentum_buffer"]) == 0
 
@@ -157,10 +157,10 @@ def test_an_update_sees_gradients_without_overflow(training):
     run = training(precision="fp16")
     batches = run.train_batches.epoch(0)
     for _ in range(9):
-        run.train_step(*next(batches), Nobody())
+        run.train_step(*next(batches), NoObserver())
     set_scale(run, 2.0**40)
     flops = run.counters.flops
-    run.train_step(*next(batches), Nobody())
+    run.train_step(*next(batches), NoObserver())
     assert run.sparsifier.updates == 1
     assert scale_of(run) < 2.0**40
     repeated = round(math.log2(2.0**40 / scale_of(run)))
@@ -172,7 +172,7 @@ def test_a_vanished_scale_is_divergence(training):
     run = training(precision="fp16")
     set_scale(run, 2.0**-11)
     with pytest.raises(DivergedError):
-        run.run(Nobody(), StopFlag())
+        run.run(NoObserver(), StopFlag())
 
 
 def test_scale_is_part_of_the_state():

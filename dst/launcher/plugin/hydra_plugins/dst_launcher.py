@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from dst.launcher.settings import Cluster, LauncherSettings
+from dst.config.launcher import Cluster, LauncherSettings
 
 
 class SubmititLauncher(Launcher):
@@ -32,11 +32,11 @@ class SubmititLauncher(Launcher):
 
         Raises ConfigError, with everything that is wrong, before anything is submitted.
         """
-        from dst.sweep import launch
+        from dst.launcher.sweep import submit_cells
 
         assert self._conf is not None
-        launched = launch(self._conf, job_overrides, self.settings)
-        return [_result(overrides, *found) for overrides, found in zip(job_overrides, launched, strict=True)]
+        submitted = submit_cells(self._conf, job_overrides, self.settings)
+        return [_result(overrides, *found) for overrides, found in zip(job_overrides, submitted, strict=True)]
 
 
 def _result(overrides: Sequence[str], folder: Path, state: str) -> JobReturn:

@@ -1,30 +1,27 @@
 """One run, from its config to its summary: find or make its record, build, train, finish, and say how it went."""
 
-import copy
 import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dst import recording
-from dst.compose import to_yaml
-from dst.config import Config, ConfigError, id_of, identity, run_name
-from dst.environment import JOB
-from dst.recording import create, digest, found_here, frozen, held
-from dst.records.catalog import attempt_folder, find_runs
-from dst.records.read import read_attempts, read_run, read_status, read_summary
+from dst.config.compose import to_yaml
+from dst.config.identity import run_name
+from dst.config.schema import Config, ConfigError
+from dst.records.read import read_attempts, read_status
 from dst.records.store import Record
-from dst.report import is_complete, layer_table, outside_line, run_report
-from dst.sources import going_on, sources
+from dst.run.cell import Cell
+from dst.run.environment import JOB
+from dst.run.report import layer_table, outside_line, run_report
+from dst.run.resume import digest, found_here, frozen, held
+from dst.run.sources import sources
 
 if TYPE_CHECKING:
-    from dst.build import Parts
+    from dst.run.build import Parts
     from dst.sparsity.topology import LayerReport
     from dst.tracking.progress import Progress
     from dst.tracking.tracker import Tracker
@@ -32,91 +29,6 @@ if TYPE_CHECKING:
     from dst.training.stopping import StopFlag
 
 _HEARTBEAT_S = 10.0
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a command: its complete config, and its record so far (the newest attempt folder), if any."""
-
-    config: Config
-    found: Path | None
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What identifies the run, by key."""
-        return identity(self.config)
-
-    @cached_property
-    def id(self) -> str:
-        """The run id."""
-        return id_of(self.identity)
-
-    @cached_property
-    def text(self) -> str:
-        """The config as it is frozen, in YAML."""
-        return to_yaml(frozen(self.config))
-
-    @property
-    def building(self) -> Config:
-        """The config to build the run with; ConfigError if it goes on and its checkpoint cannot be read now."""
-        if self.found is None or not sources(self.config) or self.state == "new":
-            return self.config
-        return going_on(self.config, self.found)
-
-    @property
-    def state(self) -> str:
-        """The recorded state; ``new`` if nothing is recorded, or all that is shall be left alone."""
-        if self.found is None or self.config.output.resume == "never":
-            return "new"
-        state = str((read_status(self.found) or {"state": "running"}).get("state"))
-        # Without its figures a run is not done; its newest checkpoint has what is needed to have them again.
-        return "running" if state == "done" and not is_complete(read_summary(self.found)) else state
-
-    @property
-    def is_over(self) -> bool:
-        """Say whether training again would change nothing: the run is done, or diverged and would do so again."""
-        return self.state in ("done", "diverged")
-
-    def record(self, command: str, *, durable: bool = True) -> Record:
-        """Return the record to continue, or a new one."""
-        if self.state == "new":
-            known = self.config, self.identity, self.text
-            return create(*known, command, superseded=self.found, durable=durable)
-        assert self.found is not None
-        return Record.open(self.found, durable=durable)
-
-    def at(self, found: Path | None) -> "Cell":
-        """Return this run with another record; what has been worked out of its config is kept."""
-        moved = copy.copy(self)
-        object.__setattr__(moved, "found", found)
-        return moved
-
-
-def cells(configs: Sequence[Config]) -> list[Cell]:
-    """Return the distinct runs of the configs, each with its record if there is one below its output root."""
-    distinct = {cell.id: cell for cell in (Cell(config, None) for config in configs)}
-    return looked_up(distinct.values())
-
-
-def looked_up(cells: Iterable[Cell]) -> list[Cell]:
-    """Return cells with the records that there are of them now."""
-    cells = list(cells)
-    newest: dict[tuple[str, str], Path] = {}
-    for root in {cell.config.output.root for cell in cells}:
-        try:
-            folders = find_runs(Path(root))
-        except OSError as error:
-            raise ConfigError([f"output.root={root}: cannot look for runs there: {error}"]) from error
-        for folder in sorted(folders, key=attempt_folder):
-            newest[root, folder.name.partition(".")[0]] = folder
-    return [cell.at(newest.get((cell.config.output.root, cell.id))) for cell in cells]
-
-
-def enter(cells: Sequence[Cell], command: str) -> None:
-    """See that the groups of these cells hold them all, also those whose runs lie elsewhere; ConfigError."""
-    for cell in cells:
-        if cell.found is not None and cell.config.output.resume != "never":
-            recording.enter(cell.config, cell.id, cell.found, command)
 
 
 def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:
@@ -141,7 +53,7 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
     import torch
 
     from dst.training.guard import DivergedError
-    from dst.training.loop import Nobody
+    from dst.training.loop import NoObserver
     from dst.training.stopping import StopRequestedError
 
     parts = _built(config, processes)
@@ -150,7 +62,7 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
         state = torch.load(checkpoint, map_location=config.hardware.device, weights_only=True)
         parts.training.load_state_dict(state)
     try:
-        parts.training.run(Nobody(), stop)
+        parts.training.run(NoObserver(), stop)
         parts.training.finish(parts.test_batches)
     except StopRequestedError:
         return "preempted"
@@ -160,7 +72,7 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
 
 
 def _built(config: Config, processes: "Processes | None") -> "Parts":
-    from dst.build import build
+    from dst.run.build import build
     from dst.training.distributed import ALONE
 
     try:
@@ -174,7 +86,7 @@ class _Attempt:
 
     def __init__(self, cell: Cell, record: Record, parts: "Parts", with_tables: bool) -> None:
         from dst.tracking.progress import progress
-        from dst.tracking.tracker import Untracked
+        from dst.tracking.tracker import NoTracker
         from dst.training.checkpoint import Checkpoints
 
         self.cell, self.record, self.parts = cell, record, parts
@@ -183,7 +95,7 @@ class _Attempt:
         self.attempt = _attempts(record.folder) + 1
         self.checkpoints = Checkpoints(record.checkpoints, cell.config.checkpoint.keep, cell.id)
         self.progress: Progress = progress("none", self.training.total_steps, 0)
-        self.tracker: Tracker = Untracked()
+        self.tracker: Tracker = NoTracker()
         self.summary: dict[str, Any] = {}
         self.state = "failed"
         self._bottlenecks: set[str] = set()
@@ -272,8 +184,8 @@ class _Attempt:
 
     def _begin(self) -> None:
         """Take up the newest checkpoint if there is one, and announce the run."""
+        from dst.tracking import tracker
         from dst.tracking.progress import progress
-        from dst.tracking.tracker import tracker
 
         training, config = self.training, self.cell.config
         place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
@@ -344,12 +256,6 @@ class _Attempt:
             **self._started,
         )
         self.state = state
-
-
-def report(folder: Path) -> str:
-    """Return what is to be said of a finished run, from its record alone."""
-    name, summary = read_run(folder).get("name", folder.name), read_summary(folder)
-    return run_report(name, folder, summary or {}, read_status(folder) or {})
 
 
 def _attempts(folder: Path) -> int:

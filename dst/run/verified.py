@@ -13,7 +13,8 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dst.config import Config, ConfigError, run_id
+from dst.config.identity import run_id
+from dst.config.schema import Config, ConfigError
 from dst.records.read import read_run
 from dst.records.store import RecordError
 

@@ -10,23 +10,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dst import app
-from dst.app import Cell
-from dst.checks import check, check_launch
-from dst.checks.start import check_start, started
-from dst.compose import Composed, compose_command, compose_each
-from dst.config import Config, ConfigError, Optimizer, complete, flatten, run_id, run_name
+from dst.config.checks import check, check_launcher
+from dst.config.compose import Composed, compose_command, compose_each
+from dst.config.identity import run_id, run_name
+from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
 from dst.records.read import read_summary
+from dst.records.states import EXIT_CODES, worst
 from dst.records.store import RecordError
-from dst.report import sweep_report
-from dst.sources import Known, identified
-from dst.states import EXIT_CODES, worst
-from dst.together import together
-from dst.training.place import Place
+from dst.run import attempt
+from dst.run.cell import Cell, enter, looked_up, report
+from dst.run.cell import cells as cells_of
+from dst.run.processes import check_start, started, together
+from dst.run.report import sweep_report
+from dst.run.sources import Known, identified
+from dst.training.rank import Rank
 
 if TYPE_CHECKING:
-    from dst.launcher.launch import Launched
-    from dst.launcher.settings import LauncherSettings
+    from dst.config.launcher import LauncherSettings
+    from dst.launcher.submit import Submitted
     from dst.training.distributed import Group, Processes
     from dst.training.stopping import StopFlag
 
@@ -38,44 +39,43 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
     Raises ConfigError, with every problem of every cell, before anything is trained or recorded.
     """
     composed = compose_command(conf, overrides, multirun=multirun)
-    check_launch(overrides, composed.launcher, multirun=multirun or forecast)
+    check_launcher(overrides, composed.launcher, multirun=multirun or forecast)
     if not forecast:
-        here, launches = started(), composed.launcher is not None
-        check_start([config for _, config in composed.cells], here, multirun=multirun, launches=launches)
+        here, by_launcher = started(), composed.launcher is not None
+        check_start([config for _, config in composed.cells], here, multirun=multirun, by_launcher=by_launcher)
         if here.world > 1:
             return _together(composed.cells, here)
     cells = _checked(composed, _identified(composed.cells), forecast=forecast)
     if forecast:
         return _forecast([cell.config for cell in cells if not _is_over(cell)])
     if composed.launcher is not None:
-        return _launch(cells, composed.launcher)
+        return _submit(cells, composed.launcher)
     _refuse_second(cells)
     return _sweep(cells) if multirun else _single(cells[0])
 
 
-def launch(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettings") -> list[tuple[Path, str]]:
+def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettings") -> list[tuple[Path, str]]:
     """Submit cells given by their overrides, for Hydra's own command line; return the folder and state of each.
 
     Raises ConfigError, with every problem of every cell, before anything is submitted.
     """
-    from dst.launcher.launch import launch as submit
-    from dst.launcher.launch import wait
-    from dst.launcher.seen import look
+    from dst.launcher.observe import observe
+    from dst.launcher.submit import submit, wait
 
     composed = Composed(compose_each(conf, cells), settings)
     configs = _identified(composed.cells)
     checked = _checked(composed, configs)
-    launched = submit(checked, settings, _command())
-    if launched.left:
-        print(launched.told(), file=sys.stderr, flush=True)
-    folders = launched.folders
-    seen = wait(folders) if settings.wait else look(folders)
+    outcome = submit(checked, settings, _command())
+    if outcome.left:
+        print(outcome.told(), file=sys.stderr, flush=True)
+    folders = outcome.folders
+    seen = wait(folders) if settings.wait else observe(folders)
     by_id = {cell.id: (folder, run.state) for cell, folder, run in zip(checked, folders, seen, strict=True)}
     return [by_id[run_id(config)] for config in configs]
 
 
 def _identified(composed: Sequence[tuple[list[str], Config]]) -> list[Config]:
-    """Return the complete configs of cells, with the digests of all that they read; see ``dst.sources``.
+    """Return the complete configs of cells, with the digests of all that they read; see ``dst.run.sources``.
 
     Raises ConfigError if any config is wrong in itself, or names what is not there.
     """
@@ -93,14 +93,14 @@ def _identified(composed: Sequence[tuple[list[str], Config]]) -> list[Config]:
 
 def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if anything is wrong with any."""
-    cells = app.cells(completed)
+    cells = cells_of(completed)
     if len(cells) < len(composed.cells):
         differing = "the others differ in ways that change no result"
         print(f"{len(composed.cells)} cells are {len(cells)} distinct runs: {differing}")
     todo = [cell for cell in cells if not _is_over(cell)]
     settings = composed.launcher
     if settings is not None and not forecast:
-        from dst.launcher.launch import check_settings
+        from dst.launcher.submit import check_settings
 
         check_settings(settings, [cell.config for cell in todo])
     names = {id(config): " ".join(overrides) for (overrides, _), config in zip(composed.cells, completed, strict=True)}
@@ -153,12 +153,12 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
         )
     if not alike:
         return
-    from dst import build  # with torch, which takes its time
+    from dst.run import feasible  # with torch, which takes its time
 
     problems = []
     for (name, config), *others in alike.values():
         try:
-            build.check(config, elsewhere=elsewhere)
+            feasible.check(config, elsewhere=elsewhere)
         except ConfigError as error:
             which = f"{name}, and {len(others)} like it" if others else name
             problems += [(which, text) for text in error.problems]
@@ -169,13 +169,13 @@ def _forecast(configs: Sequence[Config]) -> int:
     if not configs:
         print("nothing to train: all runs are finished already")
         return 0
-    from dst import forecast
+    from dst.run import forecast
 
     print(forecast.text(forecast.forecasts(configs)))
     return 0
 
 
-def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
+def _together(composed: Sequence[tuple[list[str], Config]], here: Rank) -> int:
     """Run the one cell of a command in several processes."""
     from dst.training.stopping import StopFlag
 
@@ -184,7 +184,7 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
 
     def lead(processes: "Group") -> int:
         (known,) = _identified(composed)
-        (cell,) = app.cells([known])
+        (cell,) = cells_of([known])
         if not cell.is_over:
             _check_feasible([("", cell)], elsewhere=False)
             _refuse_second([cell])
@@ -197,13 +197,13 @@ def _together(composed: Sequence[tuple[list[str], Config]], here: Place) -> int:
 
 def _refuse_second(cells: Sequence[Cell]) -> None:
     """Raise ConfigError if output.resume=never would begin runs anew beside those that are under way."""
-    from dst.launcher.seen import look
+    from dst.launcher.observe import observe
 
     found = [cell.found for cell in cells if cell.found is not None and cell.config.output.resume == "never"]
     problems = [
         f"output.resume=never: run {run.folder} is {run.state}{f', as job {run.job}' if run.has_job else ''}: "
         f"cancel it first (python -m dst.launcher.cancel {run.folder}, or Ctrl-C where it runs), or wait for its end"
-        for run in look(found)
+        for run in observe(found)
         if run.is_taken
     ]
     if problems:
@@ -211,22 +211,22 @@ def _refuse_second(cells: Sequence[Cell]) -> None:
 
 
 def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | None" = None) -> int:
-    app.enter([cell], _command())
+    enter([cell], _command())
     if not cell.is_over:
         from dst.training.stopping import StopFlag
 
         with nullcontext(stop) if stop else StopFlag() as flag:
-            return EXIT_CODES[app.run(cell, _command(), flag, with_tables=True, processes=processes)]
+            return EXIT_CODES[attempt.run(cell, _command(), flag, with_tables=True, processes=processes)]
     assert cell.found is not None
     if cell.state == "done":
-        print(app.report(cell.found))
+        print(report(cell.found))
     print(f"run {cell.id} is {cell.state} already, nothing was trained; output.resume=never trains it anew")
     return EXIT_CODES[cell.state]
 
 
 def _sweep(cells: Sequence[Cell]) -> int:
     """Run every cell whatever becomes of the others; only a request to stop ends the sweep."""
-    app.enter(cells, _command())
+    enter(cells, _command())
     states = {cell.id: cell.state for cell in cells if _is_over(cell)}
     todo = [cell for cell in cells if cell.id not in states]
     print(f"{len(cells)} runs: {len(states)} finished already, {len(todo)} to train", flush=True)
@@ -246,25 +246,24 @@ def _sweep(cells: Sequence[Cell]) -> int:
     return worst(EXIT_CODES[state] for state in states.values()) or unfinished
 
 
-def _launch(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
+def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
     """Submit the cells, say what was done and how to go on, and wait if that was asked for."""
-    from dst.launcher.launch import launch as submit
-    from dst.launcher.launch import wait
-    from dst.launcher.submit import SubmissionError
+    from dst.launcher.executors import SubmissionError
+    from dst.launcher.submit import submit, wait
 
     try:
-        launched = submit(cells, settings, _command())
+        outcome = submit(cells, settings, _command())
     except SubmissionError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODES["failed"]
-    print(_summary(cells, launched, settings), flush=True)
-    left = [EXIT_CODES["refused"]] * len(launched.left)
-    if launched.left:
-        print(launched.told(), file=sys.stderr, flush=True)
+    print(_summary(cells, outcome, settings), flush=True)
+    left = [EXIT_CODES["refused"]] * len(outcome.left)
+    if outcome.left:
+        print(outcome.told(), file=sys.stderr, flush=True)
     if not settings.wait:
         return worst(left)
     try:
-        seen = wait(launched.folders)
+        seen = wait(outcome.folders)
     except KeyboardInterrupt:
         print("waits no longer; the jobs go on")
         raise
@@ -273,23 +272,23 @@ def _launch(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
     return worst([*left, *(EXIT_CODES.get(state, EXIT_CODES["failed"]) for state in states.values())])
 
 
-def _summary(cells: Sequence[Cell], launched: "Launched", settings: "LauncherSettings") -> str:
+def _summary(cells: Sequence[Cell], outcome: "Submitted", settings: "LauncherSettings") -> str:
     told = {
-        "finished already": launched.finished,
-        "under way already": launched.under_way,
-        "left alone": len(launched.left),
+        "finished already": outcome.finished,
+        "under way already": outcome.under_way,
+        "left alone": len(outcome.left),
     }
     counts = [f"{count} {what}" for what, count in told.items() if count]
-    lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(launched.submitted)} submitted'])}"]
-    if launched.stopping:
-        lines.append(f"  {launched.stopping} of those under way are just stopping: give the command again then")
-    if launched.submission is not None:
+    lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(outcome.submitted)} submitted'])}"]
+    if outcome.stopping:
+        lines.append(f"  {outcome.stopping} of those under way are just stopping: give the command again then")
+    if outcome.submission is not None:
         root = cells[0].config.output.root
-        jobs = launched.submission.jobs
+        jobs = outcome.submission.jobs
         which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
-            f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {launched.submission.logs}",
+            f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {outcome.submission.logs}",
             f"  watch:   python -m dst.launcher.status {root}",
             f"  cancel:  python -m dst.launcher.cancel {root}",
         ]
@@ -307,13 +306,13 @@ def _is_over(cell: Cell) -> bool:
 def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
     """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
     try:
-        (now,) = app.looked_up([cell])  # another process may have begun or finished it meanwhile
+        (now,) = looked_up([cell])  # another process may have begun or finished it meanwhile
         _refuse_second([now])
-        app.enter([now], _command())
+        enter([now], _command())
         if now.is_over:
             print(f"run {now.id} is {now.state} already")
             return now.state
-        return app.run(now, _command(), stop, with_tables=False)
+        return attempt.run(now, _command(), stop, with_tables=False)
     except ConfigError as error:  # it cannot be continued as it was begun
         print(error.text(), file=sys.stderr)
         return "refused"
@@ -327,7 +326,7 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
 
 def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:
     rows = []
-    for cell in app.looked_up(cells):
+    for cell in looked_up(cells):
         state, summary = states.get(cell.id, "not started"), None
         with suppress(OSError, RecordError):  # a record that was damaged or removed since hides no other
             summary = read_summary(cell.found) if state == "done" and cell.found else None

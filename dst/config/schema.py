@@ -1,23 +1,19 @@
-"""The typed schema of a run's config, and the run id.
+"""The typed schema of a run's config.
 
 Every key a user can set is a field here. A field marked ``identity=False`` says where or how the run is carried out
-and cannot change a result; all others make up the run id. ``dst.checks`` says what is wrong with a config.
+and cannot change a result; all others make up the run id (``dst.config.identity``). ``dst.config.checks`` says what is
+wrong with a config.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from pathlib import PurePath
 from typing import Any
 
-from dst import published, registry
-from dst.registry import REQUIRED
-
-SCHEMA_VERSION = 1
-"""Part of every run id. Raise it when the meaning of an existing key changes."""
-
+from dst import registry
+from dst.config.launcher import Slurm
+from dst.data import published
+from dst.options import aside
 
 _BULLET = "\n  - "
 
@@ -35,11 +31,6 @@ class ConfigError(ValueError):
         return f"configuration error: {lines[0] if len(lines) == 1 else ''.join(f'{_BULLET}{line}' for line in lines)}"
 
 
-def _aside(default: Any) -> Any:
-    """Declare a field that is no part of the run's identity."""
-    return field(default=default, metadata={"identity": False})
-
-
 @dataclass
 class Model:
     """The network.
@@ -54,7 +45,7 @@ class Model:
     hidden: list[int] | None = None
     dropout: float | None = None
     fan_in: bool | None = None
-    weights: str | None = _aside(None)
+    weights: str | None = aside(None)
     weights_digest: str | None = None
 
 
@@ -94,10 +85,10 @@ class Data:
     mean: list[float] | None = None
     std: list[float] | None = None
     augment: Augment = field(default_factory=Augment)
-    storage: str = _aside("auto")
-    root: str = _aside("outputs/.datasets")
-    cache: str = _aside("outputs/.cache")
-    download: bool = _aside(True)
+    storage: str = aside("auto")
+    root: str = aside("outputs/.datasets")
+    cache: str = aside("outputs/.cache")
+    download: bool = aside(True)
 
 
 @dataclass
@@ -152,7 +143,7 @@ class Init:
     batches: int | None = None
     rounds: int | None = None
     temperature: float | None = None
-    path: str | None = _aside(None)
+    path: str | None = aside(None)
     digest: str | None = None
     rate: float | None = None
 
@@ -302,37 +293,12 @@ class Schedule:
     batch_size: int = 128
     accumulate: int = 1
     multiplier: int = 1
-    update_every: int = _aside(100)
+    update_every: int = aside(100)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr: LearningRate = field(default_factory=LearningRate)
     label_smoothing: float = 0.0
     select: str = "last"
     eval_every_epochs: int = 1
-
-
-@dataclass
-class Slurm:
-    """What the SLURM launcher asks the cluster for, for each job. What is null is left to the cluster's defaults.
-
-    ``timeout_min``: the time limit; ``signal_delay_s`` before it the run saves and is put back into the queue, at most
-    ``max_requeues`` times. ``nodes`` share the run's processes evenly; ``gpus`` per node (default: one a process on
-    CUDA), ``cpus`` per process (default: threads and workers), ``memory_gb`` per node. ``setup``: shell lines before
-    the program, e.g. ``["module load cuda"]``; ``options``: further ones of sbatch, e.g. ``["mail-type=FAIL"]``.
-    """
-
-    timeout_min: int = _aside(60)
-    signal_delay_s: int = _aside(120)
-    max_requeues: int = _aside(100)
-    nodes: int = _aside(1)
-    gpus: int | None = _aside(None)
-    cpus: int | None = _aside(None)
-    memory_gb: float | None = _aside(None)
-    partition: str | None = _aside(None)
-    account: str | None = _aside(None)
-    qos: str | None = _aside(None)
-    constraint: str | None = _aside(None)
-    setup: list[str] = field(default_factory=list, metadata={"identity": False})
-    options: list[str] = field(default_factory=list, metadata={"identity": False})
 
 
 @dataclass
@@ -353,7 +319,7 @@ class Hardware:
     precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
-    workers: int = _aside(0)
+    workers: int = aside(0)
     processes: int = 1
     sync_batch_norm: bool = False
     slurm: Slurm = field(default_factory=Slurm)
@@ -363,9 +329,9 @@ class Hardware:
 class Checkpoint:
     """When to save: after ``every_min`` minutes, and additionally each ``every_steps`` steps; the newest ``keep``."""
 
-    every_min: float = _aside(1.0)
-    every_steps: int | None = _aside(None)
-    keep: int = _aside(2)
+    every_min: float = aside(1.0)
+    every_steps: int | None = aside(None)
+    keep: int = aside(2)
 
 
 @dataclass
@@ -375,9 +341,9 @@ class Output:
     A run that was begun under another group goes on there; the group has an entry for it.
     """
 
-    root: str = _aside("outputs")
-    group: str = _aside("default")
-    resume: str = _aside("auto")
+    root: str = aside("outputs")
+    group: str = aside("default")
+    resume: str = aside("auto")
 
 
 @dataclass
@@ -390,14 +356,14 @@ class Tracking:
     up a run at its end.
     """
 
-    progress: str = _aside("auto")
-    every_steps: int = _aside(100)
-    mode: str = _aside("none")
-    project: str | None = _aside(None)
-    entity: str | None = _aside(None)
+    progress: str = aside("auto")
+    every_steps: int = aside(100)
+    mode: str = aside("none")
+    project: str | None = aside(None)
+    entity: str | None = aside(None)
     tags: list[str] = field(default_factory=list, metadata={"identity": False})
-    notes: str | None = _aside(None)
-    timeout_s: float = _aside(20.0)
+    notes: str | None = aside(None)
+    timeout_s: float = aside(20.0)
 
 
 @dataclass
@@ -497,45 +463,3 @@ def complete(config: Config) -> Config:
     if done.data.digest is None:
         done.data.digest = published.digest(done.data.name)
     return done
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Identity
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """Return what identifies the run: identity fields whose value is not the default, by dotted key."""
-    defaults = flatten(Config())
-    for slot in SLOTS:
-        defaults |= {f"{slot}.{name}": value for name, value in _defaults_of(config, slot).items()}
-    defaults["data.digest"] = published.digest(config.data.name)
-    return {
-        key: value
-        for key, value, is_identity in leaves(config)
-        if is_identity and value is not None and value != defaults[key]
-    }
-
-
-def _defaults_of(config: Config, slot: str) -> dict[str, Any]:
-    member = registry.find(SLOTS[slot], get(config, slot).name)
-    return {name: value for name, value in member.options.items() if value is not REQUIRED}
-
-
-def run_id(config: Config) -> str:
-    """Return the run's id; see ``id_of``."""
-    return id_of(identity(config))
-
-
-def id_of(identity: Mapping[str, Any]) -> str:
-    """Return the id of the run with this identity: 12 hex digits of a digest of it and of the schema version."""
-    canonical = json.dumps([SCHEMA_VERSION, identity], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def run_name(config: Config) -> str:
-    """Return a readable name, for people, with the folder of data whose name fixes no content; the id counts."""
-    density = "" if config.sparsity.density is None else f" density={config.sparsity.density:g}"
-    data = config.data.name
-    if published.digest(data) is None:
-        data = f"{data}({PurePath(config.data.root).name})"
-    return f"{data} {config.model.name} {config.sparsity.label}{density} seed={config.seed}"

@@ -1,6 +1,6 @@
 """What is wrong with a config, all at once: names, ignored options, ranges, combinations.
 
-Only what can be seen without data and without torch; ``dst.build.check`` sees the rest.
+Only what can be seen without data and without torch; ``dst.run.build.check`` sees the rest.
 """
 
 import math
@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from dst import registry
-from dst.checks.ranges import CHOICES, RANGES, Range, shown
-from dst.checks.sparsity import check_density, check_parts, check_update
-from dst.config import SLOTS, Augment, Config, ConfigError, Tracking, get
-from dst.launcher.settings import LauncherSettings
+from dst.config.launcher import LauncherSettings
+from dst.config.method import check_density, check_parts, check_update
+from dst.config.ranges import CHOICES, RANGES, Range, shown
+from dst.config.schema import SLOTS, Augment, Config, ConfigError, Tracking, get
 from dst.registry import REQUIRED, UnknownNameError, suggest
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_name
 
@@ -205,8 +205,8 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
 )
 
 
-def check_launch(overrides: Sequence[str], settings: LauncherSettings | None, *, multirun: bool) -> None:
-    """Raise ConfigError if a command says how to launch what will not be launched so."""
+def check_launcher(overrides: Sequence[str], settings: LauncherSettings | None, *, multirun: bool) -> None:
+    """Raise ConfigError if a command sets options of a launcher that will not carry it out."""
     problems = []
     if settings is not None and not multirun:
         problems.append(

@@ -31,8 +31,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf._impl import _resolve_container_value
 from omegaconf.errors import OmegaConfBaseException
 
-from dst.config import Config, ConfigError, Sparsity, complete, flatten, leaves
-from dst.launcher.settings import LAUNCHER_OPTIONS, LauncherSettings
+from dst.config.launcher import LAUNCHER_OPTIONS, LauncherSettings
+from dst.config.schema import Config, ConfigError, Sparsity, complete, flatten, leaves
 from dst.registry import suggest
 
 CONFIG_NAME = "config"
@@ -41,7 +41,7 @@ SCHEMA_NAME = "schema"
 ConfigStore.instance().store(name=SCHEMA_NAME, node=Config)
 
 # Hydra takes plugins from its own namespace only; this makes ours importable without installing anything.
-sys.path.append(str(Path(__file__).parent / "launcher" / "plugin"))
+sys.path.append(str(Path(__file__).parents[1] / "launcher" / "plugin"))
 
 LAUNCHER: Final = "hydra/launcher"
 """The group that says who runs the cells of a sweep."""

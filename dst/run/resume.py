@@ -11,19 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dst.compose import to_yaml
-from dst.config import SCHEMA_VERSION, Config, ConfigError, flatten, id_of, identity, run_name
-from dst.environment import JOB
+from dst.config.compose import to_yaml
+from dst.config.identity import SCHEMA_VERSION, id_of, identity, run_name
+from dst.config.schema import Config, ConfigError, flatten
 from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_bytes, read_run
 from dst.records.store import Record
-from dst.verified import changed
+from dst.run.environment import JOB
+from dst.run.verified import changed
 
 if TYPE_CHECKING:
-    from dst.data import Dataset
+    from dst.data.dataset import Dataset
 
 
 def enter(config: Config, identifier: str, found: Path, command: str) -> None:

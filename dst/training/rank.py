@@ -1,4 +1,4 @@
-"""A process's place among those that a launcher has started for one run. Without torch, so that it is told at once."""
+"""A process's rank among those that a launcher has started for one run. Without torch, so that it is told at once."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """``rank`` of ``world`` processes; ``local_rank`` of the ``local_world`` on this machine."""
 
     rank: int = 0
@@ -17,13 +17,13 @@ class Place:
     local_world: int = 1
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Return the place that torchrun's environment variables tell; that of a single process if there are none.
+def own_rank(environment: Mapping[str, str] = os.environ) -> Rank:
+    """Return the rank that torchrun's environment variables tell; that of a single process if there are none.
 
     Raises ValueError if they are incomplete or make no sense.
     """
     if not {"RANK", "WORLD_SIZE"} <= environment.keys():  # either alone is set by other programs too
-        return Place()
+        return Rank()
     missing = [name for name in _VARIABLES if not environment.get(name)]
     if missing and environment["WORLD_SIZE"] != "1":
         raise ValueError(
@@ -41,4 +41,4 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             f"the environment has RANK={rank} of WORLD_SIZE={world} and LOCAL_RANK={local_rank} of {local_world}, "
             "which cannot be: start the processes by torchrun, or unset RANK and WORLD_SIZE to train in one process"
         )
-    return Place(rank, world, local_rank, local_world)
+    return Rank(rank, world, local_rank, local_world)

@@ -12,7 +12,7 @@ _IMAGES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class Fit:
+class Resize:
     """To ``size`` x ``size`` pixels, or as they are with ``size=None``.
 
     Without ``center_crop``, images are stretched. With it, the shorter side is scaled to round(size / center_crop) and

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dst.launcher import seen, slurm
-from dst.launcher.seen import look
+from dst.launcher import observe as observing
+from dst.launcher import slurm
+from dst.launcher.observe import observe
 from dst.launcher.slurm import SlurmJob
 from dst.records.lock import locked
 from dst.records.read import read_status
@@ -28,11 +29,11 @@ def told(tmp_path, monkeypatch):
     """Return a function: what ``look`` says of a run in a state, given what SLURM says of its job."""
 
     def ask(state, jobs, *, launch=None, **status):
-        monkeypatch.setattr(seen.slurm, "jobs", lambda ids: jobs)
+        monkeypatch.setattr(observing.slurm, "jobs", lambda ids: jobs)
         record = Record.create(tmp_path / "run", config_yaml="", run={"name": "a run"})
         record.write_status(state, attempt=1, step=5, **status)
         record.write_launch(launch or {"cluster": "slurm", "job": JOB, "submitted": 0})
-        (found,) = look([record.folder])
+        (found,) = observe([record.folder])
         return found
 
     return ask
@@ -74,10 +75,10 @@ def test_the_record_and_slurm(told, recorded, slurm, state, is_taken):
 def test_a_run_that_was_cancelled_is_taken_until_its_local_job_has_ended(told):
     process = os.getpid()
     job = {"cluster": "local", "job": str(process), "host": os.uname().nodename}
-    found = told("cancelled", {}, launch={**job, "process_started": seen.process_started(process)})
+    found = told("cancelled", {}, launch={**job, "process_started": observing.process_started(process)})
     assert (found.state, found.is_taken) == ("cancelled", True)
     Record.open(Path(found.folder)).write_launch({**job, "process_started": "never"})
-    (found,) = look([Path(found.folder)])
+    (found,) = observe([Path(found.folder)])
     assert (found.state, found.is_taken) == ("cancelled", False)
 
 
@@ -95,7 +96,7 @@ def test_a_local_job_elsewhere_is_gone_when_its_run_has_not_been_heard_of(told, 
     folder = Path(told(recorded, {}, launch=launch).folder)
     status = read_status(folder)
     (folder / "status.json").write_text(json.dumps({**status, "heartbeat": status["heartbeat"] - age}))
-    (found,) = look([folder])
+    (found,) = observe([folder])
     assert (found.state, found.is_taken, found.has_job) == (state, is_taken, is_taken)
 
 
@@ -137,22 +138,22 @@ def test_a_submission_is_seen_from_elsewhere_and_so_is_that_it_was_cut_off(tmp_p
     submitter = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY)
     submitter.stdout.readline()
     try:
-        frozen = look([record.folder, new.folder])
+        frozen = observe([record.folder, new.folder])
         record.write_launch({"cluster": "local", "job": "2", "host": os.uname().nodename, "process_started": "0"})
-        continued = look([record.folder])
+        continued = observe([record.folder])
         record.write_launch({"cluster": "local", "job": None})
         status = read_status(record.folder)
         record.write_status("queued", attempt=0, step=0, pid=status["pid"])
-        handed_over = look([record.folder])
+        handed_over = observe([record.folder])
         record.write_status("queued", attempt=0, step=0, pid=1)  # by another command, some time ago
-        others = look([record.folder])
+        others = observe([record.folder])
         record.write_status("submitting", attempt=0, step=0, pid=status["pid"])
     finally:
         submitter.kill()
         submitter.communicate()
     assert [(run.state, run.is_taken) for run in [*frozen, *continued, *handed_over]] == [("submitting", True)] * 4
     assert [(run.state, run.is_taken) for run in others] == [("not submitted", False)]
-    cut_off, unknown = look([record.folder, new.folder])
+    cut_off, unknown = observe([record.folder, new.folder])
     assert (cut_off.state, cut_off.is_taken) == ("not submitted", False)
     assert f"process {submitter.pid}" in cut_off.why
     assert (unknown.state, unknown.is_taken) == ("unknown", False)
@@ -170,8 +171,8 @@ def test_a_run_that_was_submitted_while_it_was_looked_at_is_not_idle(tmp_path, m
         record.write_launch({"cluster": "slurm", "job": "7"})
         return {"6": SlurmJob("CANCELLED"), "7": SlurmJob("PENDING")}
 
-    monkeypatch.setattr(seen.slurm, "jobs", jobs)
-    (found,) = look([record.folder])
+    monkeypatch.setattr(observing.slurm, "jobs", jobs)
+    (found,) = observe([record.folder])
     assert (found.state, found.job, found.is_taken, asked) == ("queued", "7", True, [["6"], ["7"]])
 
 

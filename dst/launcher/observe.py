@@ -12,8 +12,8 @@ from typing import Any, Final
 from dst.launcher import slurm
 from dst.records.lock import STALE_S, Holder, holder
 from dst.records.read import read_launch, read_run, read_status, read_summary
+from dst.records.states import LOST
 from dst.records.store import RecordError
-from dst.states import LOST
 
 LAUNCHER: Final = ".launch"
 """The folder below an output root whose lock a command holds while it submits runs; it has the logs of jobs, too."""
@@ -25,7 +25,7 @@ _TAIL_BYTES: Final = 65536
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observed:
     """One run. ``state``: as its record says, unless it can be seen that this is not so any more, or ``lost``.
 
     ``slurm``: the state of its job in SLURM's own words. ``accuracy``: the last one measured, on the validation or,
@@ -49,7 +49,7 @@ class Seen:
     why: str | None
 
 
-def look(folders: Iterable[Path]) -> list[Seen]:
+def observe(folders: Iterable[Path]) -> list[Observed]:
     """Return what is seen of these runs; SLURM is asked once for all, and once more for those submitted meanwhile."""
     launches = {folder: _launch(folder) for folder in folders}
     jobs = slurm.jobs(str(at.get("job")) for at in launches.values() if at.get("cluster") == "slurm")
@@ -57,7 +57,7 @@ def look(folders: Iterable[Path]) -> list[Seen]:
     seen = {folder: _seen(folder, launch, jobs, submitters[folder.parent]) for folder, launch in launches.items()}
     idle = [folder for folder, run in seen.items() if not run.is_taken and run.state in _IDLE]
     if again := [folder for folder in idle if _launch(folder) != launches[folder]]:
-        seen |= dict(zip(again, look(again), strict=True))
+        seen |= dict(zip(again, observe(again), strict=True))
     return list(seen.values())
 
 
@@ -82,7 +82,7 @@ def _submitters(group: Path) -> Iterator[Holder]:
 
 def _seen(
     folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None, submitters: tuple[Holder, ...]
-) -> Seen:
+) -> Observed:
     status, name, summary = _recorded(folder)
     if "damaged" in launch:
         status = {**status, "state": UNREADABLE, "error": launch["damaged"]}
@@ -98,7 +98,7 @@ def _seen(
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
     # A cancelled one too: its job may be about to take it up, until it has heard of that.
     waits = state in ("queued", "preempted", "cancelled", "unknown", LOST, UNREADABLE) and has_job
-    return Seen(
+    return Observed(
         folder=str(folder),
         name=name,
         state=state,

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from dst.build import Parts, build
-from dst.config import Config, Hardware, identity, run_name
-from dst.data import Shard
-from dst.report import table
-from dst.training.loop import Nobody
+from dst.config.identity import identity, run_name
+from dst.config.schema import Config, Hardware
+from dst.data.shard import Shard
+from dst.run.build import Parts, build
+from dst.run.report import table
+from dst.training.loop import NoObserver
 
 _WARM_UP = 2
 _AT_LEAST = 5
@@ -165,7 +166,7 @@ def _time_step(parts: Parts, shard: Shard) -> float:
         if batch is None:  # a short epoch: begin it again
             batches = training.train_batches.epoch(0, shard=shard)
             continue
-        training.train_step(*batch, Nobody())
+        training.train_step(*batch, NoObserver())
         _wait()
         times.append(time.perf_counter() - started)
     return sorted(times[_WARM_UP:])[len(times[_WARM_UP:]) // 2]

@@ -1,7 +1,9 @@
-"""What a user can say about how a sweep is launched (``hydra.launcher.*``)."""
+"""What a user can say of the launcher that carries out a sweep: ``hydra.launcher.*`` and ``hardware.slurm.*``."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Final, Literal
+
+from dst.options import aside
 
 Cluster = Literal["slurm", "local"]
 
@@ -37,3 +39,28 @@ class LauncherSettings:
 
 LAUNCHER_OPTIONS: Final = tuple(item.name for item in fields(LauncherSettings) if item.name != "cluster")
 """The keys of ``hydra.launcher`` that users set."""
+
+
+@dataclass
+class Slurm:
+    """What the SLURM launcher asks the cluster for, for each job. What is null is left to the cluster's defaults.
+
+    ``timeout_min``: the time limit; ``signal_delay_s`` before it the run saves and is put back into the queue, at most
+    ``max_requeues`` times. ``nodes`` share the run's processes evenly; ``gpus`` per node (default: one a process on
+    CUDA), ``cpus`` per process (default: threads and workers), ``memory_gb`` per node. ``setup``: shell lines before
+    the program, e.g. ``["module load cuda"]``; ``options``: further ones of sbatch, e.g. ``["mail-type=FAIL"]``.
+    """
+
+    timeout_min: int = aside(60)
+    signal_delay_s: int = aside(120)
+    max_requeues: int = aside(100)
+    nodes: int = aside(1)
+    gpus: int | None = aside(None)
+    cpus: int | None = aside(None)
+    memory_gb: float | None = aside(None)
+    partition: str | None = aside(None)
+    account: str | None = aside(None)
+    qos: str | None = aside(None)
+    constraint: str | None = aside(None)
+    setup: list[str] = field(default_factory=list, metadata={"identity": False})
+    options: list[str] = field(default_factory=list, metadata={"identity": False})

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from dst import published, registry
-from dst.config import Config, ConfigError, Data, get, with_value
-from dst.digests import OtherContentError, read_verified, sha256
+from dst import registry
+from dst.config.schema import Config, ConfigError, Data, get, with_value
+from dst.data import published
+from dst.files import OtherContentError, read_verified, sha256
 
 CHECKPOINTS: Final = {"model.weights": "model.weights_digest", "sparsity.init.path": "sparsity.init.digest"}
 """The keys that name a run to start from -> those of the digests of its checkpoint."""
@@ -90,7 +91,8 @@ def _once(known: Known, place: tuple[str, ...], look: Callable[[], str]) -> str:
 
 
 def _data_digest(config: Config) -> str:
-    from dst.data import DataError, NotHereError, content_digest  # with torch, which takes its time
+    from dst.data.cache import content_digest
+    from dst.data.dataset import DataError, NotHereError  # with torch, which takes its time
 
     data = config.data
     read = registry.find("data", data.name).load()
@@ -100,7 +102,7 @@ def _data_digest(config: Config) -> str:
         raise ConfigError(
             [
                 f"{error}. Or, if only other machines see it, say by data.digest=DIGEST which content is meant, as "
-                f"python -m dst.sources {data.name} {data.root} prints it there (a run identifies its data by that)"
+                f"python -m dst.run.sources {data.name} {data.root} prints it there (a run identifies its data by that)"
             ]
         ) from error
     except DataError as error:
@@ -114,7 +116,7 @@ def _published(data: Data) -> str | None:
     """
     digest = published.digest(data.name)
     if digest is not None:
-        from dst.data import DataError
+        from dst.data.dataset import DataError
 
         try:
             registry.find("data", data.name).load()(Path(data.root).expanduser(), download=False, digest=digest)
@@ -192,13 +194,13 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
     raise ConfigError([f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}"])
 
 
-# -- python -m dst.sources ---------------------------------------------------------------------------------------------
+# -- python -m dst.run.sources -----------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the digest of a data set; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m dst.sources",
+        prog="python -m dst.run.sources",
         description="Print the digest of the data in a folder, by which a run identifies it (data.digest).",
     )
     parser.add_argument("name", help="the kind of set, as data.name, e.g. image_folder")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from dst import registry
-from dst.checks.ranges import shown
-from dst.config import SLOTS, Config, DensitySchedule, Update, get
+from dst.config.ranges import shown
+from dst.config.schema import SLOTS, Config, DensitySchedule, Update, get
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:

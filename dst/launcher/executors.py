@@ -1,0 +1,281 @@
+"""Submitting frozen runs through submitit: to SLURM as few job arrays, or to this machine as one job."""
+
+import os
+import secrets
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from submitit import LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import Config, Hardware
+from dst.launcher import slurm
+from dst.launcher.job import FrozenRun, Job, visible_gpus
+from dst.launcher.observe import LAUNCHER, process_started
+from dst.records.restate import restate
+from dst.records.store import Record, RecordError
+from dst.run.environment import CODE
+from dst.signals import blocked
+
+_FOREVER_MIN: Final = 60 * 24 * 365
+"""Jobs on this machine have no time limit."""
+
+Run = tuple[FrozenRun, Config]
+
+_T = TypeVar("_T")
+
+
+_REFUSALS: Final = (OSError, FailedJobError, FailedSubmissionError)
+
+
+class SubmissionError(RuntimeError):
+    """A job was not taken; what had been submitted before it goes on."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was submitted: the ids of jobs and arrays, and the folder of their logs and of submitit's files."""
+
+    jobs: list[str]
+    logs: Path
+
+
+def send(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: Path) -> Submission:
+    """Submit runs, and note the job of each in its ``launch.json``.
+
+    ``root``: below it, in ``.launch``, lie the logs; ``code``: where the jobs import the package from.
+    Raises SubmissionError.
+    """
+    logs = root.resolve() / LAUNCHER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    logs.mkdir(parents=True)
+    to_cluster = _to_slurm if settings.cluster == "slurm" else _to_this_machine
+    try:
+        return Submission(list(to_cluster(runs, settings, logs, code)), logs)
+    except _REFUSALS as error:
+        raise SubmissionError(f"{settings.cluster} did not take the job: {' '.join(str(error).split())}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SLURM
+
+
+def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
+    arrays = [
+        (array, hardware)
+        for same, hardware in _by_request(runs)
+        for array in _batches(list(_batches(same, settings.runs_per_job)), slurm.max_array_size())
+    ]
+    # The limit on what runs at a time holds for each array by itself, so each gets its share; where there are more
+    # arrays than that, one waits for another.
+    throttle = None if settings.max_parallel is None else max(1, settings.max_parallel // len(arrays))
+    ids: list[str] = []
+    for array, hardware in arrays:
+        jobs = [
+            Job(
+                tuple(packed),
+                parallel=settings.runs_per_job,
+                processes=hardware.processes,
+                max_requeues=hardware.slurm.max_requeues,
+                signal_delay_s=hardware.slurm.signal_delay_s,
+            )
+            for packed in array
+        ]
+        executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
+        # All jobs of an array have one name in the queue; each takes its own when it starts.
+        name = jobs[0].title if len(jobs) == 1 else Path(array[0][0].folder).parent.name
+        lanes = settings.max_parallel or len(arrays)
+        earlier = ids[-lanes] if len(ids) >= lanes else None
+        asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
+        executor.update_parameters(**asked, job_name=name)
+        with _handing_over(jobs, settings):
+            with blocked(_STOPS):  # a terminal's Ctrl-C would end sbatch half-way
+                submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
+            for job, found in zip(jobs, submitted, strict=True):
+                _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
+        ids.append(submitted[0].job_id.partition("_")[0])
+        yield ids[-1]
+
+
+def sbatch_parameters(
+    hardware: Hardware, runs_per_job: int, code: Path, throttle: int | None, *, after: str | None = None
+) -> dict[str, Any]:
+    """Return what is asked of SLURM for each job, in submitit's words; ``after``: a job that must have ended."""
+    wanted = hardware.slurm
+    tasks = hardware.processes // wanted.nodes
+    gpus = wanted.gpus if wanted.gpus is not None else (tasks if hardware.device == "cuda" else 0)
+    cpus = wanted.cpus or runs_per_job * (hardware.threads + hardware.workers)
+    options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
+    if after is not None:
+        options["dependency"] = ",".join(filter(None, [f"afterany:{after}", options.get("dependency")]))
+    asked = {
+        "time": wanted.timeout_min,
+        "signal_delay_s": wanted.signal_delay_s,
+        "nodes": wanted.nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": cpus,
+        "gpus_per_node": gpus or None,
+        "mem": wanted.memory_gb and f"{round(1024 * wanted.memory_gb)}M",
+        "partition": wanted.partition,
+        "account": wanted.account,
+        "qos": wanted.qos,
+        "constraint": wanted.constraint,
+        "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in _imports(code).items())],
+        # Since SLURM 22.05 srun does not take this number from the job that it is in.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True, **{name: value or True for name, value in options.items()}},
+        "array_parallelism": throttle or slurm.max_array_size(),
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _by_request(runs: Sequence[Run]) -> Iterator[tuple[list[FrozenRun], Hardware]]:
+    """Yield the runs that ask for the same, which can share an array."""
+    groups: dict[str, tuple[list[FrozenRun], Hardware]] = {}
+    for run, config in runs:
+        hardware = config.hardware
+        asked = (hardware.slurm, hardware.device, hardware.processes, hardware.threads, hardware.workers)
+        groups.setdefault(repr(asked), ([], hardware))[0].append(run)
+    yield from groups.values()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# This machine
+
+
+def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
+    """Start a job in the background that has all runs, and carries out so many at a time."""
+    by_processes: dict[int, list[Run]] = {}
+    for run, config in runs:
+        by_processes.setdefault(config.hardware.processes, []).append((run, config))
+    for processes, same in by_processes.items():
+        gpus = visible_gpus()
+        job = Job(
+            tuple(run for run, _ in same),
+            parallel=1 if processes > 1 else _at_a_time(settings, [config.hardware for _, config in same], gpus),
+            processes=processes,
+            gpus=gpus,
+        )
+        executor = LocalExecutor(logs)
+        executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)
+        with _handing_over([job], settings):
+            with _in_background(code, logs / "controller.log"):
+                found = executor.submit(job)
+            facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
+            _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
+        yield found.job_id
+
+
+def _at_a_time(settings: LauncherSettings, wanted: Sequence[Hardware], gpus: Sequence[str]) -> int:
+    """Return how many runs go on side by side: what was asked for, or what the processors and the GPUs allow."""
+    if settings.max_parallel is not None:
+        return settings.max_parallel * settings.runs_per_job
+    each = max(hardware.threads + hardware.workers for hardware in wanted) * settings.runs_per_job
+    jobs = max(1, len(os.sched_getaffinity(0)) // each)
+    if gpus and any(hardware.device == "cuda" for hardware in wanted):
+        jobs = min(jobs, len(gpus))
+    return jobs * settings.runs_per_job
+
+
+@contextmanager
+def _in_background(code: Path, log: Path) -> Iterator[None]:
+    """Let what is started here find the frozen package, and outlive this terminal.
+
+    Signals ignored stay ignored, and nothing of it holds the streams of this process, for whose end others may wait.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = [os.dup(number) for number in range(3)]
+    with log.open("ab") as output, open(os.devnull, "rb") as nothing:
+        for number, target in enumerate((nothing, output, output)):
+            os.dup2(target.fileno(), number)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    outside = {name: os.environ.get(name) for name in _imports(code)}
+    os.environ.update(_imports(code))
+    try:
+        yield
+    finally:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for name, value in outside.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Both
+
+
+@contextmanager
+def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[None]:
+    """Mark runs as queued before a job can begin them, and see to it that the job is on record once it has them.
+
+    So requests to stop, such as Ctrl-C, wait that long: a job that nobody knows of would be submitted once more.
+    """
+    asked: list[int] = []
+    heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded}
+    try:
+        runs = [run for job in jobs for run in job.runs]
+        _note([run for run in runs if Path(run.folder, "launch.json").exists()], settings, job=None)  # no more its last
+        _each(runs, lambda folder: restate(folder, "queued", durable=False))
+        try:
+            yield
+        except _REFUSALS:
+            _note(runs, settings, job=None)  # how they were to be submitted, for who submits them again
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if asked:
+            signal.raise_signal(asked[0])
+
+
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
+    """Put on record which job carries runs out."""
+    common = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings)}
+    launch = {**common, "cwd": os.getcwd(), "runs": len(runs), **facts}
+    _each(runs, lambda folder: Record.open(folder, durable=False).write_launch(launch))
+
+
+def _each(runs: Sequence[FrozenRun], act: Callable[[Path], None]) -> None:
+    """Do something with the folder of each run; what is wrong with one is told, and hurts no other."""
+    for run in runs:
+        try:
+            act(Path(run.folder))
+        except (OSError, RecordError) as error:
+            print(f"warning: the record of {run.folder} could not be written: {error}", file=sys.stderr)
+
+
+def _imports(code: Path) -> dict[str, str]:
+    """Return the variables that make a Python import the frozen package, whatever lies in its working folder.
+
+    And those by which it knows which one that is.
+    """
+    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", CODE: code.name}
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    """Cut a list into lists of at most ``size``."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

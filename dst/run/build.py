@@ -1,0 +1,282 @@
+"""From a config to the objects of a run; the only module that knows every factory."""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import nn
+from torch.optim import Optimizer
+
+from dst import registry
+from dst.config.schema import SLOTS, Config, ConfigError, get, options
+from dst.data import published
+from dst.data.augment import Augment
+from dst.data.cache import load
+from dst.data.dataset import DataError, Dataset, NotHereError, Samples, Split
+from dst.data.loader import Loader, loader
+from dst.data.normalise import channel_statistics
+from dst.data.splits import train_val_split
+from dst.fractions import step_at
+from dst.metrics.flops import Flops, forward_flops
+from dst.run.sources import checkpoint, stored, with_checkpoints
+from dst.sparsity import Scope, Sparsifier, UpdatePlan
+from dst.sparsity.initial_masks import FirstParts
+from dst.sparsity.saliency import Probe
+from dst.training.decay import parameter_groups
+from dst.training.determinism import configure, seed_torch
+from dst.training.distributed import ALONE, Processes
+from dst.training.loop import Counters, Settings, Training
+from dst.training.lr import LRPlan
+from dst.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``."""
+
+    training: Training
+    test_batches: Loader
+    dataset: Dataset
+    dense_training_flops: int
+    device_name: str
+
+
+def build(config: Config, processes: Processes = ALONE) -> Parts:
+    """Return all objects of a run at its first step; with several processes all of them call this.
+
+    What it reads is compared with the digests in the config; DataError or ConfigError, naming both, if it differs.
+    """
+    config = with_checkpoints(config, {})
+    schedule, hardware = config.schedule, config.hardware
+    configure(hardware.device, hardware.determinism, hardware.threads)
+    dataset = load_dataset(config)
+    loaders = make_loaders(config, dataset, hardware.device)
+    steps_per_epoch = len(loaders.train)
+    seed_torch(config.seed, "init")
+    model = make_model(config, dataset).to(hardware.device)
+    if config.model.weights is not None:
+        model.load_state_dict(stored(config, "model.weights")["model"])
+    if hardware.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    dense_flops = forward_flops(model, dataset.shape)
+    groups = parameter_groups(model, schedule.optimizer.decay)
+    optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
+    probe = Probe(
+        model,
+        lambda count: islice(loaders.train.epoch(0), count),
+        partial(F.cross_entropy, label_smoothing=schedule.label_smoothing),
+        config.seed,
+    )
+    sparsifier = _sparsifier(config, model, optimizer, make_plan(config, steps_per_epoch), probe)
+    if hardware.sync_batch_norm:  # only now, since it can neither be counted nor differentiated twice
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
+    if hardware.compile:
+        model.compile()  # in place: names of parameters, masks and checkpoints stay as they are
+    flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
+    warmup_steps = step_at(schedule.lr.warmup_epochs, steps_per_epoch)
+    training = Training(
+        model=model,
+        optimizer=optimizer,
+        sparsifier=sparsifier,
+        lr=part(config, "schedule.lr")(LRPlan(schedule.lr.peak, epochs(config) * steps_per_epoch, warmup_steps)),
+        train_batches=loaders.train,
+        val_batches=loaders.val,
+        flops=flops,
+        precision=Precision(hardware.precision, hardware.device),
+        settings=_settings(config),
+        counters=Counters(flops=sparsifier.forward_passes * flops.dense),
+        processes=processes,
+    )
+    if processes.world > 1:
+        training.begin_alike()
+    return Parts(
+        training=training,
+        test_batches=loaders.test,
+        dataset=dataset,
+        dense_training_flops=flops.dense_training(schedule.epochs * loaders.train.samples),
+        device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
+    )
+
+
+def epochs(config: Config) -> int:
+    """Return how many epochs the run trains for."""
+    return config.schedule.epochs * config.schedule.multiplier
+
+
+def part(config: Config, slot: str) -> Any:
+    """Return the function that fills a slot, its options bound; None if the slot is empty."""
+    name = get(config, slot).name
+    if name == registry.NONE:
+        return None
+    function = registry.find(SLOTS[slot], name).load()
+    return partial(function, **options(config, slot))
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Return the data set, loaded once for all cells of a sweep; DataError if it cannot be had."""
+    data = config.data
+    storage = data.storage
+    if data.augment.resized_crop_scale is not None and storage == "auto":
+        storage = "stream"
+    found = _load_once(
+        data.name,
+        digest=data.digest or published.digest(data.name),  # of a config that is not complete
+        root=data.root,
+        cache=data.cache,
+        download=data.download,
+        size=data.size,
+        center_crop=data.center_crop,
+        storage=storage,
+    )
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+@cache
+def _load_once(name: str, **options: Any) -> Dataset | DataError:
+    """A sweep uses few data sets in many cells; to find out what is wrong with one may take as long as to load it."""
+    try:
+        return load(name, registry.find("data", name).load(), **options)
+    except DataError as error:
+        if isinstance(error, NotHereError) or isinstance(error.__cause__, OSError):  # which may be another next time
+            raise
+        return error
+
+
+@cache
+def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples]:
+    train, val = train_val_split(dataset.train.labels, val_fraction, split_seed)
+    return dataset.train.select(train), dataset.train.select(val)
+
+
+@cache
+def _statistics(train: Split) -> tuple[list[float], list[float]]:
+    return channel_statistics(train)
+
+
+@dataclass(frozen=True)
+class _Loaders:
+    train: Loader
+    val: Loader
+    test: Loader
+
+
+def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
+    """Return the batches of all three splits on a device, normalised by the statistics of the training split."""
+    data = config.data
+    train, val = _split_once(dataset, data.val_fraction, data.split_seed)
+    mean, std = data.mean, data.std
+    if mean is None and isinstance(train, Split):
+        mean, std = _statistics(train)
+    batches = partial(
+        loader,
+        batch_size=config.schedule.batch_size,
+        device=device,
+        mean=mean,
+        std=std,
+        workers=config.hardware.workers,
+    )
+    return _Loaders(
+        train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
+        val=batches(val),
+        test=batches(dataset.test),
+    )
+
+
+# -- model and method --------------------------------------------------------------------------------------------------
+
+
+def make_model(config: Config, dataset: Dataset) -> nn.Module:
+    """Return the network for the shape and the classes of a data set, on torch's default device."""
+    model: nn.Module = part(config, "model")(dataset.shape, dataset.classes)
+    return model
+
+
+def make_scope(config: Config) -> Scope:
+    """Return which weights may be sparse."""
+    return Scope(**vars(config.sparsity.scope))
+
+
+def make_plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
+    """Return the update plan; ConfigError if it has no update in the whole run."""
+    update = config.sparsity.update
+    if update.every is None:
+        return None
+    plan = UpdatePlan(total_steps=epochs(config) * steps_per_epoch, **vars(update))
+    if plan.updates() == 0:
+        raise ConfigError(
+            [
+                f"sparsity.update.every={update.every}: there is no update in the whole run, which has "
+                f"{plan.total_steps} steps ({epochs(config)} epochs of {steps_per_epoch}) and allows updates from "
+                f"step {plan.start_step} to {plan.stop_step}, its last step aside. Set a smaller "
+                "schedule.update_every, or train longer"
+            ]
+        )
+    return plan
+
+
+def first_parts(config: Config) -> FirstParts:
+    """Return the parts of the method that make the first masks."""
+    init = part(config, "sparsity.init")
+    if config.sparsity.init.path is not None:
+        init = partial(init, path=str(checkpoint(config, "sparsity.init.path")))
+    return FirstParts(part(config, "sparsity.distribution"), init, part(config, "sparsity.pattern"))
+
+
+def initial_density(config: Config) -> float | None:
+    """Return the density at the first step; None if something else than a density says how many weights are kept."""
+    sparsity = config.sparsity
+    if first_parts(config).own_counts:
+        return None
+    initial = options(config, "sparsity.density_schedule").get("initial")
+    return sparsity.density if initial is None else float(initial)
+
+
+def _sparsifier(
+    config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None, probe: Probe
+) -> Sparsifier:
+    return Sparsifier(
+        model,
+        optimizer,
+        density=initial_density(config),
+        **vars(first_parts(config)),
+        scope=make_scope(config),
+        probe=probe,
+        seed=config.seed,
+        plan=plan,
+        **(updating(config, plan) if plan else {}),
+    )
+
+
+def updating(config: Config, plan: UpdatePlan) -> dict[str, Any]:
+    """Return what only a method that updates its topology has."""
+    sparsity = config.sparsity
+    parts = {slot: part(config, f"sparsity.{slot}") for slot in ("drop", "grow", "redistribute")}
+    if sparsity.drop_fraction.name != registry.NONE:
+        parts["drop_fraction"] = part(config, "sparsity.drop_fraction")(plan)
+    if sparsity.density_schedule.name != registry.NONE:
+        parts["density_curve"] = part(config, "sparsity.density_schedule")(plan, sparsity.density)
+    return {**parts, "drop_pool": sparsity.drop.pool, "prune_pool": sparsity.density_schedule.pool}
+
+
+def _settings(config: Config) -> Settings:
+    schedule, checkpoint = config.schedule, config.checkpoint
+    return Settings(
+        seed=config.seed,
+        epochs=epochs(config),
+        label_smoothing=schedule.label_smoothing,
+        accumulate=schedule.accumulate,
+        channels_last=config.hardware.channels_last,
+        select=schedule.select,
+        eval_every_epochs=schedule.eval_every_epochs,
+        log_every_steps=config.tracking.every_steps,
+        checkpoint_every_s=60 * checkpoint.every_min,
+        checkpoint_every_steps=checkpoint.every_steps,
+    )

@@ -1,0 +1,110 @@
+"""The runs of a command: a config, what identifies it, and the record that there is of it so far."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dst.config.compose import to_yaml
+from dst.config.identity import id_of, identity
+from dst.config.schema import Config, ConfigError
+from dst.records.catalog import attempt_folder, find_runs
+from dst.records.read import read_run, read_status, read_summary
+from dst.records.store import Record
+from dst.run import resume
+from dst.run.report import is_complete, run_report
+from dst.run.resume import create, frozen
+from dst.run.sources import going_on, sources
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a command: its complete config, and its record so far (the newest attempt folder), if any."""
+
+    config: Config
+    found: Path | None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What identifies the run, by key."""
+        return identity(self.config)
+
+    @cached_property
+    def id(self) -> str:
+        """The run id."""
+        return id_of(self.identity)
+
+    @cached_property
+    def text(self) -> str:
+        """The config as it is frozen, in YAML."""
+        return to_yaml(frozen(self.config))
+
+    @property
+    def building(self) -> Config:
+        """The config to build the run with; ConfigError if it goes on and its checkpoint cannot be read now."""
+        if self.found is None or not sources(self.config) or self.state == "new":
+            return self.config
+        return going_on(self.config, self.found)
+
+    @property
+    def state(self) -> str:
+        """The recorded state; ``new`` if nothing is recorded, or all that is shall be left alone."""
+        if self.found is None or self.config.output.resume == "never":
+            return "new"
+        state = str((read_status(self.found) or {"state": "running"}).get("state"))
+        # Without its figures a run is not done; its newest checkpoint has what is needed to have them again.
+        return "running" if state == "done" and not is_complete(read_summary(self.found)) else state
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether training again would change nothing: the run is done, or diverged and would do so again."""
+        return self.state in ("done", "diverged")
+
+    def record(self, command: str, *, durable: bool = True) -> Record:
+        """Return the record to continue, or a new one."""
+        if self.state == "new":
+            known = self.config, self.identity, self.text
+            return create(*known, command, superseded=self.found, durable=durable)
+        assert self.found is not None
+        return Record.open(self.found, durable=durable)
+
+    def at(self, found: Path | None) -> "Cell":
+        """Return this run with another record; what has been worked out of its config is kept."""
+        moved = copy.copy(self)
+        object.__setattr__(moved, "found", found)
+        return moved
+
+
+def cells(configs: Sequence[Config]) -> list[Cell]:
+    """Return the distinct runs of the configs, each with its record if there is one below its output root."""
+    distinct = {cell.id: cell for cell in (Cell(config, None) for config in configs)}
+    return looked_up(distinct.values())
+
+
+def looked_up(cells: Iterable[Cell]) -> list[Cell]:
+    """Return cells with the records that there are of them now."""
+    cells = list(cells)
+    newest: dict[tuple[str, str], Path] = {}
+    for root in {cell.config.output.root for cell in cells}:
+        try:
+            folders = find_runs(Path(root))
+        except OSError as error:
+            raise ConfigError([f"output.root={root}: cannot look for runs there: {error}"]) from error
+        for folder in sorted(folders, key=attempt_folder):
+            newest[root, folder.name.partition(".")[0]] = folder
+    return [cell.at(newest.get((cell.config.output.root, cell.id))) for cell in cells]
+
+
+def enter(cells: Sequence[Cell], command: str) -> None:
+    """See that the groups of these cells hold them all, also those whose runs lie elsewhere; ConfigError."""
+    for cell in cells:
+        if cell.found is not None and cell.config.output.resume != "never":
+            resume.enter(cell.config, cell.id, cell.found, command)
+
+
+def report(folder: Path) -> str:
+    """Return what is to be said of a finished run, from its record alone."""
+    name, summary = read_run(folder).get("name", folder.name), read_summary(folder)
+    return run_report(name, folder, summary or {}, read_status(folder) or {})

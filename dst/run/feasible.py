@@ -1,0 +1,233 @@
+"""Whether data, model and method of a config fit together, found out before anything is built or recorded."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dst import registry
+from dst.config.schema import Config, ConfigError, options
+from dst.data import published
+from dst.data.dataset import Dataset, NotHereError
+from dst.data.shard import Shard
+from dst.fractions import step_at
+from dst.metrics.flops import forward_flops
+from dst.run.build import (
+    first_parts,
+    initial_density,
+    load_dataset,
+    make_loaders,
+    make_model,
+    make_plan,
+    make_scope,
+    part,
+    updating,
+)
+from dst.run.sources import stored
+from dst.sparsity.allocation import allocate
+from dst.sparsity.distribution import Distribution, uniform
+from dst.sparsity.drop_fraction import Curve
+from dst.sparsity.initial_masks import admissible, check_layout
+from dst.sparsity.marks import marks_of
+from dst.sparsity.scope import Layer
+from dst.training.distributed import accumulation_parts
+
+
+def check(config: Config, *, elsewhere: bool = False) -> None:
+    """Raise ConfigError, with all problems, if data, model and method do not fit together.
+
+    Before anything is built or recorded; needs the data, but neither time nor memory for the model, and touches no
+    device: those who submit sit on machines without. ``elsewhere``: the run will be carried out on another machine, so
+    its device is not looked for here, nor, if ``data.digest`` says which it is, data that is not here: then it only
+    says that this was not checked.
+    """
+    if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
+        raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
+    problems: list[str] = []
+    with _told(problems):
+        try:
+            dataset = load_dataset(config)
+        except NotHereError:
+            if not elsewhere or (config.data.digest or published.digest(config.data.name)) is None:
+                raise
+            told = f"data.root={config.data.root}: there is no {config.data.name} here"
+            print(f"note: {told}; whether the runs fit it is checked when they begin", file=sys.stderr)
+            return
+        train = make_loaders(config, dataset, "cpu").train
+        with _told(problems):
+            _check_plan(config, len(train))
+        with torch.device("meta"):
+            model = make_model(config, dataset)
+        forward_flops(model, dataset.shape)
+        with _told(problems):
+            _check_shards(config, train.samples)
+            _check_batch_norm(config, model, dataset, train.samples)
+        with _told(problems):
+            _check_sources(config, model)
+        with _told(problems, "sparsity.scope: "):
+            layers = make_scope(config).layers(model)
+            with _told(problems):
+                _check_batches(config, len(train))
+            with _told(problems, f"sparsity.init.path={config.sparsity.init.path}: "):
+                _check_masks(config, layers)
+            density = config.sparsity.density
+            with _told(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
+                _check_density(config, layers)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+@contextmanager
+def _told(problems: list[str], key: str = "") -> Iterator[None]:
+    """Add what a part finds wrong to the problems, behind the key to blame, and go on after the block."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
+    except (ValueError, RuntimeError, MemoryError) as error:
+        problems.append(f"{key}{error}")
+
+
+def _check_plan(config: Config, steps_per_epoch: int) -> None:
+    plan = make_plan(config, steps_per_epoch)
+    if plan is not None:
+        _check_selection(config, steps_per_epoch, plan.total_steps, updating(config, plan).get("density_curve"))
+    lr = config.schedule.lr
+    if lr.warmup_epochs > 0 and step_at(lr.warmup_epochs, steps_per_epoch) == 0:
+        raise ConfigError(
+            [f"schedule.lr.warmup_epochs={lr.warmup_epochs} is less than a step (an epoch has {steps_per_epoch})"]
+        )
+
+
+def _check_selection(config: Config, steps_per_epoch: int, total_steps: int, density: Curve | None) -> None:
+    """Raise ConfigError if only the last evaluation is at the final density, so that there is nothing to select."""
+    interval = steps_per_epoch * config.schedule.eval_every_epochs
+    last_but_one = (total_steps - 1) // interval * interval
+    if config.schedule.select == "best_val" and density and density(last_but_one) != density(total_steps):
+        raise ConfigError(
+            [
+                f"schedule.select=best_val would be ignored: the density still falls at step {last_but_one} of "
+                f"{total_steps}, where the last evaluation but one takes place, and only networks at their final "
+                "density are selected. Let the ramp end earlier (sparsity.density_schedule.end), evaluate more often "
+                "(schedule.eval_every_epochs), or use schedule.select=last"
+            ]
+        )
+
+
+def _batch_sizes(config: Config, samples: int) -> set[int]:
+    """Return the sizes of the batches of an epoch, of which the last one may be smaller."""
+    batch_size = config.schedule.batch_size
+    return {min(batch_size, samples), samples % batch_size} - {0}
+
+
+def _check_shards(config: Config, samples: int) -> None:
+    """Raise ConfigError if a batch does not leave every process a sample for each part that it accumulates."""
+    schedule, processes = config.schedule, config.hardware.processes
+    smallest = min(_batch_sizes(config, samples))
+    if processes > 1 and smallest // processes < schedule.accumulate:
+        each = f", each {schedule.accumulate} (schedule.accumulate)" if schedule.accumulate > 1 else ""
+        raise ConfigError(
+            [
+                f"schedule.batch_size={schedule.batch_size}: the {samples} training samples leave a batch of "
+                f"{smallest}, too few for {processes} processes (hardware.processes){each}; choose another batch size "
+                "or fewer processes"
+            ]
+        )
+
+
+def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
+    """Batch norm cannot train on one value a channel, which the last batch of an epoch may come to."""
+    schedule, hardware = config.schedule, config.hardware
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if hardware.sync_batch_norm:
+        if not has_batch_norm:
+            raise ConfigError(["hardware.sync_batch_norm=true would be ignored: the model has no batch norm"])
+        return  # its statistics are over two processes or more
+    if 1 in _part_sizes(config, samples) and has_batch_norm:
+        try:
+            model.train()(torch.empty(1, *dataset.shape, device="meta"))
+        except ValueError as error:
+            shared = f" and hardware.processes={hardware.processes}" if hardware.processes > 1 else ""
+            raise ConfigError(
+                [
+                    f"schedule.batch_size: with schedule.batch_size={schedule.batch_size} and schedule.accumulate="
+                    f"{schedule.accumulate}{shared} the {samples} training samples leave a batch of one, on which this "
+                    "model's batch norm cannot train; choose another batch size"
+                ]
+            ) from error
+
+
+def _part_sizes(config: Config, samples: int) -> set[int]:
+    """Return the numbers of samples that pass through the model at once in training."""
+    world, accumulate = config.hardware.processes, config.schedule.accumulate
+    sizes: set[int] = set()
+    for batch in _batch_sizes(config, samples):
+        for rank in range(world):
+            share = torch.empty(len(Shard(rank, world).of(range(batch))))
+            sizes |= {len(part) for part in accumulation_parts(share, accumulate, world)}
+    return sizes
+
+
+def _check_density(config: Config, layers: list[Layer]) -> None:
+    sparsity = config.sparsity
+    shapes = [layer.weight.shape for layer in layers]
+    parts = first_parts(config)
+    check_layout(layers, pattern=parts.pattern, init=parts.init, grow=part(config, "sparsity.grow"))
+    if parts.own_counts or parts.distribution is None:
+        counts = [layer.size for layer in layers]
+    else:  # where data will say how many weights a layer keeps, any distribution shows whether the density can be had
+        by_data = "ranks" in marks_of(parts.distribution)
+        distribution = uniform if by_data else cast(Distribution, parts.distribution)
+        counts = allocate(distribution, shapes, initial_density(config))
+    counts = admissible(parts.pattern(), [layer.name for layer in layers], shapes, counts)
+    if sparsity.density is not None:
+        allocate(uniform, shapes, sparsity.density)  # the final one may be impossible where the first is not
+    if sparsity.redistribute.name != registry.NONE and len(shapes) < 2:
+        raise ConfigError(
+            [
+                f"sparsity.redistribute.name={sparsity.redistribute.name} would be ignored: the model has a single "
+                "sparse layer; set it to none"
+            ]
+        )
+    is_full = all(count == layer.size for count, layer in zip(counts, layers, strict=True))
+    may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
+    if is_full and sparsity.drop.name != registry.NONE and not may_be_full:
+        mend = "leave out drop and grow" if sparsity.density is None else "choose a smaller density"
+        raise ValueError(f"no layer has an inactive weight, so that nothing could be grown; {mend}")
+
+
+def _check_batches(config: Config, available: int) -> None:
+    """Raise ConfigError if a part looks at more batches of data than there are."""
+    for slot in ("sparsity.distribution", "sparsity.init"):
+        wanted = options(config, slot).get("batches")
+        if wanted is not None and wanted > available:
+            raise ConfigError([f"{slot}.batches={wanted}: the training set has {available}; ask for fewer"])
+
+
+def _check_sources(config: Config, model: nn.Module) -> None:
+    """Raise ConfigError if the weights that are taken from another run are not there or do not fit."""
+    if config.model.weights is None:
+        return
+    theirs = {name: tuple(t.shape) for name, t in stored(config, "model.weights")["model"].items()}
+    ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    if theirs != ours:
+        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
+        raise ConfigError(
+            [f"model.weights={config.model.weights} is of another model: {', '.join(differing[:6])} differ"]
+        )
+
+
+def _check_masks(config: Config, layers: list[Layer]) -> None:
+    """Raise ValueError if masks that are taken from another run do not fit the model."""
+    if config.sparsity.init.path is None:
+        return
+    masks = stored(config, "sparsity.init.path")["sparsifier"]["masks"]
+    theirs = {name: tuple(mask.shape) for name, mask in masks.items()}
+    ours = {layer.name: tuple(layer.weight.shape) for layer in layers}
+    if theirs != ours:
+        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
+        raise ValueError(f"its masks are of another model or scope: layers {', '.join(differing[:6])} differ")

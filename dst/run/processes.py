@@ -1,0 +1,102 @@
+"""One run in several processes: the main one leads and keeps the record, the others follow it."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dst.config.schema import Config, ConfigError
+from dst.records.states import EXIT_CODES
+from dst.run import attempt
+from dst.run.terminal import leave_at_once
+from dst.training.rank import Rank, own_rank
+
+if TYPE_CHECKING:
+    from dst.training.distributed import Group
+    from dst.training.stopping import StopFlag
+
+
+def together(config: Config, here: Rank, stop: "StopFlag", lead: Callable[["Group"], int]) -> int:
+    """Run a config in several processes, each of which calls this; return the exit code, in all of them the same.
+
+    ``lead`` is what the main process does: all that is to be done once, such as checking the config and having the data
+    ready; then it tells the others by ``tell``, with the config that says by digests what they are to read, and runs
+    it. They are let go whatever happens. Raises ConfigError in all of them; that the main one tells it is enough.
+    """
+    from dst.training.distributed import DismissedError, PeerError, StartError, joined
+
+    hardware = config.hardware
+    leave_at_once()  # now and then a thread of gloo wants Python's lock when that ends, and aborts the process
+    try:
+        with joined(here, hardware.device, strict=hardware.determinism == "strict") as processes, processes.watched():
+            if processes.is_main:
+                return _led(processes, lead)
+            identified: Config = processes.hear()  # that the data is there, and all is well
+            return EXIT_CODES[attempt.follow(identified, stop, processes)]
+    except StartError as error:
+        raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
+    except DismissedError as end:
+        return end.code
+    except PeerError as error:
+        print(f"error: rank {here.rank}: {error}", file=sys.stderr)
+        return EXIT_CODES["failed"]
+
+
+def _led(processes: "Group", lead: Callable[["Group"], int]) -> int:
+    code = EXIT_CODES["failed"]
+    try:
+        code = lead(processes)
+        return code
+    except ConfigError:
+        code = EXIT_CODES["refused"]
+        raise
+    finally:
+        processes.dismiss(code)
+
+
+def started() -> Rank:
+    """Return this process's rank among those that were started for the command; ConfigError if that makes no sense."""
+    try:
+        return own_rank()
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+
+
+def check_start(configs: Sequence[Config], here: Rank, *, multirun: bool = False, by_launcher: bool = False) -> None:
+    """Raise ConfigError if the processes that were started are not those of the configs.
+
+    ``by_launcher``: the command trains nothing itself but has a launcher start what the configs ask for.
+    """
+    if by_launcher:
+        if here.world > 1:
+            raise ConfigError(
+                [
+                    f"{here.world} processes were started (WORLD_SIZE={here.world} in the environment), but the "
+                    "launcher starts those of each run itself: start one process, by python and not by torchrun"
+                ]
+            )
+        return
+    wanted = max(config.hardware.processes for config in configs)
+    if multirun and max(wanted, here.world) > 1:
+        raise ConfigError(
+            [
+                f"-m with hardware.processes={wanted} and {here.world} processes started: a sweep starts no processes "
+                "for its cells; let a launcher do it (hydra/launcher=local, or hardware=slurm_ddp), or start each cell "
+                "by itself, by torchrun and without -m"
+            ]
+        )
+    if here.world == wanted:
+        return
+    if here.world == 1:
+        raise ConfigError(
+            [
+                f"hardware.processes={wanted}: only one process was started. Type: torchrun --nproc_per_node {wanted} "
+                f"{shlex.join(sys.argv)}"
+            ]
+        )
+    raise ConfigError(
+        [
+            f"hardware.processes={wanted}, but {here.world} processes were started (WORLD_SIZE={here.world} in the "
+            f"environment): add hardware.processes={here.world}, or start as many as the config says"
+        ]
+    )
