@@ -243,7 +243,8 @@ def facts(commands: Sequence[str] = COMMANDS, refused: Sequence[str] = REFUSED, 
 
 
 def _differing(leaves: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in leaves.items() if key not in base or value != base[key]}
+    """Return what is not as in the default run; 1 is not 1.0."""
+    return {key: value for key, value in leaves.items() if key not in base or repr(value) != repr(base[key])}
 
 
 def _pretend(folder: str) -> None:
@@ -324,12 +325,6 @@ def _refusal(command: str) -> dict[str, Any]:
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def differences(then: Facts, now: Facts) -> Iterator[str]:
-    """Yield a line for each value that is not what it was."""
-    for part in then.keys() | now.keys():
-        yield from (f"{part}: {line}" for line in different(then.get(part, {}), now.get(part, {})))
-
-
 def different(then: Any, now: Any, where: str = "") -> Iterator[str]:
     """Yield where two nested values differ."""
     if isinstance(then, dict) and isinstance(now, dict):
@@ -340,7 +335,7 @@ def different(then: Any, now: Any, where: str = "") -> Iterator[str]:
                 yield f"{below}: {side}: {value}"
             else:
                 yield from different(then[key], now[key], below)
-    elif then != now:
+    elif repr(then) != repr(now):  # 1 is not 1.0
         yield f"{where}: {then!r} became {now!r}"
 
 
@@ -364,7 +359,7 @@ def main() -> int:
         options.to.write_text(now)
         return 0
     then = json.loads(FILE.read_text()) if FILE.exists() else {}
-    lines = list(differences(then, json.loads(now)))
+    lines = list(different(then, json.loads(now)))
     print("\n".join([*lines, f"{len(lines)} facts differ"]))
     if options.write:
         FILE.write_text(now)
