@@ -27,16 +27,20 @@ from typing import Any
 import numpy as np
 import torch
 
-# All that is known of the package is named here, since modules move.
-from dst import build as building
-from dst import forecast as forecasting
-from dst.checks import check
 from dst.cli import main as command_line
-from dst.compose import compose_command
-from dst.config import Config, ConfigError, complete, flatten, get, id_of, identity, with_value
-from dst.data import Dataset, Files, Split
-from dst.data.fit import Fit
-from dst.sources import identified
+from dst.config.checks import check
+from dst.config.compose import compose_command
+from dst.config.identity import id_of, identity
+from dst.config.schema import Config, ConfigError, complete, flatten, get, with_value
+from dst.data.dataset import Dataset, Split
+from dst.data.files import Files
+from dst.data.resize import Resize
+
+# All that is known of the package is named here, since modules move.
+from dst.run import build as building
+from dst.run import feasible
+from dst.run import forecast as forecasting
+from dst.run.sources import identified
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONF = REPOSITORY / "conf"
@@ -218,7 +222,7 @@ def _images(labels: torch.Tensor, shape: tuple[int, int, int]) -> Split:
 
 def _files(labels: torch.Tensor, shape: tuple[int, int, int]) -> Files:
     names, stamps = np.zeros(len(labels), dtype="S1"), np.zeros((len(labels), 2), dtype=np.int64)
-    return Files(Path("nowhere"), names, stamps, labels, Fit(shape[1]))
+    return Files(Path("nowhere"), names, stamps, labels, Resize(shape[1]))
 
 
 # -- facts -------------------------------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ def _counts(config: Config) -> dict[str, Any]:
         if get(config, key) is not None:  # the bits of what is there differ between machines, and so does their digest
             config = with_value(with_value(config, key, _source()), digest, None)
     config = with_value(config, "hardware", Config().hardware)  # which changes no count
-    building.check(config)
+    feasible.check(config)
     (forecast,) = forecasting.forecasts([with_value(config, "hardware.device", "cuda")])  # which is not here
     found = {name: getattr(forecast, name) for name in ("steps", "parameters", "maskable", "active", "dense_flops")}
     if {config.sparsity.distribution.name, config.sparsity.init.name} & set(SALIENT):

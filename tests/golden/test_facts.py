@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from dst import registry
-from dst.config import SLOTS
+from dst.config.schema import SLOTS
 from tests.golden.facts import COMMANDS, CONF, FILE, REFUSED, different, facts, text
 
 ANEW = "If it is meant so, take the facts anew by python -m tests.golden.facts --write, and commit what has changed."
