@@ -16,11 +16,13 @@ from dst.run.terminal import program
 
 SEED: Final = "config.seed"
 ACCURACY: Final = "test/accuracy"
+METHOD: Final = "method"
+SCHEMA: Final = "schema"
 
 LABELS: Final = {
     "data": "config.data.name",
     "model": "config.model.name",
-    "method": "config.sparsity.label",
+    "method": METHOD,
     "density": "config.sparsity.density",
 }
 """Columns that name a row -> the columns of the catalog they show."""
@@ -54,17 +56,17 @@ class TableError(ValueError):
 def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each experiment, that is all runs that differ in nothing but the seed, as numbers.
 
-    Columns: ``LABELS``; a column for every other config key by which two of the rows with equal labels differ;
-    ``accuracy`` in percent and ``accuracy_std``, the mean and the sample standard deviation (n - 1) over the seeds that
-    are done; the means ``FIGURES``; ``n`` seeds done of ``expected``, those that any experiment of its groups has;
-    ``missing`` says what became of the others. ``TableError`` if a seed of an experiment occurs twice.
+    Columns: ``LABELS``; ``schema``, if the runs have their ids by several versions of it; a column for every other
+    config key by which two of the rows with equal labels differ; ``accuracy`` in percent and ``accuracy_std``, the mean
+    and the sample standard deviation (n - 1) over the seeds that are done; the means ``FIGURES``; ``n`` seeds done of
+    ``expected``, those that any experiment of its groups has; ``missing`` says what became of the others.
+    ``TableError`` if a seed of an experiment occurs twice.
     """
     runs, texts = _comparable(frame)
-    extra = _distinguishing(texts)
-    shown = {**LABELS, **{key.removeprefix("config."): key for key in extra}}
+    shown = {**LABELS, **{key.removeprefix("config."): key for key in _distinguishing(runs, texts)}}
     seeds = {group: set(members[SEED]) for group, members in runs.groupby("group")}
     rows = []
-    for _, members in runs.groupby(list(texts.agg("\n".join, axis=1))) if len(runs) else ():
+    for _, members in runs.groupby("experiment"):
         expected = set().union(*(seeds[group] for group in members["group"]))
         labels = {name: _plain(members[key].iloc[0]) for name, key in shown.items()}
         rows.append(labels | _figures(members) | _completeness(members, expected))
@@ -142,28 +144,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the runs in order of seed, and as text what makes their experiments: the identity without the seed.
+    """Return the runs in order of seed, and as text what makes their experiments: schema and identity without the seed.
 
     A key that is not in a run's identity has its default there, whether its config knows the key already or not.
+    The runs have their ``experiment`` as a column. One whose method has several names has all of them as ``method``.
     """
     runs = recorded(newest(frame))
-    runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, SEED, ACCURACY, *LABELS.values(), *FIGURES.values()])])
-    runs = runs.sort_values([SEED, "id"])
-    texts = runs[[*LABELS.values()]].map(lambda value: json.dumps(_plain(value)))
+    wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), *FIGURES.values()]
+    runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *wanted])]).sort_values([SEED, "id"])
     identities = [json.loads(text) for text in runs["identity"]]
-    for key in sorted({key for identity in identities for key in identity}):
-        if f"config.{key}" not in (SEED, *LABELS.values()):
-            texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
+    keys = sorted({key for identity in identities for key in identity} - {SEED.removeprefix("config.")})
+    texts = pd.DataFrame({SCHEMA: runs[SCHEMA].map(_text)}, index=runs.index)
+    for key in keys:
+        texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
+    runs["experiment"] = ["\n".join(row) for row in texts.itertuples(index=False)]
+    runs[METHOD] = runs.groupby("experiment")[METHOD].transform(_names)
     return runs, texts
 
 
-def _distinguishing(texts: pd.DataFrame) -> list[str]:
-    """Return the keys that are no label and by which experiments of equal labels differ."""
-    others = [key for key in texts.columns if key not in LABELS.values()]
-    if texts.empty or not others:
-        return []
-    varies = (texts.groupby(list(LABELS.values()))[others].nunique() > 1).any()
-    return [key for key in others if varies[key]]
+def _distinguishing(runs: pd.DataFrame, texts: pd.DataFrame) -> list[str]:
+    """Return the keys by which experiments of equal labels differ: the schema, then others within one schema."""
+    alike = [*(runs[column].map(_text) for column in LABELS.values()), texts[SCHEMA]]
+    others = [key for key in texts.columns.drop(SCHEMA) if texts.groupby(alike)[key].nunique().max() > 1]
+    return [*([SCHEMA] if texts[SCHEMA].nunique() > 1 else []), *others]
+
+
+def _names(methods: pd.Series) -> str | None:
+    """Return all names that runs of one experiment give their method; None if they give none."""
+    return ", ".join(sorted(set(methods.dropna()))) or None
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_plain(value))
 
 
 def _figures(runs: pd.DataFrame) -> dict[str, Any]:

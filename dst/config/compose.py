@@ -6,14 +6,14 @@ Hydra sees them, all at once; what only Hydra can find (types, YAML syntax) is t
 
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
-from functools import cache, partial
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import yaml
 from hydra import compose as hydra_compose
@@ -33,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dst.config.launcher import LAUNCHER_OPTIONS, LauncherSettings
 from dst.config.schema import Config, ConfigError, Sparsity, complete, flatten, leaves
+from dst.records.label import LABEL
 from dst.registry import suggest
 
 CONFIG_NAME = "config"
@@ -73,11 +74,23 @@ def compose(conf: Path, overrides: Sequence[str], *, resolve: bool = True) -> Di
         return config
 
 
+class ComposedCell(NamedTuple):
+    """One cell of a command.
+
+    ``overrides``: those of its own, which sweep nothing. ``changed``: what they, or a file such as that of an
+    experiment, changed in the method that they choose: dotted key -> value.
+    """
+
+    overrides: list[str]
+    config: Config
+    changed: dict[str, Any]
+
+
 @dataclass
 class Composed:
-    """The cells of a command, each with its overrides, and who launches them (None: they run in this process)."""
+    """The cells of a command, and who launches them (None: they run in this process)."""
 
-    cells: list[tuple[list[str], Config]]
+    cells: list[ComposedCell]
     launcher: LauncherSettings | None = None
 
 
@@ -96,18 +109,18 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
             return Composed(composed, _launcher(first, cells[0]))
         _check_single(parsed)
         raw = _by_hydra(_unset(overrides))
-        launcher = _launcher(raw, overrides)
-        config = _labelled(_to_typed(_run(raw)), overrides, lambda fewer: _to_typed(_run(_by_hydra(fewer))))
-        return Composed([(list(overrides), config)], launcher)
+        launcher, own = _launcher(raw, overrides), _composed_once(_method(raw))
+        config = _to_typed(_run(raw))
+        return Composed([ComposedCell(list(overrides), config, _changed(config, raw, own, parsed))], launcher)
 
 
 def compose_cells(conf: Path, overrides: Sequence[str], *, multirun: bool) -> list[tuple[list[str], Config]]:
     """Return (overrides, config) of every cell of a command; see ``compose_command``."""
-    return compose_command(conf, overrides, multirun=multirun).cells
+    return [(cell.overrides, cell.config) for cell in compose_command(conf, overrides, multirun=multirun).cells]
 
 
-def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[tuple[list[str], Config]]:
-    """Return (overrides, config) of cells whose overrides sweep nothing any more; ConfigError as above."""
+def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[ComposedCell]:
+    """Return cells given by their overrides, which sweep nothing; ConfigError as in ``compose_command``."""
     with _hydra(conf):
         _check_overrides(_parse(list(dict.fromkeys(text for cell in cells for text in cell))), groups(conf))
         composer = Composer()
@@ -165,17 +178,17 @@ def _text(key: str, element: Any) -> str:
     return f"{key}={QuotedString(element, quote).with_quotes()}"
 
 
-def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[tuple[list[str], Config]]:
+def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[ComposedCell]:
     """Return cells with their configs; ConfigError with the problems of all."""
-    configs, problems = [], []
+    composed, problems = [], []
     for cell in cells:
         try:
-            configs.append((cell, _labelled(composer.config(cell), cell, partial(composer.config, part="sparsity."))))
+            composed.append(composer.cell(cell))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return configs
+    return composed
 
 
 def _ends(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:
@@ -195,16 +208,29 @@ def _compared(composer: "Composer", cell: Sequence[str]) -> DictConfig:
     return own
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Chosen:
     """What Hydra composes of a choice of files, pickled: a copy by pickle takes a fifth of the time of a deep copy.
 
     ``typed``: the same as a typed config, if it can be one. ``referring``: those of its leaves that refer to others.
+    ``method``: the overrides that choose the file of its method, and nothing else.
     """
 
     raw: bytes
     typed: bytes | None
     referring: tuple[str, ...]
+    method: tuple[str, ...]
+
+    @cached_property
+    def sparsity(self) -> Any:
+        """The method as the files have it, its references as text."""
+        return OmegaConf.to_container(pickle.loads(self.raw).sparsity, resolve=False)
+
+    @cached_property
+    def own_leaves(self) -> dict[str, Any] | None:
+        """The leaves of the method by dotted key; None if they depend on the rest of a config. ValueError."""
+        depends = any(key.startswith("sparsity.") and key not in _NOT_SHOWN for key in self.referring)
+        return None if depends or self.typed is None else _leaves(pickle.loads(self.typed).sparsity)
 
 
 class Composer:
@@ -222,11 +248,12 @@ class Composer:
         self.moment = DictConfig({})
         """Has what is the same in all cells of a sweep whenever they are composed, such as ``${now:%H}``."""
 
-    def config(self, overrides: Sequence[str], part: str = "") -> Config:
-        """Return what Hydra composes of these overrides, as a typed config; ConfigError if it cannot.
+    def config(self, overrides: Sequence[str]) -> Config:
+        """Return what Hydra composes of these overrides, as a typed config; ConfigError if it cannot."""
+        return self.cell(overrides).config
 
-        ``part``: what alone is needed of it, e.g. ``sparsity.``.
-        """
+    def cell(self, overrides: Sequence[str]) -> ComposedCell:
+        """Return the cell that has these overrides; ConfigError if Hydra cannot compose it."""
         with _told():
             parsed = [_parsed(text) for text in overrides]
             ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
@@ -234,14 +261,20 @@ class Composer:
             setting = [item for item in parsed if not (self._chooses(item) or item.is_hydra_override())]
             raw: DictConfig = pickle.loads(chosen.raw)
             ConfigLoaderImpl._apply_overrides_to_config(setting, raw)
-            if chosen.typed is None or not all(map(_sets_a_leaf, setting)):
-                return _to_typed(raw, self.moment)
-            config: Config = pickle.loads(chosen.typed)
-            with _at(raw, self.moment):
-                keys = dict.fromkeys([*chosen.referring, *(str(item.key_or_group) for item in setting)])
-                for key in filter(lambda key: key.startswith(part), keys):
-                    _read_again(config, raw, key)
-            return config
+            config = self._typed(raw, chosen, setting)
+            own = self._chosen(chosen.method)
+            is_own = chosen.sparsity == own.sparsity and not any(map(_is_of_method, setting))
+            return ComposedCell(list(overrides), config, {} if is_own else _changed(config, raw, own, setting))
+
+    def _typed(self, raw: DictConfig, chosen: _Chosen, setting: Sequence[Override]) -> Config:
+        """Return ``raw``, what was chosen with other overrides set, as a typed config; this resolves ``raw``."""
+        if chosen.typed is None or not all(map(_sets_a_leaf, setting)):
+            return _to_typed(raw, self.moment)
+        config: Config = pickle.loads(chosen.typed)
+        with _at(raw, self.moment):
+            for key in dict.fromkeys([*chosen.referring, *(str(item.key_or_group) for item in setting)]):
+                _read_again(config, raw, key)
+        return config
 
     def _chooses(self, override: Override) -> bool:
         """Say, as Hydra does, whether an override chooses files of a group rather than setting keys."""
@@ -260,16 +293,17 @@ class Composer:
 
 
 def _composed_once(choosing: Sequence[str]) -> _Chosen:
-    raw = _run(_by_hydra(choosing))
+    whole = _by_hydra(choosing)
+    method, raw = _method(whole), _run(whole)
     pickled = pickle.dumps(raw, pickle.HIGHEST_PROTOCOL)
     referring = tuple(_referring(raw))
     if not _leaf_keys().issuperset(referring):  # a whole node is another one
-        return _Chosen(pickled, None, ())
+        return _Chosen(pickled, None, (), method)
     try:
         typed = _to_typed(raw)
     except ConfigError:  # what is missing or wrong may be set by an override
-        return _Chosen(pickled, None, ())
-    return _Chosen(pickled, pickle.dumps(typed, pickle.HIGHEST_PROTOCOL), referring)
+        return _Chosen(pickled, None, (), method)
+    return _Chosen(pickled, pickle.dumps(typed, pickle.HIGHEST_PROTOCOL), referring, method)
 
 
 def _referring(node: DictConfig, above: str = "") -> Iterator[str]:
@@ -342,58 +376,59 @@ def _no_task(config: Any) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Labels
+# What was changed in a method
 
 
-def _labelled(config: Config, overrides: Sequence[str], composed: Callable[[list[str]], Config]) -> Config:
-    """Return the config of a cell; a method that overrides have changed carries the changes in its label.
+def _method(composed: DictConfig) -> tuple[str, ...]:
+    """Return the overrides that choose the same method as something that Hydra has composed, and nothing else."""
+    choice = composed.hydra.runtime.choices.get("sparsity")
+    return () if choice is None else (_text("sparsity", str(choice)),)
 
-    ``composed``: what composes the method without them. A label that the user gives stays as it is.
+
+def _changed(config: Config, raw: DictConfig, own: _Chosen, overrides: Sequence[Override]) -> dict[str, Any]:
+    """Return by dotted key in what the method of a config differs from its own file.
+
+    ``raw``: the config, resolved, in which the references of ``own`` are resolved too. The label is among it if it was
+    given; the density and the interval of the updates are not, they have columns and keys of their own.
     """
-    changing = [text for text in overrides if _is_of_method(_parsed(text))]
-    if changing and not any(_is_label(_parsed(text)) for text in changing):
-        rest = [text for text in overrides if text not in changing]
-        config.sparsity.label = _label(config.sparsity, _original(rest, composed))
-    return config
-
-
-def _original(overrides: list[str], composed: Callable[[list[str]], Config]) -> Sparsity:
-    """Return the method that these overrides choose; by its files alone if the rest needs values of the method."""
+    label = config.sparsity.label
     try:
-        return composed(overrides).sparsity
-    except ConfigError:
-        return composed([text for text in overrides if "." not in _parsed(text).key_or_group]).sparsity
-
-
-def _label(method: Sparsity, original: Sparsity) -> str:
-    """Return the label of a method, with what it has been changed in.
-
-    Its density and the interval of its updates have columns and keys of their own.
-    """
-    try:
-        new, old = (dict(_leaves(section)) for section in (method, original))
-    except ValueError:  # the checks will say what is wrong
-        return method.label
-    changes = [
-        f"{key.removeprefix('sparsity.').removesuffix('.name')}={value}"
+        new = _leaves(config.sparsity)
+        old = own.own_leaves or _leaves(_placed(own, raw))
+    except ConfigError:  # the file needs what only overrides give, so all of it is theirs
+        old = _leaves(Sparsity(label=label))
+    except ValueError:  # there is no such part: the checks will say so
+        return {}
+    is_given = label != old[LABEL] or any(map(_is_label, overrides))
+    changed = {
+        key: value
         for key, value in new.items()
-        if value != old[key]
-        and key not in _NO_PART_OF_THE_LABEL
-        and not (value is None and _has_another_name(key, new, old))
-    ]
-    return " ".join([method.label, *changes])
+        if value != old[key] and key not in _NOT_SHOWN and not (value is None and _has_another_name(key, new, old))
+    }
+    return {LABEL: label, **changed} if is_given else changed
 
 
-def _leaves(method: Sparsity) -> Iterator[tuple[str, Any]]:
-    """Yield key and value of each leaf of a method, defaults of its parts filled in; ValueError if there is no part."""
-    for key, value, _ in leaves(complete(Config(sparsity=method)).sparsity, "sparsity."):
-        yield key, value
+_NOT_SHOWN: Final = frozenset({LABEL, "sparsity.density", "sparsity.update.every", "sparsity.init.digest"})
+"""Keys whose change is not said behind the label."""
 
 
-def _has_another_name(key: str, changed: dict[str, Any], original: dict[str, Any]) -> bool:
+def _placed(own: _Chosen, raw: DictConfig) -> Sparsity:
+    """Return the method of one choice of files within another config, which this changes."""
+    with _told():
+        raw.sparsity = pickle.loads(own.raw).sparsity
+        OmegaConf.resolve(raw.sparsity)
+        return cast(Sparsity, OmegaConf.to_object(raw.sparsity))
+
+
+def _leaves(method: Sparsity) -> dict[str, Any]:
+    """Return the leaves of a method by dotted key, defaults of its parts filled in; ValueError if there is no part."""
+    return {key: value for key, value, _ in leaves(complete(Config(sparsity=method)).sparsity, "sparsity.")}
+
+
+def _has_another_name(key: str, new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Say whether the slot of an option is filled otherwise, which says by itself that the option is gone."""
     name = f"{key.rpartition('.')[0]}.name"
-    return changed.get(name) != original.get(name)
+    return new.get(name) != old.get(name)
 
 
 def _is_of_method(override: Override) -> bool:
@@ -404,10 +439,9 @@ def _is_of_method(override: Override) -> bool:
 
 def _is_label(override: Override) -> bool:
     value = override.value()
-    return override.key_or_group == "sparsity.label" or (isinstance(value, dict) and "label" in value)
-
-
-_NO_PART_OF_THE_LABEL = ("sparsity.density", "sparsity.label", "sparsity.update.every", "sparsity.init.digest")
+    return override.key_or_group == LABEL or (
+        override.key_or_group == "sparsity" and isinstance(value, dict) and "label" in value
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What identifies a run: the run id, and the name that people read."""
+"""The run id, which identifies a run, and the name by which people know it."""
 
 import hashlib
 import json
@@ -9,14 +9,15 @@ from typing import Any
 from dst import registry
 from dst.config.schema import SLOTS, Config, flatten, get, leaves
 from dst.data import published
+from dst.records.label import labelled
 from dst.registry import REQUIRED
 
-SCHEMA_VERSION = 1
-"""Part of every run id. Raise it when the meaning of an existing key changes."""
+SCHEMA_VERSION = 2
+"""Part of every run id. Raise it when the meaning or the default of an existing key changes."""
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return what identifies the run: identity fields whose value is not the default, by dotted key."""
+    """Return what identifies the run: the identity fields that do not have their default value, by dotted key."""
     defaults = flatten(Config())
     for slot in SLOTS:
         defaults |= {f"{slot}.{name}": value for name, value in _defaults_of(config, slot).items()}
@@ -44,10 +45,15 @@ def id_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def run_name(config: Config) -> str:
-    """Return a readable name, for people, with the folder of data whose name fixes no content; the id counts."""
+def run_name(config: Config, changed: Mapping[str, Any]) -> str:
+    """Return a name that people can read; what identifies the run is its id.
+
+    ``changed``: what was changed in the method, by dotted key. Data whose name does not fix their content are named
+    with their folder.
+    """
     density = "" if config.sparsity.density is None else f" density={config.sparsity.density:g}"
     data = config.data.name
     if published.digest(data) is None:
         data = f"{data}({PurePath(config.data.root).name})"
-    return f"{data} {config.model.name} {config.sparsity.label}{density} seed={config.seed}"
+    method = labelled(config.sparsity.label, changed)
+    return f"{data} {config.model.name} {method}{density} seed={config.seed}"

@@ -233,7 +233,7 @@ class Sparsity:
     ``density``: active / maskable weights; the final one where a ``density_schedule`` leads to it.
     """
 
-    label: str = "dense"
+    label: str = aside("dense")
     density: float | None = None
     scope: Scope = field(default_factory=Scope)
     distribution: Distribution = field(default_factory=Distribution)

@@ -28,15 +28,16 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
     """
     is_new = cell.state == "new"
     record = cell.record(command, durable=False)
-    text = cell.text if is_new else refreeze(record, cell.config)
+    text = cell.text if is_new else refreeze(record, cell.config, cell.changed)
     restate(record.folder, "submitting", durable=False)
-    return FrozenRun(str(record.folder.resolve()), run_name(cell.config), digest(text), text)
+    return FrozenRun(str(record.folder.resolve()), cell.name, digest(text), text)
 
 
 def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
     """Return a run as it was frozen, and what its config says; ConfigError unless that is what was recorded."""
     config, text = frozen_config(folder), (folder / "config.yaml").read_text()
-    return FrozenRun(str(folder.resolve()), run_name(config), digest(text), text), config
+    name = run_name(config, read_run(folder).get("changed", {}))
+    return FrozenRun(str(folder.resolve()), name, digest(text), text), config
 
 
 def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:

@@ -65,15 +65,15 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
     from dst.run import attempt, feasible
     from dst.run.cell import Cell
 
-    cell = Cell(config, folder)
+    about = read_run(folder)
+    cell = Cell(config, folder, about.get("changed", {}))
     if cell.is_over:
         print(f"run {folder.name} is {cell.state} already")
         return EXIT_CODES[cell.state]
     feasible.check(cell.building)
     if processes is not None:
         processes.tell(cell.building)
-    command = str(read_run(folder).get("command"))
-    return EXIT_CODES[attempt.run(cell, command, stop, with_tables=True, processes=processes)]
+    return EXIT_CODES[attempt.run(cell, str(about.get("command")), stop, with_tables=True, processes=processes)]
 
 
 def _fail(folder: Path, error: str, trace: str | None = None) -> None:

@@ -4,15 +4,15 @@ import shlex
 import sys
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst.config.checks import check, check_launcher
-from dst.config.compose import Composed, compose_command, compose_each
-from dst.config.identity import run_id, run_name
+from dst.config.compose import Composed, ComposedCell, compose_command, compose_each
+from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
 from dst.records.read import read_summary
 from dst.records.states import EXIT_CODES, worst
@@ -24,6 +24,9 @@ from dst.run.processes import check_start, started, together
 from dst.run.report import sweep_report
 from dst.run.sources import Known, identified
 from dst.training.rank import Rank
+
+_LISTED = 8
+"""Of the cells that are the same run, no more are told."""
 
 if TYPE_CHECKING:
     from dst.config.launcher import LauncherSettings
@@ -42,12 +45,12 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
     check_launcher(overrides, composed.launcher, multirun=multirun or forecast)
     if not forecast:
         here, by_launcher = started(), composed.launcher is not None
-        check_start([config for _, config in composed.cells], here, multirun=multirun, by_launcher=by_launcher)
+        check_start([cell.config for cell in composed.cells], here, multirun=multirun, by_launcher=by_launcher)
         if here.world > 1:
             return _together(composed.cells, here)
     cells = _checked(composed, _identified(composed.cells), forecast=forecast)
     if forecast:
-        return _forecast([cell.config for cell in cells if not _is_over(cell)])
+        return _forecast([cell for cell in cells if not _is_over(cell)])
     if composed.launcher is not None:
         return _submit(cells, composed.launcher)
     _refuse_second(cells)
@@ -74,7 +77,7 @@ def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "Launcher
     return [by_id[run_id(config)] for config in configs]
 
 
-def _identified(composed: Sequence[tuple[list[str], Config]]) -> list[Config]:
+def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
     """Return the complete configs of cells, with the digests of all that they read; see ``dst.run.sources``.
 
     Raises ConfigError if any config is wrong in itself, or names what is not there.
@@ -82,7 +85,7 @@ def _identified(composed: Sequence[tuple[list[str], Config]]) -> list[Config]:
     _check_all(composed)
     known: Known = {}
     configs, problems = [], []
-    for overrides, config in composed:
+    for overrides, config, _ in composed:
         try:
             configs.append(identified(complete(config), known))
         except ConfigError as error:
@@ -93,27 +96,42 @@ def _identified(composed: Sequence[tuple[list[str], Config]]) -> list[Config]:
 
 def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if anything is wrong with any."""
-    cells = cells_of(completed)
-    if len(cells) < len(composed.cells):
-        differing = "the others differ in ways that change no result"
-        print(f"{len(composed.cells)} cells are {len(cells)} distinct runs: {differing}")
+    cells = cells_of(completed, [cell.changed for cell in composed.cells])
+    if len(cells) < len(completed):
+        alike = _alike([cell.overrides for cell in composed.cells], map(run_id, completed))
+        print(f"{len(completed)} cells are {len(cells)} distinct runs: {alike}")
     todo = [cell for cell in cells if not _is_over(cell)]
     settings = composed.launcher
     if settings is not None and not forecast:
         from dst.launcher.submit import check_settings
 
         check_settings(settings, [cell.config for cell in todo])
-    names = {id(config): " ".join(overrides) for (overrides, _), config in zip(composed.cells, completed, strict=True)}
+    names = {id(config): " ".join(cell.overrides) for cell, config in zip(composed.cells, completed, strict=True)}
     named = [(names[id(cell.config)], cell) for cell in todo]
     _check_feasible(named, elsewhere=forecast or (settings is not None and settings.cluster == "slurm"))
     return cells
 
 
-def _check_all(composed: Sequence[tuple[list[str], Config]]) -> None:
+def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
+    """Return which cells are the same run: those of their overrides in which they differ; none is told twice."""
+    same: dict[str, list[Sequence[str]]] = defaultdict(list)
+    for cell, run in zip(cells, ids, strict=True):
+        same[run].append(cell)
+    told = []
+    for group in same.values():
+        common = set.intersection(*map(set, group))
+        differing = [" ".join(text for text in cell if text not in common) for cell in group]
+        if len(group) > 1:
+            told.append(", ".join(differing if all(differing) else map(" ".join, group)))
+    distinct = list(dict.fromkeys(told))
+    return "; ".join([*distinct[:_LISTED], *([f"and {len(distinct) - _LISTED} more"] * (len(distinct) > _LISTED))])
+
+
+def _check_all(composed: Sequence[ComposedCell]) -> None:
     """Raise ConfigError if any config is wrong in itself; what is wrong with all of them is told once."""
     known: dict[str, list[str]] = {}
     problems = []
-    for overrides, config in composed:
+    for overrides, config, _ in composed:
         key = repr({**flatten(config), "seed": min(config.seed, 0)})  # no valid seed makes a difference
         if key not in known:
             known[key] = check(config)
@@ -132,7 +150,6 @@ def _raise(problems: Sequence[tuple[str, str]], cells: int) -> None:
 _ALWAYS_FEASIBLE = frozenset(
     {
         "seed",
-        "sparsity.label",
         "schedule.label_smoothing",
         *(f"schedule.lr.{name}" for name in ("name", "peak", "floor", "milestones", "gamma")),
         *(f"schedule.optimizer.{item.name}" for item in fields(Optimizer)),
@@ -165,26 +182,26 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
     _raise(problems, len(alike))
 
 
-def _forecast(configs: Sequence[Config]) -> int:
-    if not configs:
+def _forecast(cells: Sequence[Cell]) -> int:
+    if not cells:
         print("nothing to train: all runs are finished already")
         return 0
     from dst.run import forecast
 
-    print(forecast.text(forecast.forecasts(configs)))
+    print(forecast.text(forecast.forecasts(cells)))
     return 0
 
 
-def _together(composed: Sequence[tuple[list[str], Config]], here: Rank) -> int:
+def _together(composed: Sequence[ComposedCell], here: Rank) -> int:
     """Run the one cell of a command in several processes."""
     from dst.training.stopping import StopFlag
 
     _check_all(composed)
-    ((_, config),) = composed
+    ((_, config, changed),) = composed
 
     def lead(processes: "Group") -> int:
         (known,) = _identified(composed)
-        (cell,) = cells_of([known])
+        (cell,) = cells_of([known], [changed])
         if not cell.is_over:
             _check_feasible([("", cell)], elsewhere=False)
             _refuse_second([cell])
@@ -330,7 +347,7 @@ def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:
         state, summary = states.get(cell.id, "not started"), None
         with suppress(OSError, RecordError):  # a record that was damaged or removed since hides no other
             summary = read_summary(cell.found) if state == "done" and cell.found else None
-        rows.append((run_name(cell.config), state, summary or {}))
+        rows.append((cell.name, state, summary or {}))
     return sweep_report(rows)
 
 

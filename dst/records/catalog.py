@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dst.records.entries import SUFFIX, read_entry
+from dst.records.label import method_of
 from dst.records.read import read_run, read_status, read_summary
 from dst.records.store import RecordError
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS: Final = (
-    "id", "name", "group", "folder", "attempt_folder", "state", "step", "error", "created", "identity",
+    "id", "name", "group", "folder", "attempt_folder", "state", "step", "error", "created", "schema", "identity",
+    "method",
 )  # fmt: skip
 """Columns that every catalog has, before those of the config and the summary."""
 
@@ -108,10 +110,10 @@ def attempt_folder(folder: Path) -> int:
 def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
     """Return a table of the runs that ``root`` holds (see ``members``), one row a run, whatever its state.
 
-    Columns: ``COLUMNS``; every config key as ``config.<dotted key>``, lists as JSON text; every value of the summary by
-    its name. Of the attempt folders of a run the newest counts, unless ``all_attempts``. A record that cannot be read
-    has the state ``unreadable`` and its reason in ``error``; one without a status, ``unknown``; one that is not where
-    its group says, ``missing``.
+    Columns: ``COLUMNS``, of which ``method`` is the label and what was changed in the method; every config key as
+    ``config.<dotted key>``, lists as JSON text; every value of the summary by its name. Of the attempt folders of a run
+    the newest counts, unless ``all_attempts``. A record that cannot be read has the state ``unreadable`` and its reason
+    in ``error``; one without a status, ``unknown``; one that is not where its group says, ``missing``.
     """
     import pandas as pd  # here, because find_run belongs to the start of every run and pandas takes half a second
 
@@ -166,7 +168,9 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
         "step": None,
         "error": member.why,
         "created": None,
+        "schema": None,
         "identity": "{}",
+        "method": None,
     }
     if member.state is not None:
         return place
@@ -175,9 +179,9 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
     except (OSError, RecordError) as error:
         return place | {"state": "unreadable", "error": str(error)}
     identity = run.get("identity", {})
-    place |= {name: run[name] for name in ("id", "name", "created") if name in run}
+    place |= {name: run[name] for name in ("id", "name", "created", "schema") if name in run}
     place |= {name: status[name] for name in ("state", "step", "error") if name in status}
-    place["identity"] = json.dumps(identity, sort_keys=True)
+    place |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(run)}
     config = identity | run.get("config", {})
     return place | {f"config.{key}": _cell(value) for key, value in config.items()} | summary
 

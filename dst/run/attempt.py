@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.config.compose import to_yaml
-from dst.config.identity import run_name
 from dst.config.schema import Config, ConfigError
 from dst.records.read import read_attempts, read_status
 from dst.records.store import Record
@@ -41,7 +40,7 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, proces
     outside = parts.training.sparsifier.outside
     here = found_here(parts.device_name, parts.dataset, sources(cell.config), outside)
     record = cell.record(command)
-    with held(record, cell.config, here):
+    with held(record, cell.config, cell.changed, here):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
 
 
@@ -141,7 +140,7 @@ class _Attempt:
             trace = traceback.format_exc()
             return trace + self._end("failed", f"{type(error).__name__}: {error}", trace)
         layers = [layer_table(self.training.sparsifier.layers)] if self.with_tables else []
-        about = run_name(self.cell.config), self.record.folder, self.summary, {"attempt": self.attempt}
+        about = self.cell.name, self.record.folder, self.summary, {"attempt": self.attempt}
         return "\n".join([*layers, run_report(*about)])
 
     # -- what the training loop tells ----------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ class _Attempt:
         self._status("running")
         self.record.log_attempt(self.attempt, **self._started)
         verb = f"continuing from step {step}" if step else "training"
-        print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
+        print(f"run {self.record.folder.name}: {self.cell.name}; {verb}, {total} steps", flush=True)
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
         if training.sparsifier.outside and not self.with_tables:

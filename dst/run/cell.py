@@ -1,14 +1,15 @@
 """The runs of a command: a config, what identifies it, and the record that there is of it so far."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from dst.config.compose import to_yaml
-from dst.config.identity import id_of, identity
+from dst.config.identity import id_of, identity, run_name
 from dst.config.schema import Config, ConfigError
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.read import read_run, read_status, read_summary
@@ -21,10 +22,14 @@ from dst.run.sources import going_on, sources
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a command: its complete config, and its record so far (the newest attempt folder), if any."""
+    """One run of a command: its complete config, and its record so far (the newest attempt folder), if any.
+
+    ``changed``: what was changed in its method, dotted key -> value.
+    """
 
     config: Config
     found: Path | None
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -35,6 +40,11 @@ class Cell:
     def id(self) -> str:
         """The run id."""
         return id_of(self.identity)
+
+    @property
+    def name(self) -> str:
+        """What people call the run."""
+        return run_name(self.config, self.changed)
 
     @cached_property
     def text(self) -> str:
@@ -65,7 +75,7 @@ class Cell:
     def record(self, command: str, *, durable: bool = True) -> Record:
         """Return the record to continue, or a new one."""
         if self.state == "new":
-            known = self.config, self.identity, self.text
+            known = self.config, self.changed, self.identity, self.text
             return create(*known, command, superseded=self.found, durable=durable)
         assert self.found is not None
         return Record.open(self.found, durable=durable)
@@ -77,9 +87,15 @@ class Cell:
         return moved
 
 
-def cells(configs: Sequence[Config]) -> list[Cell]:
-    """Return the distinct runs of the configs, each with its record if there is one below its output root."""
-    distinct = {cell.id: cell for cell in (Cell(config, None) for config in configs)}
+def cells(configs: Iterable[Config], changed: Iterable[Mapping[str, Any]] = repeat({})) -> list[Cell]:
+    """Return the distinct runs of the configs, each with its record if there is one below its output root.
+
+    ``changed``: what was changed in the method of each. Of configs that are the same run the first one counts.
+    """
+    distinct: dict[str, Cell] = {}
+    for config, what in zip(configs, changed, strict=False):
+        cell = Cell(config, None, what)
+        distinct.setdefault(cell.id, cell)
     return looked_up(distinct.values())
 
 
@@ -101,7 +117,7 @@ def enter(cells: Sequence[Cell], command: str) -> None:
     """See that the groups of these cells hold them all, also those whose runs lie elsewhere; ConfigError."""
     for cell in cells:
         if cell.found is not None and cell.config.output.resume != "never":
-            resume.enter(cell.config, cell.id, cell.found, command)
+            resume.enter(cell.config, cell.id, cell.name, cell.found, command)
 
 
 def report(folder: Path) -> str:

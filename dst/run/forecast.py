@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from dst.config.identity import identity, run_name
 from dst.config.schema import Config, Hardware
 from dst.data.shard import Shard
 from dst.run.build import Parts, build
+from dst.run.cell import Cell
 from dst.run.report import table
 from dst.training.loop import NoObserver
 
@@ -49,15 +49,15 @@ class Forecast:
     measured: tuple[int, float, float] | None
 
 
-def forecasts(configs: Sequence[Config]) -> list[Forecast]:
-    """Return the forecast of each config; those that differ in the seed only are timed once."""
+def forecasts(cells: Sequence[Cell]) -> list[Forecast]:
+    """Return the forecast of each run; those that differ in the seed only are timed once."""
     known: dict[str, Forecast] = {}
     found = []
-    for config in configs:
-        key = repr({**identity(config), "seed": 0})
+    for cell in cells:
+        key = repr({**cell.identity, "seed": 0})
         if key not in known:
-            known[key] = _forecast(config)
-        found.append(replace(known[key], name=run_name(config)))
+            known[key] = _forecast(cell.config)
+        found.append(replace(known[key], name=cell.name))
     return found
 
 

@@ -21,13 +21,13 @@ from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_bytes, read_run
 from dst.records.store import Record
 from dst.run.environment import JOB
-from dst.run.verified import changed
+from dst.run.verified import changed_file
 
 if TYPE_CHECKING:
     from dst.data.dataset import Dataset
 
 
-def enter(config: Config, identifier: str, found: Path, command: str) -> None:
+def enter(config: Config, identifier: str, name: str, found: Path, command: str) -> None:
     """See that a run's group holds it, by an entry, where it was begun under another one.
 
     Raises ConfigError if that cannot be written.
@@ -37,7 +37,7 @@ def enter(config: Config, identifier: str, found: Path, command: str) -> None:
     if found.is_relative_to(group):
         return
     _check_group(config)
-    entry = Entry(identifier, run_name(config), found, command)
+    entry = Entry(identifier, name, found, command)
     try:
         write_entry(entry_path(group, entry.id), entry, root=root)
     except OSError as error:
@@ -54,6 +54,7 @@ def _check_group(config: Config) -> None:
 
 def create(
     config: Config,
+    changed: Mapping[str, Any],
     identity: Mapping[str, Any],
     text: str,
     command: str,
@@ -63,7 +64,8 @@ def create(
 ) -> Record:
     """Make the record of a new run: its frozen config, and what is known of it before it begins.
 
-    ``identity`` and ``text`` are those of the config, frozen; who makes very many records has them at hand.
+    ``changed``: what was changed in the method. ``identity`` and ``text`` are those of the config, frozen; who makes
+    very many records has them at hand.
     ``superseded``: the run's newest attempt folder so far, beside which another one is made.
     Raises ConfigError if it cannot be made there.
     """
@@ -71,7 +73,8 @@ def create(
     if superseded is not None:
         folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
     _check_group(config)
-    about = {**_known(config, identity), "command": command, "config_digest": digest(text), "code": code_version()}
+    given = {"command": command, "config_digest": digest(text), "code": code_version()}
+    about = {**_known(config, changed, identity), **given}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
     except OSError as error:
@@ -83,16 +86,18 @@ def frozen(config: Config) -> Config:
     return replace(config, output=replace(config.output, resume="auto"))
 
 
-def refreeze(record: Record, config: Config) -> str:
+def refreeze(record: Record, config: Config, changed: Mapping[str, Any]) -> str:
     """See that a record's frozen config is this one, and return its text.
 
-    When a run is continued, what cannot change its result (where it runs, how it is tracked) may be new.
+    When a run is continued, what cannot change its result (where it runs, how it is tracked, what it is called) may be
+    new. ``changed``: what was changed in the method.
     """
     text, path = to_yaml(frozen(config)), record.folder / "config.yaml"
     if _text(path) != text:
         record.write_config(text)
     about = read_run(record.folder)
-    new = {**about, "config": flatten(frozen(config)), "config_digest": digest(text)}
+    named = {"name": run_name(config, changed), "changed": dict(changed)}
+    new = {**about, **named, "config": flatten(frozen(config)), "config_digest": digest(text)}
     if "dataset" not in about:  # it has not begun
         new["code"] = code_version()
     if new != about:
@@ -112,7 +117,7 @@ def check_unchanged(folder: Path, config: Config) -> None:
         return
     recorded = read_run(folder).get("config_digest")
     if found != recorded and found != digest(to_yaml(frozen(config))):
-        raise ConfigError([changed(path, found, recorded, "recorded in run.json")])
+        raise ConfigError([changed_file(path, found, recorded, "recorded in run.json")])
 
 
 def _text(path: Path) -> str | None:
@@ -128,12 +133,13 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _known(config: Config, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _known(config: Config, changed: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``run.json`` says of a run before it begins."""
     return {
         "schema": SCHEMA_VERSION,
         "id": id_of(identity),
-        "name": run_name(config),
+        "name": run_name(config, changed),
+        "changed": dict(changed),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "identity": identity,
         "config": flatten(frozen(config)),
@@ -177,7 +183,7 @@ class RunningError(ConfigError):
 
 
 @contextmanager
-def held(record: Record, config: Config, here: Mapping[str, Any]) -> Iterator[None]:
+def held(record: Record, config: Config, changed: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[None]:
     """Hold a record's lock, all that ``here`` says of where the run begins being in it.
 
     Raises RunningError if another process holds it, ConfigError if the run cannot be continued as it was begun.
@@ -193,7 +199,7 @@ def held(record: Record, config: Config, here: Mapping[str, Any]) -> Iterator[No
         _check_own(record.folder, config)
         check_unchanged(record.folder, config)
         _begin_or_continue(record, here, strict=config.hardware.determinism == "strict")
-        refreeze(record, config)
+        refreeze(record, config, changed)
         yield
 
 

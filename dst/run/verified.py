@@ -45,7 +45,7 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
         raise ContinuedError([f"{path}: it was continued with another config since this job was submitted"])
     for what, wanted in (("submitted", submitted or found), ("recorded in run.json", recorded)):
         if found != wanted:
-            raise ConfigError([changed(path, found, wanted, what)])
+            raise ConfigError([changed_file(path, found, wanted, what)])
     try:
         config = from_yaml(data.decode())
     except (ConfigError, UnicodeDecodeError) as error:
@@ -56,7 +56,7 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
     return config
 
 
-def changed(path: Path, found: str, wanted: Any, what: str) -> str:
+def changed_file(path: Path, found: str, wanted: Any, what: str) -> str:
     """Return what is to be said of a file whose digest is not what was recorded or submitted."""
     return (
         f"{path} is not what was {what} (digest {found[:12]} instead of {str(wanted)[:12]}): somebody changed it. "

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from dst.records.label import method_of
 from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_run, read_status
 from dst.records.store import RESUME_EVENT, RecordError, replace_text
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
@@ -50,7 +51,8 @@ def description(folder: Path) -> dict[str, Any]:
     """Return what wandb is told of a run when it begins, cut to what it takes; ``RecordError``."""
     about = read_run(folder)
     config = about["config"]
-    tags = [config.get("model.name"), config.get("data.name"), config.get("sparsity.label")]
+    method = method_of(about)
+    tags = [config.get("model.name"), config.get("data.name"), method]
     wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
     return {
         "id": folder.name,
@@ -59,7 +61,7 @@ def description(folder: Path) -> dict[str, Any]:
         "tags": list(dict.fromkeys(wanted)),
         "notes": str(config.get("tracking.notes") or "") or None,
         "job_type": "train",
-        "config": nested(config),
+        "config": {**nested(config), "method": method},
     }
 
 
