@@ -12,6 +12,7 @@ from typing import Any, Final
 import pandas as pd
 
 from dst.records.catalog import catalog, newest, recorded
+from dst.records.states import State
 from dst.run.terminal import program
 
 SEED: Final = "config.seed"
@@ -179,13 +180,13 @@ def _completeness(runs: pd.DataFrame, expected: set[int]) -> dict[str, Any]:
         raise TableError(f"one seed of one experiment twice, under different ids: {', '.join(folders)}. Leave one out")
     ended = {**dict.fromkeys(expected, "not run"), **dict(zip(runs[SEED], runs["state"], strict=True))}
     done = set(runs.loc[_is_done(runs), SEED])
-    ended |= {seed: f"done without {ACCURACY}" for seed in expected - done if ended[seed] == "done"}
+    ended |= {seed: f"done without {ACCURACY}" for seed in expected - done if ended[seed] == State.DONE}
     missing = "; ".join(f"seed {cell_text(seed)} {ended[seed]}" for seed in sorted(expected - done))
     return {"n": len(done), "expected": len(expected), "missing": missing}
 
 
 def _is_done(runs: pd.DataFrame) -> pd.Series:
-    return (runs["state"] == "done") & runs[ACCURACY].notna()
+    return (runs["state"] == State.DONE) & runs[ACCURACY].notna()
 
 
 def _plain(value: Any) -> Any:

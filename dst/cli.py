@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dst.config.schema import ConfigError
+from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.environment import wait_without_spinning
 from dst.run.terminal import shown
@@ -31,9 +32,8 @@ The same command again continues an unfinished run and reports a finished one; o
 _HYDRA_FLAGS = ("--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 """Left to Hydra itself."""
 
-FAILED = 1
-INVALID = 2
 INTERRUPTED = 130
+"""Exit code of a command that was stopped before anything was saved."""
 
 
 def main(arguments: Sequence[str], conf: Path) -> int:
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     except ConfigError as error:
         if speaks:
             print(error.text(), file=sys.stderr)
-        return INVALID
+        return State.REFUSED.exit_code
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return State.FAILED.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,6 +24,7 @@ from dst.launcher import slurm
 from dst.launcher.job import FrozenRun, Job, visible_gpus
 from dst.launcher.observe import LAUNCHER, process_started
 from dst.records.restate import restate
+from dst.records.states import State
 from dst.records.store import Record, RecordError
 from dst.run.environment import CODE
 from dst.signals import blocked
@@ -233,7 +235,7 @@ def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[N
     try:
         runs = [run for job in jobs for run in job.runs]
         _note([run for run in runs if Path(run.folder, "launch.json").exists()], settings, job=None)  # no more its last
-        _each(runs, lambda folder: restate(folder, "queued", durable=False))
+        _each(runs, partial(restate, state=State.QUEUED, durable=False))
         try:
             yield
         except _REFUSALS:
@@ -256,7 +258,7 @@ def _note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -
     _each(runs, lambda folder: Record.open(folder, durable=False).write_launch(launch))
 
 
-def _each(runs: Sequence[FrozenRun], act: Callable[[Path], None]) -> None:
+def _each(runs: Sequence[FrozenRun], act: Callable[[Path], Any]) -> None:
     """Do something with the folder of each run; what is wrong with one is told, and hurts no other."""
     for run in runs:
         try:

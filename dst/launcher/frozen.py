@@ -12,6 +12,8 @@ from dst.launcher.job import FrozenRun
 from dst.records.provenance import PACKAGE, code_digest, code_version, passed_over
 from dst.records.read import read_launch, read_run
 from dst.records.restate import restate
+from dst.records.states import State
+from dst.records.store import RecordError
 from dst.run.cell import Cell
 from dst.run.environment import CODE
 from dst.run.resume import digest, refreeze
@@ -26,10 +28,10 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
 
     Nothing waits for the disk: whoever has frozen all cells of a sweep calls ``os.sync`` once.
     """
-    is_new = cell.state == "new"
+    is_new = cell.state == State.NEW
     record = cell.record(command, durable=False)
     text = cell.text if is_new else refreeze(record, cell.config)
-    restate(record.folder, "submitting", durable=False)
+    _mark_submitting(record.folder)
     return FrozenRun(str(record.folder.resolve()), run_name(cell.config), digest(text), text)
 
 
@@ -41,8 +43,14 @@ def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
 
 def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:
     """Mark a run that has been frozen as being submitted anew, and return it: all else stays as it was submitted."""
-    restate(Path(run.folder), "submitting", durable=False)
+    _mark_submitting(Path(run.folder))
     return run, config
+
+
+def _mark_submitting(folder: Path) -> None:
+    """Record that a run is being submitted; RecordError if a process has begun to carry it out meanwhile."""
+    if not restate(folder, State.SUBMITTING, durable=False):
+        raise RecordError("a process has begun to carry it out meanwhile")
 
 
 def submitted_code(folder: Path) -> Path:

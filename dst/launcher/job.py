@@ -25,13 +25,13 @@ from dst.launcher import slurm
 from dst.records.lock import holder
 from dst.records.read import read_status
 from dst.records.restate import restate
-from dst.records.states import ENDED, EXIT_CODES, worst
+from dst.records.states import ENDED, State, worst
 from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.terminal import secure
 
 _POLL_S: Final = 0.2
-_STOPPED: Final = EXIT_CODES["preempted"]
+_STOPPED: Final = State.PREEMPTED.exit_code
 _LOG_LINES: Final = 200
 _TIME_LIMIT: Final = "time limit"
 _PREEMPTION: Final = "preemption"
@@ -166,7 +166,7 @@ class _Supervisor:
         try:
             self._start(run)
         except Exception as error:
-            self.codes[run.folder] = EXIT_CODES["failed"]
+            self.codes[run.folder] = State.FAILED.exit_code
             told = f"it could not be started: {type(error).__name__}: {error}"
             _say(f"{_now()} {Path(run.folder).name}: {told}", sys.stderr)
             if self.is_main:
@@ -204,7 +204,7 @@ class _Supervisor:
             code = child.process.poll()
             if code is not None:
                 self.running.remove(child)
-                self.codes[child.run.folder] = EXIT_CODES["failed"]
+                self.codes[child.run.folder] = State.FAILED.exit_code
                 with _apart(child.run):
                     self.codes[child.run.folder] = self._judged(child, code)
 
@@ -212,27 +212,24 @@ class _Supervisor:
         """Return the exit code of a run that has ended, having put on record what it could not say itself."""
         name, state = Path(child.run.folder).name, _state(child.run)
         if code < 0 and self.requested is not None:  # it had no handler: not yet, or no more
-            code = EXIT_CODES[state] if state in ENDED else _STOPPED
+            code = state.exit_code if state in ENDED else _STOPPED
         _say(f"{_now()} {name} ended with exit code {code}")
         if code in (0, _STOPPED):
             return code
         _say(_tail(child.log), sys.stderr)
-        if code == EXIT_CODES["refused"] and state not in (
-            "queued",
-            None,
-        ):  # it has put on record whatever there was to be
+        if code == State.REFUSED.exit_code and state not in (State.QUEUED, None):  # it has recorded the reason itself
             return code
-        if code > 0 and self.is_main and state not in ENDED and holder(Path(child.run.folder)) is None:
-            when = " before it began" if state == "queued" else ""
+        if code > 0 and self.is_main and state not in ENDED:
+            when = " before it began" if state == State.QUEUED else ""
             _fail(child.run, f"it ended with exit code {code}{when}; see {child.log}")
         if code < 0:
             signal_name = _signal_name(-code)
             hint = " (was its memory too small?)" if -code == signal.SIGKILL else ""
             if self.is_main:
                 error = f"killed by {signal_name}{hint}; see {child.log}"
-                _fail(child.run, error)
-                _note_end(child.run, state="failed", error=error)
-            code = EXIT_CODES["failed"]
+                if _fail(child.run, error):
+                    _note_end(child.run, state=State.FAILED, error=error)
+            code = State.FAILED.exit_code
         return code
 
     def _stopped(self, unfinished: list[FrozenRun], requeue: Any) -> None:
@@ -312,10 +309,10 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(number) for number in range(len(listed.stdout.splitlines())))
 
 
-def _state(run: FrozenRun) -> str | None:
-    """Return the state that a run has on record, None if that cannot be read."""
+def _state(run: FrozenRun) -> State | None:
+    """Return the recorded state of a run; None if there is none, or it cannot be read."""
     with suppress(OSError, RecordError):
-        return str((read_status(Path(run.folder)) or {}).get("state"))
+        return (read_status(Path(run.folder)) or {}).get("state")
     return None
 
 
@@ -332,10 +329,11 @@ def _note_cause(run: FrozenRun, cause: str, then: str) -> None:
     """Put on record why a run was stopped; where it stands, it has written itself."""
     with _apart(run):
         status = read_status(Path(run.folder)) or {}
-        if status.get("state") == "queued":  # it was stopped before it began
+        if status.get("state") == State.QUEUED:  # it was stopped before it began
             return
-        if status.get("state") == "preempted":
-            _restate(run, "preempted", f"{cause} after step {status.get('step', 0)}; {then}")
+        if status.get("state") == State.PREEMPTED:
+            told = f"{cause} after step {status.get('step', 0)}; {then}"
+            restate(Path(run.folder), State.PREEMPTED, told, keep_attempt=True)
         _note_end(run, cause=cause)
 
 
@@ -347,17 +345,11 @@ def _note_end(run: FrozenRun, **facts: str) -> None:
             Record.open(Path(run.folder)).log_attempt(attempt, **facts)
 
 
-def _fail(run: FrozenRun, error: str) -> None:
-    """Put on record that a run has failed that no process carries out any more."""
+def _fail(run: FrozenRun, error: str) -> bool:
+    """Record that a run has failed, unless another process carries it out; return whether it was recorded."""
     with _apart(run):
-        _restate(run, "failed", error)
-
-
-def _restate(run: FrozenRun, state: str, error: str) -> None:
-    """Change the state of a run that no process carries out any more; whatever else is known of it stays."""
-    before = read_status(Path(run.folder)) or {}
-    changed = {"state", "error", "host", "pid", "attempt", "step", "total_steps"}
-    restate(Path(run.folder), state, error, **{name: before[name] for name in before.keys() - changed})
+        return restate(Path(run.folder), State.FAILED, error, keep_attempt=True)
+    return False
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:

@@ -12,14 +12,19 @@ from typing import Any, Final
 from dst.launcher import slurm
 from dst.records.lock import STALE_S, Holder, holder
 from dst.records.read import read_launch, read_run, read_status, read_summary
-from dst.records.states import LOST
+from dst.records.states import State
 from dst.records.store import RecordError
 
 LAUNCHER: Final = ".launch"
 """The folder below an output root whose lock a command holds while it submits runs; it has the logs of jobs, too."""
 
-UNREADABLE: Final = "unreadable"
-"""What is said of a run whose record makes no sense."""
+_MAY_WAIT: Final = frozenset(
+    {State.QUEUED, State.PREEMPTED, State.CANCELLED, State.UNKNOWN, State.LOST, State.UNREADABLE}
+)
+"""States in which a run may wait for its job. A cancelled one too: its job may begin it before it hears of that."""
+
+_WITHOUT_REASON: Final = frozenset({State.RUNNING, State.QUEUED, State.SUBMITTING, State.DONE})
+"""States that need no explanation."""
 
 _TAIL_BYTES: Final = 65536
 
@@ -35,7 +40,7 @@ class Observed:
 
     folder: str
     name: str
-    state: str
+    state: State
     attempt: int
     step: int
     total_steps: int | None
@@ -61,7 +66,7 @@ def observe(folders: Iterable[Path]) -> list[Observed]:
     return list(seen.values())
 
 
-_IDLE: Final = frozenset({"not submitted", "cancelled", "unknown", LOST})
+_IDLE: Final = frozenset({State.NOT_SUBMITTED, State.CANCELLED, State.UNKNOWN, State.LOST})
 """What a run seems to be if its record was read before, and its job or its submission looked for after, a change."""
 
 
@@ -85,7 +90,7 @@ def _seen(
 ) -> Observed:
     status, name, summary = _recorded(folder)
     if "damaged" in launch:
-        status = {**status, "state": UNREADABLE, "error": launch["damaged"]}
+        status = {**status, "state": State.UNREADABLE, "error": launch["damaged"]}
     job = (jobs or {}).get(str(launch.get("job")))
     is_held = holder(folder) is not None
     has_job = _lives(launch, jobs) and (is_held or not _is_forsaken(status, launch))
@@ -96,8 +101,7 @@ def _seen(
         may_be_back = has_job and (job is not None or launch.get("host") == os.uname().nodename)
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
-    # A cancelled one too: its job may be about to take it up, until it has heard of that.
-    waits = state in ("queued", "preempted", "cancelled", "unknown", LOST, UNREADABLE) and has_job
+    waits = state in _MAY_WAIT and has_job
     return Observed(
         folder=str(folder),
         name=name,
@@ -106,59 +110,60 @@ def _seen(
         step=status.get("step", 0),
         total_steps=status.get("total_steps"),
         accuracy=measured,
-        eta_s=_eta(status) if state == "running" else None,
+        eta_s=_eta(status) if state == State.RUNNING else None,
         cluster=launch.get("cluster"),
         job=launch.get("job"),
         slurm=None if job is None else job.state,
-        is_taken=is_held or waits or state == "submitting",
+        is_taken=is_held or waits or state == State.SUBMITTING,
         has_job=has_job,
-        why=why if state not in ("running", "queued", "submitting", "done") else None,
+        why=None if state in _WITHOUT_REASON else why,
     )
 
 
 def _recorded(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """Return a run's status, name and, when it is done, final figures, as far as its record can be read."""
     try:
-        status = read_status(folder) or {"state": "unknown"}
+        status = read_status(folder) or {"state": State.UNKNOWN}
         name = str(read_run(folder).get("name", folder.name))
-        return status, name, (read_summary(folder) or {}) if status["state"] == "done" else {}
+        return status, name, (read_summary(folder) or {}) if status["state"] == State.DONE else {}
     except (OSError, RecordError) as error:
-        return {"state": UNREADABLE, "error": str(error)}, folder.name, {}
+        return {"state": State.UNREADABLE, "error": str(error)}, folder.name, {}
 
 
-def _is_unsubmitted(state: str, launch: dict[str, Any]) -> bool:
+def _is_unsubmitted(state: State, launch: dict[str, Any]) -> bool:
     """Say whether it is on record that a run was to be submitted, but not to which job."""
-    return state == "submitting" or (state in ("queued", "unknown") and launch.get("job") is None)
+    return state == State.SUBMITTING or (state in (State.QUEUED, State.UNKNOWN) and launch.get("job") is None)
 
 
-def _unsubmitted(status: dict[str, Any], submitters: tuple[Holder, ...]) -> tuple[str, str | None]:
+def _unsubmitted(status: dict[str, Any], submitters: tuple[Holder, ...]) -> tuple[State, str | None]:
     """Return the state of a run that was to be submitted, and why it was not if nobody does so any more."""
     host, pid = status.get("host"), status.get("pid")
-    if status["state"] == "unknown":  # it has only just been made, or whoever made it was killed at that moment
-        return ("submitting" if submitters else "unknown"), None
+    if status["state"] == State.UNKNOWN:  # it has only just been made, or whoever made it was killed at that moment
+        return (State.SUBMITTING if submitters else State.UNKNOWN), None
     if any((submitter.host, submitter.pid) == (host, pid) for submitter in submitters):
-        return "submitting", None
-    return "not submitted", f"the command that was submitting it is gone (host {host}, process {pid})"
+        return State.SUBMITTING, None
+    return State.NOT_SUBMITTED, f"the command that was submitting it is gone (host {host}, process {pid})"
 
 
 def _without_process(
     status: dict[str, Any], *, lives: bool, may_be_back: bool, job: slurm.SlurmJob | None
-) -> tuple[str, str | None]:
+) -> tuple[State, str | None]:
     """Return the state of a run that no process has, and why; its record says what it was when one had it.
 
     ``lives``: its job does; ``may_be_back``: so that it may begin anew, since its job can be seen from here.
     """
     state, why = status["state"], status.get("error")
     is_over = job is not None and not job.is_alive
-    if state == "running" and may_be_back:
-        return "queued", why  # it was killed, and its job is in the queue again or has just been started again
-    if state == "running":
+    if state == State.RUNNING and may_be_back:
+        return State.QUEUED, why  # it was killed, and its job is in the queue again or has just been started again
+    if state == State.RUNNING:
         told = f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
-        return LOST, f"SLURM says {job.state}" if job is not None and is_over else told
-    if state == "queued" and not lives:
+        return State.LOST, f"SLURM says {job.state}" if job is not None and is_over else told
+    if state == State.QUEUED and not lives:
         told = f"SLURM says {job.state}" if job is not None and is_over else "its job is gone"
-        return "cancelled" if job is not None and job.state == "CANCELLED" else LOST, told
-    if state == "preempted" and job is not None and is_over:
+        is_cancelled = job is not None and job.state == "CANCELLED"
+        return State.CANCELLED if is_cancelled else State.LOST, told
+    if state == State.PREEMPTED and job is not None and is_over:
         return state, f"{why}; its job is over: SLURM says {job.state}"
     return state, why
 
@@ -176,7 +181,7 @@ def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bo
 def _is_forsaken(status: dict[str, Any], launch: dict[str, Any]) -> bool:
     """Say whether a run that nobody holds tells that its local job, elsewhere, is gone: it would have told its end."""
     is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != os.uname().nodename
-    return is_elsewhere and status["state"] == "running" and time.time() - status.get("heartbeat", 0.0) > STALE_S
+    return is_elsewhere and status["state"] == State.RUNNING and time.time() - status.get("heartbeat", 0.0) > STALE_S
 
 
 def process_lives(launch: dict[str, Any]) -> bool:

@@ -13,10 +13,10 @@ from dst.config.schema import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.executors import Run, SubmissionError
 from dst.launcher.frozen import read_frozen, submitted_code
-from dst.launcher.observe import UNREADABLE, observe
-from dst.launcher.submit import REQUEUED, STOPPED, Submitted, submit_again, superseded
+from dst.launcher.observe import observe
+from dst.launcher.submit import Submitted, submit_again, superseded
 from dst.records.read import read_launch
-from dst.records.states import EXIT_CODES, worst
+from dst.records.states import REQUEUED, STOPPED, State, worst
 from dst.records.store import RecordError
 from dst.run.terminal import program
 
@@ -36,10 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     if folders is None:
         return 2
     states = (*REQUEUED, *STOPPED) if options.preempted else REQUEUED
-    seen = observe(folders)
-    wanted = [Path(run.folder) for run in seen if run.state in states and not run.is_taken]
+    observed = observe(folders)
+    wanted = [Path(run.folder) for run in observed if run.state in states and not run.is_taken]
+    damaged = [run for run in observed if run.state == State.UNREADABLE]
     groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
-    codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in seen if run.state == UNREADABLE]
+    codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in damaged]
     for folder in wanted:
         try:
             if (how := _submitted(folder)) is None:
@@ -88,16 +89,16 @@ def _report(outcome: Submitted) -> int:
         print(f"{len(outcome.submitted)} runs submitted as job {jobs}; logs in {outcome.submission.logs}")
     if outcome.left:
         print(outcome.told(), file=sys.stderr)
-    return EXIT_CODES["refused"] if outcome.left else 0
+    return State.REFUSED.exit_code if outcome.left else 0
 
 
 def _tell(error: Exception) -> int:
     """Say what went wrong; return the exit code."""
     if isinstance(error, ConfigError):
         print(f"error: {error.text()}", file=sys.stderr)
-        return EXIT_CODES["refused"]
+        return State.REFUSED.exit_code
     print(f"error: {error}", file=sys.stderr)
-    return EXIT_CODES["failed"]
+    return State.FAILED.exit_code
 
 
 def _settings(launch: Mapping[str, Any]) -> LauncherSettings | None:

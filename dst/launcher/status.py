@@ -11,6 +11,7 @@ from pathlib import Path
 from dst.launcher.arguments import command, members_below
 from dst.launcher.observe import Observed, observe
 from dst.records.catalog import Member
+from dst.records.states import OBSERVED
 from dst.run.report import table
 from dst.run.terminal import program
 
@@ -30,7 +31,13 @@ def main(arguments: Sequence[str]) -> int:
     """Print the table once, or again and again; return the exit code."""
     parser = command("status", _DESCRIPTION)
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it anew, so often, until all is over")
-    parser.add_argument("--state", action="append", help="only runs in this state; may be given more than once")
+    parser.add_argument(
+        "--state",
+        action="append",
+        metavar="STATE",
+        choices=[state.value for state in OBSERVED],
+        help="only runs in this state; may be given more than once",
+    )
     parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
     options = parser.parse_args(arguments)
     while True:

@@ -15,12 +15,12 @@ from dst.config.launcher import LauncherSettings
 from dst.config.schema import Config, ConfigError
 from dst.launcher.executors import Run, Submission, send
 from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
-from dst.launcher.observe import LAUNCHER, UNREADABLE, Observed, observe
+from dst.launcher.observe import LAUNCHER, Observed, observe
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
-from dst.records.states import LOST
+from dst.records.states import REQUEUED, STOPPED, State
 from dst.records.store import RecordError
 from dst.run.cell import Cell, enter, looked_up
 from dst.run.resume import check_continuable, check_unchanged
@@ -33,10 +33,6 @@ _SLURM_POLL_S: Final = 5.0
 _LOCK_POLL_S: Final = 0.2
 _PATIENCE_S: Final = 5.0
 """How long another command may take to submit until this one says that it waits for it."""
-REQUEUED: Final = ("failed", "not submitted", LOST)
-"""States of runs that are submitted again by ``requeue``, if nothing else is asked for."""
-STOPPED: Final = ("preempted", "cancelled")
-"""States of runs that ``requeue --preempted`` submits again, too."""
 _LISTED: Final = 20
 """So many of the runs that were left alone are named."""
 
@@ -111,7 +107,7 @@ def _submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
 
 def _is_stopping(run: Observed) -> bool:
     """Say whether a run that is under way has been asked to stop; no local job takes up again what it has stopped."""
-    is_stopped = run.state == "cancelled" or (run.state == "preempted" and run.cluster == "local")
+    is_stopped = run.state == State.CANCELLED or (run.state == State.PREEMPTED and run.cluster == "local")
     return run.slurm == "COMPLETING" or is_stopped
 
 
@@ -127,10 +123,10 @@ def _decision(cell: Cell, run: Observed) -> _Decision:
         return "under way"
     if cell.is_over:
         return "finished"
-    if cell.state == "new":
+    if cell.state == State.NEW:
         return "to do"
     folder = Path(run.folder)
-    if run.state == UNREADABLE:
+    if run.state == State.UNREADABLE:
         raise RecordError(str(run.why))
     check_unchanged(folder, cell.config)
     try:
@@ -174,7 +170,9 @@ def _apart(folder: Path, left: dict[Path, str]) -> Iterator[None]:
         left[folder] = f"its record makes no sense ({type(error).__name__}: {error})"
 
 
-def submit_again(runs: Mapping[Path, Run], settings: LauncherSettings, states: Sequence[str], code: Path) -> Submitted:
+def submit_again(
+    runs: Mapping[Path, Run], settings: LauncherSettings, states: Sequence[State], code: Path
+) -> Submitted:
     """Submit runs of these states again as they were frozen, by folder, without the files they were composed from.
 
     ``code``: the frozen package that they were submitted with. Raises ConfigError if somebody has changed it,
@@ -267,9 +265,9 @@ def _tell_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> 
     for folder in frozen:
         with _apart(folder, {}):
             state, job = (read_status(folder) or {}).get("state"), (read_launch(folder) or {}).get("job")
-            if state == "submitting" or (state == "queued" and job is None):
+            if state == State.SUBMITTING or (state == State.QUEUED and job is None):
                 without_job.append(folder)
-                restate(folder, "not submitted", why, durable=False)
+                restate(folder, State.NOT_SUBMITTED, why, durable=False)
     others = len(frozen) - len(without_job)
     if others == of:
         told = f"{why}; all {of} runs had been submitted, and go on"

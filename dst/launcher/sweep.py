@@ -4,7 +4,7 @@ import shlex
 import sys
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +15,7 @@ from dst.config.compose import Composed, compose_command, compose_each
 from dst.config.identity import run_id, run_name
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
 from dst.records.read import read_summary
-from dst.records.states import EXIT_CODES, worst
+from dst.records.states import State, worst
 from dst.records.store import RecordError
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
@@ -54,7 +54,7 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
     return _sweep(cells) if multirun else _single(cells[0])
 
 
-def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettings") -> list[tuple[Path, str]]:
+def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettings") -> list[tuple[Path, State]]:
     """Submit cells given by their overrides, for Hydra's own command line; return the folder and state of each.
 
     Raises ConfigError, with every problem of every cell, before anything is submitted.
@@ -216,12 +216,12 @@ def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | 
         from dst.training.stopping import StopFlag
 
         with nullcontext(stop) if stop else StopFlag() as flag:
-            return EXIT_CODES[attempt.run(cell, _command(), flag, with_tables=True, processes=processes)]
+            return attempt.run(cell, _command(), flag, with_tables=True, processes=processes).exit_code
     assert cell.found is not None
-    if cell.state == "done":
+    if cell.state == State.DONE:
         print(report(cell.found))
     print(f"run {cell.id} is {cell.state} already, nothing was trained; output.resume=never trains it anew")
-    return EXIT_CODES[cell.state]
+    return cell.state.exit_code
 
 
 def _sweep(cells: Sequence[Cell]) -> int:
@@ -242,8 +242,8 @@ def _sweep(cells: Sequence[Cell]) -> int:
     print(_report(cells, states))
     if len(states) < len(cells):
         print("stopped on request; run the same command to continue")
-    unfinished = EXIT_CODES["preempted"] if len(states) < len(cells) else 0
-    return worst(EXIT_CODES[state] for state in states.values()) or unfinished
+    unfinished = State.PREEMPTED.exit_code if len(states) < len(cells) else 0
+    return worst(state.exit_code for state in states.values()) or unfinished
 
 
 def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
@@ -255,9 +255,9 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
         outcome = submit(cells, settings, _command())
     except SubmissionError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+        return State.FAILED.exit_code
     print(_summary(cells, outcome, settings), flush=True)
-    left = [EXIT_CODES["refused"]] * len(outcome.left)
+    left = [State.REFUSED.exit_code] * len(outcome.left)
     if outcome.left:
         print(outcome.told(), file=sys.stderr, flush=True)
     if not settings.wait:
@@ -269,7 +269,7 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
         raise
     states = {cell.id: run.state for cell, run in zip(cells, seen, strict=True)}
     print(_report(cells, states))
-    return worst([*left, *(EXIT_CODES.get(state, EXIT_CODES["failed"]) for state in states.values())])
+    return worst([*left, *(state.exit_code for state in states.values())])
 
 
 def _summary(cells: Sequence[Cell], outcome: "Submitted", settings: "LauncherSettings") -> str:
@@ -303,7 +303,7 @@ def _is_over(cell: Cell) -> bool:
         return False
 
 
-def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
+def _one_of_many(cell: Cell, stop: "StopFlag") -> State:
     """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
     try:
         (now,) = looked_up([cell])  # another process may have begun or finished it meanwhile
@@ -315,21 +315,21 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
         return attempt.run(now, _command(), stop, with_tables=False)
     except ConfigError as error:  # it cannot be continued as it was begun
         print(error.text(), file=sys.stderr)
-        return "refused"
+        return State.REFUSED
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
-        return "failed"
+        return State.FAILED
     except Exception:
         traceback.print_exc()
-        return "failed"
+        return State.FAILED
 
 
-def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:
+def _report(cells: Sequence[Cell], states: Mapping[str, State]) -> str:
     rows = []
     for cell in looked_up(cells):
-        state, summary = states.get(cell.id, "not started"), None
+        state, summary = states.get(cell.id, State.NOT_STARTED), None
         with suppress(OSError, RecordError):  # a record that was damaged or removed since hides no other
-            summary = read_summary(cell.found) if state == "done" and cell.found else None
+            summary = read_summary(cell.found) if state == State.DONE and cell.found else None
         rows.append((run_name(cell.config), state, summary or {}))
     return sweep_report(rows)
 

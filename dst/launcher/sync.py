@@ -13,6 +13,7 @@ from pathlib import Path
 from dst.launcher.arguments import command, folders_below
 from dst.records.lock import holder
 from dst.records.read import read_status
+from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.terminal import program
 from dst.tracking.limits import wrong_name
@@ -96,7 +97,7 @@ def _why_not(folder: Path, with_running: bool) -> str | None:
         return "it has not begun"
     if who := holder(folder / PLACE):
         return f"it is being sent already ({who})"
-    who = holder(folder) if status.get("state") == "running" and not with_running else None
+    who = holder(folder) if status.get("state") == State.RUNNING and not with_running else None
     return None if who is None else f"running ({who}); --running sends what there is"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dst.records.entries import SUFFIX, read_entry
 from dst.records.read import read_run, read_status, read_summary
+from dst.records.states import WITHOUT_RECORD, State
 from dst.records.store import RecordError
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ def find_runs(root: Path) -> list[Path]:
 class Member:
     """A run that a group holds: its id, its folder, and the folder that holds it or the entry for it.
 
-    ``state`` and ``why``, where there is no run to be read: ``missing``, or ``unreadable`` if its entry is damaged.
+    ``state`` and ``why``, where there is no run to be read: missing, or unreadable if its entry is damaged.
     """
 
     id: str
     folder: Path
     holder: Path
     name: str | None = None
-    state: str | None = None
+    state: State | None = None
     why: str | None = None
 
 
@@ -77,9 +78,9 @@ def _entered(path: Path, beside: Callable[[Path], dict[str, Path]]) -> Member:
         folder = beside(entry.folder.parent).get(_id(entry.folder), entry.folder)
         is_there = (folder / "run.json").exists()
     except (OSError, RecordError) as error:
-        return Member(path.name.removesuffix(SUFFIX), path, path.parent, state="unreadable", why=str(error))
-    gone = {} if is_there else {"state": "missing", "why": entry.lack}
-    return Member(entry.id, folder, path.parent, entry.name, **gone)
+        return Member(path.name.removesuffix(SUFFIX), path, path.parent, state=State.UNREADABLE, why=str(error))
+    state, why = (None, None) if is_there else (State.MISSING, entry.lack)
+    return Member(entry.id, folder, path.parent, entry.name, state, why)
 
 
 def _newest_in(group: Path) -> dict[str, Path]:
@@ -122,7 +123,7 @@ def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
 
 def recorded(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Return the rows of a catalog whose record is there and can be read."""
-    return frame[~frame["state"].isin(["unreadable", "missing"])]
+    return frame[~frame["state"].isin(WITHOUT_RECORD)]
 
 
 def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -162,7 +163,7 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
         "group": Path(os.path.relpath(member.holder, root)).as_posix(),
         "folder": str(folder),
         "attempt_folder": attempt_folder(folder),
-        "state": member.state or "unknown",
+        "state": str(member.state or State.UNKNOWN),
         "step": None,
         "error": member.why,
         "created": None,
@@ -173,10 +174,11 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
     try:
         run, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
     except (OSError, RecordError) as error:
-        return place | {"state": "unreadable", "error": str(error)}
+        return place | {"state": str(State.UNREADABLE), "error": str(error)}
     identity = run.get("identity", {})
     place |= {name: run[name] for name in ("id", "name", "created") if name in run}
-    place |= {name: status[name] for name in ("state", "step", "error") if name in status}
+    if status:
+        place |= {"state": str(status["state"]), "step": status["step"], "error": status["error"]}
     place["identity"] = json.dumps(identity, sort_keys=True)
     config = identity | run.get("config", {})
     return place | {f"config.{key}": _cell(value) for key, value in config.items()} | summary

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dst.records.store import RESUME_EVENT, STATES, RecordError
+from dst.records.states import RECORDED, State
+from dst.records.store import RESUME_EVENT, RecordError
 
 _TEXT: Final = "text"
 _PATH: Final = "a path"
@@ -37,7 +38,7 @@ _HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
     _FIGURE: lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
     _VALUE: lambda value: type(value) is not int or abs(value) <= sys.float_info.max,
     _FLAT: lambda value: isinstance(value, dict),
-    "a state": lambda value: value in STATES,
+    "a state": lambda value: value in RECORDED,
     "a process id": lambda value: isinstance(value, str) and _PID.fullmatch(value) is not None,
     "a truth value": lambda value: isinstance(value, bool),
     "nothing": lambda value: value is None,
@@ -97,12 +98,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """Return the run's ``status.json``, None if it has none; ``RecordError`` if it is damaged."""
+    """Return the run's ``status.json``, with a State; None if it has none, ``RecordError`` if it is damaged."""
     path = folder / "status.json"
     status = _read_optional(path)
     if status is not None:
         _check(path, status, _STATUS, needed=True)
         _check(path, status, _STATUS_MORE)
+        status["state"] = State(status["state"])
     return status
 
 

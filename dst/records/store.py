@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
-from dst.records.states import STATES
+from dst.records.states import RECORDED, State
 
 RESUME_EVENT: Final = "resume"
 """Value of ``event`` in a history line that voids all earlier lines of a later step."""
@@ -83,7 +83,7 @@ class Record:
 
     def write_status(
         self,
-        state: str,
+        state: State,
         *,
         attempt: int,
         step: int,
@@ -93,10 +93,10 @@ class Record:
     ) -> None:
         """Replace ``status.json``, with a heartbeat (unix time), host and process id; ``more``: further fields.
 
-        ``RecordError`` if the state is not one of ``STATES``.
+        ``RecordError`` if the state is not one of ``RECORDED``.
         """
-        if state not in STATES:
-            raise RecordError(f"unknown state {state!r}; allowed: {', '.join(STATES)}")
+        if state not in RECORDED:
+            raise RecordError(f"unknown state '{state}'; allowed: {', '.join(RECORDED)}")
         status = {
             "state": state,
             "attempt": attempt,

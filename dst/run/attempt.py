@@ -13,6 +13,7 @@ from dst.config.compose import to_yaml
 from dst.config.identity import run_name
 from dst.config.schema import Config, ConfigError
 from dst.records.read import read_attempts, read_status
+from dst.records.states import State
 from dst.records.store import Record
 from dst.run.cell import Cell
 from dst.run.environment import JOB
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 _HEARTBEAT_S = 10.0
 
 
-def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:
+def run(
+    cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None
+) -> State:
     """Carry a run out, or on, to its end, and return the state it ended in.
 
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
@@ -45,7 +48,7 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, proces
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
 
 
-def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
+def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
     """Train together with the main process, which keeps the record; return the state the run ended in.
 
     Raises DismissedError if the main process ends before training.
@@ -65,10 +68,10 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
         parts.training.run(NoObserver(), stop)
         parts.training.finish(parts.test_batches)
     except StopRequestedError:
-        return "preempted"
+        return State.PREEMPTED
     except DivergedError:
-        return "diverged"
-    return "done"
+        return State.DIVERGED
+    return State.DONE
 
 
 def _built(config: Config, processes: "Processes | None") -> "Parts":
@@ -97,13 +100,13 @@ class _Attempt:
         self.progress: Progress = progress("none", self.training.total_steps, 0)
         self.tracker: Tracker = NoTracker()
         self.summary: dict[str, Any] = {}
-        self.state = "failed"
+        self.state = State.FAILED
         self._bottlenecks: set[str] = set()
         """Layers of which a warning has been given."""
         self._beat = 0.0
         self._started = {"started": time.time(), "started_step": 0}
 
-    def carry_out(self, stop: "StopFlag") -> str:
+    def carry_out(self, stop: "StopFlag") -> State:
         """Train to the end and write the summary; every way to end leaves a truthful status.
 
         Nothing is said of the end before it is on record.
@@ -111,7 +114,7 @@ class _Attempt:
         try:
             told = self._train(stop)
             self.progress.close()
-            print(told, file=sys.stdout if self.state == "done" else sys.stderr, flush=True)
+            print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
             return self.state
         finally:
             self.progress.close()
@@ -128,18 +131,19 @@ class _Attempt:
             self.training.run(self, stop)
             self._finish()
         except StopRequestedError as error:
-            return self._end("preempted", str(error))
+            return self._end(State.PREEMPTED, str(error))
         except DivergedError as error:
-            return self._end("diverged", f"{error}; try a smaller schedule.lr.peak or a warm-up")
+            return self._end(State.DIVERGED, f"{error}; try a smaller schedule.lr.peak or a warm-up")
         except KeyboardInterrupt:
-            if self.state != "done":
-                print(self._end("preempted", "interrupted twice: not saved since the last checkpoint"), file=sys.stderr)
+            if self.state != State.DONE:
+                told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
+                print(told, file=sys.stderr)
                 raise
         except (OSError, CheckpointError) as error:  # full disks and the like: the message says it all
-            return self._end("failed", f"{type(error).__name__}: {error}")
+            return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()
-            return trace + self._end("failed", f"{type(error).__name__}: {error}", trace)
+            return trace + self._end(State.FAILED, f"{type(error).__name__}: {error}", trace)
         layers = [layer_table(self.training.sparsifier.layers)] if self.with_tables else []
         about = run_name(self.cell.config), self.record.folder, self.summary, {"attempt": self.attempt}
         return "\n".join([*layers, run_report(*about)])
@@ -173,7 +177,7 @@ class _Attempt:
         self.progress.advance(step)
         since_begin = time.time() - self._started["started"]
         if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # at first more often
-            self._status("running")
+            self._status(State.RUNNING)
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save; the histories reach the disk first, so that no checkpoint is ahead of them."""
@@ -200,7 +204,7 @@ class _Attempt:
         if self.attempt > 1 or self.record.has_history:
             self.record.mark_resume(step=step, attempt=self.attempt)
         self._started = {"started": time.time(), "started_step": step}
-        self._status("running")
+        self._status(State.RUNNING)
         self.record.log_attempt(self.attempt, **self._started)
         verb = f"continuing from step {step}" if step else "training"
         print(f"run {self.record.folder.name}: {run_name(config)}; {verb}, {total} steps", flush=True)
@@ -221,9 +225,9 @@ class _Attempt:
         self.record.write_summary(summary)
         self.summary = summary
         self.record.close()
-        self._over("done")
+        self._over(State.DONE)
 
-    def _end(self, state: str, error: str, trace: str | None = None) -> str:
+    def _end(self, state: State, error: str, trace: str | None = None) -> str:
         """Put an end that is none on the record, and return what is to be said of it."""
         told = f"run {self.record.folder.name} {state}: {error}"
         try:
@@ -233,7 +237,7 @@ class _Attempt:
             told += f"\nand its status could not be written: {problem}"
         return told
 
-    def _over(self, state: str, error: str | None = None, trace: str | None = None) -> None:
+    def _over(self, state: State, error: str | None = None, trace: str | None = None) -> None:
         """Put the end of this attempt on the record; its status is what counts, the rest is told beside it."""
         self._status(state, error, trace)
         try:
@@ -243,7 +247,7 @@ class _Attempt:
         except OSError as problem:
             print(f"warning: the end of attempt {self.attempt} is not in attempts.jsonl: {problem}", file=sys.stderr)
 
-    def _status(self, state: str, error: str | None = None, trace: str | None = None) -> None:
+    def _status(self, state: State, error: str | None = None, trace: str | None = None) -> None:
         self._beat = time.monotonic()
         self.record.write_status(
             state,

@@ -12,6 +12,7 @@ from dst.config.identity import id_of, identity
 from dst.config.schema import Config, ConfigError
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.read import read_run, read_status, read_summary
+from dst.records.states import OVER, State
 from dst.records.store import Record
 from dst.run import resume
 from dst.run.report import is_complete, run_report
@@ -44,27 +45,28 @@ class Cell:
     @property
     def building(self) -> Config:
         """The config to build the run with; ConfigError if it goes on and its checkpoint cannot be read now."""
-        if self.found is None or not sources(self.config) or self.state == "new":
+        if self.found is None or not sources(self.config) or self.state == State.NEW:
             return self.config
         return going_on(self.config, self.found)
 
     @property
-    def state(self) -> str:
-        """The recorded state; ``new`` if nothing is recorded, or all that is shall be left alone."""
+    def state(self) -> State:
+        """The recorded state; ``NEW`` if nothing is recorded, or all that is shall be left alone."""
         if self.found is None or self.config.output.resume == "never":
-            return "new"
-        state = str((read_status(self.found) or {"state": "running"}).get("state"))
+            return State.NEW
+        state: State = (read_status(self.found) or {"state": State.RUNNING})["state"]
         # Without its figures a run is not done; its newest checkpoint has what is needed to have them again.
-        return "running" if state == "done" and not is_complete(read_summary(self.found)) else state
+        is_whole = state != State.DONE or is_complete(read_summary(self.found))
+        return state if is_whole else State.RUNNING
 
     @property
     def is_over(self) -> bool:
         """Say whether training again would change nothing: the run is done, or diverged and would do so again."""
-        return self.state in ("done", "diverged")
+        return self.state in OVER
 
     def record(self, command: str, *, durable: bool = True) -> Record:
         """Return the record to continue, or a new one."""
-        if self.state == "new":
+        if self.state == State.NEW:
             known = self.config, self.identity, self.text
             return create(*known, command, superseded=self.found, durable=durable)
         assert self.found is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dst.config.schema import Config, ConfigError
-from dst.records.states import EXIT_CODES
+from dst.records.states import State
 from dst.run import attempt
 from dst.run.terminal import leave_at_once
 from dst.training.rank import Rank, own_rank
@@ -32,23 +32,23 @@ def together(config: Config, here: Rank, stop: "StopFlag", lead: Callable[["Grou
             if processes.is_main:
                 return _led(processes, lead)
             identified: Config = processes.hear()  # that the data is there, and all is well
-            return EXIT_CODES[attempt.follow(identified, stop, processes)]
+            return attempt.follow(identified, stop, processes).exit_code
     except StartError as error:
         raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
     except DismissedError as end:
         return end.code
     except PeerError as error:
         print(f"error: rank {here.rank}: {error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+        return State.FAILED.exit_code
 
 
 def _led(processes: "Group", lead: Callable[["Group"], int]) -> int:
-    code = EXIT_CODES["failed"]
+    code = State.FAILED.exit_code
     try:
         code = lead(processes)
         return code
     except ConfigError:
-        code = EXIT_CODES["refused"]
+        code = State.REFUSED.exit_code
         raise
     finally:
         processes.dismiss(code)

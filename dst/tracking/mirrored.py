@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_run, read_status
+from dst.records.states import State
 from dst.records.store import RESUME_EVENT, RecordError, replace_text
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
 
@@ -156,10 +157,10 @@ def layer_table(folder: Path) -> tuple[list[str | int], list[Iterable[Any]]]:
     return ["layer", "size", "active", "density", "explored"], rows
 
 
-def state(folder: Path) -> str:
-    """Return the recorded state; ``killed`` of a run that nobody carries out, or that is sent while it goes on."""
-    found = (read_status(folder) or {}).get("state", "running")
-    return "killed" if found == "running" else str(found)
+def state(folder: Path) -> State:
+    """Return the recorded state; ``KILLED`` for a run that is recorded as running, whether a process runs it or not."""
+    found: State = (read_status(folder) or {}).get("state", State.RUNNING)
+    return State.KILLED if found == State.RUNNING else found
 
 
 # -- the book ----------------------------------------------------------------------------------------------------------

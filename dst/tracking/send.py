@@ -3,7 +3,7 @@
 It sends what is on record, then what is added, until its standard input is closed or the process that started it is
 gone; then the rest, and how the run ended. The server is asked what it has under the run's id and gets what it lacks:
 sending again, also after a failure half-way, duplicates nothing. What goes wrong is a line on standard output; the exit
-code is 0 if all has arrived. NoObserver else imports wandb.
+code is 0 if all has arrived. Nothing else imports wandb.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from typing import Any, Final
 
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_summary
+from dst.records.states import State
 from dst.tracking import mirrored
 
-_EXIT_CODES: Final = {"done": 0, "killed": 254}
+_EXIT_CODES: Final = {State.DONE: 0, State.KILLED: 254}
 """What wandb shows as finished and as crashed; all else has failed."""
 
 _POLL_S: Final = 1.0
@@ -165,7 +166,7 @@ class _Sender:
                 run.summary.update({"sparsity/layers": wandb.Table(columns=columns, data=rows)})
         except (KeyError, TypeError, ValueError) as error:  # the rest must not suffer from it
             self.report(f"no table of layers: {_first_line(error)}")
-        if end == "preempted":
+        if end == State.PREEMPTED:
             run.mark_preempting()
         run.finish(exit_code=_EXIT_CODES.get(end, 1))
 

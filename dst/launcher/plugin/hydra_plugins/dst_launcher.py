@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from dst.config.launcher import Cluster, LauncherSettings
+from dst.records.states import State
 
 
 class SubmititLauncher(Launcher):
@@ -39,6 +40,6 @@ class SubmititLauncher(Launcher):
         return [_result(overrides, *found) for overrides, found in zip(job_overrides, submitted, strict=True)]
 
 
-def _result(overrides: Sequence[str], folder: Path, state: str) -> JobReturn:
-    status = JobStatus.COMPLETED if state == "done" else JobStatus.UNKNOWN
+def _result(overrides: Sequence[str], folder: Path, state: State) -> JobReturn:
+    status = JobStatus.COMPLETED if state == State.DONE else JobStatus.UNKNOWN
     return JobReturn(overrides=overrides, status=status, _return_value=str(folder))
