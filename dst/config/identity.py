@@ -1,6 +1,5 @@
 """What identifies a run: the run id, and the name that people read."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -9,6 +8,7 @@ from typing import Any
 from dst import registry
 from dst.config.schema import SLOTS, Config, flatten, get, leaves
 from dst.data import published
+from dst.files import sha256
 from dst.registry import REQUIRED
 
 SCHEMA_VERSION = 1
@@ -41,7 +41,7 @@ def run_id(config: Config) -> str:
 def id_of(identity: Mapping[str, Any]) -> str:
     """Return the id of the run with this identity: 12 hex digits of a digest of it and of the schema version."""
     canonical = json.dumps([SCHEMA_VERSION, identity], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return sha256(canonical)[:12]
 
 
 def run_name(config: Config) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 
 from dst.config.identity import run_name
 from dst.config.schema import Config, ConfigError
+from dst.files import sha256
 from dst.launcher.job import FrozenRun
 from dst.records.provenance import PACKAGE, code_digest, code_version, passed_over
 from dst.records.read import read_launch, read_run
@@ -16,7 +17,7 @@ from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.cell import Cell
 from dst.run.environment import CODE
-from dst.run.resume import digest, refreeze
+from dst.run.resume import refreeze
 from dst.run.verified import frozen_config
 
 FROZEN: Final = ".code"
@@ -32,13 +33,13 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
     record = cell.record(command, durable=False)
     text = cell.text if is_new else refreeze(record, cell.config)
     _mark_submitting(record.folder)
-    return FrozenRun(str(record.folder.resolve()), run_name(cell.config), digest(text), text)
+    return FrozenRun(str(record.folder.resolve()), run_name(cell.config), sha256(text), text)
 
 
 def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
     """Return a run as it was frozen, and what its config says; ConfigError unless that is what was recorded."""
     config, text = frozen_config(folder), (folder / "config.yaml").read_text()
-    return FrozenRun(str(folder.resolve()), run_name(config), digest(text), text), config
+    return FrozenRun(str(folder.resolve()), run_name(config), sha256(text), text), config
 
 
 def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dst.files import replace_text
 from dst.records.read import read_json
-from dst.records.store import RecordError, replace_text
+from dst.records.store import RecordError
 
 SUFFIX: Final = ".elsewhere.json"
 """How the names of entries end, behind the run's id."""

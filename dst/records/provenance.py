@@ -1,6 +1,5 @@
 """What a run was made with: code, libraries, machine."""
 
-import hashlib
 import platform
 import socket
 import subprocess
@@ -9,6 +8,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+from dst.files import sha256
 
 PACKAGE: Final = Path(__file__).resolve().parents[1]
 """The folder of the package."""
@@ -27,16 +28,15 @@ def code_version() -> dict[str, Any]:
     return {
         "digest": code_digest(PACKAGE),
         "git": _git("rev-parse", "HEAD"),
-        "diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
+        "diff": sha256(diff)[:16] if diff else None,
     }
 
 
 def code_digest(package: Path) -> str:
     """Return the digest of a package's sources."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in package.rglob("*.py") if _is_source(path.relative_to(package), path)):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    sources = sorted(path for path in package.rglob("*.py") if _is_source(path.relative_to(package), path))
+    named = (f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0" for path in sources)
+    return sha256(b"".join(named))[:16]
 
 
 def passed_over(folder: str, names: Iterable[str]) -> set[str]:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
+from dst.files import replace_text, sync_folder
 from dst.records.states import RECORDED, State
 
 RESUME_EVENT: Final = "resume"
@@ -189,7 +189,7 @@ class _History:
         is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         size = os.fstat(self._file).st_size
         self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
@@ -233,32 +233,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part.
-
-    Unless ``durable``, the new content may be lost if the machine (not only the process) goes down soon.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if durable:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; syncing a file does not."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

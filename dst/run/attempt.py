@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from dst.config.compose import to_yaml
 from dst.config.identity import run_name
 from dst.config.schema import Config, ConfigError
+from dst.files import sha256
 from dst.records.read import read_attempts, read_status
 from dst.records.states import State
 from dst.records.store import Record
 from dst.run.cell import Cell
 from dst.run.environment import JOB
 from dst.run.report import layer_table, outside_line, run_report
-from dst.run.resume import digest, found_here, frozen, held
+from dst.run.resume import found_here, frozen, held
 from dst.run.sources import sources
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class _Attempt:
 
         training, config = self.training, self.cell.config
         place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
-        executed = digest(to_yaml(frozen(config)))
+        executed = sha256(to_yaml(frozen(config)))
         self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
         state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:

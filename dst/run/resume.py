@@ -1,6 +1,5 @@
 """The record of a run at its beginning: what is frozen into it, and whether it can be continued as it was begun."""
 
-import hashlib
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dst.config.compose import to_yaml
 from dst.config.identity import SCHEMA_VERSION, id_of, identity, run_name
 from dst.config.schema import Config, ConfigError, flatten
+from dst.files import sha256
 from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
@@ -71,7 +71,7 @@ def create(
     if superseded is not None:
         folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
     _check_group(config)
-    about = {**_known(config, identity), "command": command, "config_digest": digest(text), "code": code_version()}
+    about = {**_known(config, identity), "command": command, "config_digest": sha256(text), "code": code_version()}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
     except OSError as error:
@@ -92,7 +92,7 @@ def refreeze(record: Record, config: Config) -> str:
     if _text(path) != text:
         record.write_config(text)
     about = read_run(record.folder)
-    new = {**about, "config": flatten(frozen(config)), "config_digest": digest(text)}
+    new = {**about, "config": flatten(frozen(config)), "config_digest": sha256(text)}
     if "dataset" not in about:  # it has not begun
         new["code"] = code_version()
     if new != about:
@@ -107,11 +107,11 @@ def check_unchanged(folder: Path, config: Config) -> None:
     """
     path = folder / "config.yaml"
     try:
-        found = hashlib.sha256(read_bytes(path)).hexdigest()
+        found = sha256(read_bytes(path))
     except FileNotFoundError:
         return
     recorded = read_run(folder).get("config_digest")
-    if found != recorded and found != digest(to_yaml(frozen(config))):
+    if found != recorded and found != sha256(to_yaml(frozen(config))):
         raise ConfigError([changed(path, found, recorded, "recorded in run.json")])
 
 
@@ -121,11 +121,6 @@ def _text(path: Path) -> str | None:
         return read_bytes(path).decode()
     except (FileNotFoundError, UnicodeDecodeError):
         return None
-
-
-def digest(text: str) -> str:
-    """Return the digest of a frozen config."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _known(config: Config, identity: Mapping[str, Any]) -> dict[str, Any]:

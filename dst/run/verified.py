@@ -4,7 +4,6 @@ What is read here is executed, ``hardware.slurm.setup`` even as shell. So a file
 nothing in it is interpolated, and nothing that it leaves out is taken from elsewhere.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -15,6 +14,7 @@ import yaml
 
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError
+from dst.files import sha256
 from dst.records.read import read_run
 from dst.records.store import RecordError
 
@@ -40,7 +40,7 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
         data, about = path.read_bytes(), read_run(folder)
     except (OSError, RecordError) as error:
         raise ConfigError([f"the config of run {folder.name} cannot be read ({error}): {_AGAIN}"]) from error
-    found, recorded = hashlib.sha256(data).hexdigest(), about.get("config_digest")
+    found, recorded = sha256(data), about.get("config_digest")
     if submitted not in (None, found) and found == recorded:
         raise ContinuedError([f"{path}: it was continued with another config since this job was submitted"])
     for what, wanted in (("submitted", submitted or found), ("recorded in run.json", recorded)):

@@ -3,7 +3,6 @@
 ``<run folder>/wandb/sent.json``, the book, says what has arrived.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -12,9 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from dst.files import file_sha256, replace_text
 from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_run, read_status
 from dst.records.states import State
-from dst.records.store import RESUME_EVENT, RecordError, replace_text
+from dst.records.store import RESUME_EVENT, RecordError
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
 
 PLACE: Final = "wandb"
@@ -193,4 +193,4 @@ def write_book(folder: Path, arrived: Mapping[str, Any], last: Mapping[str, Any]
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": file_sha256(file)}

@@ -28,7 +28,7 @@ def sources() -> list[Path]:
 
 
 def written_states(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the text of every string that spells a state, wherever it is used: compared, listed, passed."""
+    """Yield line and text of every string that spells a state, wherever it is used: compared, listed, passed, ...."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and node.value in list(State):
             yield node.lineno, node.value
