@@ -23,7 +23,7 @@ stop those with Ctrl-C."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Cancel, and say what was cancelled; return the exit code."""
+    """Cancel jobs and print what was cancelled; return the exit code."""
     parser = command("cancel", _DESCRIPTION)
     options = parser.parse_args(arguments)
     folders = folders_below(options.dir)
@@ -38,9 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     for run in cancelled:
         if run.state in (State.QUEUED, State.PREEMPTED):
             _mark_cancelled(Path(run.folder))
-    with_them = _neighbours(cancelled)
-    if with_them:
-        print(f"with them stop up to {with_them} runs elsewhere, which share their jobs")
+    if neighbours := _neighbours(cancelled):
+        print(f"with them stop up to {neighbours} runs elsewhere, which share their jobs")
     for run in alive:
         if run.state == State.SUBMITTING:
             print(f"left alone, since another command is submitting it (stop that with Ctrl-C): {run.folder}")
@@ -67,7 +66,7 @@ def _cancel_local(run: Observed) -> str | None:
     if launch.get("host") != socket.gethostname():
         return f"job {run.job} runs on host {launch.get('host')}: cancel it there"
     try:
-        if process_lives(launch):  # else it has ended meanwhile, and its number may be somebody else's
+        if process_lives(launch):  # otherwise it has ended, and its number may belong to another process
             os.kill(int(launch["job"]), signal.SIGTERM)
     except OSError as error:
         return f"job {run.job} cannot be cancelled: {error}"
@@ -75,7 +74,7 @@ def _cancel_local(run: Observed) -> str | None:
 
 
 def _neighbours(runs: Sequence[Observed]) -> int:
-    """Return how many other runs, at most, the jobs of these runs were submitted with."""
+    """Return how many other runs, at most, share the jobs of these runs."""
     shares = {run.job: (read_launch(Path(run.folder)) or {}).get("runs", 1) for run in runs if run.job is not None}
     return sum(count - sum(run.job == job for run in runs) for job, count in shares.items())
 
@@ -88,7 +87,7 @@ def _mark_cancelled(folder: Path) -> None:
         told = "cancelled while it was queued; run the same command to submit it again"
         restate(folder, State.CANCELLED, told, among=waiting)
     except (OSError, RecordError) as error:
-        print(f"warning: it could not be put on record that {folder} was cancelled: {error}", file=sys.stderr)
+        print(f"warning: {folder} was cancelled, but its status could not be written: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Carry out one frozen run, on the machine of its job: ``python -m dst.launcher.node FOLDER --digest DIGEST``.
 
-Nothing is composed here: the config in the run folder is executed if it is the one that was submitted, and nothing
-else.
+Nothing is composed here. The config in the run folder is executed, and only if it is the one that was submitted.
 """
 
 import argparse
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     with StopFlag() as stop:
         try:
             return _carry_out(options.folder, options.digest, stop)
-        except (RunningError, ContinuedError) as error:  # what it says of itself is the truth
+        except (RunningError, ContinuedError) as error:  # its own record is right
             print(error.text(), file=sys.stderr)
             return State.REFUSED.exit_code
         except ConfigError as error:

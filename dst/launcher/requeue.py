@@ -1,4 +1,4 @@
-"""Submit failed and lost runs again, as they were: ``python -m dst.launcher.requeue DIR``."""
+"""Submit failed and lost runs again, unchanged: ``python -m dst.launcher.requeue DIR``."""
 
 import os
 import sys
@@ -21,13 +21,13 @@ from dst.records.store import RecordError
 from dst.run.terminal import program
 
 _DESCRIPTION = """\
-Submit the runs below DIR that failed, were lost, or were not taken by the cluster again, from their newest checkpoint,
-with the config, the code (outputs/.code) and to the cluster that they were submitted with. No config file is read.
-Diverged runs would diverge again and are left alone."""
+Submit the runs below DIR again that failed, were lost, or were not taken by the cluster. They continue from their
+newest checkpoint, with the same config and code (outputs/.code), on the same cluster. No config file is read. Diverged
+runs would diverge again and are left alone."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Submit again, and say what; return the exit code."""
+    """Submit again, and print which runs; return the exit code."""
     parser = command("requeue", _DESCRIPTION)
     parser.add_argument("--preempted", action="store_true", help="also those that were stopped or cancelled")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be submitted")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     for (cwd, settings, code), runs in groups.items():
         try:
             there = {folder.resolve(): run for folder, run in runs.items()}
-            with chdir(cwd):  # what a config says of folders holds from where it was submitted
+            with chdir(cwd):  # folders in a config are relative to where it was submitted
                 others = superseded(there)
                 for folder, other in others.items():
                     print(f"left alone, since {other} is another attempt at it that is newer or goes on: {folder}")
@@ -82,18 +82,18 @@ def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
     return str(launch.get("cwd", os.getcwd())), settings, submitted_code(folder)
 
 
-def _report(outcome: Submitted) -> int:
-    """Say what was submitted and what was not; return the exit code."""
-    if outcome.submission is not None:
-        jobs = ", ".join(outcome.submission.jobs)
-        print(f"{len(outcome.submitted)} runs submitted as job {jobs}; logs in {outcome.submission.logs}")
-    if outcome.left:
-        print(outcome.told(), file=sys.stderr)
-    return State.REFUSED.exit_code if outcome.left else 0
+def _report(submitted: Submitted) -> int:
+    """Print what was submitted and what was not; return the exit code."""
+    if submitted.submission is not None:
+        jobs = ", ".join(submitted.submission.jobs)
+        print(f"{len(submitted.submitted)} runs submitted as job {jobs}; logs in {submitted.submission.logs}")
+    if submitted.left:
+        print(submitted.told(), file=sys.stderr)
+    return State.REFUSED.exit_code if submitted.left else 0
 
 
 def _tell(error: Exception) -> int:
-    """Say what went wrong; return the exit code."""
+    """Print what went wrong; return the exit code."""
     if isinstance(error, ConfigError):
         print(f"error: {error.text()}", file=sys.stderr)
         return State.REFUSED.exit_code
@@ -102,7 +102,7 @@ def _tell(error: Exception) -> int:
 
 
 def _settings(launch: Mapping[str, Any]) -> LauncherSettings | None:
-    """Return how a run was submitted; None if that is not on record, or is nothing that could have been."""
+    """Return how a run was submitted; None if its record does not say so, or says what cannot be."""
     try:
         settings = LauncherSettings(**launch["settings"])
     except (KeyError, TypeError):

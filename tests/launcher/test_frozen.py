@@ -148,7 +148,7 @@ def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, sub
     folder = Path(failed.folder)
     Record.open(folder).write_status(state, attempt=1, step=0)
     (seen,) = observe([folder])
-    command = "with the code that it was submitted with it goes on by: python -m dst.launcher.requeue "
+    command = "to continue it with the code of its submission: python -m dst.launcher.requeue "
     told = [] if remedy is None else [f"{command}{folder}{remedy}"]
     assert submitting._remedy(Cell(config(), folder), seen) == told
     for line in told:
