@@ -154,7 +154,7 @@ class _Attempt:
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Log values, and show them where people look."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
-        self.tracker.look()
+        self.tracker.poll()
         if "val/accuracy" in values:
             sparsifier = self.training.sparsifier
             self.progress.show(

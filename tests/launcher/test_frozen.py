@@ -147,10 +147,10 @@ def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, sub
     """Such as a run that was done and whose figures are gone."""
     folder = Path(failed.folder)
     Record.open(folder).write_status(state, attempt=1, step=0)
-    (seen,) = observe([folder])
+    (observed,) = observe([folder])
     command = "to continue it with the code of its submission: python -m dst.launcher.requeue "
     told = [] if remedy is None else [f"{command}{folder}{remedy}"]
-    assert submitting._remedy(Cell(config(), folder), seen) == told
+    assert submitting._remedy(Cell(config(), folder), observed) == told
     for line in told:
         assert requeue.main(line.removeprefix(command).split()) == 0
     assert len(submitted) == len(told)

@@ -186,7 +186,7 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     children = subprocess.run(["pgrep", "-P", str(job)], capture_output=True, text=True, check=True).stdout.split()
     for pid in (job, *map(int, children), read_status(folder)["pid"]):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: observe([folder])[0].state == "lost", "not seen as lost")
+    wait_until(lambda: observe([folder])[0].state == "lost", "not lost")
 
     assert "1 submitted" in run(*command, cwd=here).output
     wait_until(lambda: is_moving(folder, 2), "not continued")
