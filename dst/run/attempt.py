@@ -1,4 +1,4 @@
-"""One run, from its config to its summary: find or make its record, build, train, finish, and say how it went."""
+"""One attempt at a run: find or make its record, build, train, finish, and report."""
 
 import os
 import socket
@@ -36,10 +36,10 @@ _HEARTBEAT_S = 10.0
 def run(
     cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None
 ) -> State:
-    """Carry a run out, or on, to its end, and return the state it ended in.
+    """Begin or continue a run, train it to its end, and return the state in which it ended.
 
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
-    the main one calls this while the others ``follow``.
+    the main one calls this, and the others call ``follow``.
     """
     parts = _built(cell.building, processes)
     outside = parts.training.sparsifier.outside
@@ -50,7 +50,7 @@ def run(
 
 
 def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
-    """Train together with the main process, which keeps the record; return the state the run ended in.
+    """Train together with the main process, which keeps the record; return the state in which the run ended.
 
     Raises DismissedError if the main process ends before training.
     """
@@ -86,7 +86,7 @@ def _built(config: Config, processes: "Processes | None") -> "Parts":
 
 
 class _Attempt:
-    """One attempt at a run: it watches the training loop, keeps the record, and puts the outcome on it."""
+    """One attempt at a run. It observes the training loop, keeps the record, and records how the attempt ended."""
 
     def __init__(self, cell: Cell, record: Record, parts: "Parts", with_tables: bool) -> None:
         from dst.tracking.progress import progress
@@ -103,14 +103,14 @@ class _Attempt:
         self.summary: dict[str, Any] = {}
         self.state = State.FAILED
         self._bottlenecks: set[str] = set()
-        """Layers of which a warning has been given."""
+        """Layers for which a warning was printed."""
         self._beat = 0.0
         self._started = {"started": time.time(), "started_step": 0}
 
     def carry_out(self, stop: "StopFlag") -> State:
-        """Train to the end and write the summary; every way to end leaves a truthful status.
+        """Train to the end and write the summary. Every way to end leaves a true status.
 
-        Nothing is said of the end before it is on record.
+        The end is printed only after it is recorded.
         """
         try:
             told = self._train(stop)
@@ -122,7 +122,7 @@ class _Attempt:
             self.tracker.finish()
 
     def _train(self, stop: "StopFlag") -> str:
-        """Train, put the end on record, whatever it is, and return what is to be said of it."""
+        """Train, record how the attempt ended, and return the message about it."""
         from dst.training.checkpoint import CheckpointError
         from dst.training.guard import DivergedError
         from dst.training.stopping import StopRequestedError
@@ -140,7 +140,7 @@ class _Attempt:
                 told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
                 print(told, file=sys.stderr)
                 raise
-        except (OSError, CheckpointError) as error:  # full disks and the like: the message says it all
+        except (OSError, CheckpointError) as error:  # such as a full disk: the message is enough
             return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()
@@ -149,10 +149,10 @@ class _Attempt:
         about = run_name(self.cell.config), self.record.folder, self.summary, {"attempt": self.attempt}
         return "\n".join([*layers, run_report(*about)])
 
-    # -- what the training loop tells ----------------------------------------------------------------------------------
+    # -- what the training loop reports --------------------------------------------------------------------------------
 
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Log values, and show them where people look."""
+        """Log values, and show the most important ones."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
         self.tracker.poll()
         if "val/accuracy" in values:
@@ -174,21 +174,21 @@ class _Attempt:
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
 
     def on_step(self, step: int) -> None:
-        """Move the progress display, and now and then the heartbeat."""
+        """Advance the progress display; every few seconds write a heartbeat."""
         self.progress.advance(step)
         since_begin = time.time() - self._started["started"]
-        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # at first more often
+        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # more often at first
             self._status(State.RUNNING)
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Save; the histories reach the disk first, so that no checkpoint is ahead of them."""
+        """Save a checkpoint. The histories are synced first, so that no checkpoint is ahead of them."""
         self.record.sync()
         self.checkpoints.save(step, state)
 
     # -- beginning and end ---------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Take up the newest checkpoint if there is one, and announce the run."""
+        """Load the newest checkpoint if there is one, and announce the run."""
         from dst.tracking import tracker
         from dst.tracking.progress import progress
 
@@ -220,7 +220,7 @@ class _Attempt:
         self.tracker.begin(self.record.folder)
 
     def _finish(self) -> None:
-        """Test once, write the summary, and only then call the run done."""
+        """Test once, write the summary, and only then record the run as done."""
         summary: dict[str, Any] = dict(self.training.finish(self.parts.test_batches))
         summary["flops/train_ratio"] = summary["flops/train"] / self.parts.dense_training_flops
         self.record.write_summary(summary)
@@ -229,7 +229,7 @@ class _Attempt:
         self._over(State.DONE)
 
     def _end(self, state: State, error: str, trace: str | None = None) -> str:
-        """Put an end that is none on the record, and return what is to be said of it."""
+        """Record that the attempt stopped before the run was done, and return the message about it."""
         told = f"run {self.record.folder.name} {state}: {error}"
         try:
             self._over(state, error, trace)
@@ -239,7 +239,7 @@ class _Attempt:
         return told
 
     def _over(self, state: State, error: str | None = None, trace: str | None = None) -> None:
-        """Put the end of this attempt on the record; its status is what counts, the rest is told beside it."""
+        """Record the end of this attempt: first its status, which counts, then a line in ``attempts.jsonl``."""
         self._status(state, error, trace)
         try:
             self.record.log_attempt(
@@ -264,7 +264,7 @@ class _Attempt:
 
 
 def _attempts(folder: Path) -> int:
-    """Return how many attempts at a run there have been."""
+    """Return the number of attempts at a run so far."""
     told: list[int] = [
         attempt["attempt"] for attempt in [read_status(folder) or {"attempt": 0}, *read_attempts(folder)]
     ]
