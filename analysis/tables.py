@@ -24,7 +24,7 @@ LABELS: Final = {
     "method": "config.sparsity.label",
     "density": "config.sparsity.density",
 }
-"""Columns that name a row -> the columns of the catalog they show."""
+"""Columns that name a row -> the catalog's columns that they show."""
 
 FIGURES: Final = {
     "realised_density": "sparsity/density",
@@ -32,7 +32,7 @@ FIGURES: Final = {
     "flops_test_ratio": "flops/test_ratio",
     "flops_train_ratio": "flops/train_ratio",
 }
-"""Columns of means over the seeds -> the values of the summary they average."""
+"""Columns of means over the seeds -> the summary's values that they average."""
 
 VALUES: Final = ("accuracy", "accuracy_std", *FIGURES, "n", "expected", "missing")
 """Columns of ``accuracy_figures`` that are no labels."""
@@ -49,7 +49,7 @@ _LATEX: Final = str.maketrans({"\\": r"\textbackslash "} | {character: f"\\{char
 
 
 class TableError(ValueError):
-    """Runs that one table cannot show."""
+    """One table cannot show these runs."""
 
 
 def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def _comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _distinguishing(texts: pd.DataFrame) -> list[str]:
-    """Return the keys that are no label and by which experiments of equal labels differ."""
+    """Return the keys, labels aside, by which experiments of equal labels differ."""
     others = [key for key in texts.columns if key not in LABELS.values()]
     if texts.empty or not others:
         return []
@@ -190,17 +190,17 @@ def _is_done(runs: pd.DataFrame) -> pd.Series:
 
 
 def _plain(value: Any) -> Any:
-    """Return a cell of a catalog with one spelling of nothing: None."""
+    """Return a cell of a catalog, or None for every kind of missing value."""
     return None if pd.isna(value) else value
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Return a key that sorts what may stand in one column: nothing, then numbers, then text."""
+    """Return a key that sorts the values of a mixed column: missing values, then numbers, then text."""
     return (0, 0) if pd.isna(value) else (2, value) if isinstance(value, str) else (1, value)
 
 
 def cell_text(value: Any, spec: str = ".10g") -> str:
-    """Return a value of a table as text: a dash for nothing, numbers by their format, the beginning of digests."""
+    """Return a value of a table as text: a dash if it is missing, numbers by their format, digests cut short."""
     if pd.isna(value):
         return _NOTHING
     if isinstance(value, str) and _DIGEST.fullmatch(value):
