@@ -39,9 +39,28 @@ def main(arguments: Sequence[str]) -> int:
     observed = observe(folders)
     wanted = [Path(run.folder) for run in observed if run.state in states and not run.is_taken]
     damaged = [run for run in observed if run.state == State.UNREADABLE]
-    groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
     codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in damaged]
-    for folder in wanted:
+    taken: list[Path] = []
+    for how, runs in _alike(wanted, codes).items():
+        try:
+            taken += _submit(how, runs, states, codes, dry_run=options.dry_run)
+        except (SubmissionError, ConfigError, RecordError, OSError) as error:
+            codes.append(_tell(error))
+    if options.dry_run:
+        print("\n".join([*map(str, taken), f"{len(taken)} runs would be submitted"]))
+    elif not wanted:
+        print("nothing to submit: no run below that folder has failed or was lost")
+    return worst(codes)
+
+
+_How = tuple[str, LauncherSettings, Path]
+"""How runs were submitted: from which working folder, with which settings, and with which frozen code."""
+
+
+def _alike(folders: Sequence[Path], codes: list[int]) -> dict[_How, dict[Path, Run]]:
+    """Return the frozen runs in these folders by how they were submitted; add an exit code for each unreadable one."""
+    groups: dict[_How, dict[Path, Run]] = defaultdict(dict)
+    for folder in folders:
         try:
             if (how := _submitted(folder)) is None:
                 print(f"left alone, since it was not submitted as a job: {folder}; run its command again")
@@ -49,29 +68,29 @@ def main(arguments: Sequence[str]) -> int:
                 groups[how][folder] = read_frozen(folder)
         except (ConfigError, RecordError, OSError) as error:
             codes.append(_tell(error))
-    would: list[Path] = []
-    for (cwd, settings, code), runs in groups.items():
-        try:
-            there = {folder.resolve(): run for folder, run in runs.items()}
-            with chdir(cwd):  # folders in a config are relative to where it was submitted
-                others = superseded(there)
-                for folder, other in others.items():
-                    print(f"left alone, since {other} is another attempt at it that is newer or goes on: {folder}")
-                there = {folder: run for folder, run in there.items() if folder not in others}
-                if there and not options.dry_run:
-                    codes.append(_report(submit_again(there, settings, states, code)))
-            would += [folder for folder in runs if folder.resolve() in there]
-        except (SubmissionError, ConfigError, RecordError, OSError) as error:
-            codes.append(_tell(error))
-    if options.dry_run:
-        print("\n".join([*map(str, would), f"{len(would)} runs would be submitted"]))
-        return worst(codes)
-    if not wanted:
-        print("nothing to submit: no run below that folder has failed or was lost")
-    return worst(codes)
+    return groups
 
 
-def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
+def _submit(
+    how: _How, runs: Mapping[Path, Run], states: Sequence[State], codes: list[int], *, dry_run: bool
+) -> list[Path]:
+    """Submit runs again as they were submitted before, unless ``dry_run``, and add the exit code; return their folders.
+
+    Runs that have another attempt which is newer or under way are left alone.
+    """
+    cwd, settings, code = how
+    there = {folder.resolve(): run for folder, run in runs.items()}
+    with chdir(cwd):  # folders in a config are relative to where it was submitted
+        others = superseded(there)
+        for folder, other in others.items():
+            print(f"left alone, since {other} is another attempt at it that is newer or goes on: {folder}")
+        there = {folder: run for folder, run in there.items() if folder not in others}
+        if there and not dry_run:
+            codes.append(_report(submit_again(there, settings, states, code)))
+    return [folder for folder in runs if folder.resolve() in there]
+
+
+def _submitted(folder: Path) -> _How | None:
     """Return from where, how, and with which code a run was submitted; None if it never was."""
     launch = read_launch(folder)
     if launch is None:
