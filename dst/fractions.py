@@ -1,7 +1,7 @@
-"""Exact fractions of whole numbers: a float stands for the decimal number that is written for it.
+"""Fractions of whole numbers, exact: a float stands for the decimal number that is written for it.
 
-In binary floating point ``0.55 * 88000`` is 48400.00000000001, and ``100 * (1 - 0.9)`` is below 10. Counts and steps
-derived from such products would be off by one.
+``0.55 * 88000`` is 48400.00000000001 in binary floating point, and ``100 * (1 - 0.9)`` is below 10; counts and steps
+that are derived from such products would be off by one.
 """
 
 from fractions import Fraction

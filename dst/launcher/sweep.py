@@ -176,7 +176,7 @@ def _forecast(configs: Sequence[Config]) -> int:
 
 
 def _together(composed: Sequence[tuple[list[str], Config]], here: Rank) -> int:
-    """Run the only cell of a command in several processes."""
+    """Run the one cell of a command in several processes."""
     from dst.training.stopping import StopFlag
 
     _check_all(composed)

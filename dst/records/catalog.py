@@ -163,7 +163,7 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
         "group": Path(os.path.relpath(member.holder, root)).as_posix(),
         "folder": str(folder),
         "attempt_folder": attempt_folder(folder),
-        "state": str(member.state or State.UNKNOWN),
+        "state": member.state or State.UNKNOWN,
         "step": None,
         "error": member.why,
         "created": None,
@@ -174,11 +174,10 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
     try:
         run, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
     except (OSError, RecordError) as error:
-        return place | {"state": str(State.UNREADABLE), "error": str(error)}
+        return place | {"state": State.UNREADABLE, "error": str(error)}
     identity = run.get("identity", {})
     place |= {name: run[name] for name in ("id", "name", "created") if name in run}
-    if status:
-        place |= {"state": str(status["state"]), "step": status["step"], "error": status["error"]}
+    place |= {name: status[name] for name in ("state", "step", "error") if name in status}
     place["identity"] = json.dumps(identity, sort_keys=True)
     config = identity | run.get("config", {})
     return place | {f"config.{key}": _cell(value) for key, value in config.items()} | summary

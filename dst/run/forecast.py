@@ -50,7 +50,7 @@ class Forecast:
 
 
 def forecasts(configs: Sequence[Config]) -> list[Forecast]:
-    """Return the forecast of each config. Configs that differ in the seed only are timed once."""
+    """Return the forecast of each config; those that differ in the seed only are timed once."""
     known: dict[str, Forecast] = {}
     found = []
     for config in configs:
