@@ -1,4 +1,4 @@
-"""Figures of results, as functions of a catalog."""
+"""Figures of results, each a function of a catalog."""
 
 from collections.abc import Iterator
 from itertools import cycle
@@ -31,9 +31,9 @@ _VARIANTS: Final[tuple[dict[str, Any], ...]] = (
 def accuracy_against_flops(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the test accuracy of each experiment against its training FLOPs relative to dense training.
 
-    One colour and marker a method; experiments that differ in density only are joined in order of FLOPs, other settings
-    of a method get a line and legend entry of their own. Bars are the sample standard deviation over seeds. The axis of
-    FLOPs is logarithmic if they span more than a decade.
+    Each method has one colour and marker. Experiments that differ in density only are joined in order of FLOPs; other
+    settings of a method get their own line and legend entry. Bars are the sample standard deviation over seeds. The
+    axis of FLOPs is logarithmic if they span more than a decade.
     """
     ax, own_figure = _axes(ax)
     figures = accuracy_figures(frame).dropna(subset=["accuracy", "flops_train_ratio"]).sort_values("flops_train_ratio")
@@ -55,9 +55,9 @@ def accuracy_against_flops(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def history(frame: pd.DataFrame, value: str, label: str | None = None, ax: Axes | None = None) -> Axes:
-    """Draw a value of the history, such as ``sparsity/rs``, over the steps: a line for each run, a colour a method.
+    """Draw a value of the history, such as ``sparsity/rs``, over the steps: one line per run, one colour per method.
 
-    Runs that never logged the value are left out. ``label`` (default: the value's name) names the axis.
+    Runs that never logged the value are left out. ``label`` is the name of the axis (default: the value's name).
     """
     ax, own_figure = _axes(ax)
     runs = recorded(frame).sort_values("id")
@@ -86,7 +86,7 @@ def _axes(ax: Axes | None) -> tuple[Axes, Figure | None]:
 
 
 def _series(rows: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Return what the legend calls each row, and a title: what all rows share is said once, in the title."""
+    """Return the name of each row in the legend, and a title: the title says once what all rows share."""
     place = rows["data"].astype(str) + ", " + rows["model"].astype(str)
     method = rows["method"].astype(str)
     if place.nunique() > 1:
@@ -99,7 +99,7 @@ def _styles() -> Iterator[dict[str, Any]]:
 
 
 def _settings(figures: pd.DataFrame) -> pd.Series:
-    """Return in words what tells rows of equal labels apart."""
+    """Return, as text, the settings in which rows of equal labels differ."""
     keys = figures.columns.drop([*LABELS, *VALUES])
     words = [", ".join(f"{key}={cell_text(row[key])}" for key in keys) for row in figures.to_dict("records")]
     return pd.Series(words, index=figures.index, dtype=object)
@@ -117,7 +117,9 @@ def _finish(ax: Axes, own_figure: Figure | None) -> Axes:
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     if ax.get_legend_handles_labels()[0]:
-        legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)  # beside the data, never on it
+        legend = ax.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False
+        )  # beside the data, never over it
         if own_figure:  # long names widen the figure instead of squeezing the data
             own_figure.set_figwidth(5.8 + legend.get_window_extent().width / own_figure.dpi)
     return ax

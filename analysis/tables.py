@@ -12,6 +12,7 @@ from typing import Any, Final
 import pandas as pd
 
 from dst.records.catalog import catalog, newest, recorded
+from dst.records.states import State
 from dst.run.terminal import program
 
 SEED: Final = "config.seed"
@@ -25,7 +26,7 @@ LABELS: Final = {
     "method": METHOD,
     "density": "config.sparsity.density",
 }
-"""Columns that name a row -> the columns of the catalog they show."""
+"""Columns that name a row -> the catalog's columns that they show."""
 
 FIGURES: Final = {
     "realised_density": "sparsity/density",
@@ -33,7 +34,7 @@ FIGURES: Final = {
     "flops_test_ratio": "flops/test_ratio",
     "flops_train_ratio": "flops/train_ratio",
 }
-"""Columns of means over the seeds -> the values of the summary they average."""
+"""Columns of means over the seeds -> the summary's values that they average."""
 
 VALUES: Final = ("accuracy", "accuracy_std", *FIGURES, "n", "expected", "missing")
 """Columns of ``accuracy_figures`` that are no labels."""
@@ -50,7 +51,7 @@ _LATEX: Final = str.maketrans({"\\": r"\textbackslash "} | {character: f"\\{char
 
 
 class TableError(ValueError):
-    """Runs that one table cannot show."""
+    """One table cannot show these runs."""
 
 
 def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
@@ -191,27 +192,27 @@ def _completeness(runs: pd.DataFrame, expected: set[int]) -> dict[str, Any]:
         raise TableError(f"one seed of one experiment twice, under different ids: {', '.join(folders)}. Leave one out")
     ended = {**dict.fromkeys(expected, "not run"), **dict(zip(runs[SEED], runs["state"], strict=True))}
     done = set(runs.loc[_is_done(runs), SEED])
-    ended |= {seed: f"done without {ACCURACY}" for seed in expected - done if ended[seed] == "done"}
+    ended |= {seed: f"done without {ACCURACY}" for seed in expected - done if ended[seed] == State.DONE}
     missing = "; ".join(f"seed {cell_text(seed)} {ended[seed]}" for seed in sorted(expected - done))
     return {"n": len(done), "expected": len(expected), "missing": missing}
 
 
 def _is_done(runs: pd.DataFrame) -> pd.Series:
-    return (runs["state"] == "done") & runs[ACCURACY].notna()
+    return (runs["state"] == State.DONE) & runs[ACCURACY].notna()
 
 
 def _plain(value: Any) -> Any:
-    """Return a cell of a catalog with one spelling of nothing: None."""
+    """Return a cell of a catalog, or None for every kind of missing value."""
     return None if pd.isna(value) else value
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Return a key that sorts what may stand in one column: nothing, then numbers, then text."""
+    """Return a key that sorts the values of a mixed column: missing values, then numbers, then text."""
     return (0, 0) if pd.isna(value) else (2, value) if isinstance(value, str) else (1, value)
 
 
 def cell_text(value: Any, spec: str = ".10g") -> str:
-    """Return a value of a table as text: a dash for nothing, numbers by their format, the beginning of digests."""
+    """Return a value of a table as text: a dash if it is missing, numbers by their format, digests cut short."""
     if pd.isna(value):
         return _NOTHING
     if isinstance(value, str) and _DIGEST.fullmatch(value):

@@ -1,4 +1,4 @@
-"""The command line: overrides and a few flags in, runs out, the exit code of the worst."""
+"""The command line: it turns overrides and flags into runs, and returns the exit code of the worst one."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dst.config.schema import ConfigError
+from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.environment import wait_without_spinning
 from dst.run.terminal import shown
@@ -23,17 +24,16 @@ A run is model x data x sparsity x schedule x hardware. Choose an option of a gr
   python run.py sparsity=rigl --cfg job                            show the config, run nothing
   python run.py -m sparsity=set_itop seed=0,1,2 --forecast         what a sweep will cost
   python run.py -m hardware=slurm seed=0,1,2                       the sweep as SLURM jobs; hydra/launcher=local: here
-  python -m dst.launcher.status outputs                            what has become of them; also cancel, requeue, sync
+  python -m dst.launcher.status outputs                            the state of all runs; also cancel, requeue, sync
   python -m analysis.tables outputs                                the table of all runs
 
 The same command again continues an unfinished run and reports a finished one; output.resume=never starts anew."""
 
 _HYDRA_FLAGS = ("--info", "-i", "--hydra-help", "--shell-completion", "-sc")
-"""Left to Hydra itself."""
+"""Hydra itself handles these."""
 
-FAILED = 1
-INVALID = 2
 INTERRUPTED = 130
+"""Exit code of a command that was stopped before anything was saved."""
 
 
 def main(arguments: Sequence[str], conf: Path) -> int:
@@ -64,29 +64,29 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     except ConfigError as error:
         if speaks:
             print(error.text(), file=sys.stderr)
-        return INVALID
+        return State.REFUSED.exit_code
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return State.FAILED.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
 def _check_text(overrides: Sequence[str]) -> None:
-    """Raise ConfigError if there are bytes among the overrides that are no text in the encoding of this locale."""
+    """Raise ConfigError if an override holds bytes that are not text in this locale's encoding."""
     encoding = sys.getfilesystemencoding()
     bad = [text for text in overrides if any("\ud800" <= character <= "\udfff" for character in text)]
     if bad:
         raise ConfigError(
-            [f"{text!a}: no text in this locale's encoding, {encoding}; try LC_ALL=C.UTF-8" for text in bad]
+            [f"{text!a}: this is not text in this locale's encoding, {encoding}; try LC_ALL=C.UTF-8" for text in bad]
         )
 
 
 def _speaks() -> bool:
-    """Say whether this process tells what is the same in all processes of a run; the main one does."""
+    """Say whether this process prints what is the same in all processes of a run; only the main one does."""
     try:
         return own_rank().rank == 0
-    except ValueError:  # of no use here, and told later
+    except ValueError:  # a wrong rank is reported later
         return True
 
 
@@ -104,13 +104,13 @@ def _parser(conf: Path) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--cfg", choices=["job"], help="print the composed config and stop")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in ${...}")
     parser.add_argument("-p", "--package", help="with --cfg: only this part, e.g. sparsity.update")
-    parser.add_argument("--forecast", action="store_true", help="say what it will cost (FLOPs, memory, time) and stop")
+    parser.add_argument("--forecast", action="store_true", help="show the cost (FLOPs, memory, time) and stop")
     parser.add_argument("--info", metavar="WHAT", help="Hydra's own information, e.g. --info defaults-tree")
     return parser
 
 
 def _groups_help(conf: Path) -> str:
-    """Return the options of every group, each with the first line of its file."""
+    """Return the help on all groups: their options, each with the first line of its file."""
     lines = ["groups and their options:"]
     launchers = conf / "hydra" / "launcher"
     for folder in [*sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra"), launchers]:
@@ -129,7 +129,7 @@ def _groups_help(conf: Path) -> str:
 
 
 def _hydra(conf: Path) -> int:
-    """Let Hydra answer what only it can: its own help, --info, shell completion."""
+    """Let Hydra handle its own flags: its help, --info, shell completion."""
     import hydra
 
     import dst.config.compose  # noqa: F401 - registers the schema

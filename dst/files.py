@@ -1,11 +1,86 @@
-"""Reading a file whose content is known. Standard library only: anybody may import this."""
+"""Files: written whole or not at all, and known by their digest. Standard library only."""
 
 import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
 
 class OtherContentError(ValueError):
     """A file that holds something else than it should."""
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(*paths: Path, durable: bool = True, shared: bool = True) -> Iterator[list[BufferedRandom]]:
+    """Give a file to fill for each path; at the end of the block they replace what is there, in this order.
+
+    Readers, and a crash at any moment, see the old content of a file or the new, never a part. All new content is
+    complete before the first file is replaced. If anything fails, no temporary file is left behind.
+
+    ``durable``: wait until content and names are on the disk; otherwise the new content may be lost if the machine (not
+    only the process) goes down soon. ``shared``: other processes may replace the same paths at the same time, so the
+    temporary files get names of their own; otherwise they are ``<name>.tmp``, and what a kill has left of an earlier
+    one is overwritten. All paths lie in one folder.
+    """
+    partials = [_own_name(path) if shared else path.with_name(f"{path.name}.tmp") for path in paths]
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(partial.open("w+b")) for partial in partials]
+            yield files
+            for file in files:
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+        for partial, path in zip(partials, paths, strict=True):
+            os.replace(partial, path)
+    except BaseException:
+        for partial in partials:
+            with suppress(OSError):
+                partial.unlink()
+        raise
+    if durable:
+        sync_folder(paths[0].parent)
+
+
+def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace the content of a file by a text, in UTF-8; see ``replacing``."""
+    with replacing(path, durable=durable) as (file,):
+        file.write(text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; syncing a file does not do that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _own_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+# -- digests -----------------------------------------------------------------------------------------------------------
+
+
+def sha256(content: bytes | str) -> str:
+    """Return the SHA-256 (hex) of bytes, or of a text in UTF-8."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def file_sha256(file: Path | BufferedReader | BufferedRandom) -> str:
+    """Return the SHA-256 (hex) of a file, or of what follows in an open one; read in pieces, however large it is."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return file_sha256(opened)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_verified(path: Path, digest: str | None) -> bytes:
@@ -15,8 +90,3 @@ def read_verified(path: Path, digest: str | None) -> bytes:
     if digest not in (None, found):
         raise OtherContentError(f"{path} has the digest {found}, but {digest} was asked for: it has been changed")
     return content
-
-
-def sha256(content: bytes) -> str:
-    """Return the SHA-256 of some bytes, in hex."""
-    return hashlib.sha256(content).hexdigest()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
-    """Let signals wait in this thread, and in the processes that it starts meanwhile, which keep them blocked."""
+    """Block signals in this thread, and for good in the processes that it starts within the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

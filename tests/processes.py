@@ -175,15 +175,17 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _before_call(owner: Any, name: str, number: int, act: Callable[[], None]) -> None:
-    """Replace ``owner.name`` by a function that acts just before its ``number``-th call (from 1)."""
+def _before_call(
+    owner: Any, name: str, number: int, act: Callable[[], None], counts: Callable[..., bool] = lambda *_, **__: True
+) -> None:
+    """Replace ``owner.name`` by a function that acts just before its ``number``-th call (from 1) that ``counts``."""
     original, calls = getattr(owner, name), 0
 
     @wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == number:
+        calls += bool(counts(*args, **kwargs))
+        if calls == number and counts(*args, **kwargs):
             act()
         return original(*args, **kwargs)
 
@@ -196,7 +198,7 @@ def _arm_kill(place: str, number: str) -> None:
 
     from dst.records.store import Record
     from dst.sparsity.topology import Topology
-    from dst.training import checkpoint, evaluate, loop
+    from dst.training import evaluate, loop
 
     if place == "step":
         return _after_step(int(number), _die)
@@ -212,25 +214,15 @@ def _arm_kill(place: str, number: str) -> None:
 
         torch.save = save
         return None
-    owner, name = {
-        "rename": (checkpoint.os, "replace"),  # two a checkpoint: first the data, then the manifest
+    owner, name, *counts = {
+        "rename": (os, "replace"),  # of any file of the record
+        "checkpoint": (os, "replace", lambda _, path: Path(path).parent.name == "checkpoints"),  # data, then manifest
         "update": (Topology, "replace"),  # a layer of an update
-        "evaluate": (evaluate.F, "cross_entropy"),
+        "evaluate": (evaluate.F, "cross_entropy", lambda *_, reduction="", **__: reduction == "sum"),  # not the loop's
         "test": (loop.Training, "finish"),
         "summary": (Record, "write_summary"),
     }[place]
-    if place == "evaluate":
-        # The loop calls the same function with another reduction: count the evaluation's calls only.
-        original, calls = owner.cross_entropy, iter(range(1, 1_000_000))
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("reduction") == "sum" and next(calls) == int(number):
-                _die()
-            return original(*args, **kwargs)
-
-        owner.cross_entropy = counted
-        return None
-    return _before_call(owner, name, int(number), _die)
+    return _before_call(owner, name, int(number), _die, *counts)
 
 
 def _after_step(step: int, act: Callable[[], None]) -> None:

@@ -1,6 +1,5 @@
 """The run id, which identifies a run, and the name by which people know it."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -9,6 +8,7 @@ from typing import Any
 from dst import registry
 from dst.config.schema import SLOTS, Config, flatten, get, leaves
 from dst.data import published
+from dst.files import sha256
 from dst.records.label import labelled
 from dst.registry import REQUIRED
 
@@ -42,7 +42,7 @@ def run_id(config: Config) -> str:
 def id_of(identity: Mapping[str, Any]) -> str:
     """Return the id of the run with this identity: 12 hex digits of a digest of it and of the schema version."""
     canonical = json.dumps([SCHEMA_VERSION, identity], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return sha256(canonical)[:12]
 
 
 def run_name(config: Config, changed: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +26,7 @@ from dst.data.decode import size_of
 from dst.data.files import DECODING, Files, decoded_key
 from dst.data.prepare import decode_all, verify
 from dst.data.resize import Resize
+from dst.files import replacing
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 3  # raise it when the layout of the file or the way images are prepared changes
@@ -209,18 +209,10 @@ def _write(path: Path, train: Split, test: Split, dataset: Dataset, raw: str | N
         "content": _content(train, test, dataset.classes),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each writer: whoever replaces last wins, and all write the same bytes.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(json.dumps(manifest).encode() + b"\n")
-            for tensor in _tensors(train, test):
-                file.write(tensor.contiguous().numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as (file,):  # of several processes the last one wins: all write the same bytes
+        file.write(json.dumps(manifest).encode() + b"\n")
+        for tensor in _tensors(train, test):
+            file.write(tensor.contiguous().numpy().data)
 
 
 def _read(path: Path, name: str, raw: str | None) -> Dataset:

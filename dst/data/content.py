@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dst.data.dataset import DataError
 from dst.data.files import Files, listing_digest
 from dst.data.listing import unusable
+from dst.files import file_sha256, sha256
 
 _LOG = logging.getLogger(__name__)
 _READERS: Final = 8
@@ -72,8 +73,7 @@ def _sums(files: Files) -> Iterator[str | OSError]:
 
 def _sum(path: Path) -> str | OSError:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         return error
 
@@ -113,4 +113,4 @@ def _write(note: Path, listing: str, found: str) -> None:
 
 
 def _seal(listing: str, found: str) -> str:
-    return hashlib.sha256(f"{listing} {found}".encode()).hexdigest()
+    return sha256(f"{listing} {found}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from dst.data.dataset import DataError, Shape
 from dst.data.decode import decode
 from dst.data.resize import Resize
+from dst.files import sha256
 
 _CHANNELS = 3
 DECODING = 2
@@ -101,7 +102,7 @@ def listing_digest(*parts: Files) -> str:
 
 def decoded_key(*parts: Files) -> str:
     """Return what files are known by of which all have been decoded, in hex: their listing, and the way of decoding."""
-    return hashlib.sha256(f"decoding {DECODING} {listing_digest(*parts)}".encode()).hexdigest()
+    return sha256(f"decoding {DECODING} {listing_digest(*parts)}")
 
 
 def file_keys(files: Files) -> np.ndarray:

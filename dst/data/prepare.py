@@ -1,10 +1,8 @@
 """Put every file of a set through the decoder before anything trains on it, in processes that may crash."""
 
 import logging
-import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ from dst.data.dataset import DataError, Split
 from dst.data.decode import load_decoders, pixels
 from dst.data.files import Files, file_keys
 from dst.data.listing import some, unusable
+from dst.files import replacing
 
 _LOG = logging.getLogger(__name__)
 
@@ -139,13 +138,9 @@ def _remembered(memory: Path) -> np.ndarray:
 
 def _remember(memory: Path, *keys: np.ndarray) -> None:
     """Put keys into the memory in place of what is there; the newest come last and stay longest."""
-    temporary = memory.with_name(f".{memory.name}.{uuid.uuid4().hex}.tmp")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            np.concatenate(keys)[-_MOST_REMEMBERED:].tofile(temporary)
-            os.replace(temporary, memory)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(memory, durable=False) as (file,):
+            np.concatenate(keys)[-_MOST_REMEMBERED:].tofile(file)
     except OSError as error:
         _LOG.warning("cannot remember in %s what was verified (%s): it will be verified again", memory, error)

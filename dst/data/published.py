@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
+from dst.files import sha256
+
 SUMS: Final[dict[str, dict[str, str]]] = {
     "digits": {"digits.csv": "0f100a697ec618c4a93d17d559e0c52f"},
     "mnist": {
@@ -50,7 +52,7 @@ def md5(content: bytes) -> str:
 def digest_of(sums: Mapping[str, str]) -> str:
     """Return the digest of a set of files with these sums: SHA-256 of what ``md5sum`` prints, sorted by name."""
     lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return sha256(lines)
 
 
 @cache

@@ -19,9 +19,9 @@ def command(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def folders_below(root: Path) -> list[Path] | None:
-    """Return the folders of the runs that a folder holds; None, having said so, if that cannot be.
+    """Return the folders of the runs that a folder holds; print an error and return None if it cannot be read.
 
-    Runs that a group there holds, and that are not where it says, are told.
+    Print a warning for each run that is not where its group says.
     """
     held = members_below(root)
     if held is None:
@@ -33,7 +33,7 @@ def folders_below(root: Path) -> list[Path] | None:
 
 
 def members_below(root: Path) -> list[Member] | None:
-    """Return the runs that a folder holds, missing ones too; None, having said so, if that cannot be."""
+    """Return the runs that a folder holds, missing ones too; print an error and return None if it cannot be read."""
     if not root.is_dir():
         print(f"error: there is no folder {root}; give an output root, a group, or a run's folder", file=sys.stderr)
         return None

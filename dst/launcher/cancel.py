@@ -10,9 +10,9 @@ from pathlib import Path
 from dst.launcher import slurm
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.observe import Observed, observe, process_lives
-from dst.records.lock import holder
-from dst.records.read import read_launch, read_status
+from dst.records.read import read_launch
 from dst.records.restate import restate
+from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.terminal import program
 
@@ -23,7 +23,7 @@ stop those with Ctrl-C."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Cancel, and say what was cancelled; return the exit code."""
+    """Cancel jobs and print what was cancelled; return the exit code."""
     parser = command("cancel", _DESCRIPTION)
     options = parser.parse_args(arguments)
     folders = folders_below(options.dir)
@@ -36,13 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         problems |= dict.fromkeys((run.job for run in _by_job(with_job, "slurm")), refused)
     cancelled = [run for run in with_job if run.job not in problems]
     for run in cancelled:
-        if run.state in ("queued", "preempted"):
+        if run.state in (State.QUEUED, State.PREEMPTED):
             _mark_cancelled(Path(run.folder))
-    with_them = _neighbours(cancelled)
-    if with_them:
-        print(f"with them stop up to {with_them} runs elsewhere, which share their jobs")
+    if neighbours := _neighbours(cancelled):
+        print(f"with them stop up to {neighbours} runs elsewhere, which share their jobs")
     for run in alive:
-        if run.state == "submitting":
+        if run.state == State.SUBMITTING:
             print(f"left alone, since another command is submitting it (stop that with Ctrl-C): {run.folder}")
         elif not run.has_job:
             print(f"left alone, since no job carries it out: {run.folder}")
@@ -67,7 +66,7 @@ def _cancel_local(run: Observed) -> str | None:
     if launch.get("host") != socket.gethostname():
         return f"job {run.job} runs on host {launch.get('host')}: cancel it there"
     try:
-        if process_lives(launch):  # else it has ended meanwhile, and its number may be somebody else's
+        if process_lives(launch):  # otherwise it has ended, and its number may belong to another process
             os.kill(int(launch["job"]), signal.SIGTERM)
     except OSError as error:
         return f"job {run.job} cannot be cancelled: {error}"
@@ -75,20 +74,20 @@ def _cancel_local(run: Observed) -> str | None:
 
 
 def _neighbours(runs: Sequence[Observed]) -> int:
-    """Return how many other runs, at most, the jobs of these runs were submitted with."""
+    """Return how many other runs, at most, share the jobs of these runs."""
     shares = {run.job: (read_launch(Path(run.folder)) or {}).get("runs", 1) for run in runs if run.job is not None}
     return sum(count - sum(run.job == job for run in runs) for job, count in shares.items())
 
 
 def _mark_cancelled(folder: Path) -> None:
-    """Put on record that a run was cancelled while it waited for its job, unless it has begun meanwhile."""
+    """Record that a run was cancelled while it waited for its job, unless it has begun meanwhile."""
+    # A run that was killed and whose job waits again is still recorded as running.
+    waiting = (State.QUEUED, State.PREEMPTED, State.RUNNING)
     try:
-        status = read_status(folder) or {}
-        # One that was killed, and whose job waits again, is on record as running still.
-        if status.get("state") in ("queued", "preempted", "running") and holder(folder) is None:
-            restate(folder, "cancelled", "cancelled while it was queued; run the same command to submit it again")
+        told = "cancelled while it was queued; run the same command to submit it again"
+        restate(folder, State.CANCELLED, told, among=waiting)
     except (OSError, RecordError) as error:
-        print(f"warning: it could not be put on record that {folder} was cancelled: {error}", file=sys.stderr)
+        print(f"warning: {folder} was cancelled, but its status could not be written: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Submitting frozen runs through submitit: to SLURM as few job arrays, or to this machine as one job."""
+"""Submitting frozen runs through submitit: to SLURM as few job arrays, or on this machine as one job."""
 
 import os
 import secrets
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,6 +24,7 @@ from dst.launcher import slurm
 from dst.launcher.job import FrozenRun, Job, visible_gpus
 from dst.launcher.observe import LAUNCHER, process_started
 from dst.records.restate import restate
+from dst.records.states import State
 from dst.records.store import Record, RecordError
 from dst.run.environment import CODE
 from dst.signals import blocked
@@ -39,21 +41,21 @@ _REFUSALS: Final = (OSError, FailedJobError, FailedSubmissionError)
 
 
 class SubmissionError(RuntimeError):
-    """A job was not taken; what had been submitted before it goes on."""
+    """A job was not taken. The jobs that were submitted before it go on."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted: the ids of jobs and arrays, and the folder of their logs and of submitit's files."""
+    """What was submitted: ids of jobs and arrays, and the folder of their logs and of submitit's files."""
 
     jobs: list[str]
     logs: Path
 
 
 def send(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: Path) -> Submission:
-    """Submit runs, and note the job of each in its ``launch.json``.
+    """Submit runs, and write the job of each into its ``launch.json``.
 
-    ``root``: below it, in ``.launch``, lie the logs; ``code``: where the jobs import the package from.
+    ``root``: the logs go to ``.launch`` below it. ``code``: the folder from which the jobs import the package.
     Raises SubmissionError.
     """
     logs = root.resolve() / LAUNCHER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -75,8 +77,8 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
         for same, hardware in _by_request(runs)
         for array in _batches(list(_batches(same, settings.runs_per_job)), slurm.max_array_size())
     ]
-    # The limit on what runs at a time holds for each array by itself, so each gets its share; where there are more
-    # arrays than that, one waits for another.
+    # SLURM limits how many tasks run at once for each array separately, so each array gets its share. If there are more
+    # arrays than that, an array waits for an earlier one.
     throttle = None if settings.max_parallel is None else max(1, settings.max_parallel // len(arrays))
     ids: list[str] = []
     for array, hardware in arrays:
@@ -91,14 +93,14 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
             for packed in array
         ]
         executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
-        # All jobs of an array have one name in the queue; each takes its own when it starts.
+        # All jobs of an array have one name in the queue. Each takes its own name when it starts.
         name = jobs[0].title if len(jobs) == 1 else Path(array[0][0].folder).parent.name
         lanes = settings.max_parallel or len(arrays)
         earlier = ids[-lanes] if len(ids) >= lanes else None
         asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
         executor.update_parameters(**asked, job_name=name)
         with _handing_over(jobs, settings):
-            with blocked(_STOPS):  # a terminal's Ctrl-C would end sbatch half-way
+            with blocked(_STOPS):  # Ctrl-C in the terminal would end sbatch half-way
                 submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
             for job, found in zip(jobs, submitted, strict=True):
                 _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
@@ -109,7 +111,7 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
 def sbatch_parameters(
     hardware: Hardware, runs_per_job: int, code: Path, throttle: int | None, *, after: str | None = None
 ) -> dict[str, Any]:
-    """Return what is asked of SLURM for each job, in submitit's words; ``after``: a job that must have ended."""
+    """Return the request to SLURM for each job, in submitit's words; ``after``: a job that must have ended before."""
     wanted = hardware.slurm
     tasks = hardware.processes // wanted.nodes
     gpus = wanted.gpus if wanted.gpus is not None else (tasks if hardware.device == "cuda" else 0)
@@ -130,7 +132,7 @@ def sbatch_parameters(
         "qos": wanted.qos,
         "constraint": wanted.constraint,
         "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in _imports(code).items())],
-        # Since SLURM 22.05 srun does not take this number from the job that it is in.
+        # Since SLURM 22.05 srun does not take this number from its job.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True, **{name: value or True for name, value in options.items()}},
@@ -140,7 +142,7 @@ def sbatch_parameters(
 
 
 def _by_request(runs: Sequence[Run]) -> Iterator[tuple[list[FrozenRun], Hardware]]:
-    """Yield the runs that ask for the same, which can share an array."""
+    """Yield the runs with equal requests, which can share an array."""
     groups: dict[str, tuple[list[FrozenRun], Hardware]] = {}
     for run, config in runs:
         hardware = config.hardware
@@ -154,7 +156,7 @@ def _by_request(runs: Sequence[Run]) -> Iterator[tuple[list[FrozenRun], Hardware
 
 
 def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
-    """Start a job in the background that has all runs, and carries out so many at a time."""
+    """Start one job in the background that has all runs and carries out a limited number of them at once."""
     by_processes: dict[int, list[Run]] = {}
     for run, config in runs:
         by_processes.setdefault(config.hardware.processes, []).append((run, config))
@@ -177,7 +179,7 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
 
 
 def _at_a_time(settings: LauncherSettings, wanted: Sequence[Hardware], gpus: Sequence[str]) -> int:
-    """Return how many runs go on side by side: what was asked for, or what the processors and the GPUs allow."""
+    """Return how many runs go on at once: as many as the settings say, or as the processors and GPUs allow."""
     if settings.max_parallel is not None:
         return settings.max_parallel * settings.runs_per_job
     each = max(hardware.threads + hardware.workers for hardware in wanted) * settings.runs_per_job
@@ -189,9 +191,9 @@ def _at_a_time(settings: LauncherSettings, wanted: Sequence[Hardware], gpus: Seq
 
 @contextmanager
 def _in_background(code: Path, log: Path) -> Iterator[None]:
-    """Let what is started here find the frozen package, and outlive this terminal.
+    """Start processes within this block that import the frozen package and outlive this terminal.
 
-    Signals ignored stay ignored, and nothing of it holds the streams of this process, for whose end others may wait.
+    They inherit ignored signals, and they do not hold this process's streams: readers may wait for those to end.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -223,21 +225,22 @@ def _in_background(code: Path, log: Path) -> Iterator[None]:
 
 @contextmanager
 def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[None]:
-    """Mark runs as queued before a job can begin them, and see to it that the job is on record once it has them.
+    """Mark runs as queued before their job can begin them, and let no request to stop in until the job is recorded.
 
-    So requests to stop, such as Ctrl-C, wait that long: a job that nobody knows of would be submitted once more.
+    Requests such as Ctrl-C wait until the end of the block: a job without a record would be submitted a second time.
     """
     asked: list[int] = []
     heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded}
     try:
         runs = [run for job in jobs for run in job.runs]
-        _note([run for run in runs if Path(run.folder, "launch.json").exists()], settings, job=None)  # no more its last
-        _each(runs, lambda folder: restate(folder, "queued", durable=False))
+        submitted_before = [run for run in runs if Path(run.folder, "launch.json").exists()]
+        _note(submitted_before, settings, job=None)  # they have left their last job
+        _each(runs, partial(restate, state=State.QUEUED, durable=False))
         try:
             yield
         except _REFUSALS:
-            _note(runs, settings, job=None)  # how they were to be submitted, for who submits them again
+            _note(runs, settings, job=None)  # so that they can be submitted again in the same way
             raise
     finally:
         for number, handler in before.items():
@@ -250,14 +253,14 @@ _STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:
-    """Put on record which job carries runs out."""
+    """Record which job carries out these runs."""
     common = {"cluster": settings.cluster, "submitted": time.time(), "settings": asdict(settings)}
     launch = {**common, "cwd": os.getcwd(), "runs": len(runs), **facts}
     _each(runs, lambda folder: Record.open(folder, durable=False).write_launch(launch))
 
 
-def _each(runs: Sequence[FrozenRun], act: Callable[[Path], None]) -> None:
-    """Do something with the folder of each run; what is wrong with one is told, and hurts no other."""
+def _each(runs: Sequence[FrozenRun], act: Callable[[Path], Any]) -> None:
+    """Act on the folder of each run. Trouble with one is a warning and does not affect the others."""
     for run in runs:
         try:
             act(Path(run.folder))
@@ -266,9 +269,9 @@ def _each(runs: Sequence[FrozenRun], act: Callable[[Path], None]) -> None:
 
 
 def _imports(code: Path) -> dict[str, str]:
-    """Return the variables that make a Python import the frozen package, whatever lies in its working folder.
+    """Return the environment variables that make Python import the frozen package, and those that identify it.
 
-    And those by which it knows which one that is.
+    It is imported even if the working folder holds another one.
     """
     path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", CODE: code.name}

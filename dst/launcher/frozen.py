@@ -1,4 +1,4 @@
-"""A run as it was submitted: its own resolved config in its folder and in its job, and the code to run it with."""
+"""A run as it was submitted: its resolved config, in its folder and in its job, and the code that runs it."""
 
 import os
 import shutil
@@ -8,46 +8,55 @@ from typing import Final
 
 from dst.config.identity import run_name
 from dst.config.schema import Config, ConfigError
+from dst.files import sha256
 from dst.launcher.job import FrozenRun
 from dst.records.provenance import PACKAGE, code_digest, code_version, passed_over
 from dst.records.read import read_launch, read_run
 from dst.records.restate import restate
+from dst.records.states import State
+from dst.records.store import RecordError
 from dst.run.cell import Cell
 from dst.run.environment import CODE
-from dst.run.resume import digest, refreeze
+from dst.run.resume import refreeze
 from dst.run.verified import frozen_config
 
 FROZEN: Final = ".code"
-"""The folder below an output root that has each version of the package that runs were submitted with."""
+"""The folder below an output root with a copy of each version of the package with which runs were submitted."""
 
 
 def freeze(cell: Cell, command: str) -> FrozenRun:
-    """Put a cell's config into its run folder, new or to be continued, and mark the run as being submitted.
+    """Write a cell's config into its run folder, new or existing, and mark the run as being submitted.
 
-    Nothing waits for the disk: whoever has frozen all cells of a sweep calls ``os.sync`` once.
+    This does not wait for the disk: after all cells of a sweep are frozen, the caller calls ``os.sync`` once.
     """
-    is_new = cell.state == "new"
+    is_new = cell.state == State.NEW
     record = cell.record(command, durable=False)
     text = cell.text if is_new else refreeze(record, cell.config, cell.changed)
-    restate(record.folder, "submitting", durable=False)
-    return FrozenRun(str(record.folder.resolve()), cell.name, digest(text), text)
+    _mark_submitting(record.folder)
+    return FrozenRun(str(record.folder.resolve()), cell.name, sha256(text), text)
 
 
 def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
-    """Return a run as it was frozen, and what its config says; ConfigError unless that is what was recorded."""
+    """Return a frozen run and its config; ConfigError if the config is not the recorded one."""
     config, text = frozen_config(folder), (folder / "config.yaml").read_text()
     name = run_name(config, read_run(folder).get("changed", {}))
-    return FrozenRun(str(folder.resolve()), name, digest(text), text), config
+    return FrozenRun(str(folder.resolve()), name, sha256(text), text), config
 
 
 def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:
-    """Mark a run that has been frozen as being submitted anew, and return it: all else stays as it was submitted."""
-    restate(Path(run.folder), "submitting", durable=False)
+    """Mark a frozen run as being submitted again, and return it; everything else stays as it was submitted."""
+    _mark_submitting(Path(run.folder))
     return run, config
 
 
+def _mark_submitting(folder: Path) -> None:
+    """Record that a run is being submitted; RecordError if a process has begun to carry it out meanwhile."""
+    if not restate(folder, State.SUBMITTING, durable=False):
+        raise RecordError("a process has begun to carry it out meanwhile")
+
+
 def submitted_code(folder: Path) -> Path:
-    """Return the folder to import the package from that a run was submitted with; ConfigError if it is gone."""
+    """Return the folder of the package with which a run was submitted; ConfigError if it is gone."""
     launch = read_launch(folder) or {}
     begun = read_run(folder).get("code", {}).get("digest")
     version = Path(launch["code"]).name if launch.get("code") else str(begun)
@@ -55,15 +64,16 @@ def submitted_code(folder: Path) -> Path:
         if (above / FROZEN / version / PACKAGE.name).is_dir():
             return above / FROZEN / version
     raise ConfigError(
-        [f"the code {version} that it was submitted with is in no {FROZEN} above {folder}: give its command again"]
+        [f"the code {version} with which it was submitted is in no {FROZEN} above {folder}: give its command again"]
     )
 
 
 def frozen_code(root: Path) -> Path:
-    """Copy the package below ``root``, once for each version of it, and return the folder to import it from.
+    """Copy the package to a folder below ``root``, once for each version of it, and return that folder.
 
-    So a queued job runs the code that it was submitted with, whatever is edited or checked out meanwhile. Raises
-    ConfigError if the code has changed since this process began, or the copy since it was made.
+    A queued job imports this copy, so it runs the code with which it was submitted, even if the package is edited or
+    another version is checked out. Raises ConfigError if the code has changed since this process began, or if the copy
+    has changed since it was made.
     """
     version = code_version()["digest"]
     place = root.resolve() / FROZEN / str(version)
@@ -84,7 +94,7 @@ def frozen_code(root: Path) -> Path:
 
 
 def check_copy(place: Path) -> None:
-    """Raise ConfigError unless a folder below ``.code`` holds the code that it is named after, and nothing else."""
+    """Raise ConfigError unless a folder below ``.code`` holds exactly the code whose digest is its name."""
     beside = sorted(path.name for path in place.iterdir() if path.name != PACKAGE.name)  # jobs would import it too
     found = code_digest(place / PACKAGE.name)
     if beside or found != place.name:
@@ -93,9 +103,9 @@ def check_copy(place: Path) -> None:
 
 
 def check_code() -> None:
-    """Raise ConfigError if this process of a job imports another code than that which the job was submitted with.
+    """Raise ConfigError if this process has imported other code than the one with which its job was submitted.
 
-    Costs nothing that the record of a run would not cost: the digest is looked at once a process.
+    This costs nothing extra: each process takes the digest once, and records need it anyway.
     """
     submitted, found = os.environ.get(CODE), code_version()["digest"]
     if submitted is not None and submitted != found:
@@ -104,10 +114,10 @@ def check_code() -> None:
 
 
 def _not_as_submitted(place: Path, told: str) -> str:
-    """Return what is to be said of changed code; the copies beside it are those of other jobs."""
+    """Return the message about changed code. It removes one copy only: the others belong to other jobs."""
     copy = next((path for path in (place, place.parent) if path.parent.name == FROZEN), None)
     remove = "" if copy is None else f"cancel the jobs that were submitted with it, remove {copy} alone, and "
     return (
-        f"the code in {place} is not what was submitted: it {told}. Somebody changed it: restore it; or "
-        f"{remove}submit again by the same command"
+        f"the code in {place} is not what was submitted: it {told}. It was changed: restore it; or "
+        f"{remove}submit again with the same command"
     )

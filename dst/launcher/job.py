@@ -1,7 +1,7 @@
-"""A job: the process that SLURM (or this machine) starts, and the runs that it starts side by side in their own.
+"""A job: a process that SLURM (or this machine) starts, and that starts its runs, each in a process of its own.
 
-The job itself loads neither torch nor a config. It passes requests to stop on to its runs, which save and end, and only
-then has the job put back into the queue: nothing is done inside a signal handler.
+The job itself loads neither torch nor a config. It passes requests to stop on to its runs, which save and end. Only
+then does it ask SLURM to put it back into the queue. Signal handlers only note the request.
 """
 
 import os
@@ -25,27 +25,27 @@ from dst.launcher import slurm
 from dst.records.lock import holder
 from dst.records.read import read_status
 from dst.records.restate import restate
-from dst.records.states import ENDED, EXIT_CODES, worst
+from dst.records.states import ENDED, State, worst
 from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.terminal import secure
 
 _POLL_S: Final = 0.2
-_STOPPED: Final = EXIT_CODES["preempted"]
+_STOPPED: Final = State.PREEMPTED.exit_code
 _LOG_LINES: Final = 200
 _TIME_LIMIT: Final = "time limit"
 _PREEMPTION: Final = "preemption"
 _EARLY_S: Final = 90.0
-"""SLURM announces a time limit up to a minute earlier than it was asked to."""
+"""SLURM announces a time limit up to a minute earlier than requested."""
 _UNBEGUN_S: Final = 60.0
-"""How long a run that is asked to stop may take to begin."""
+"""How long a run may take to begin after a request to stop."""
 _MAIN_WAIT_S: Final = 120.0
-"""How long the other tasks of a job wait for the first one, which has its end to record and the job to be requeued."""
+"""How long the other tasks of a job wait for the first one, which records the end and has the job requeued."""
 
 
 @dataclass(frozen=True)
 class FrozenRun:
-    """A run folder, the run's readable name, and the digest and the text of the config to be executed in it."""
+    """A run folder, the run's readable name, and the digest and the text of the config to execute in it."""
 
     folder: str
     name: str
@@ -55,13 +55,13 @@ class FrozenRun:
 
 @dataclass
 class Job:
-    """What a job does: carry out ``runs``, at most ``parallel`` at a time, each on ``processes`` tasks of the job.
+    """What a job does: carry out ``runs``, at most ``parallel`` at once, each on ``processes`` tasks of the job.
 
-    While it is being stopped, ``runs`` are those that shall go on when it has been requeued.
+    Once it is being stopped, ``runs`` are those that shall continue after the job is requeued.
 
-    Called by submitit on the node. ``requeues``: how often it has put itself back into the queue so far; ``code``: the
-    worst exit code of the runs that ended before that. ``signal_delay_s``: how long before its time limit it is
-    signalled. ``gpus``: those that runs may use, as CUDA_VISIBLE_DEVICES names them, where the cluster does not say it.
+    submitit calls it on the node. ``requeues``: how often it has put itself back into the queue; ``code``: the worst
+    exit code of the runs that ended before that. ``signal_delay_s``: how long before its time limit it gets a signal.
+    ``gpus``: the GPUs for its runs, as CUDA_VISIBLE_DEVICES names them, if the cluster does not assign any.
     """
 
     runs: tuple[FrozenRun, ...]
@@ -74,7 +74,7 @@ class Job:
     gpus: tuple[str, ...] = ()
 
     def __call__(self) -> None:
-        """Carry the runs out; exit with the worst code of theirs unless it is 0."""
+        """Carry out the runs; exit with the worst of their exit codes unless it is 0."""
         secure()
         supervisor = _Supervisor(self)
         _remove_half_written(supervisor.environment.paths.submitted_pickle)
@@ -84,12 +84,12 @@ class Job:
 
     @property
     def title(self) -> str:
-        """The job's name, for people who look at the queue: that of its run, or of its first one and how many more."""
+        """The job's name in the queue: that of its run, or of its first run and how many more there are."""
         more = f" + {len(self.runs) - 1}" if len(self.runs) > 1 else ""
         return f"{self.runs[0].name}{more}".replace(" ", ",")
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return what submitit shall start when the job has been requeued."""
+        """Return what submitit shall start after the job is requeued."""
         return DelayedSubmission(replace(self, requeues=self.requeues + 1))
 
 
@@ -107,7 +107,7 @@ class _Child:
 class _Supervisor:
     job: Job
     requested: int | None = None
-    """The signal that asks to stop."""
+    """The signal that requested a stop."""
     waiting: list[FrozenRun] = field(init=False)
     running: list[_Child] = field(default_factory=list)
     codes: dict[str, int] = field(default_factory=dict)
@@ -118,9 +118,9 @@ class _Supervisor:
         self.is_main = self.environment.global_rank == 0
 
     def carry_out(self) -> int:
-        """Start, watch and stop the runs; return the worst exit code. If the job is requeued, it does not return."""
+        """Start, watch and stop the runs; return the worst exit code. It does not return if the job is requeued."""
         if self.environment.cluster == "local":
-            os.setpgrp()  # signals of the terminal that it was submitted from are not for it
+            os.setpgrp()  # signals of the submitting terminal are not meant for it
         if self.environment.cluster == "slurm" and self.is_main:
             slurm.rename(self.environment.job_id, self.job.title)
         requeue = signal.getsignal(signal.SIGUSR2)
@@ -132,7 +132,7 @@ class _Supervisor:
                 self._start_or_tell(self.waiting.pop(0))
             if self.requested != forwarded and self.requested is not None:
                 forwarded = self.requested
-                for child in self.running:  # which SLURM may have signalled too; a second SIGINT would be no request
+                for child in self.running:  # SLURM may have signalled it too, and a second SIGINT would kill it
                     child.process.send_signal(signal.SIGTERM if forwarded == signal.SIGINT else forwarded)
                 asked = time.monotonic()
             if forwarded is not None and time.monotonic() - asked > _UNBEGUN_S:
@@ -144,13 +144,13 @@ class _Supervisor:
             self._stopped(unfinished, requeue)
         code = worst([self.job.code, *self.codes.values()]) or (_STOPPED if unfinished else 0)
         if code and not self.is_main and self.environment.cluster == "slurm":
-            time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one ends so
+            time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one of them fails
         return code
 
     def _end_unbegun(self) -> None:
-        """Kill runs that have not even begun some time after they were asked to stop, which loses nothing.
+        """Kill runs that have not begun some time after the request to stop; nothing is lost.
 
-        Such as one process of a run whose others were not started any more, for which it would wait.
+        For example one process of a run that waits for others, which were never started.
         """
         for child in self.running:
             with _apart(child.run):
@@ -158,15 +158,15 @@ class _Supervisor:
                     child.process.kill()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested != signal.SIGUSR2:  # at the time limit SIGTERM follows, which makes it no other request
+        if self.requested != signal.SIGUSR2:  # SIGTERM follows at the time limit and is the same request
             self.requested = number
 
     def _start_or_tell(self, run: FrozenRun) -> None:
-        """Start a run; if that cannot be, such as when its folder is gone, it has failed and the others go on."""
+        """Start a run. If that fails, because its folder is gone for example, the run has failed; the others go on."""
         try:
             self._start(run)
         except Exception as error:
-            self.codes[run.folder] = EXIT_CODES["failed"]
+            self.codes[run.folder] = State.FAILED.exit_code
             told = f"it could not be started: {type(error).__name__}: {error}"
             _say(f"{_now()} {Path(run.folder).name}: {told}", sys.stderr)
             if self.is_main:
@@ -192,7 +192,7 @@ class _Supervisor:
         _say(f"{_now()} {Path(run.folder).name} started as process {process.pid}, output in {log}")
 
     def _gpus(self) -> tuple[str, ...]:
-        """Return which GPUs the next run sees: all of the job's, or the least used one if runs go side by side."""
+        """Return the GPUs of the next run: all of the job's, or the least used one if several runs go on at once."""
         gpus = self.job.gpus or visible_gpus()
         if gpus and self.job.processes == 1 and self.job.parallel > 1:
             used = [child.gpus for child in self.running]
@@ -204,59 +204,56 @@ class _Supervisor:
             code = child.process.poll()
             if code is not None:
                 self.running.remove(child)
-                self.codes[child.run.folder] = EXIT_CODES["failed"]
+                self.codes[child.run.folder] = State.FAILED.exit_code
                 with _apart(child.run):
                     self.codes[child.run.folder] = self._judged(child, code)
 
     def _judged(self, child: _Child, code: int) -> int:
-        """Return the exit code of a run that has ended, having put on record what it could not say itself."""
+        """Return the exit code of a run that has ended, and record what it could not record itself."""
         name, state = Path(child.run.folder).name, _state(child.run)
-        if code < 0 and self.requested is not None:  # it had no handler: not yet, or no more
-            code = EXIT_CODES[state] if state in ENDED else _STOPPED
+        if code < 0 and self.requested is not None:  # its handler was not yet installed, or already removed
+            code = state.exit_code if state in ENDED else _STOPPED
         _say(f"{_now()} {name} ended with exit code {code}")
         if code in (0, _STOPPED):
             return code
         _say(_tail(child.log), sys.stderr)
-        if code == EXIT_CODES["refused"] and state not in (
-            "queued",
-            None,
-        ):  # it has put on record whatever there was to be
+        if code == State.REFUSED.exit_code and state not in (State.QUEUED, None):  # it has recorded the reason itself
             return code
-        if code > 0 and self.is_main and state not in ENDED and holder(Path(child.run.folder)) is None:
-            when = " before it began" if state == "queued" else ""
+        if code > 0 and self.is_main and state not in ENDED:
+            when = " before it began" if state == State.QUEUED else ""
             _fail(child.run, f"it ended with exit code {code}{when}; see {child.log}")
         if code < 0:
             signal_name = _signal_name(-code)
             hint = " (was its memory too small?)" if -code == signal.SIGKILL else ""
             if self.is_main:
                 error = f"killed by {signal_name}{hint}; see {child.log}"
-                _fail(child.run, error)
-                _note_end(child.run, state="failed", error=error)
-            code = EXIT_CODES["failed"]
+                if _fail(child.run, error):
+                    _note_end(child.run, state=State.FAILED, error=error)
+            code = State.FAILED.exit_code
         return code
 
     def _stopped(self, unfinished: list[FrozenRun], requeue: Any) -> None:
-        """Put the cause on record and, if it is SLURM that wants the node back, have the job requeued."""
-        if self.requested != signal.SIGUSR2:  # SIGKILL may follow before SLURM answers: on record first what is known
+        """Record the cause and, if SLURM wants the node back, have the job requeued."""
+        if self.requested != signal.SIGUSR2:  # SIGKILL may follow before SLURM answers, so record first what is known
             self._tell_stopped(unfinished, self._cause(None), "stopped")
         is_slurm = self.environment.cluster == "slurm"
         notice = slurm.notice(self.environment.job_id) if is_slurm else None
         cause = self._cause(notice)
-        # Where SLURM is not set up to send the job's own signal (preempt_send_user_signal), SIGTERM announces it too.
+        # SIGTERM announces preemption, too, if SLURM does not send the job's own signal (preempt_send_user_signal).
         is_ours = callable(requeue) and (self.requested == signal.SIGUSR2 or cause == _PREEMPTION)
-        requeues = max(self.job.requeues, int(os.environ.get("SLURM_RESTART_COUNT", "0")))  # others requeue it too
+        requeues = max(self.job.requeues, int(os.environ.get("SLURM_RESTART_COUNT", "0")))  # users requeue it, too
         may_requeue = is_ours and requeues < self.job.max_requeues
         then = "stopped" if not is_ours else f"to be requeued as job {self.environment.job_id}"
         if is_ours and not may_requeue:
             then = f"not requeued: it was {requeues} times (hardware.slurm.max_requeues)"
-        if is_ours or self.requested == signal.SIGUSR2:  # else it has been told
+        if is_ours or self.requested == signal.SIGUSR2:  # otherwise it is recorded already
             self._tell_stopped(unfinished, cause, then)
         if may_requeue:
             self.job.code = worst([self.job.code, *(code for code in self.codes.values() if code != _STOPPED)])
             self.job.runs = tuple(unfinished)
             try:
-                requeue(signal.SIGUSR2, None)  # submitit's: it ends this process, or returns if it is not the first
-            except Exception as error:  # whatever: the saved runs can be continued
+                requeue(signal.SIGUSR2, None)  # submitit's: it ends the first task and returns in the others
+            except Exception as error:  # whatever it is: the saved runs can be continued
                 told = " ".join(str(error).split())
                 self._tell_stopped(unfinished, cause, f"it could not be requeued: {told}; submit it again")
                 return
@@ -273,7 +270,7 @@ class _Supervisor:
         assert self.requested is not None
         if notice is not None and notice.is_preemption:
             return _PREEMPTION
-        if self.requested == signal.SIGUSR2:  # by which SLURM announces both
+        if self.requested == signal.SIGUSR2:  # SLURM announces both by it
             if notice is None:
                 return f"{_TIME_LIMIT} or {_PREEMPTION}"
             if notice.left_s <= self.job.signal_delay_s + _EARLY_S:
@@ -282,13 +279,13 @@ class _Supervisor:
 
 
 def _remove_half_written(pickle: Path) -> None:
-    """Remove what a job leaves that is killed while submitit writes its pickle anew, or it could never be requeued."""
+    """Remove the file that stays if a job is killed while submitit rewrites its pickle; it would prevent a requeue."""
     with suppress(OSError):
         pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)
 
 
 def _torch_distributed() -> dict[str, str]:
-    """Return the variables that torch's processes find each other by."""
+    """Return the environment variables by which torch's processes find each other."""
     found = TorchDistributedEnvironment()
     values = {
         "MASTER_ADDR": found.master_addr,
@@ -312,16 +309,16 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(number) for number in range(len(listed.stdout.splitlines())))
 
 
-def _state(run: FrozenRun) -> str | None:
-    """Return the state that a run has on record, None if that cannot be read."""
+def _state(run: FrozenRun) -> State | None:
+    """Return the recorded state of a run; None if there is none, or it cannot be read."""
     with suppress(OSError, RecordError):
-        return str((read_status(Path(run.folder)) or {}).get("state"))
+        return (read_status(Path(run.folder)) or {}).get("state")
     return None
 
 
 @contextmanager
 def _apart(run: FrozenRun) -> Iterator[None]:
-    """Let nothing that goes wrong with the record of one run reach its neighbours; it is told."""
+    """Print what goes wrong with the record of one run, so that it does not affect its neighbours."""
     try:
         yield
     except Exception as problem:
@@ -329,45 +326,40 @@ def _apart(run: FrozenRun) -> Iterator[None]:
 
 
 def _note_cause(run: FrozenRun, cause: str, then: str) -> None:
-    """Put on record why a run was stopped; where it stands, it has written itself."""
+    """Record why a run was stopped; the run itself has recorded where it stands."""
     with _apart(run):
         status = read_status(Path(run.folder)) or {}
-        if status.get("state") == "queued":  # it was stopped before it began
+        if status.get("state") == State.QUEUED:  # it was stopped before it began
             return
-        if status.get("state") == "preempted":
-            _restate(run, "preempted", f"{cause} after step {status.get('step', 0)}; {then}")
+        if status.get("state") == State.PREEMPTED:
+            told = f"{cause} after step {status.get('step', 0)}; {then}"
+            restate(Path(run.folder), State.PREEMPTED, told, keep_attempt=True)
         _note_end(run, cause=cause)
 
 
 def _note_end(run: FrozenRun, **facts: str) -> None:
-    """Add to what is known of a run's newest attempt."""
+    """Add facts about a run's newest attempt."""
     with _apart(run):
         attempt = (read_status(Path(run.folder)) or {}).get("attempt", 0)
         if attempt:
             Record.open(Path(run.folder)).log_attempt(attempt, **facts)
 
 
-def _fail(run: FrozenRun, error: str) -> None:
-    """Put on record that a run has failed that no process carries out any more."""
+def _fail(run: FrozenRun, error: str) -> bool:
+    """Record that a run has failed, unless another process carries it out; return whether it was recorded."""
     with _apart(run):
-        _restate(run, "failed", error)
-
-
-def _restate(run: FrozenRun, state: str, error: str) -> None:
-    """Change the state of a run that no process carries out any more; whatever else is known of it stays."""
-    before = read_status(Path(run.folder)) or {}
-    changed = {"state", "error", "host", "pid", "attempt", "step", "total_steps"}
-    restate(Path(run.folder), state, error, **{name: before[name] for name in before.keys() - changed})
+        return restate(Path(run.folder), State.FAILED, error, keep_attempt=True)
+    return False
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:
-    """Print to the job's log; a disk that is full must not end the job."""
+    """Print to the job's log; a full disk must not end the job."""
     with suppress(OSError, ValueError):
         print(text, file=stream or sys.stdout, flush=True)
 
 
 def _signal_name(number: int) -> str:
-    """Return the name of a signal; not all of them have one."""
+    """Return the name of a signal, or its number if it has no name."""
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 

@@ -1,7 +1,6 @@
 """Carry out one frozen run, on the machine of its job: ``python -m dst.launcher.node FOLDER --digest DIGEST``.
 
-Nothing is composed here: the config in the run folder is executed if it is the one that was submitted, and nothing
-else.
+Nothing is composed here. The config in the run folder is executed, and only if it is the one that was submitted.
 """
 
 import argparse
@@ -14,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from dst.config.schema import Config, ConfigError
 from dst.launcher.frozen import check_code
-from dst.records.lock import holder
-from dst.records.read import read_run, read_status
+from dst.records.read import read_run
 from dst.records.restate import restate
-from dst.records.states import ENDED, EXIT_CODES
+from dst.records.states import UNFINISHED, State
 from dst.run.environment import wait_without_spinning
 from dst.run.processes import check_start, started, together
 from dst.run.resume import RunningError
@@ -39,17 +37,17 @@ def main(arguments: Sequence[str]) -> int:
     with StopFlag() as stop:
         try:
             return _carry_out(options.folder, options.digest, stop)
-        except (RunningError, ContinuedError) as error:  # what it says of itself is the truth
+        except (RunningError, ContinuedError) as error:  # its own record is right
             print(error.text(), file=sys.stderr)
-            return EXIT_CODES["refused"]
+            return State.REFUSED.exit_code
         except ConfigError as error:
             _fail(options.folder, error.text())
             print(error.text(), file=sys.stderr)
-            return EXIT_CODES["refused"]
+            return State.REFUSED.exit_code
         except Exception as error:
             _fail(options.folder, f"{type(error).__name__}: {error}", traceback.format_exc())
             traceback.print_exc()
-            return EXIT_CODES["failed"]
+            return State.FAILED.exit_code
 
 
 def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
@@ -69,19 +67,18 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
     cell = Cell(config, folder, about.get("changed", {}))
     if cell.is_over:
         print(f"run {folder.name} is {cell.state} already")
-        return EXIT_CODES[cell.state]
+        return cell.state.exit_code
     feasible.check(cell.building)
     if processes is not None:
         processes.tell(cell.building)
-    return EXIT_CODES[attempt.run(cell, str(about.get("command")), stop, with_tables=True, processes=processes)]
+    command = str(about.get("command"))
+    return attempt.run(cell, command, stop, with_tables=True, processes=processes).exit_code
 
 
 def _fail(folder: Path, error: str, trace: str | None = None) -> None:
-    """Put on record that the run could not even begin, unless it has said so itself; the main process does."""
-    if int(os.environ.get("RANK", "0")) > 0 or holder(folder) is not None:  # whoever has it tells its state
-        return
-    if (read_status(folder) or {"state": "failed"}).get("state") not in ENDED:
-        restate(folder, "failed", error, traceback=trace)
+    """Record that the run could not begin, unless its end is recorded already. Only the main process does so."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        restate(folder, State.FAILED, error, among=UNFINISHED, traceback=trace)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What has become of runs, as far as can be seen: their records, their locks, and what SLURM says of their jobs."""
+"""Observing runs from outside: by their records, their locks, and what SLURM says about their jobs."""
 
 import json
 import os
@@ -12,30 +12,35 @@ from typing import Any, Final
 from dst.launcher import slurm
 from dst.records.lock import STALE_S, Holder, holder
 from dst.records.read import read_launch, read_run, read_status, read_summary
-from dst.records.states import LOST
+from dst.records.states import State
 from dst.records.store import RecordError
 
 LAUNCHER: Final = ".launch"
-"""The folder below an output root whose lock a command holds while it submits runs; it has the logs of jobs, too."""
+"""The folder below an output root with the logs of jobs. A command that submits runs holds its lock."""
 
-UNREADABLE: Final = "unreadable"
-"""What is said of a run whose record makes no sense."""
+_MAY_WAIT: Final = frozenset(
+    {State.QUEUED, State.PREEMPTED, State.CANCELLED, State.UNKNOWN, State.LOST, State.UNREADABLE}
+)
+"""States in which a run may wait for its job. A cancelled one too: its job may begin it before it hears of that."""
+
+_WITHOUT_REASON: Final = frozenset({State.RUNNING, State.QUEUED, State.SUBMITTING, State.DONE})
+"""States that need no explanation."""
 
 _TAIL_BYTES: Final = 65536
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One run. ``state``: as its record says, unless it can be seen that this is not so any more, or ``lost``.
+    """One run. ``state``: the recorded one, or what is true now if the record is out of date.
 
-    ``slurm``: the state of its job in SLURM's own words. ``accuracy``: the last one measured, on the validation or,
-    when done, on the test set. ``eta_s``: seconds to go. ``is_taken``: a process or a job carries it out, or will, or a
-    command is about to submit it; ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
+    ``slurm``: the state of its job in SLURM's own words. ``accuracy``: the last one measured, on the validation set or,
+    once done, on the test set. ``eta_s``: seconds to go. ``is_taken``: a process or a job carries it out or will do so,
+    or a command is about to submit it. ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
     """
 
     folder: str
     name: str
-    state: str
+    state: State
     attempt: int
     step: int
     total_steps: int | None
@@ -50,19 +55,19 @@ class Observed:
 
 
 def observe(folders: Iterable[Path]) -> list[Observed]:
-    """Return what is seen of these runs; SLURM is asked once for all, and once more for those submitted meanwhile."""
+    """Observe these runs. SLURM is asked once for all of them, and once more for those submitted in the meantime."""
     launches = {folder: _launch(folder) for folder in folders}
     jobs = slurm.jobs(str(at.get("job")) for at in launches.values() if at.get("cluster") == "slurm")
     submitters = {parent: tuple(_submitters(parent)) for parent in {folder.parent for folder in launches}}
-    seen = {folder: _seen(folder, launch, jobs, submitters[folder.parent]) for folder, launch in launches.items()}
-    idle = [folder for folder, run in seen.items() if not run.is_taken and run.state in _IDLE]
+    observed = {folder: _observed(folder, at, jobs, submitters[folder.parent]) for folder, at in launches.items()}
+    idle = [folder for folder, run in observed.items() if not run.is_taken and run.state in _IDLE]
     if again := [folder for folder in idle if _launch(folder) != launches[folder]]:
-        seen |= dict(zip(again, observe(again), strict=True))
-    return list(seen.values())
+        observed |= dict(zip(again, observe(again), strict=True))
+    return list(observed.values())
 
 
-_IDLE: Final = frozenset({"not submitted", "cancelled", "unknown", LOST})
-"""What a run seems to be if its record was read before, and its job or its submission looked for after, a change."""
+_IDLE: Final = frozenset({State.NOT_SUBMITTED, State.CANCELLED, State.UNKNOWN, State.LOST})
+"""What a run seems to be if its record was read before a change, and its job or its submitter looked for after it."""
 
 
 def _launch(folder: Path) -> dict[str, Any]:
@@ -73,19 +78,19 @@ def _launch(folder: Path) -> dict[str, Any]:
 
 
 def _submitters(group: Path) -> Iterator[Holder]:
-    """Yield the commands, but this one, that are submitting runs to an output root which a folder belongs to."""
+    """Yield the other commands that are submitting runs to the output root of a group."""
     for root in (group.resolve(), *group.resolve().parents):
         found = holder(root / LAUNCHER) if (root / LAUNCHER / "lock").exists() else None
         if found is not None and (found.host, found.pid) != (socket.gethostname(), os.getpid()):
             yield found
 
 
-def _seen(
+def _observed(
     folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None, submitters: tuple[Holder, ...]
 ) -> Observed:
     status, name, summary = _recorded(folder)
     if "damaged" in launch:
-        status = {**status, "state": UNREADABLE, "error": launch["damaged"]}
+        status = {**status, "state": State.UNREADABLE, "error": launch["damaged"]}
     job = (jobs or {}).get(str(launch.get("job")))
     is_held = holder(folder) is not None
     has_job = _lives(launch, jobs) and (is_held or not _is_forsaken(status, launch))
@@ -96,8 +101,7 @@ def _seen(
         may_be_back = has_job and (job is not None or launch.get("host") == os.uname().nodename)
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
-    # A cancelled one too: its job may be about to take it up, until it has heard of that.
-    waits = state in ("queued", "preempted", "cancelled", "unknown", LOST, UNREADABLE) and has_job
+    waits = state in _MAY_WAIT and has_job
     return Observed(
         folder=str(folder),
         name=name,
@@ -106,65 +110,66 @@ def _seen(
         step=status.get("step", 0),
         total_steps=status.get("total_steps"),
         accuracy=measured,
-        eta_s=_eta(status) if state == "running" else None,
+        eta_s=_eta(status) if state == State.RUNNING else None,
         cluster=launch.get("cluster"),
         job=launch.get("job"),
         slurm=None if job is None else job.state,
-        is_taken=is_held or waits or state == "submitting",
+        is_taken=is_held or waits or state == State.SUBMITTING,
         has_job=has_job,
-        why=why if state not in ("running", "queued", "submitting", "done") else None,
+        why=None if state in _WITHOUT_REASON else why,
     )
 
 
 def _recorded(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Return a run's status, name and, when it is done, final figures, as far as its record can be read."""
+    """Return a run's status, its name and, if it is done, its final figures, as far as its record can be read."""
     try:
-        status = read_status(folder) or {"state": "unknown"}
+        status = read_status(folder) or {"state": State.UNKNOWN}
         name = str(read_run(folder).get("name", folder.name))
-        return status, name, (read_summary(folder) or {}) if status["state"] == "done" else {}
+        return status, name, (read_summary(folder) or {}) if status["state"] == State.DONE else {}
     except (OSError, RecordError) as error:
-        return {"state": UNREADABLE, "error": str(error)}, folder.name, {}
+        return {"state": State.UNREADABLE, "error": str(error)}, folder.name, {}
 
 
-def _is_unsubmitted(state: str, launch: dict[str, Any]) -> bool:
-    """Say whether it is on record that a run was to be submitted, but not to which job."""
-    return state == "submitting" or (state in ("queued", "unknown") and launch.get("job") is None)
+def _is_unsubmitted(state: State, launch: dict[str, Any]) -> bool:
+    """Say whether the record of a run says that it was to be submitted, but names no job."""
+    return state == State.SUBMITTING or (state in (State.QUEUED, State.UNKNOWN) and launch.get("job") is None)
 
 
-def _unsubmitted(status: dict[str, Any], submitters: tuple[Holder, ...]) -> tuple[str, str | None]:
-    """Return the state of a run that was to be submitted, and why it was not if nobody does so any more."""
+def _unsubmitted(status: dict[str, Any], submitters: tuple[Holder, ...]) -> tuple[State, str | None]:
+    """Return the state of a run that was to be submitted, and why it was not, if no command is submitting it."""
     host, pid = status.get("host"), status.get("pid")
-    if status["state"] == "unknown":  # it has only just been made, or whoever made it was killed at that moment
-        return ("submitting" if submitters else "unknown"), None
+    if status["state"] == State.UNKNOWN:  # it has just been made, or its maker was killed right then
+        return (State.SUBMITTING if submitters else State.UNKNOWN), None
     if any((submitter.host, submitter.pid) == (host, pid) for submitter in submitters):
-        return "submitting", None
-    return "not submitted", f"the command that was submitting it is gone (host {host}, process {pid})"
+        return State.SUBMITTING, None
+    return State.NOT_SUBMITTED, f"the command that was submitting it is gone (host {host}, process {pid})"
 
 
 def _without_process(
     status: dict[str, Any], *, lives: bool, may_be_back: bool, job: slurm.SlurmJob | None
-) -> tuple[str, str | None]:
-    """Return the state of a run that no process has, and why; its record says what it was when one had it.
+) -> tuple[State, str | None]:
+    """Return the state of a run that no process carries out, and why. Its record says what it was before that.
 
-    ``lives``: its job does; ``may_be_back``: so that it may begin anew, since its job can be seen from here.
+    ``lives``: its job is alive. ``may_be_back``: this can be seen from here, so the job may begin the run again.
     """
     state, why = status["state"], status.get("error")
     is_over = job is not None and not job.is_alive
-    if state == "running" and may_be_back:
-        return "queued", why  # it was killed, and its job is in the queue again or has just been started again
-    if state == "running":
+    if state == State.RUNNING and may_be_back:
+        return State.QUEUED, why  # it was killed, and its job waits or has just started again
+    if state == State.RUNNING:
         told = f"its process is gone (host {status.get('host')}, process {status.get('pid')})"
-        return LOST, f"SLURM says {job.state}" if job is not None and is_over else told
-    if state == "queued" and not lives:
+        return State.LOST, f"SLURM says {job.state}" if job is not None and is_over else told
+    if state == State.QUEUED and not lives:
         told = f"SLURM says {job.state}" if job is not None and is_over else "its job is gone"
-        return "cancelled" if job is not None and job.state == "CANCELLED" else LOST, told
-    if state == "preempted" and job is not None and is_over:
+        is_cancelled = job is not None and job.state == "CANCELLED"
+        return State.CANCELLED if is_cancelled else State.LOST, told
+    if state == State.PREEMPTED and job is not None and is_over:
         return state, f"{why}; its job is over: SLURM says {job.state}"
     return state, why
 
 
 def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bool:
-    """Say whether the job of a run runs or will run, as far as can be seen; if it cannot, it may."""
+    """Say whether the job of a run runs or will run; yes if that cannot be found out."""
     if launch.get("job") is None:
         return False
     if launch.get("cluster") == "slurm":
@@ -174,21 +179,21 @@ def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bo
 
 
 def _is_forsaken(status: dict[str, Any], launch: dict[str, Any]) -> bool:
-    """Say whether a run that nobody holds tells that its local job, elsewhere, is gone: it would have told its end."""
+    """Say whether an unlocked run shows that its local job on another host is gone: its heartbeat has stopped."""
     is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != os.uname().nodename
-    return is_elsewhere and status["state"] == "running" and time.time() - status.get("heartbeat", 0.0) > STALE_S
+    return is_elsewhere and status["state"] == State.RUNNING and time.time() - status.get("heartbeat", 0.0) > STALE_S
 
 
 def process_lives(launch: dict[str, Any]) -> bool:
-    """Say whether a local job's process is alive; the start time tells it from another one of the same number."""
+    """Say whether a local job's process is alive. Its start time tells it from a later process of the same number."""
     if launch.get("host") != os.uname().nodename:
-        return True  # it cannot be seen from here
+        return True  # this cannot be seen from here
     started = process_started(int(launch["job"]))
     return started is not None and started == launch.get("process_started")
 
 
 def process_started(pid: int) -> str | None:
-    """Return when a process of this machine was started, in ticks; None if there is none (or it is a zombie)."""
+    """Return when a process of this machine was started, in ticks; None if there is none, or it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -197,7 +202,7 @@ def process_started(pid: int) -> str | None:
 
 
 def _eta(status: dict[str, Any]) -> float | None:
-    """Return the seconds to go, at the speed of this attempt so far."""
+    """Return the seconds to go, judged by the speed of this attempt so far."""
     steps = status.get("step", 0) - status.get("started_step", 0)
     if steps <= 0 or not status.get("total_steps") or "started" not in status:
         return None
@@ -206,7 +211,7 @@ def _eta(status: dict[str, Any]) -> float | None:
 
 
 def _last_accuracy(folder: Path) -> float | None:
-    """Return the last validation accuracy in the history, without reading all of it."""
+    """Return the last validation accuracy in the history, read from its end only."""
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -218,11 +223,6 @@ def _last_accuracy(folder: Path) -> float | None:
             try:
                 value = json.loads(line)["val/accuracy"]
                 return None if value is None else float(value)
-            except (
-                ValueError,
-                TypeError,
-                KeyError,
-                OverflowError,
-            ):  # torn, or damaged: not worth losing sight of the run
+            except (ValueError, TypeError, KeyError, OverflowError):  # a damaged line must not hide the run
                 continue
     return None

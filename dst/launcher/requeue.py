@@ -1,4 +1,4 @@
-"""Submit failed and lost runs again, as they were: ``python -m dst.launcher.requeue DIR``."""
+"""Submit failed and lost runs again, unchanged: ``python -m dst.launcher.requeue DIR``."""
 
 import os
 import sys
@@ -13,21 +13,21 @@ from dst.config.schema import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.executors import Run, SubmissionError
 from dst.launcher.frozen import read_frozen, submitted_code
-from dst.launcher.observe import UNREADABLE, observe
-from dst.launcher.submit import REQUEUED, STOPPED, Submitted, submit_again, superseded
+from dst.launcher.observe import observe
+from dst.launcher.submit import Submitted, submit_again, superseded
 from dst.records.read import read_launch
-from dst.records.states import EXIT_CODES, worst
+from dst.records.states import REQUEUED, STOPPED, State, worst
 from dst.records.store import RecordError
 from dst.run.terminal import program
 
 _DESCRIPTION = """\
-Submit the runs below DIR that failed, were lost, or were not taken by the cluster again, from their newest checkpoint,
-with the config, the code (outputs/.code) and to the cluster that they were submitted with. No config file is read.
-Diverged runs would diverge again and are left alone."""
+Submit the runs below DIR again that failed, were lost, or were not taken by the cluster. They continue from their
+newest checkpoint, with the same config and code (outputs/.code), on the same cluster. No config file is read. Diverged
+runs would diverge again and are left alone."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Submit again, and say what; return the exit code."""
+    """Submit again, and print which runs; return the exit code."""
     parser = command("requeue", _DESCRIPTION)
     parser.add_argument("--preempted", action="store_true", help="also those that were stopped or cancelled")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be submitted")
@@ -36,11 +36,31 @@ def main(arguments: Sequence[str]) -> int:
     if folders is None:
         return 2
     states = (*REQUEUED, *STOPPED) if options.preempted else REQUEUED
-    seen = observe(folders)
-    wanted = [Path(run.folder) for run in seen if run.state in states and not run.is_taken]
-    groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
-    codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in seen if run.state == UNREADABLE]
-    for folder in wanted:
+    observed = observe(folders)
+    wanted = [Path(run.folder) for run in observed if run.state in states and not run.is_taken]
+    damaged = [run for run in observed if run.state == State.UNREADABLE]
+    codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in damaged]
+    taken: list[Path] = []
+    for how, runs in _alike(wanted, codes).items():
+        try:
+            taken += _submit(how, runs, states, codes, dry_run=options.dry_run)
+        except (SubmissionError, ConfigError, RecordError, OSError) as error:
+            codes.append(_tell(error))
+    if options.dry_run:
+        print("\n".join([*map(str, taken), f"{len(taken)} runs would be submitted"]))
+    elif not wanted:
+        print("nothing to submit: no run below that folder has failed or was lost")
+    return worst(codes)
+
+
+_How = tuple[str, LauncherSettings, Path]
+"""How runs were submitted: from which working folder, with which settings, and with which frozen code."""
+
+
+def _alike(folders: Sequence[Path], codes: list[int]) -> dict[_How, dict[Path, Run]]:
+    """Return the frozen runs in these folders by how they were submitted; add an exit code for each unreadable one."""
+    groups: dict[_How, dict[Path, Run]] = defaultdict(dict)
+    for folder in folders:
         try:
             if (how := _submitted(folder)) is None:
                 print(f"left alone, since it was not submitted as a job: {folder}; run its command again")
@@ -48,29 +68,29 @@ def main(arguments: Sequence[str]) -> int:
                 groups[how][folder] = read_frozen(folder)
         except (ConfigError, RecordError, OSError) as error:
             codes.append(_tell(error))
-    would: list[Path] = []
-    for (cwd, settings, code), runs in groups.items():
-        try:
-            there = {folder.resolve(): run for folder, run in runs.items()}
-            with chdir(cwd):  # what a config says of folders holds from where it was submitted
-                others = superseded(there)
-                for folder, other in others.items():
-                    print(f"left alone, since {other} is another attempt at it that is newer or goes on: {folder}")
-                there = {folder: run for folder, run in there.items() if folder not in others}
-                if there and not options.dry_run:
-                    codes.append(_report(submit_again(there, settings, states, code)))
-            would += [folder for folder in runs if folder.resolve() in there]
-        except (SubmissionError, ConfigError, RecordError, OSError) as error:
-            codes.append(_tell(error))
-    if options.dry_run:
-        print("\n".join([*map(str, would), f"{len(would)} runs would be submitted"]))
-        return worst(codes)
-    if not wanted:
-        print("nothing to submit: no run below that folder has failed or was lost")
-    return worst(codes)
+    return groups
 
 
-def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
+def _submit(
+    how: _How, runs: Mapping[Path, Run], states: Sequence[State], codes: list[int], *, dry_run: bool
+) -> list[Path]:
+    """Submit runs again as they were submitted before, unless ``dry_run``, and add the exit code; return their folders.
+
+    Runs that have another attempt which is newer or under way are left alone.
+    """
+    cwd, settings, code = how
+    there = {folder.resolve(): run for folder, run in runs.items()}
+    with chdir(cwd):  # folders in a config are relative to where it was submitted
+        others = superseded(there)
+        for folder, other in others.items():
+            print(f"left alone, since {other} is another attempt at it that is newer or goes on: {folder}")
+        there = {folder: run for folder, run in there.items() if folder not in others}
+        if there and not dry_run:
+            codes.append(_report(submit_again(there, settings, states, code)))
+    return [folder for folder in runs if folder.resolve() in there]
+
+
+def _submitted(folder: Path) -> _How | None:
     """Return from where, how, and with which code a run was submitted; None if it never was."""
     launch = read_launch(folder)
     if launch is None:
@@ -81,27 +101,27 @@ def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
     return str(launch.get("cwd", os.getcwd())), settings, submitted_code(folder)
 
 
-def _report(outcome: Submitted) -> int:
-    """Say what was submitted and what was not; return the exit code."""
-    if outcome.submission is not None:
-        jobs = ", ".join(outcome.submission.jobs)
-        print(f"{len(outcome.submitted)} runs submitted as job {jobs}; logs in {outcome.submission.logs}")
-    if outcome.left:
-        print(outcome.told(), file=sys.stderr)
-    return EXIT_CODES["refused"] if outcome.left else 0
+def _report(submitted: Submitted) -> int:
+    """Print what was submitted and what was not; return the exit code."""
+    if submitted.submission is not None:
+        jobs = ", ".join(submitted.submission.jobs)
+        print(f"{len(submitted.submitted)} runs submitted as job {jobs}; logs in {submitted.submission.logs}")
+    if submitted.left:
+        print(submitted.told(), file=sys.stderr)
+    return State.REFUSED.exit_code if submitted.left else 0
 
 
 def _tell(error: Exception) -> int:
-    """Say what went wrong; return the exit code."""
+    """Print what went wrong; return the exit code."""
     if isinstance(error, ConfigError):
         print(f"error: {error.text()}", file=sys.stderr)
-        return EXIT_CODES["refused"]
+        return State.REFUSED.exit_code
     print(f"error: {error}", file=sys.stderr)
-    return EXIT_CODES["failed"]
+    return State.FAILED.exit_code
 
 
 def _settings(launch: Mapping[str, Any]) -> LauncherSettings | None:
-    """Return how a run was submitted; None if that is not on record, or is nothing that could have been."""
+    """Return how a run was submitted; None if its record does not say so, or says what cannot be."""
     try:
         settings = LauncherSettings(**launch["settings"])
     except (KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs, through its own commands; everything works without them too."""
+"""What SLURM says about jobs, by its own commands. Everything works without them, too."""
 
 import math
 import os
@@ -25,7 +25,7 @@ ALIVE = frozenset(
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """``state`` as SLURM names it, e.g. PENDING; ``exit_code`` as ``code:signal``, if the job has ended."""
+    """A job. ``state``: SLURM's name, e.g. PENDING; ``exit_code``: ``code:signal`` if the job has ended."""
 
     state: str
     exit_code: str = ""
@@ -42,10 +42,10 @@ def available() -> bool:
 
 
 def jobs(ids: Iterable[str]) -> dict[str, SlurmJob] | None:
-    """Return what is known of these jobs (``12`` or, of an array, ``12_3``), as far as SLURM knows them.
+    """Return those of these jobs (``12`` or, of an array, ``12_3``) that SLURM knows.
 
-    The queue alone says what lives; the accounting, where there is one, remembers what has ended. None if the queue
-    cannot be asked: no SLURM here, or none that answers.
+    Only the queue says which jobs are alive; the accounting, if there is one, remembers those that have ended. None if
+    the queue cannot be asked: there is no SLURM here, or it does not answer.
     """
     wanted = set(ids)
     if not wanted:
@@ -57,15 +57,15 @@ def jobs(ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     queued = _of_each(wanted, queue)
     alive = {job: found for job, found in queued.items() if found.is_alive}
     accounts = _accounting(wanted - alive.keys())
-    if accounts is None:  # then nobody knows whether a task that is not listed has ended, or how
+    if accounts is None:  # then it is not known whether and how a task that is not listed has ended
         return queued
     return {**_forgotten(wanted, [*queue, *accounts]), **queued, **_of_each(wanted, accounts), **alive}
 
 
 def _accounting(wanted: Set[str]) -> dict[str, SlurmJob] | None:
-    """Return what the accounting lists of jobs that are not in the queue any more, nor live whatever it says.
+    """Return what the accounting says about jobs that are not in the queue any more, and so cannot be alive.
 
-    None if there is no accounting, or none that answers.
+    None if there is no accounting, or it does not answer.
     """
     if not wanted:
         return {}
@@ -79,7 +79,7 @@ def _accounting(wanted: Set[str]) -> dict[str, SlurmJob] | None:
 
 
 def _of_each(wanted: Set[str], listed: Mapping[str, SlurmJob]) -> dict[str, SlurmJob]:
-    """Return what is listed of each job that is wanted; tasks that never began have one record, ``12_[0-5%2]``."""
+    """Return the listed state of each wanted job; tasks that never began share one record, ``12_[0-5%2]``."""
     found = {job: state for job, state in listed.items() if job in wanted}
     parents = {_parent(job) for job in wanted - found.keys()}
     for job, state in listed.items():
@@ -91,7 +91,7 @@ def _of_each(wanted: Set[str], listed: Mapping[str, SlurmJob]) -> dict[str, Slur
 
 
 def _forgotten(wanted: Set[str], listed: Iterable[str]) -> dict[str, SlurmJob]:
-    """Return the tasks that are not listed although their array, or another task of it, is.
+    """Return the tasks that are not listed, although their array or another task of it is: they were cancelled.
 
     SLURM keeps no record of tasks that were cancelled one by one while they waited.
     """
@@ -106,19 +106,19 @@ def _numbers(text: str) -> Iterator[int]:
 
 
 def _parent(job: str) -> str:
-    """Return the id of the array that a job is a task of, or its own."""
+    """Return the id of the array to which a task belongs; for any other job, its own id."""
     return job.partition("_")[0]
 
 
 def _rows(columns: int, text: str) -> list[list[str]]:
-    """Return the rows of a table whose cells are parted by ``|``."""
+    """Return the rows of a table with cells separated by ``|``."""
     rows = [line.strip().split("|") for line in text.splitlines()]
     return [row for row in rows if len(row) == columns]
 
 
 def _output(*command: str) -> str | None:
     """Return what a SLURM command prints, None if it fails."""
-    whole = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # or long lists of tasks are cut off
+    whole = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # otherwise SLURM cuts off long lists of tasks
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S, env=whole).stdout
     except (OSError, subprocess.SubprocessError):
@@ -134,19 +134,19 @@ def max_array_size() -> int:
 
 @dataclass(frozen=True)
 class Notice:
-    """What is known of a running job that was signalled. ``left_s``: seconds to its time limit, negative beyond it."""
+    """A running job that got a signal. ``left_s``: seconds to its time limit, negative beyond it."""
 
     is_preemption: bool
     left_s: float
 
 
 def notice(job: str) -> Notice | None:
-    """Return why a running job may have been signalled; None if SLURM cannot be asked."""
+    """Return why a running job may have got a signal; None if SLURM cannot be asked."""
     fields: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", _output("scontrol", "show", "job", job) or ""))
     if not {"StartTime", "EndTime"} <= fields.keys():
         return None
-    # It is told of jobs in partitions that can be preempted only. If it is earlier than the job's start, the job was
-    # preempted before it was requeued.
+    # SLURM shows this time only for jobs in partitions that can be preempted. A time before the job's start is that of
+    # an earlier preemption, after which the job was requeued.
     preempt_time = fields.get("PreemptTime", "None")
     preempted = preempt_time[:1].isdigit() and preempt_time >= fields["StartTime"]
     try:
@@ -157,7 +157,7 @@ def notice(job: str) -> Notice | None:
 
 
 def cancel(ids: Iterable[str]) -> str | None:
-    """Cancel jobs; return what SLURM says if it refuses."""
+    """Cancel jobs; return SLURM's message if it refuses."""
     try:
         done = subprocess.run(
             ["scancel", *_together(ids)], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S
@@ -168,7 +168,7 @@ def cancel(ids: Iterable[str]) -> str | None:
 
 
 def _together(ids: Iterable[str]) -> list[str]:
-    """Return jobs as ``scancel`` takes them, the tasks of an array at once: ``12_[0,2,3]``."""
+    """Return jobs as ``scancel`` takes them, the tasks of an array in one word: ``12_[0,2,3]``."""
     tasks: dict[str, list[str]] = {}
     for job in sorted(ids):
         parent, _, task = job.partition("_")
@@ -177,5 +177,5 @@ def _together(ids: Iterable[str]) -> list[str]:
 
 
 def rename(job: str, name: str) -> None:
-    """Give a job a name for people who look at the queue; where that cannot be done it keeps the one it has."""
+    """Give a job its name in the queue. If SLURM refuses, it keeps the old one."""
     _output("scontrol", "update", f"JobId={job}", f"JobName={name}")

@@ -11,17 +11,18 @@ from pathlib import Path
 from dst.launcher.arguments import command, members_below
 from dst.launcher.observe import Observed, observe
 from dst.records.catalog import Member
+from dst.records.states import OBSERVED
 from dst.run.report import table
 from dst.run.terminal import program
 
 _DESCRIPTION = """\
-Show what has become of the runs below DIR: state, attempt, step, time to go, last accuracy, job, why it failed.
+Show the runs below DIR: state, attempt, step, time to go, last accuracy, job, and why a run failed.
 
-States are those of the records: submitting (a command has frozen it and is about to hand it over), not submitted (that
-command ended before), queued, running, preempted, done, failed, diverged, cancelled (while it was queued); and 'lost':
-recorded as queued or running while no job and no process carries the run out any more. Where there is SLURM, its own
-word is shown beside.
-A group has also the runs that its sweeps found under another group; 'missing' is one that is not there any more."""
+The states are those of the records: submitting (a command has frozen the run and is about to hand it over), not
+submitted (that command ended before), queued, running, preempted, done, failed, diverged, cancelled (while it was
+queued). A run is 'lost' if it is recorded as queued or running but no job and no process carries it out any more. If
+there is SLURM, its own word is shown beside the state.
+A group also holds the runs that its sweeps found under another group. Such a run is 'missing' if it is gone."""
 
 _HOME_AND_CLEAR = "\033[H\033[2J"
 
@@ -29,36 +30,44 @@ _HOME_AND_CLEAR = "\033[H\033[2J"
 def main(arguments: Sequence[str]) -> int:
     """Print the table once, or again and again; return the exit code."""
     parser = command("status", _DESCRIPTION)
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it anew, so often, until all is over")
-    parser.add_argument("--state", action="append", help="only runs in this state; may be given more than once")
-    parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
+    parser.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="show it again at this interval until all runs are over"
+    )
+    parser.add_argument(
+        "--state",
+        action="append",
+        metavar="STATE",
+        choices=[state.value for state in OBSERVED],
+        help="only runs in this state; may be given more than once",
+    )
+    parser.add_argument("--json", action="store_true", help="print all fields, as JSON")
     options = parser.parse_args(arguments)
     while True:
         held = members_below(options.dir)
         if held is None:
             return 2
         found = [*observe([one.folder for one in held if one.state is None]), *map(_lacking, held)]
-        seen = [run for run in found if run and (not options.state or run.state in options.state)]
-        text = json.dumps([asdict(run) for run in seen], indent=2) if options.json else show(seen)
+        runs = [run for run in found if run and (not options.state or run.state in options.state)]
+        text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
-        if not options.watch or not any(run.is_taken for run in seen):
+        if not options.watch or not any(run.is_taken for run in runs):
             return 0
         time.sleep(options.watch)
 
 
-def show(seen: Sequence[Observed]) -> str:
-    """Return the table, one line a run, and how many runs are in each state."""
-    with_slurm = any(run.slurm for run in seen)
+def show(runs: Sequence[Observed]) -> str:
+    """Return the table, one line for each run, and how many runs are in each state."""
+    with_slurm = any(run.slurm for run in runs)
     header = ["run", "id", "state", *(["SLURM"] if with_slurm else []), "attempt", "step", "to go", "accuracy", "job"]
-    rows = [_row(run, with_slurm=with_slurm) for run in seen]
-    counts = Counter(run.state for run in seen)
-    told = [f"  {Path(run.folder).name} {run.state}: {run.why}" for run in seen if run.why]
-    total = f"{len(seen)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
+    rows = [_row(run, with_slurm=with_slurm) for run in runs]
+    counts = Counter(run.state for run in runs)
+    told = [f"  {Path(run.folder).name} {run.state}: {run.why}" for run in runs if run.why]
+    total = f"{len(runs)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
     return "\n".join([*([table(header, rows)] if rows else []), *told, total])
 
 
 def _lacking(member: Member) -> Observed | None:
-    """Return what is to be seen of a run that is not where its group says; None if it is there."""
+    """Return the observation of a run that is not where its group says; None if it is there."""
     if member.state is None:
         return None
     nothing = dict.fromkeys(("total_steps", "accuracy", "eta_s", "cluster", "job", "slurm"))

@@ -1,4 +1,4 @@
-"""From the cells of a sweep to submitted jobs: what is over or under way is left alone, the rest is frozen and sent."""
+"""From the cells of a sweep to submitted jobs. Runs that are over or under way are left alone."""
 
 import os
 import sys
@@ -15,40 +15,36 @@ from dst.config.launcher import LauncherSettings
 from dst.config.schema import Config, ConfigError
 from dst.launcher.executors import Run, Submission, send
 from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
-from dst.launcher.observe import LAUNCHER, UNREADABLE, Observed, observe
+from dst.launcher.observe import LAUNCHER, Observed, observe
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
-from dst.records.states import LOST
+from dst.records.states import REQUEUED, STOPPED, State
 from dst.records.store import RecordError
 from dst.run.cell import Cell, enter, looked_up
 from dst.run.resume import check_continuable, check_unchanged
 
 _POLL_S: Final = 2.0
 _REST: Final = 20.0
-"""Rest so many times as long as a look took: waiting for a thousand runs must not keep a login node busy."""
+"""Rest this many times as long as observing took: waiting for a thousand runs must not keep a login node busy."""
 _SLURM_POLL_S: Final = 5.0
-"""A controller serves many users."""
+"""SLURM's controller serves many users."""
 _LOCK_POLL_S: Final = 0.2
 _PATIENCE_S: Final = 5.0
-"""How long another command may take to submit until this one says that it waits for it."""
-REQUEUED: Final = ("failed", "not submitted", LOST)
-"""States of runs that are submitted again by ``requeue``, if nothing else is asked for."""
-STOPPED: Final = ("preempted", "cancelled")
-"""States of runs that ``requeue --preempted`` submits again, too."""
+"""How long this command waits for another submission before it says so."""
 _LISTED: Final = 20
-"""So many of the runs that were left alone are named."""
+"""At most this many of the runs that were left alone are named."""
 
 _Decision = Literal["to do", "finished", "under way"]
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a command has done: run folders in the order of its cells, those submitted, and how.
+    """What a command has submitted: the run folders of all its cells, in order, and those that it submitted, and how.
 
-    ``left``: those that could not be submitted, by folder, and why. ``finished``, ``under_way``: how many needed not to
-    be. ``stopping``: how many of those under way are, since their jobs were cancelled, or preempted, a moment ago.
+    ``left``: those that could not be submitted, by folder, and why. ``finished``, ``under_way``: how many did not need
+    it. ``stopping``: how many of those under way are stopping, since their jobs have just been cancelled or preempted.
     """
 
     folders: list[Path]
@@ -60,7 +56,7 @@ class Submitted:
     stopping: int = 0
 
     def told(self) -> str:
-        """Return what is to be said of the runs that could not be submitted; nothing if there are none."""
+        """Return the message about the runs that could not be submitted; empty if there are none."""
         return _told(self.left)
 
 
@@ -73,7 +69,7 @@ def _told(left: Mapping[Path, str]) -> str:
 
 
 def submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Submitted:
-    """Submit the cells that are neither over nor under way; those that cannot be are left alone.
+    """Submit the cells that are neither over nor under way; leave alone those that cannot be submitted.
 
     Raises ConfigError if nothing can be recorded, SubmissionError if a job is not taken.
     """
@@ -82,22 +78,22 @@ def submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> S
 
 
 def _submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Submitted:
-    seen = {Path(run.folder): run for run in observe([cell.found for cell in cells if cell.found])}
+    observed = {Path(run.folder): run for run in observe([cell.found for cell in cells if cell.found])}
     left: dict[Path, str] = {}
     decided: dict[_Decision, dict[Path, Cell]] = {"to do": {}, "finished": {}, "under way": {}}
     for cell in cells:
         with _apart(_folder(cell), left):
-            decision = "to do" if cell.found is None else _decision(cell, seen[cell.found])
+            decision = "to do" if cell.found is None else _decision(cell, observed[cell.found])
             decided[decision][_folder(cell)] = cell
     todo = decided["to do"]
-    # Before anything is on record: the code may be edited at any time.
+    # Before anything is recorded: the code may be edited at any time.
     code = {root: frozen_code(root) for root in dict.fromkeys(Path(cell.config.output.root) for cell in todo.values())}
     enter(cells, command)
     work = {folder: partial(_frozen, cell, command) for folder, cell in todo.items()}
     runs, submission = _send(work, settings, next(iter(code.values()), None), left)
     placed = {folder: Path(run.folder) for folder, (run, _) in runs.items()}
     folders = [placed.get(folder, folder) for folder in map(_folder, cells)]
-    stopping = sum(run.is_taken and _is_stopping(run) for run in seen.values())
+    stopping = sum(run.is_taken and _is_stopping(run) for run in observed.values())
     return Submitted(
         folders,
         list(placed.values()),
@@ -110,27 +106,27 @@ def _submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
 
 
 def _is_stopping(run: Observed) -> bool:
-    """Say whether a run that is under way has been asked to stop; no local job takes up again what it has stopped."""
-    is_stopped = run.state == "cancelled" or (run.state == "preempted" and run.cluster == "local")
+    """Say whether a run that is under way has been asked to stop; a local job never resumes what it has stopped."""
+    is_stopped = run.state == State.CANCELLED or (run.state == State.PREEMPTED and run.cluster == "local")
     return run.slurm == "COMPLETING" or is_stopped
 
 
 def _folder(cell: Cell) -> Path:
-    """Return the folder of a run, or where it will be."""
+    """Return the folder of a run, or the one that it will get."""
     output = cell.config.output
     return cell.found or Path(output.root) / output.group / cell.id
 
 
 def _decision(cell: Cell, run: Observed) -> _Decision:
-    """Say whether a run that is on record shall be submitted; RecordError or ConfigError if it ought to and cannot."""
-    if run.is_taken:  # whatever output.resume says, nothing is started beside what lives
+    """Decide whether a recorded run shall be submitted; RecordError or ConfigError if it should be but cannot."""
+    if run.is_taken:  # even with output.resume=never: nothing is started beside it
         return "under way"
     if cell.is_over:
         return "finished"
-    if cell.state == "new":
+    if cell.state == State.NEW:
         return "to do"
     folder = Path(run.folder)
-    if run.state == UNREADABLE:
+    if run.state == State.UNREADABLE:
         raise RecordError(str(run.why))
     check_unchanged(folder, cell.config)
     try:
@@ -141,7 +137,7 @@ def _decision(cell: Cell, run: Observed) -> _Decision:
 
 
 def _remedy(cell: Cell, run: Observed) -> list[str]:
-    """Return how a run goes on with the code that it was submitted with, if it can."""
+    """Return how the run can be continued with the code with which it was submitted, if that is possible."""
     folder = Path(run.folder)
     if run.state not in (*REQUEUED, *STOPPED):  # ``requeue`` would submit nothing
         return []
@@ -150,7 +146,7 @@ def _remedy(cell: Cell, run: Observed) -> list[str]:
     except ConfigError:
         return []
     also = "" if run.state in REQUEUED else " --preempted"
-    return [f"with the code that it was submitted with it goes on by: python -m dst.launcher.requeue {folder}{also}"]
+    return [f"to continue it with the code of its submission: python -m dst.launcher.requeue {folder}{also}"]
 
 
 def _check_continuable(folder: Path, config: Config, code: str | None = None) -> None:
@@ -163,31 +159,33 @@ def _frozen(cell: Cell, command: str) -> Run:
 
 @contextmanager
 def _apart(folder: Path, left: dict[Path, str]) -> Iterator[None]:
-    """Let nothing that is wrong with one run hurt the others; it is noted why that one is left alone."""
+    """Leave a run alone if something is wrong with it, and note why, so that the others are not affected."""
     try:
         yield
     except ConfigError as error:
         left[folder] = "; ".join(error.problems)
     except (OSError, RecordError) as error:
         left[folder] = str(error)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # whatever its files may hold
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # its files may hold anything
         left[folder] = f"its record makes no sense ({type(error).__name__}: {error})"
 
 
-def submit_again(runs: Mapping[Path, Run], settings: LauncherSettings, states: Sequence[str], code: Path) -> Submitted:
-    """Submit runs of these states again as they were frozen, by folder, without the files they were composed from.
+def submit_again(
+    runs: Mapping[Path, Run], settings: LauncherSettings, states: Sequence[State], code: Path
+) -> Submitted:
+    """Submit runs in these states again as they were frozen, without the config files from which they were composed.
 
-    ``code``: the frozen package that they were submitted with. Raises ConfigError if somebody has changed it,
-    SubmissionError if a job is not taken.
+    ``runs``: by folder. ``code``: the frozen package with which they were submitted. Raises ConfigError if it was
+    changed, SubmissionError if a job is not taken.
     """
     check_copy(code)
     left: dict[Path, str] = {}
     with _submitting({Path(config.output.root) for _, config in runs.values()}):
         todo: dict[Path, Callable[[], Run]] = {}
         others = superseded(runs)
-        for (folder, run), seen in zip(runs.items(), observe(runs), strict=True):
+        for (folder, run), now in zip(runs.items(), observe(runs), strict=True):
             with _apart(folder, left):
-                if seen.state in states and not seen.is_taken and folder not in others:
+                if now.state in states and not now.is_taken and folder not in others:
                     _check_continuable(folder, run[1], code.name)
                     todo[folder] = partial(freeze_again, *run)
         submitted, submission = _send(todo, settings, code, left)
@@ -195,7 +193,7 @@ def submit_again(runs: Mapping[Path, Run], settings: LauncherSettings, states: S
 
 
 def superseded(runs: Mapping[Path, Run]) -> dict[Path, Path]:
-    """Return those of these runs, by folder, that have another attempt folder which is newer, or is under way."""
+    """Return, by folder, the runs that have another attempt folder which is newer or under way."""
     folders = {root: find_runs(root) for root in {Path(config.output.root) for _, config in runs.values()}}
     attempts: dict[tuple[Path, str], set[Path]] = defaultdict(set)
     for root, found in folders.items():
@@ -216,7 +214,7 @@ def superseded(runs: Mapping[Path, Run]) -> dict[Path, Path]:
 
 @contextmanager
 def _submitting(roots: Iterable[Path]) -> Iterator[None]:
-    """Let one command at a time decide what is to be submitted below these folders, and submit it."""
+    """Let one command at a time decide what to submit below these folders, and submit it."""
     with ExitStack() as stack:
         for root in sorted(root.resolve() for root in roots):
             try:
@@ -234,7 +232,7 @@ def _wait_for_lock(stack: ExitStack, folder: Path) -> None:
             return stack.enter_context(locked(folder))
         except LockedError as error:
             if not is_told and time.monotonic() - began > _PATIENCE_S:
-                print(f"waits for another command that submits to {folder.parent}: {error.holder}", file=sys.stderr)
+                print(f"waiting for another command that submits to {folder.parent}: {error.holder}", file=sys.stderr)
                 is_told = True
             time.sleep(_LOCK_POLL_S)
 
@@ -242,7 +240,7 @@ def _wait_for_lock(stack: ExitStack, folder: Path) -> None:
 def _send(
     work: Mapping[Path, Callable[[], Run]], settings: LauncherSettings, code: Path | None, left: dict[Path, str]
 ) -> tuple[dict[Path, Run], Submission | None]:
-    """Freeze runs, and submit them; however this ends, it is on record which were not submitted."""
+    """Freeze runs and submit them. If this fails at any point, record which runs were not submitted."""
     runs: dict[Path, Run] = {}
     try:
         for folder, frozen in work.items():
@@ -256,20 +254,20 @@ def _send(
     except BaseException as error:
         if left:
             print(_told(left), file=sys.stderr)
-        _tell_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work.keys() - left.keys()), error)
+        _record_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work.keys() - left.keys()), error)
         raise
 
 
-def _tell_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> None:
-    """Say, and put on record, which of so many runs were frozen and not submitted, and why."""
+def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> None:
+    """Record and print which of the ``of`` runs of a command were not submitted, and why; ``frozen``: those frozen."""
     why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
     without_job: list[Path] = []
     for folder in frozen:
         with _apart(folder, {}):
             state, job = (read_status(folder) or {}).get("state"), (read_launch(folder) or {}).get("job")
-            if state == "submitting" or (state == "queued" and job is None):
+            if state == State.SUBMITTING or (state == State.QUEUED and job is None):
                 without_job.append(folder)
-                restate(folder, "not submitted", why, durable=False)
+                restate(folder, State.NOT_SUBMITTED, why, durable=False)
     others = len(frozen) - len(without_job)
     if others == of:
         told = f"{why}; all {of} runs had been submitted, and go on"
@@ -280,18 +278,18 @@ def _tell_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> 
 
 
 def wait(folders: Sequence[Path]) -> list[Observed]:
-    """Return what is seen of runs once no job carries any of them out any more."""
+    """Wait until no job carries out any of these runs any more; return them as they are then."""
     while True:
         began = time.monotonic()
-        seen = observe(folders)
-        if not any(run.is_taken for run in seen):
-            return seen
-        least = _SLURM_POLL_S if any(run.cluster == "slurm" for run in seen) else _POLL_S
+        observed = observe(folders)
+        if not any(run.is_taken for run in observed):
+            return observed
+        least = _SLURM_POLL_S if any(run.cluster == "slurm" for run in observed) else _POLL_S
         time.sleep(max(least, _REST * (time.monotonic() - began)))
 
 
 def check_settings(settings: LauncherSettings, configs: Sequence[Config]) -> None:
-    """Raise ConfigError if runs cannot be submitted so."""
+    """Raise ConfigError if these runs cannot be submitted with these settings."""
     from dst.launcher import slurm
 
     problems = settings.problems()

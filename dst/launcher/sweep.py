@@ -1,10 +1,10 @@
-"""The cells of a command: all composed and checked before the first one runs, here or elsewhere."""
+"""The cells of a command: all are composed and checked before the first one runs, here or elsewhere."""
 
 import shlex
 import sys
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +15,7 @@ from dst.config.compose import Composed, ComposedCell, compose_command, compose_
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
 from dst.records.read import read_summary
-from dst.records.states import EXIT_CODES, worst
+from dst.records.states import State, worst
 from dst.records.store import RecordError
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast: bool = False) -> int:
-    """Run what the overrides describe, one run or with ``multirun`` their product; return the worst exit code.
+    """Run the run that the overrides describe, or with ``multirun`` their product; return the worst exit code.
 
-    With ``forecast``, only print what the cells that are not over yet will cost, each from its beginning.
+    With ``forecast``, only print what each cell that is not over will cost from its beginning.
     Raises ConfigError, with every problem of every cell, before anything is trained or recorded.
     """
     composed = compose_command(conf, overrides, multirun=multirun)
@@ -57,7 +57,7 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
     return _sweep(cells) if multirun else _single(cells[0])
 
 
-def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettings") -> list[tuple[Path, str]]:
+def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "LauncherSettings") -> list[tuple[Path, State]]:
     """Submit cells given by their overrides, for Hydra's own command line; return the folder and state of each.
 
     Raises ConfigError, with every problem of every cell, before anything is submitted.
@@ -68,19 +68,19 @@ def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "Launcher
     composed = Composed(compose_each(conf, cells), settings)
     configs = _identified(composed.cells)
     checked = _checked(composed, configs)
-    outcome = submit(checked, settings, _command())
-    if outcome.left:
-        print(outcome.told(), file=sys.stderr, flush=True)
-    folders = outcome.folders
-    seen = wait(folders) if settings.wait else observe(folders)
-    by_id = {cell.id: (folder, run.state) for cell, folder, run in zip(checked, folders, seen, strict=True)}
+    submitted = submit(checked, settings, _command())
+    if submitted.left:
+        print(submitted.told(), file=sys.stderr, flush=True)
+    folders = submitted.folders
+    observed = wait(folders) if settings.wait else observe(folders)
+    by_id = {cell.id: (folder, run.state) for cell, folder, run in zip(checked, folders, observed, strict=True)}
     return [by_id[run_id(config)] for config in configs]
 
 
 def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
     """Return the complete configs of cells, with the digests of all that they read; see ``dst.run.sources``.
 
-    Raises ConfigError if any config is wrong in itself, or names what is not there.
+    Raises ConfigError if any config is invalid on its own, or names something that is not there.
     """
     _check_all(composed)
     known: Known = {}
@@ -95,7 +95,7 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
 
 
 def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
-    """Return the distinct runs of the cells, each with its record; ConfigError if anything is wrong with any."""
+    """Return the distinct runs of the cells, each with its record; ConfigError if any of them is invalid."""
     cells = cells_of(completed, [cell.changed for cell in composed.cells])
     if len(cells) < len(completed):
         alike = _alike([cell.overrides for cell in composed.cells], map(run_id, completed))
@@ -113,7 +113,7 @@ def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool 
 
 
 def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
-    """Return which cells are the same run: those of their overrides in which they differ; none is told twice."""
+    """Return which cells are the same run: the overrides in which they differ; none is listed twice."""
     same: dict[str, list[Sequence[str]]] = defaultdict(list)
     for cell, run in zip(cells, ids, strict=True):
         same[run].append(cell)
@@ -128,7 +128,7 @@ def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
 
 
 def _check_all(composed: Sequence[ComposedCell]) -> None:
-    """Raise ConfigError if any config is wrong in itself; what is wrong with all of them is told once."""
+    """Raise ConfigError if any config is invalid on its own."""
     known: dict[str, list[str]] = {}
     problems = []
     for overrides, config, _ in composed:
@@ -140,7 +140,7 @@ def _check_all(composed: Sequence[ComposedCell]) -> None:
 
 
 def _raise(problems: Sequence[tuple[str, str]], cells: int) -> None:
-    """Raise ConfigError if there are problems, (cell, text) each; what is wrong with all ``cells`` is told once."""
+    """Raise ConfigError if there are problems, each (cell, text); one that all ``cells`` have is listed once."""
     often = Counter(text for _, text in problems)
     told = [text if often[text] == cells else f"[{cell}] {text}" for cell, text in problems]
     if told:
@@ -155,13 +155,13 @@ _ALWAYS_FEASIBLE = frozenset(
         *(f"schedule.optimizer.{item.name}" for item in fields(Optimizer)),
     }
 )
-"""Keys whose values, if they are right in themselves, cannot make data, model and method unfit for each other."""
+"""Keys whose valid values cannot decide whether data, model and method fit together."""
 
 
 def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> None:
     """Raise ConfigError if data, model and method of any cell do not fit together.
 
-    ``named``: cells with what they are called; ``elsewhere``: they will use other devices than this machine has.
+    ``named``: cells with their names; ``elsewhere``: they will run on another machine.
     """
     alike: dict[str, list[tuple[str, Config]]] = defaultdict(list)
     for name, cell in named:
@@ -170,7 +170,7 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
         )
     if not alike:
         return
-    from dst.run import feasible  # with torch, which takes its time
+    from dst.run import feasible  # imports torch, which is slow
 
     problems = []
     for (name, config), *others in alike.values():
@@ -213,7 +213,7 @@ def _together(composed: Sequence[ComposedCell], here: Rank) -> int:
 
 
 def _refuse_second(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if output.resume=never would begin runs anew beside those that are under way."""
+    """Raise ConfigError if output.resume=never would start a second attempt while the first is under way."""
     from dst.launcher.observe import observe
 
     found = [cell.found for cell in cells if cell.found is not None and cell.config.output.resume == "never"]
@@ -233,16 +233,16 @@ def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | 
         from dst.training.stopping import StopFlag
 
         with nullcontext(stop) if stop else StopFlag() as flag:
-            return EXIT_CODES[attempt.run(cell, _command(), flag, with_tables=True, processes=processes)]
+            return attempt.run(cell, _command(), flag, with_tables=True, processes=processes).exit_code
     assert cell.found is not None
-    if cell.state == "done":
+    if cell.state == State.DONE:
         print(report(cell.found))
     print(f"run {cell.id} is {cell.state} already, nothing was trained; output.resume=never trains it anew")
-    return EXIT_CODES[cell.state]
+    return cell.state.exit_code
 
 
 def _sweep(cells: Sequence[Cell]) -> int:
-    """Run every cell whatever becomes of the others; only a request to stop ends the sweep."""
+    """Run every cell, even if others fail; only a request to stop ends the sweep."""
     enter(cells, _command())
     states = {cell.id: cell.state for cell in cells if _is_over(cell)}
     todo = [cell for cell in cells if cell.id not in states]
@@ -259,53 +259,53 @@ def _sweep(cells: Sequence[Cell]) -> int:
     print(_report(cells, states))
     if len(states) < len(cells):
         print("stopped on request; run the same command to continue")
-    unfinished = EXIT_CODES["preempted"] if len(states) < len(cells) else 0
-    return worst(EXIT_CODES[state] for state in states.values()) or unfinished
+    unfinished = State.PREEMPTED.exit_code if len(states) < len(cells) else 0
+    return worst(state.exit_code for state in states.values()) or unfinished
 
 
 def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
-    """Submit the cells, say what was done and how to go on, and wait if that was asked for."""
+    """Submit the cells, print what was done and how to go on, and wait if the settings say so."""
     from dst.launcher.executors import SubmissionError
     from dst.launcher.submit import submit, wait
 
     try:
-        outcome = submit(cells, settings, _command())
+        submitted = submit(cells, settings, _command())
     except SubmissionError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
-    print(_summary(cells, outcome, settings), flush=True)
-    left = [EXIT_CODES["refused"]] * len(outcome.left)
-    if outcome.left:
-        print(outcome.told(), file=sys.stderr, flush=True)
+        return State.FAILED.exit_code
+    print(_summary(cells, submitted, settings), flush=True)
+    left = [State.REFUSED.exit_code] * len(submitted.left)
+    if submitted.left:
+        print(submitted.told(), file=sys.stderr, flush=True)
     if not settings.wait:
         return worst(left)
     try:
-        seen = wait(outcome.folders)
+        ended = wait(submitted.folders)
     except KeyboardInterrupt:
         print("waits no longer; the jobs go on")
         raise
-    states = {cell.id: run.state for cell, run in zip(cells, seen, strict=True)}
+    states = {cell.id: run.state for cell, run in zip(cells, ended, strict=True)}
     print(_report(cells, states))
-    return worst([*left, *(EXIT_CODES.get(state, EXIT_CODES["failed"]) for state in states.values())])
+    return worst([*left, *(state.exit_code for state in states.values())])
 
 
-def _summary(cells: Sequence[Cell], outcome: "Submitted", settings: "LauncherSettings") -> str:
+def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherSettings") -> str:
     told = {
-        "finished already": outcome.finished,
-        "under way already": outcome.under_way,
-        "left alone": len(outcome.left),
+        "finished already": submitted.finished,
+        "under way already": submitted.under_way,
+        "left alone": len(submitted.left),
     }
     counts = [f"{count} {what}" for what, count in told.items() if count]
-    lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(outcome.submitted)} submitted'])}"]
-    if outcome.stopping:
-        lines.append(f"  {outcome.stopping} of those under way are just stopping: give the command again then")
-    if outcome.submission is not None:
+    lines = [f"{len(cells)} runs: {', '.join([*counts, f'{len(submitted.submitted)} submitted'])}"]
+    if submitted.stopping:
+        lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
+    if submitted.submission is not None:
         root = cells[0].config.output.root
-        jobs = outcome.submission.jobs
+        jobs = submitted.submission.jobs
         which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
-            f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {outcome.submission.logs}",
+            f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {submitted.submission.logs}",
             f"  watch:   python -m dst.launcher.status {root}",
             f"  cancel:  python -m dst.launcher.cancel {root}",
         ]
@@ -313,17 +313,17 @@ def _summary(cells: Sequence[Cell], outcome: "Submitted", settings: "LauncherSet
 
 
 def _is_over(cell: Cell) -> bool:
-    """Say whether a cell is over; one whose record is damaged is not, and is refused when its turn comes."""
+    """Say whether a cell is over. A cell with a damaged record is not; it is refused when its turn comes."""
     try:
         return cell.is_over
     except RecordError:
         return False
 
 
-def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
-    """Run a cell so that nothing it does hurts its neighbours; return the state it ended in."""
+def _one_of_many(cell: Cell, stop: "StopFlag") -> State:
+    """Run a cell so that its failure does not affect the others; return the state in which it ended."""
     try:
-        (now,) = looked_up([cell])  # another process may have begun or finished it meanwhile
+        (now,) = looked_up([cell])  # another process may have begun or finished it
         _refuse_second([now])
         enter([now], _command())
         if now.is_over:
@@ -332,21 +332,21 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> str:
         return attempt.run(now, _command(), stop, with_tables=False)
     except ConfigError as error:  # it cannot be continued as it was begun
         print(error.text(), file=sys.stderr)
-        return "refused"
+        return State.REFUSED
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
-        return "failed"
+        return State.FAILED
     except Exception:
         traceback.print_exc()
-        return "failed"
+        return State.FAILED
 
 
-def _report(cells: Sequence[Cell], states: dict[str, str]) -> str:
+def _report(cells: Sequence[Cell], states: Mapping[str, State]) -> str:
     rows = []
     for cell in looked_up(cells):
-        state, summary = states.get(cell.id, "not started"), None
-        with suppress(OSError, RecordError):  # a record that was damaged or removed since hides no other
-            summary = read_summary(cell.found) if state == "done" and cell.found else None
+        state, summary = states.get(cell.id, State.NOT_STARTED), None
+        with suppress(OSError, RecordError):  # a record that was damaged or removed meanwhile must not hide the others
+            summary = read_summary(cell.found) if state == State.DONE and cell.found else None
         rows.append((cell.name, state, summary or {}))
     return sweep_report(rows)
 

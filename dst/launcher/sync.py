@@ -1,7 +1,7 @@
-"""Send runs to wandb, each once and whole: ``python -m dst.launcher.sync DIR``.
+"""Send runs to wandb, each once and complete: ``python -m dst.launcher.sync DIR``.
 
-What is sent is a run's record, whatever was or was not sent while it trained; a run that was killed and continued
-arrives as one. ``<run folder>/wandb/sent.json`` says what has arrived, so that the next call sends what is new.
+The record of a run is sent, even if parts of it were sent while it trained. A run that was killed and continued arrives
+as one run. ``<run folder>/wandb/sent.json`` says what has arrived, so the next call sends only what is new.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from dst.launcher.arguments import command, folders_below
 from dst.records.lock import holder
 from dst.records.read import read_status
+from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.terminal import program
 from dst.tracking.limits import wrong_name
@@ -20,23 +21,23 @@ from dst.tracking.mirror import Sending
 from dst.tracking.mirrored import PLACE, contents, destination, read_book
 
 SENT, FAILED, LEFT_OUT, UP_TO_DATE, WOULD_SEND = "sent", "failed", "left out", "up to date", "would send"
-"""What can become of a run."""
+"""What can be the result of sending a run."""
 
 
 class NotSentError(RuntimeError):
-    """A record that did not arrive; the message says why."""
+    """A record did not arrive; the message says why."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run, and what there is to say of it."""
+    """The result of sending a run, and details about it."""
 
     verdict: str
     detail: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send the runs at or below a folder; 0 if all went well, 1 if a run could not be sent, 2 for a wrong command."""
+    """Send the runs at or below a folder; return 0 if all went well, 1 if a run was not sent, 2 for a wrong command."""
     options = _parser().parse_args(arguments)
     folders = folders_below(options.dir)
     if folders is None:
@@ -62,7 +63,7 @@ def sync_run(
 ) -> Outcome:
     """Send one run unless it is up to date.
 
-    ``project`` and ``entity``: where to, if not where the run's config says. Trouble is an outcome, never an exception.
+    ``project`` and ``entity`` override those of the run's config. Trouble is an outcome, never an exception.
     """
     try:
         project, entity = destination(folder, project, entity)
@@ -81,7 +82,7 @@ def sync_run(
 
 
 def send(folder: Path, *, project: str, entity: str | None, timeout_s: float) -> list[str]:
-    """Send a record, and return what wandb found wanting, if anything; ``NotSentError`` unless it has arrived."""
+    """Send a record and return wandb's complaints, if any; ``NotSentError`` unless it has arrived."""
     sending = Sending(folder.resolve(), timeout_s, project=project, entity=entity)
     told = [f"wandb: {line}" for line in sending.end()]
     if not sending.is_finished:
@@ -90,13 +91,13 @@ def send(folder: Path, *, project: str, entity: str | None, timeout_s: float) ->
 
 
 def _why_not(folder: Path, with_running: bool) -> str | None:
-    """Return why a run is not sent now, if so."""
+    """Return why a run is not sent now; None if it is sent."""
     status = read_status(folder) or {}
     if not status.get("attempt") and not (folder / "metrics.jsonl").exists():
         return "it has not begun"
     if who := holder(folder / PLACE):
         return f"it is being sent already ({who})"
-    who = holder(folder) if status.get("state") == "running" and not with_running else None
+    who = holder(folder) if status.get("state") == State.RUNNING and not with_running else None
     return None if who is None else f"running ({who}); --running sends what there is"
 
 
@@ -120,8 +121,8 @@ def _parser() -> argparse.ArgumentParser:
         help="wandb user or team (default: each run's tracking.entity, then wandb's own default)",
     )
     add("--timeout-s", type=_positive, default=120.0, metavar="S", help="limit for each run (default: 120)")
-    add("--running", action="store_true", help="send also what there is of runs that are running")
-    add("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    add("--running", action="store_true", help="also send what there is of runs that are running")
+    add("--dry-run", action="store_true", help="print what would be sent, send nothing")
     return parser
 
 

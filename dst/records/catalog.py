@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dst.records.entries import SUFFIX, read_entry
 from dst.records.label import method_of
 from dst.records.read import read_run, read_status, read_summary
+from dst.records.states import WITHOUT_RECORD, State
 from dst.records.store import RecordError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ COLUMNS: Final = (
 def find_runs(root: Path) -> list[Path]:
     """Return the folders at or below ``root`` that hold a ``run.json``, sorted; none if there is no such root.
 
-    Hidden folders are left out, what lies inside a run folder is not looked at, links to folders are followed.
+    Hidden folders and the inside of run folders are left out; links to folders are followed.
     """
     return sorted(path for path in _walk(root) if not _is_entry(path))
 
@@ -36,21 +37,21 @@ def find_runs(root: Path) -> list[Path]:
 class Member:
     """A run that a group holds: its id, its folder, and the folder that holds it or the entry for it.
 
-    ``state`` and ``why``, where there is no run to be read: ``missing``, or ``unreadable`` if its entry is damaged.
+    ``state`` and ``why`` are set if no run can be read there: it is missing, or its entry is damaged (unreadable).
     """
 
     id: str
     folder: Path
     holder: Path
     name: str | None = None
-    state: str | None = None
+    state: State | None = None
     why: str | None = None
 
 
 def members(root: Path) -> list[Member]:
-    """Return the runs that lie at or below ``root``, and those elsewhere of which a group there has an entry.
+    """Return the runs that lie at or below ``root``, and those elsewhere for which a group there has an entry.
 
-    Each once; a missing one is left out where another folder of it was found.
+    Each run occurs once. A missing run is left out if another folder of it was found.
     """
     paths = list(_walk(root))
     found = [Member(_id(path), path, path.parent) for path in sorted(paths) if not _is_entry(path)]
@@ -73,19 +74,19 @@ def _is_entry(path: Path) -> bool:
 
 
 def _entered(path: Path, beside: Callable[[Path], dict[str, Path]]) -> Member:
-    """Return the run that an entry stands for: its newest attempt folder, which may have been made after the entry."""
+    """Return the run of an entry, in its newest attempt folder, which may be newer than the entry."""
     try:
         entry = read_entry(path)
         folder = beside(entry.folder.parent).get(_id(entry.folder), entry.folder)
         is_there = (folder / "run.json").exists()
     except (OSError, RecordError) as error:
-        return Member(path.name.removesuffix(SUFFIX), path, path.parent, state="unreadable", why=str(error))
-    gone = {} if is_there else {"state": "missing", "why": entry.lack}
-    return Member(entry.id, folder, path.parent, entry.name, **gone)
+        return Member(path.name.removesuffix(SUFFIX), path, path.parent, state=State.UNREADABLE, why=str(error))
+    state, why = (None, None) if is_there else (State.MISSING, entry.lack)
+    return Member(entry.id, folder, path.parent, entry.name, state, why)
 
 
 def _newest_in(group: Path) -> dict[str, Path]:
-    """Return the newest attempt folder of each run that was begun anew in a folder, by the run's id."""
+    """Return, by run id, the newest attempt folder of each run that has more than one in a group."""
     names = os.listdir(group) if group.is_dir() else []
     again = sorted((number, group / name) for name in names if (number := attempt_folder(Path(name))) > 1)
     return {_id(folder): folder for _, folder in again if (folder / "run.json").exists()}
@@ -96,7 +97,7 @@ def _id(folder: Path) -> str:
 
 
 def find_run(root: Path, run_id: str) -> list[Path]:
-    """Return the folders ``<run_id>``, ``<run_id>.2``, ... of a run wherever they lie below ``root``, oldest first."""
+    """Return the folders ``<run_id>``, ``<run_id>.2``, ... of a run anywhere below ``root``, oldest first."""
     wanted = re.compile(rf"{re.escape(run_id)}(\.\d+)?")
     return sorted((p for p in find_runs(root) if wanted.fullmatch(p.name)), key=lambda p: (attempt_folder(p), p))
 
@@ -108,14 +109,14 @@ def attempt_folder(folder: Path) -> int:
 
 
 def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
-    """Return a table of the runs that ``root`` holds (see ``members``), one row a run, whatever its state.
+    """Return a table of the runs that ``root`` holds (see ``members``): one row for each run, in any state.
 
     Columns: ``COLUMNS``, of which ``method`` is the label and what was changed in the method; every config key as
-    ``config.<dotted key>``, lists as JSON text; every value of the summary by its name. Of the attempt folders of a run
-    the newest counts, unless ``all_attempts``. A record that cannot be read has the state ``unreadable`` and its reason
-    in ``error``; one without a status, ``unknown``; one that is not where its group says, ``missing``.
+    ``config.<dotted key>``, lists as JSON text; every value of the summary by its name. Only the newest attempt folder
+    of a run counts, unless ``all_attempts``. The state of a run is ``unreadable`` if its record cannot be read
+    (``error`` says why), ``unknown`` if it has no status, and ``missing`` if it is not where its group says.
     """
-    import pandas as pd  # here, because find_run belongs to the start of every run and pandas takes half a second
+    import pandas as pd  # here: find_run is part of the start of every run, and importing pandas takes half a second
 
     rows = [_row(root, member) for member in members(root)]
     frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
@@ -123,12 +124,12 @@ def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
 
 
 def recorded(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the rows of a catalog whose record is there and can be read."""
-    return frame[~frame["state"].isin(["unreadable", "missing"])]
+    """Return the rows of a catalog whose record exists and can be read."""
+    return frame[~frame["state"].isin(WITHOUT_RECORD)]
 
 
 def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the rows of a catalog without those that a newer attempt folder of the same run supersedes."""
+    """Return the rows of a catalog, for each run only that of its newest attempt folder."""
     order = frame.sort_values(["attempt_folder", "created", "folder"], na_position="first")
     return frame.loc[order.drop_duplicates("id", keep="last").index.sort_values()].reset_index(drop=True)
 
@@ -138,7 +139,7 @@ def _walk(root: Path) -> Iterator[Path]:
     seen = set()
     for folder, below, files in os.walk(root, onerror=_raise_unless_gone, followlinks=True):
         stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link to where we have been, perhaps a circle
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder that was visited, perhaps a circle
             below.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
@@ -151,7 +152,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _raise_unless_gone(error: OSError) -> None:
-    """Let nothing pass that would hide runs; a folder that was removed meanwhile hides none."""
+    """Ignore a folder that has just vanished; raise anything else, since it could hide runs."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -164,7 +165,7 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
         "group": Path(os.path.relpath(member.holder, root)).as_posix(),
         "folder": str(folder),
         "attempt_folder": attempt_folder(folder),
-        "state": member.state or "unknown",
+        "state": member.state or State.UNKNOWN,
         "step": None,
         "error": member.why,
         "created": None,
@@ -177,7 +178,7 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
     try:
         run, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
     except (OSError, RecordError) as error:
-        return place | {"state": "unreadable", "error": str(error)}
+        return place | {"state": State.UNREADABLE, "error": str(error)}
     identity = run.get("identity", {})
     place |= {name: run[name] for name in ("id", "name", "created", "schema") if name in run}
     place |= {name: status[name] for name in ("state", "step", "error") if name in status}
@@ -187,5 +188,5 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    """Return a config value as something that can be compared and grouped by."""
+    """Return a config value in a form that can be compared and grouped by."""
     return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value

@@ -1,8 +1,8 @@
 """Entries, by which a group holds runs that were begun under another one.
 
-An entry is a file ``<run id>.elsewhere.json`` in the group's folder. It says where the run is, relative to the output
-root, and where the root is, relative to the entry, so that the root may be moved. Each is replaced atomically by
-itself, so that sweeps may write side by side.
+An entry is a file ``<run id>.elsewhere.json`` in the group's folder. It holds the path of the run relative to the
+output root, and the path of the root relative to the entry, so the root may be moved. Each entry is replaced atomically
+on its own, so several sweeps may write at once.
 """
 
 import json
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dst.files import replace_text
 from dst.records.read import read_json
-from dst.records.store import RecordError, replace_text
+from dst.records.store import RecordError
 
 SUFFIX: Final = ".elsewhere.json"
-"""How the names of entries end, behind the run's id."""
+"""The end of an entry's file name, after the run's id."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a group knows of a run that lies elsewhere: its folder, its readable name, the command that asked for it."""
+    """A run that lies elsewhere, as its group knows it: folder, readable name, and the command that asked for it."""
 
     id: str
     name: str
@@ -29,7 +30,7 @@ class Entry:
 
     @property
     def lack(self) -> str:
-        """What is to be said if the run is not there."""
+        """The message for the case that the run is missing."""
         return f"run {self.id} ({self.name}) is missing: it is not in {self.folder} any more; again by: {self.command}"
 
 
@@ -39,7 +40,7 @@ def entry_path(group: Path, run_id: str) -> Path:
 
 
 def write_entry(path: Path, entry: Entry, *, root: Path) -> None:
-    """Make or replace an entry for a run below the output root, unless it says so already; ``OSError``."""
+    """Make or replace the entry of a run below the output root, unless it is right already; ``OSError``."""
     try:
         if read_entry(path).folder == Path(os.path.normpath(entry.folder)):
             return

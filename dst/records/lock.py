@@ -1,8 +1,8 @@
-"""One writer a run folder: a lock that says who holds it, dies with its holder, and is taken over when it is stale.
+"""A lock for run folders, so that each has one writer. It names its holder, ends with it, and is taken over when stale.
 
-Two marks are combined. An ``flock`` dies with the process at once, and on most cluster file systems it is seen by all
-nodes. Where it is not, the heartbeat counts: the holder touches the file every few seconds, and a file that nobody has
-touched for long enough belongs to a node that is gone.
+Two signs are combined. An ``flock`` ends with its process at once, and on most cluster file systems all nodes see it.
+On the others the heartbeat counts: the holder touches the file every few seconds. If the file has not been touched for
+long enough, its node is gone.
 """
 
 import errno
@@ -21,17 +21,17 @@ from typing import Final
 NAME: Final = "lock"
 HEARTBEAT_S: Final = 5.0
 STALE_S: Final = 60.0
-"""A lock that has not been touched for so long is stale, where nothing else says whether its holder lives."""
+"""After this time without a heartbeat a lock is stale, if nothing else says whether its holder lives."""
 
 _WATCH_S: Final = 0.5
 
 _ORPHANS_S: Final = 5.0
-"""How long the processes that a killed holder has started may take to see it, and give up the ``flock``."""
+"""How long the child processes of a killed holder may keep the ``flock`` before they notice."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. ``job``: its SLURM or local job, if it is one."""
+    """The process that holds a lock. ``job``: the SLURM or local job that it belongs to, if any."""
 
     host: str
     pid: int
@@ -42,11 +42,11 @@ class Holder:
 
 
 _UNKNOWN: Final = Holder("unknown", 0)
-"""Of a lock whose content is damaged."""
+"""The holder of a lock whose content is damaged."""
 
 
 class LockedError(RuntimeError):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
     def __init__(self, folder: Path, holder: Holder | None) -> None:
         self.holder = holder
@@ -72,13 +72,13 @@ def locked(folder: Path, job: str | None = None) -> Iterator[None]:
             beats.join()
             os.ftruncate(handle, 0)
             with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: forked loader processes hold the file too
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: forked loader processes hold the file, too
     finally:
         os.close(handle)
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who holds the lock of a run folder as far as can be seen from here; None if nobody who lives does."""
+    """Return the holder of a run folder's lock, as far as this host can tell; None if no live process holds it."""
     found = _read(folder)
     if found is None or not _may_live(folder, found):
         return None
@@ -103,9 +103,9 @@ def _acquire(handle: int, folder: Path) -> None:
             raise LockedError(folder, found)
         time.sleep(0.1)
     found = _read(folder)
-    if found is None or (is_ours and found.host == socket.gethostname()):  # with the flock in hand, it is dead
+    if found is None or (is_ours and found.host == socket.gethostname()):  # we have its flock, so it is dead
         return
-    # Where the flock does not tell, somebody who has died only now is told apart by the heartbeat that does not come.
+    # Here the flock does not tell. If the holder has just died, no further heartbeat comes: wait and see.
     path = folder / NAME
     touched = path.stat().st_mtime_ns
     while _may_live(folder, found) and _beats(folder):
@@ -115,7 +115,7 @@ def _acquire(handle: int, folder: Path) -> None:
 
 
 def _flock(handle: int) -> bool | None:
-    """Take the ``flock`` if it is free; say whether, None if the file system has none."""
+    """Take the ``flock`` if it is free and return whether it was; None if the file system has none."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -128,7 +128,7 @@ def _flock(handle: int) -> bool | None:
 
 
 def _may_live(folder: Path, found: Holder) -> bool:
-    """Say whether a holder can be alive: by its process on this host, by its heartbeat on another."""
+    """Say whether a holder may be alive: judged by its process on this host, by its heartbeat on another."""
     if found.host == socket.gethostname():
         try:
             os.kill(found.pid, 0)
@@ -145,19 +145,19 @@ def _beats(folder: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Return how long ago a file was touched, by the clock of its file system: hosts' clocks differ."""
+    """Return how many seconds ago a file was touched, by the clock of its file system: clocks of hosts differ."""
     probe = path.with_name(f".clock.{socket.gethostname()}.{os.getpid()}")
     try:
         probe.touch()
         now = probe.stat().st_mtime
         probe.unlink(missing_ok=True)
-    except OSError:  # a folder that may only be read
+    except OSError:  # a read-only folder
         now = time.time()
     return now - path.stat().st_mtime
 
 
 def _read(folder: Path) -> Holder | None:
-    """Return what the lock says of its holder, None if nobody has it; whom it does not tell, the heartbeat judges."""
+    """Return the holder that the lock file names; None if it names none, ``_UNKNOWN`` if it is damaged."""
     try:
         text = (folder / NAME).read_bytes()
         found = Holder(**json.loads(text))

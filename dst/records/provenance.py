@@ -1,6 +1,5 @@
-"""What a run was made with: code, libraries, machine."""
+"""Where a run comes from: its code, libraries and machine."""
 
-import hashlib
 import platform
 import socket
 import subprocess
@@ -10,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from dst.files import sha256
+
 PACKAGE: Final = Path(__file__).resolve().parents[1]
 """The folder of the package."""
 
@@ -18,29 +19,28 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
 
 @cache
 def code_version() -> dict[str, Any]:
-    """Return the digest of the package's sources, and git's commit and the digest of its diff where there is git.
+    """Return the digest of the package's sources and, if there is git, the commit and the digest of its diff.
 
-    The digest says whether two runs were made by the same code; the commit says where to find it. Looked at once a
-    process: what has been imported does not change any more.
+    The digest tells whether two runs were made by the same code; the commit tells where to find it. It is taken once in
+    each process, since imported code does not change any more.
     """
     diff = _git("diff", "HEAD")
     return {
         "digest": code_digest(PACKAGE),
         "git": _git("rev-parse", "HEAD"),
-        "diff": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
+        "diff": sha256(diff)[:16] if diff else None,
     }
 
 
 def code_digest(package: Path) -> str:
     """Return the digest of a package's sources."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in package.rglob("*.py") if _is_source(path.relative_to(package), path)):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    sources = sorted(path for path in package.rglob("*.py") if _is_source(path.relative_to(package), path))
+    named = (f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0" for path in sources)
+    return sha256(b"".join(named))[:16]
 
 
 def passed_over(folder: str, names: Iterable[str]) -> set[str]:
-    """Return the names in a folder that are no code, as ``shutil.copytree`` asks: hidden, compiled, not there."""
+    """Return the names in a folder that ``shutil.copytree`` shall ignore: hidden, compiled, and links to nowhere."""
     return {
         name
         for name in names
@@ -56,7 +56,7 @@ def library_versions() -> dict[str, str | None]:
 
 
 def _is_source(name: Path, path: Path) -> bool:
-    """Say whether this is a source: editors keep hidden ones, and links to nowhere, beside those they edit."""
+    """Say whether this is a source file. Editors put hidden files and broken links beside the files they edit."""
     return path.is_file() and not any(part.startswith(".") for part in name.parts)
 
 
@@ -73,7 +73,7 @@ def _version(name: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return git's answer about the folder of the package, or None where there is no git or no repository."""
+    """Return git's answer about the package's folder; None if there is no git or no repository."""
     command = ["git", "-C", str(PACKAGE), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

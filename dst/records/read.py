@@ -1,7 +1,7 @@
 """Reading one run folder, finished or not, also while it is being written.
 
-What is read is what the writer would have written, field by field, or a ``RecordError`` that names file and field: who
-reads a record can rely on the types of what it says. Fields that are not known here are passed on as they are.
+Every known field is checked against what the writer writes; a ``RecordError`` names the file and the field. So callers
+can rely on the types of all known fields. Unknown fields are passed on as they are.
 """
 
 import json
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dst.records.store import RESUME_EVENT, STATES, RecordError
+from dst.records.states import RECORDED, State
+from dst.records.store import RESUME_EVENT, RecordError
 
 _TEXT: Final = "text"
 _PATH: Final = "a path"
@@ -25,7 +26,7 @@ _FLAT: Final = "a mapping"
 
 _PID: Final = re.compile("[1-9][0-9]{0,9}")
 _LARGEST: Final = 2**53
-"""Of a count or a time; with these, floats can be computed with."""
+"""The largest count or time; up to here floats are exact."""
 
 _HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
     _TEXT: lambda value: isinstance(value, str),
@@ -37,7 +38,7 @@ _HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
     _FIGURE: lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
     _VALUE: lambda value: type(value) is not int or abs(value) <= sys.float_info.max,
     _FLAT: lambda value: isinstance(value, dict),
-    "a state": lambda value: value in STATES,
+    "a state": lambda value: value in RECORDED,
     "a process id": lambda value: isinstance(value, str) and _PID.fullmatch(value) is not None,
     "a truth value": lambda value: isinstance(value, bool),
     "nothing": lambda value: value is None,
@@ -73,7 +74,7 @@ _SETTINGS: Final = {
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return the run's ``run.json``, fields of the right types if they are there; ``RecordError``, OSError."""
+    """Return the run's ``run.json``, every known field of the right type; ``RecordError``, OSError."""
     path = folder / "run.json"
     about = read_json(path)
     _check(path, about, _RUN)
@@ -98,12 +99,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """Return the run's ``status.json``, None if it has none; ``RecordError`` if it is damaged."""
+    """Return the run's ``status.json``, with a State; None if it has none, ``RecordError`` if it is damaged."""
     path = folder / "status.json"
     status = _read_optional(path)
     if status is not None:
         _check(path, status, _STATUS, needed=True)
         _check(path, status, _STATUS_MORE)
+        status["state"] = State(status["state"])
     return status
 
 
@@ -123,15 +125,15 @@ def read_launch(folder: Path) -> dict[str, Any] | None:
     if launch is not None:
         _check(path, launch, _LAUNCH)
         _check(path, launch.get("settings", {}), _SETTINGS, within="settings.")
-        if launch.get("cluster") == "local":  # where it is a process, which may be signalled
+        if launch.get("cluster") == "local":  # here a job is a process, which may get signals
             _check(path, launch, {"job": "a process id or nothing"})
     return launch
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the valid history by step: a row for each logged step, lines of the same step merged, later values win.
+    """Return the valid history by step: one row for each logged step. Lines of one step are merged, later values win.
 
-    A resume at step k voids the lines before it that lie beyond k; what a crash tore is left out.
+    A resume at step k voids all earlier lines beyond step k. Lines that a crash cut off are left out.
     """
     rows: dict[int, dict[str, Any]] = {}
     path = folder / "metrics.jsonl"
@@ -142,7 +144,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def merge(rows: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
-    """Take the next line of ``metrics.jsonl`` into the rows by step."""
+    """Add the next line of ``metrics.jsonl`` to the rows by step."""
     if line.get("event") == RESUME_EVENT:
         for step in [step for step in rows if step > line["step"]]:
             del rows[step]
@@ -153,7 +155,7 @@ def merge(rows: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
 def read_layers(folder: Path) -> list[dict[str, Any]]:
     """Return the valid rows of ``layers.jsonl`` by step, layers in the order of the model.
 
-    A (step, layer) occurs once: the later row wins. A resume voids as in ``read_metrics``.
+    Each (step, layer) occurs once: the later row wins. A resume voids rows as in ``read_metrics``.
     """
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for line in _lines(folder / "layers.jsonl", {"step": _COUNT}):
@@ -166,7 +168,7 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """Return what is known of each attempt at a run, oldest first; later lines add to earlier ones."""
+    """Return the facts about each attempt at a run, oldest first; later lines add to earlier ones."""
     rows: dict[int, dict[str, Any]] = {}
     for line in _lines(folder / "attempts.jsonl", {"attempt": _COUNT}):
         rows.setdefault(line["attempt"], {}).update(line)
@@ -174,7 +176,7 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what a file holds; ``RecordError`` if it cannot be read now, ``FileNotFoundError``."""
+    """Return the content of a file; ``RecordError`` if it cannot be read now, ``FileNotFoundError``."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -193,7 +195,7 @@ def _read_optional(path: Path) -> dict[str, Any] | None:
 def _check(
     path: Path, values: Mapping[str, Any], fields: Mapping[str, str], *, needed: bool = False, within: str = ""
 ) -> None:
-    """Raise RecordError unless each field is what it may be, or, if it is not ``needed``, is not there."""
+    """Raise RecordError if a field is not what it may be, or is missing although it is ``needed``."""
     for name, may_be in fields.items():
         if name not in values and not needed:
             continue
@@ -204,7 +206,7 @@ def _check(
 
 
 def _lines(path: Path, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines of a history. ``fields``: what every line must hold."""
+    """Yield the complete lines of a history. ``fields``: those that every line must have."""
     if path.exists():
         for line in parsed(read_bytes(path)):
             _check(path, line, fields, needed=True)
@@ -212,7 +214,7 @@ def _lines(path: Path, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
 
 
 def parsed(data: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines in a piece of a history; a torn one gives itself away, as no beginning of it is JSON."""
+    """Yield the complete lines in a piece of a history. A line that was cut off is not JSON, so it is noticed."""
     for text in data.split(b"\n"):
         try:
             line = json.loads(text)

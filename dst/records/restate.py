@@ -1,23 +1,48 @@
-"""Changing the state of a run from outside, by somebody who does not carry it out."""
+"""Changing the state of a run from outside, while no process carries it out."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from dst.records.lock import holder
 from dst.records.read import read_status
+from dst.records.states import RECORDED, State
 from dst.records.store import Record
 
+_OWN: Final = frozenset({"state", "attempt", "step", "total_steps", "error", "host", "pid"})
+"""Fields of ``status.json`` that every change of state writes itself."""
 
-def restate(folder: Path, state: str, error: str | None = None, *, durable: bool = True, **more: Any) -> None:
-    """Replace the state in a run's ``status.json``; where the run stands (attempt, step, of how many) stays.
 
-    ``durable``: as of ``Record.create``; ``more``: further fields. RecordError if there is no record, or a damaged one.
+def restate(
+    folder: Path,
+    state: State,
+    error: str | None = None,
+    *,
+    among: Collection[State] = RECORDED,
+    keep_attempt: bool = False,
+    durable: bool = True,
+    **more: Any,
+) -> bool:
+    """Replace the state in a run's ``status.json``; return whether it was replaced.
+
+    It is left alone if a process carries the run out, which then says itself what becomes of it, or if the run has a
+    state that is not ``among`` those given. Where the run stands (attempt, step, of how many) stays; what else is known
+    of the attempt, its last heartbeat included, stays with ``keep_attempt``. ``more``: further fields. ``durable``: as
+    in ``Record.create``.
+    Raises RecordError if there is no record, or a damaged one.
     """
+    record = Record.open(folder, durable=durable)
     before = read_status(folder) or {}
-    Record.open(folder, durable=durable).write_status(
+    if (before and before["state"] not in among) or holder(folder) is not None:
+        return False
+    kept = {name: value for name, value in before.items() if keep_attempt and name not in _OWN}
+    record.write_status(
         state,
         attempt=before.get("attempt", 0),
         step=before.get("step", 0),
         total_steps=before.get("total_steps"),
         error=error,
+        **kept,
         **more,
     )
+    return True

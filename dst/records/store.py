@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -11,22 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
-from dst.records.states import STATES
+from dst.files import replace_text, sync_folder
+from dst.records.states import RECORDED, State
 
 RESUME_EVENT: Final = "resume"
-"""Value of ``event`` in a history line that voids all earlier lines of a later step."""
+"""``event`` of a history line that voids all earlier lines of later steps."""
 
 _RESERVED: Final = frozenset({"event", "step", "epoch", "attempt"})
 
 
 class RecordError(ValueError):
-    """Something that a record cannot hold, or a folder that holds no readable record."""
+    """A value that a record cannot hold, or a folder without a readable record."""
 
 
 class Record:
-    """The record of one run, for its one writer; ``read`` and ``catalog`` are for everybody else.
+    """The record of one run, for the process that writes it; readers use ``read`` and ``catalog``.
 
-    The histories are opened when first written to, so that a record may be opened only to change its status.
+    The histories are opened when they are first written to, so a record can be opened only to change its status.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
@@ -37,10 +37,10 @@ class Record:
     def create(cls, folder: Path, *, config_yaml: str, run: Mapping[str, Any], durable: bool = True) -> Self:
         """Make the folder and write ``config.yaml`` and ``run.json``.
 
-        ``durable``: wait until the small files are on the disk. Who makes very many records may do without, and wait
-        for all of them together (``os.sync``).
+        ``durable``: wait until the small files are on the disk. A caller that makes many records can skip this and
+        call ``os.sync`` once for all of them.
 
-        ``RecordError`` if it holds a record already; ``OSError`` if it cannot be written.
+        ``RecordError`` if the folder holds a record already; ``OSError`` if it cannot be written.
         """
         if (folder / "run.json").exists():
             raise RecordError(f"{folder} holds a record already: continue it with Record.open, or choose a new folder")
@@ -61,12 +61,12 @@ class Record:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the run's checkpoints; whoever saves one makes it."""
+        """The folder of the run's checkpoints; it is made when the first one is saved."""
         return self.folder / "checkpoints"
 
     @property
     def has_history(self) -> bool:
-        """Say whether an attempt has begun to write one."""
+        """Say whether an attempt has begun to write a history."""
         return any((self.folder / name).exists() for name in ("metrics.jsonl", "layers.jsonl"))
 
     def write_config(self, config_yaml: str) -> None:
@@ -74,16 +74,16 @@ class Record:
         self._replace("config.yaml", config_yaml)
 
     def write_launch(self, launch: Mapping[str, Any]) -> None:
-        """Replace ``launch.json``: which job carries the run out, and how it was submitted."""
+        """Replace ``launch.json``: which job runs it, and how it was submitted."""
         self._replace("launch.json", _json(launch, indent=2))
 
     def write_run(self, run: Mapping[str, Any]) -> None:
-        """Replace ``run.json``, once more is known of the run than at its submission."""
+        """Replace ``run.json``, when more is known about the run than at its submission."""
         self._replace("run.json", _json(run, indent=2))
 
     def write_status(
         self,
-        state: str,
+        state: State,
         *,
         attempt: int,
         step: int,
@@ -93,10 +93,10 @@ class Record:
     ) -> None:
         """Replace ``status.json``, with a heartbeat (unix time), host and process id; ``more``: further fields.
 
-        ``RecordError`` if the state is not one of ``STATES``.
+        ``RecordError`` if the state is not one of ``RECORDED``.
         """
-        if state not in STATES:
-            raise RecordError(f"unknown state {state!r}; allowed: {', '.join(STATES)}")
+        if state not in RECORDED:
+            raise RecordError(f"unknown state '{state}'; allowed: {', '.join(RECORDED)}")
         status = {
             "state": state,
             "attempt": attempt,
@@ -114,7 +114,7 @@ class Record:
         replace_text(self.folder / name, text, durable=self._durable)
 
     def log_attempt(self, attempt: int, **facts: Any) -> None:
-        """Append what became known of an attempt to ``attempts.jsonl``; its beginning and its end are lines apart."""
+        """Append facts about an attempt to ``attempts.jsonl``; its start and its end are separate lines."""
         history = _History(self.folder / "attempts.jsonl")
         try:
             history.append([{"attempt": attempt, **facts}])
@@ -123,7 +123,7 @@ class Record:
             history.close()
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
-        """Replace ``summary.json``, the run's final figures by metric name; non-finite numbers become null."""
+        """Replace ``summary.json``, the final figures by metric name; non-finite numbers become null."""
         self._replace("summary.json", _json(values, indent=2))
 
     def log(self, *, step: int, epoch: float, attempt: int, values: Mapping[str, float | int | str | None]) -> None:
@@ -148,17 +148,17 @@ class Record:
         self._layers.append(lines)
 
     def mark_resume(self, *, step: int, attempt: int) -> None:
-        """Void the lines of both histories that lie beyond the step training goes on from."""
+        """Void all lines of both histories beyond the step from which training continues."""
         for history in (self._metrics, self._layers):
             history.append([{"event": RESUME_EVENT, "step": step, "attempt": attempt}])
 
     def sync(self) -> None:
-        """Wait until both histories are on the disk; to be called before a checkpoint becomes visible."""
+        """Wait until both histories are on the disk. Call it before a checkpoint becomes visible."""
         for history in self._opened():
             history.sync()
 
     def close(self) -> None:
-        """Close the histories; writing again opens them again."""
+        """Close the histories; the next write opens them again."""
         for history in self._opened():
             history.close()
         for name in ("_metrics", "_layers"):
@@ -189,7 +189,7 @@ class _History:
         is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         size = os.fstat(self._file).st_size
         self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
@@ -197,7 +197,7 @@ class _History:
         data = "".join(_json(line) + "\n" for line in lines).encode()
         if not data:
             return
-        if self._is_torn:  # what a crash or a full disk cut off must not swallow the next line
+        if self._is_torn:  # the next line must not join a line that a crash or a full disk cut off
             data = b"\n" + data
         self._is_torn = True
         rest = memoryview(data)
@@ -233,32 +233,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a file so that readers, and a crash at any moment, see the old content or the new, never a part.
-
-    Unless ``durable``, the new content may be lost if the machine (not only the process) goes down soon.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if durable:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; syncing a file does not."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,1 +1,1 @@
-"""One run: what it is built of, its attempts, whether it may go on, what it will cost, and what is said of it."""
+"""One run: its parts, its attempts, whether it can be continued, what it will cost, and reports about it."""

@@ -1,4 +1,4 @@
-"""One run, from its config to its summary: find or make its record, build, train, finish, and say how it went."""
+"""One attempt at a run: find or make its record, build, train, finish, and report."""
 
 import os
 import socket
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from dst.config.compose import to_yaml
 from dst.config.schema import Config, ConfigError
+from dst.files import sha256
 from dst.records.read import read_attempts, read_status
+from dst.records.states import State
 from dst.records.store import Record
 from dst.run.cell import Cell
 from dst.run.environment import JOB
 from dst.run.report import layer_table, outside_line, run_report
-from dst.run.resume import digest, found_here, frozen, held
+from dst.run.resume import found_here, frozen, held
 from dst.run.sources import sources
 
 if TYPE_CHECKING:
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
 _HEARTBEAT_S = 10.0
 
 
-def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None) -> str:
-    """Carry a run out, or on, to its end, and return the state it ended in.
+def run(
+    cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, processes: "Processes | None" = None
+) -> State:
+    """Begin or continue a run, train it to its end, and return the state in which it ended.
 
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
-    the main one calls this while the others ``follow``.
+    the main one calls this, and the others call ``follow``.
     """
     parts = _built(cell.building, processes)
     outside = parts.training.sparsifier.outside
@@ -44,8 +48,8 @@ def run(cell: Cell, command: str, stop: "StopFlag", *, with_tables: bool, proces
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
 
 
-def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
-    """Train together with the main process, which keeps the record; return the state the run ended in.
+def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
+    """Train together with the main process, which keeps the record; return the state in which the run ended.
 
     Raises DismissedError if the main process ends before training.
     """
@@ -64,10 +68,10 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> str:
         parts.training.run(NoObserver(), stop)
         parts.training.finish(parts.test_batches)
     except StopRequestedError:
-        return "preempted"
+        return State.PREEMPTED
     except DivergedError:
-        return "diverged"
-    return "done"
+        return State.DIVERGED
+    return State.DONE
 
 
 def _built(config: Config, processes: "Processes | None") -> "Parts":
@@ -81,7 +85,7 @@ def _built(config: Config, processes: "Processes | None") -> "Parts":
 
 
 class _Attempt:
-    """One attempt at a run: it watches the training loop, keeps the record, and puts the outcome on it."""
+    """One attempt at a run. It observes the training loop, keeps the record, and records how the attempt ended."""
 
     def __init__(self, cell: Cell, record: Record, parts: "Parts", with_tables: bool) -> None:
         from dst.tracking.progress import progress
@@ -96,28 +100,28 @@ class _Attempt:
         self.progress: Progress = progress("none", self.training.total_steps, 0)
         self.tracker: Tracker = NoTracker()
         self.summary: dict[str, Any] = {}
-        self.state = "failed"
+        self.state = State.FAILED
         self._bottlenecks: set[str] = set()
-        """Layers of which a warning has been given."""
+        """Layers for which a warning was printed."""
         self._beat = 0.0
         self._started = {"started": time.time(), "started_step": 0}
 
-    def carry_out(self, stop: "StopFlag") -> str:
-        """Train to the end and write the summary; every way to end leaves a truthful status.
+    def carry_out(self, stop: "StopFlag") -> State:
+        """Train to the end and write the summary. Every way to end leaves a true status.
 
-        Nothing is said of the end before it is on record.
+        The end is printed only after it is recorded.
         """
         try:
             told = self._train(stop)
             self.progress.close()
-            print(told, file=sys.stdout if self.state == "done" else sys.stderr, flush=True)
+            print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
             return self.state
         finally:
             self.progress.close()
             self.tracker.finish()
 
     def _train(self, stop: "StopFlag") -> str:
-        """Train, put the end on record, whatever it is, and return what is to be said of it."""
+        """Train, record how the attempt ended, and return the message about it."""
         from dst.training.checkpoint import CheckpointError
         from dst.training.guard import DivergedError
         from dst.training.stopping import StopRequestedError
@@ -127,28 +131,29 @@ class _Attempt:
             self.training.run(self, stop)
             self._finish()
         except StopRequestedError as error:
-            return self._end("preempted", str(error))
+            return self._end(State.PREEMPTED, str(error))
         except DivergedError as error:
-            return self._end("diverged", f"{error}; try a smaller schedule.lr.peak or a warm-up")
+            return self._end(State.DIVERGED, f"{error}; try a smaller schedule.lr.peak or a warm-up")
         except KeyboardInterrupt:
-            if self.state != "done":
-                print(self._end("preempted", "interrupted twice: not saved since the last checkpoint"), file=sys.stderr)
+            if self.state != State.DONE:
+                told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
+                print(told, file=sys.stderr)
                 raise
-        except (OSError, CheckpointError) as error:  # full disks and the like: the message says it all
-            return self._end("failed", f"{type(error).__name__}: {error}")
+        except (OSError, CheckpointError) as error:  # such as a full disk: the message is enough
+            return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()
-            return trace + self._end("failed", f"{type(error).__name__}: {error}", trace)
+            return trace + self._end(State.FAILED, f"{type(error).__name__}: {error}", trace)
         layers = [layer_table(self.training.sparsifier.layers)] if self.with_tables else []
         about = self.cell.name, self.record.folder, self.summary, {"attempt": self.attempt}
         return "\n".join([*layers, run_report(*about)])
 
-    # -- what the training loop tells ----------------------------------------------------------------------------------
+    # -- what the training loop reports --------------------------------------------------------------------------------
 
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Log values, and show them where people look."""
+        """Log values, and show the most important ones."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
-        self.tracker.look()
+        self.tracker.poll()
         if "val/accuracy" in values:
             sparsifier = self.training.sparsifier
             self.progress.show(
@@ -168,27 +173,27 @@ class _Attempt:
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
 
     def on_step(self, step: int) -> None:
-        """Move the progress display, and now and then the heartbeat."""
+        """Advance the progress display; every few seconds write a heartbeat."""
         self.progress.advance(step)
         since_begin = time.time() - self._started["started"]
-        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # at first more often
-            self._status("running")
+        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # more often at first
+            self._status(State.RUNNING)
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Save; the histories reach the disk first, so that no checkpoint is ahead of them."""
+        """Save a checkpoint. The histories are synced first, so that no checkpoint is ahead of them."""
         self.record.sync()
         self.checkpoints.save(step, state)
 
     # -- beginning and end ---------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Take up the newest checkpoint if there is one, and announce the run."""
+        """Load the newest checkpoint if there is one, and announce the run."""
         from dst.tracking import tracker
         from dst.tracking.progress import progress
 
         training, config = self.training, self.cell.config
         place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
-        executed = digest(to_yaml(frozen(config)))
+        executed = sha256(to_yaml(frozen(config)))
         self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
         state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:
@@ -199,7 +204,7 @@ class _Attempt:
         if self.attempt > 1 or self.record.has_history:
             self.record.mark_resume(step=step, attempt=self.attempt)
         self._started = {"started": time.time(), "started_step": step}
-        self._status("running")
+        self._status(State.RUNNING)
         self.record.log_attempt(self.attempt, **self._started)
         verb = f"continuing from step {step}" if step else "training"
         print(f"run {self.record.folder.name}: {self.cell.name}; {verb}, {total} steps", flush=True)
@@ -214,16 +219,16 @@ class _Attempt:
         self.tracker.begin(self.record.folder)
 
     def _finish(self) -> None:
-        """Test once, write the summary, and only then call the run done."""
+        """Test once, write the summary, and only then record the run as done."""
         summary: dict[str, Any] = dict(self.training.finish(self.parts.test_batches))
         summary["flops/train_ratio"] = summary["flops/train"] / self.parts.dense_training_flops
         self.record.write_summary(summary)
         self.summary = summary
         self.record.close()
-        self._over("done")
+        self._over(State.DONE)
 
-    def _end(self, state: str, error: str, trace: str | None = None) -> str:
-        """Put an end that is none on the record, and return what is to be said of it."""
+    def _end(self, state: State, error: str, trace: str | None = None) -> str:
+        """Record that the attempt stopped before the run was done, and return the message about it."""
         told = f"run {self.record.folder.name} {state}: {error}"
         try:
             self._over(state, error, trace)
@@ -232,8 +237,8 @@ class _Attempt:
             told += f"\nand its status could not be written: {problem}"
         return told
 
-    def _over(self, state: str, error: str | None = None, trace: str | None = None) -> None:
-        """Put the end of this attempt on the record; its status is what counts, the rest is told beside it."""
+    def _over(self, state: State, error: str | None = None, trace: str | None = None) -> None:
+        """Record the end of this attempt: first its status, which counts, then a line in ``attempts.jsonl``."""
         self._status(state, error, trace)
         try:
             self.record.log_attempt(
@@ -242,7 +247,7 @@ class _Attempt:
         except OSError as problem:
             print(f"warning: the end of attempt {self.attempt} is not in attempts.jsonl: {problem}", file=sys.stderr)
 
-    def _status(self, state: str, error: str | None = None, trace: str | None = None) -> None:
+    def _status(self, state: State, error: str | None = None, trace: str | None = None) -> None:
         self._beat = time.monotonic()
         self.record.write_status(
             state,
@@ -258,7 +263,7 @@ class _Attempt:
 
 
 def _attempts(folder: Path) -> int:
-    """Return how many attempts at a run there have been."""
+    """Return the number of attempts at a run so far."""
     told: list[int] = [
         attempt["attempt"] for attempt in [read_status(folder) or {"attempt": 0}, *read_attempts(folder)]
     ]

@@ -1,4 +1,4 @@
-"""The runs of a command: a config, what identifies it, and the record that there is of it so far."""
+"""The runs of a command: each a config, its identity, and the record that exists of it so far."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +13,7 @@ from dst.config.identity import id_of, identity, run_name
 from dst.config.schema import Config, ConfigError
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.read import read_run, read_status, read_summary
+from dst.records.states import OVER, State
 from dst.records.store import Record
 from dst.run import resume
 from dst.run.report import is_complete, run_report
@@ -33,7 +34,7 @@ class Cell:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What identifies the run, by key."""
+        """The run's identity, by key."""
         return identity(self.config)
 
     @cached_property
@@ -48,40 +49,41 @@ class Cell:
 
     @cached_property
     def text(self) -> str:
-        """The config as it is frozen, in YAML."""
+        """The frozen config, in YAML."""
         return to_yaml(frozen(self.config))
 
     @property
     def building(self) -> Config:
-        """The config to build the run with; ConfigError if it goes on and its checkpoint cannot be read now."""
-        if self.found is None or not sources(self.config) or self.state == "new":
+        """The config from which the run is built; ConfigError if it continues and its checkpoint cannot be read now."""
+        if self.found is None or not sources(self.config) or self.state == State.NEW:
             return self.config
         return going_on(self.config, self.found)
 
     @property
-    def state(self) -> str:
-        """The recorded state; ``new`` if nothing is recorded, or all that is shall be left alone."""
+    def state(self) -> State:
+        """The recorded state; ``NEW`` if there is no record, or if existing ones shall be left alone."""
         if self.found is None or self.config.output.resume == "never":
-            return "new"
-        state = str((read_status(self.found) or {"state": "running"}).get("state"))
-        # Without its figures a run is not done; its newest checkpoint has what is needed to have them again.
-        return "running" if state == "done" and not is_complete(read_summary(self.found)) else state
+            return State.NEW
+        state: State = (read_status(self.found) or {"state": State.RUNNING})["state"]
+        # A run without its final figures is not done: they are computed again from its newest checkpoint.
+        is_whole = state != State.DONE or is_complete(read_summary(self.found))
+        return state if is_whole else State.RUNNING
 
     @property
     def is_over(self) -> bool:
-        """Say whether training again would change nothing: the run is done, or diverged and would do so again."""
-        return self.state in ("done", "diverged")
+        """Say whether training again would change nothing: the run is done, or it diverged and would do so again."""
+        return self.state in OVER
 
     def record(self, command: str, *, durable: bool = True) -> Record:
         """Return the record to continue, or a new one."""
-        if self.state == "new":
+        if self.state == State.NEW:
             known = self.config, self.changed, self.identity, self.text
             return create(*known, command, superseded=self.found, durable=durable)
         assert self.found is not None
         return Record.open(self.found, durable=durable)
 
     def at(self, found: Path | None) -> "Cell":
-        """Return this run with another record; what has been worked out of its config is kept."""
+        """Return this run with another record; what was computed from its config is kept."""
         moved = copy.copy(self)
         object.__setattr__(moved, "found", found)
         return moved
@@ -100,7 +102,7 @@ def cells(configs: Iterable[Config], changed: Iterable[Mapping[str, Any]] = repe
 
 
 def looked_up(cells: Iterable[Cell]) -> list[Cell]:
-    """Return cells with the records that there are of them now."""
+    """Return cells with the records that exist of them now."""
     cells = list(cells)
     newest: dict[tuple[str, str], Path] = {}
     for root in {cell.config.output.root for cell in cells}:
@@ -114,13 +116,13 @@ def looked_up(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def enter(cells: Sequence[Cell], command: str) -> None:
-    """See that the groups of these cells hold them all, also those whose runs lie elsewhere; ConfigError."""
+    """Make sure that the groups of these cells hold all of them, also runs that lie elsewhere; ConfigError."""
     for cell in cells:
         if cell.found is not None and cell.config.output.resume != "never":
             resume.enter(cell.config, cell.id, cell.name, cell.found, command)
 
 
 def report(folder: Path) -> str:
-    """Return what is to be said of a finished run, from its record alone."""
+    """Return the report of a finished run, from its record alone."""
     name, summary = read_run(folder).get("name", folder.name), read_summary(folder)
     return run_report(name, folder, summary or {}, read_status(folder) or {})

@@ -1,20 +1,20 @@
-"""What is said through environment variables."""
+"""Environment variables."""
 
 import os
 from typing import Final
 
 JOB: Final = "DST_JOB"
-"""Holds the id of the SLURM or local job that carries a run out."""
+"""The id of the SLURM or local job that carries out a run."""
 
 CODE: Final = "DST_CODE"
-"""Holds the digest of the code that a job was submitted with."""
+"""The digest of the code with which a job was submitted."""
 
 
 def wait_without_spinning() -> None:
-    """Let idle OpenMP threads sleep, as long as nothing else was asked for.
+    """Let idle OpenMP threads sleep, unless the environment says otherwise.
 
-    By default they spin, which on a machine that others use too makes a run of two threads 10 to 20 times slower. Read
-    by the library when it is loaded, so it must be said before torch is imported.
+    By default they spin. On a machine with other users this makes a run of two threads 10 to 20 times slower. OpenMP
+    reads these variables when it is loaded, so call this before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")

@@ -1,6 +1,6 @@
 """What a run will cost: FLOPs exactly, memory and time from a few timed steps. Nothing is recorded.
 
-Where the run's device is not, as on a cluster's login node, there are no memory and no time to tell.
+Memory and time are not known on a machine without the run's device, such as a cluster's login node.
 """
 
 import resource
@@ -34,7 +34,7 @@ _HEADER = (
 class Forecast:
     """The cost of one run. Times in seconds, sizes in bytes; FLOPs of the whole training, and of its average step.
 
-    ``measured``: memory, seconds of a step and of all; None where its device is not, such as on a login node.
+    ``measured``: peak memory, seconds of a step, and seconds of all; None on a machine without the run's device.
     """
 
     name: str
@@ -62,7 +62,7 @@ def forecasts(cells: Sequence[Cell]) -> list[Forecast]:
 
 
 def text(found: Sequence[Forecast]) -> str:
-    """Return the forecasts as a table, for several runs with the sum of FLOPs and time."""
+    """Return the forecasts as a table; for several runs with the sums of FLOPs and time."""
     rows = [_row(forecast) for forecast in found]
     if len(found) > 1:
         flops, steps = sum(f.train_flops for f in found), sum(f.steps for f in found)
@@ -73,13 +73,13 @@ def text(found: Sequence[Forecast]) -> str:
     notes = []
     if any(f.measured is not None for f in found):
         notes.append(
-            "time: one run after another on this machine, from a few timed steps and evaluations (of several "
-            "processes, one at its share, without what they tell each other); memory: peak so far"
+            "time: one run after another on this machine, judged by a few steps and evaluations (if a run has several "
+            "processes: one of them with its share of the batch, without communication); memory: peak so far"
         )
     if any(f.measured is None for f in found):
         notes.append(
             f"{_UNKNOWN}: not known here, since PyTorch finds no CUDA GPU on this machine (hardware.device=cuda); ask "
-            "for the forecast where there is one"
+            "for the forecast on a machine that has one"
         )
     return "\n  ".join([table(_HEADER, rows), *notes])
 
@@ -107,7 +107,7 @@ def _measured(f: Forecast) -> list[str]:
 
 def _forecast(config: Config) -> Forecast:
     is_here = config.hardware.device == "cpu" or torch.cuda.is_available()
-    # What is only counted is the same on any device.
+    # Counts are the same on any device.
     parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
     train_flops = _train_flops(parts, config.schedule.batch_size)
@@ -136,8 +136,8 @@ def _measure(parts: Parts, shard: Shard) -> tuple[int, float, float]:
 def _train_flops(parts: Parts, batch_size: int) -> int:
     """Return the FLOPs of the whole training as the loop will count them.
 
-    Exact where every layer keeps its number of weights; where weights move between layers or the density falls, each
-    layer is taken to keep its share.
+    They are exact if every layer keeps its number of weights. If weights move between layers or the density falls, each
+    layer is assumed to keep its share.
     """
     training, sparsifier = parts.training, parts.training.sparsifier
     steps_per_epoch, samples_per_epoch = len(training.train_batches), training.train_batches.samples
@@ -163,7 +163,7 @@ def _time_step(parts: Parts, shard: Shard) -> float:
     while len(times) < _WARM_UP + _AT_LEAST or time.perf_counter() - begun < _TIMED_S:
         started = time.perf_counter()
         batch = next(batches, None)
-        if batch is None:  # a short epoch: begin it again
+        if batch is None:  # the epoch is over: begin it again
             batches = training.train_batches.epoch(0, shard=shard)
             continue
         training.train_step(*batch, NoObserver())
@@ -173,7 +173,7 @@ def _time_step(parts: Parts, shard: Shard) -> float:
 
 
 def _time_evaluation(parts: Parts, shard: Shard) -> float:
-    """Return the seconds of one validation on a shard of each batch, judged by the first ones."""
+    """Return the seconds of one validation on a shard of each batch, judged by the first batches."""
     training, batches = parts.training, parts.training.val_batches
     training.model.eval()
     few = min(3, len(batches))
@@ -201,7 +201,7 @@ def _bytes(state: Any) -> int:
 
 
 def _peak_memory() -> int:
-    """Return the peak so far: of the GPU's memory if one is used, else of this process."""
+    """Return the peak memory so far: the GPU's if one is used, otherwise this process's."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call,unused-ignore]
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

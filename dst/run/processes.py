@@ -1,4 +1,4 @@
-"""One run in several processes: the main one leads and keeps the record, the others follow it."""
+"""One run in several processes: the main one leads and keeps the record, the others follow."""
 
 import shlex
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dst.config.schema import Config, ConfigError
-from dst.records.states import EXIT_CODES
+from dst.records.states import State
 from dst.run import attempt
 from dst.run.terminal import leave_at_once
 from dst.training.rank import Rank, own_rank
@@ -17,45 +17,45 @@ if TYPE_CHECKING:
 
 
 def together(config: Config, here: Rank, stop: "StopFlag", lead: Callable[["Group"], int]) -> int:
-    """Run a config in several processes, each of which calls this; return the exit code, in all of them the same.
+    """Run a config in several processes, each of which calls this; return the exit code, the same in all of them.
 
-    ``lead`` is what the main process does: all that is to be done once, such as checking the config and having the data
-    ready; then it tells the others by ``tell``, with the config that says by digests what they are to read, and runs
-    it. They are let go whatever happens. Raises ConfigError in all of them; that the main one tells it is enough.
+    The main process calls ``lead``. It does what must be done once, such as checking the config and preparing the data;
+    then it sends the others the config, with the digests of all that they shall read, by ``tell``, and runs it. The
+    others are released in every case. Raises ConfigError in all processes; only the main one needs to print it.
     """
     from dst.training.distributed import DismissedError, PeerError, StartError, joined
 
     hardware = config.hardware
-    leave_at_once()  # now and then a thread of gloo wants Python's lock when that ends, and aborts the process
+    leave_at_once()  # sometimes a thread of gloo wants Python's lock while Python ends, and aborts the process
     try:
         with joined(here, hardware.device, strict=hardware.determinism == "strict") as processes, processes.watched():
             if processes.is_main:
                 return _led(processes, lead)
-            identified: Config = processes.hear()  # that the data is there, and all is well
-            return EXIT_CODES[attempt.follow(identified, stop, processes)]
+            identified: Config = processes.hear()  # it comes once the main process has checked everything
+            return attempt.follow(identified, stop, processes).exit_code
     except StartError as error:
         raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
     except DismissedError as end:
         return end.code
     except PeerError as error:
         print(f"error: rank {here.rank}: {error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+        return State.FAILED.exit_code
 
 
 def _led(processes: "Group", lead: Callable[["Group"], int]) -> int:
-    code = EXIT_CODES["failed"]
+    code = State.FAILED.exit_code
     try:
         code = lead(processes)
         return code
     except ConfigError:
-        code = EXIT_CODES["refused"]
+        code = State.REFUSED.exit_code
         raise
     finally:
         processes.dismiss(code)
 
 
 def started() -> Rank:
-    """Return this process's rank among those that were started for the command; ConfigError if that makes no sense."""
+    """Return this process's rank among those started for the command; ConfigError if the environment is wrong."""
     try:
         return own_rank()
     except ValueError as error:
@@ -63,9 +63,9 @@ def started() -> Rank:
 
 
 def check_start(configs: Sequence[Config], here: Rank, *, multirun: bool = False, by_launcher: bool = False) -> None:
-    """Raise ConfigError if the processes that were started are not those of the configs.
+    """Raise ConfigError if the configs ask for another number of processes than were started.
 
-    ``by_launcher``: the command trains nothing itself but has a launcher start what the configs ask for.
+    ``by_launcher``: the command trains nothing itself; a launcher starts the processes.
     """
     if by_launcher:
         if here.world > 1:

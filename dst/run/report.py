@@ -24,7 +24,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | None = None) -> str:
-    """Return a line a layer and their total: size, active weights, density, Rs; then what is ``outside`` the scope."""
+    """Return one line for each layer and their total: size, active weights, density, Rs; then what is ``outside``."""
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
     totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
     dense = [[f"outside the scope: {name}", f"{size:,}", "dense", "", ""] for name, size in (outside or {}).items()]
@@ -32,7 +32,7 @@ def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | No
 
 
 def outside_line(outside: Mapping[str, int]) -> str:
-    """Return in one line what is dense and counts in no density: name of a parameter -> number of weights."""
+    """Return one line about the parameters outside the scope: name -> number of weights."""
     names = ", ".join(outside)
     return f"  outside the scope, dense: {sum(outside.values()):,} weights ({names})"
 
@@ -71,7 +71,7 @@ def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapp
 
 
 def sweep_report(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """Return one line a cell: (run name, state, summary)."""
+    """Return one line for each cell: (run name, state, summary)."""
     lines = [
         [
             name,

@@ -1,6 +1,5 @@
-"""The record of a run at its beginning: what is frozen into it, and whether it can be continued as it was begun."""
+"""The record of a run at its beginning: what is frozen into it, and whether the run can be continued."""
 
-import hashlib
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dst.config.compose import to_yaml
 from dst.config.identity import SCHEMA_VERSION, id_of, identity, run_name
 from dst.config.schema import Config, ConfigError, flatten
+from dst.files import sha256
 from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def enter(config: Config, identifier: str, name: str, found: Path, command: str) -> None:
-    """See that a run's group holds it, by an entry, where it was begun under another one.
+    """Write an entry for a run into its group, if it was begun under another group.
 
-    Raises ConfigError if that cannot be written.
+    Raises ConfigError if it cannot be written.
     """
     root = Path(config.output.root)
     group = root / config.output.group
@@ -45,7 +45,7 @@ def enter(config: Config, identifier: str, name: str, found: Path, command: str)
 
 
 def _check_group(config: Config) -> None:
-    """Raise ConfigError if a group's folder would lie in that of a run."""
+    """Raise ConfigError if a group's folder would lie inside a run folder."""
     folder = Path(config.output.root) / config.output.group
     for above in (folder, *folder.parents):
         if (above / "run.json").exists():
@@ -62,18 +62,18 @@ def create(
     *,
     durable: bool = True,
 ) -> Record:
-    """Make the record of a new run: its frozen config, and what is known of it before it begins.
+    """Make the record of a new run: its frozen config, and what is known about it before it begins.
 
-    ``changed``: what was changed in the method. ``identity`` and ``text`` are those of the config, frozen; who makes
-    very many records has them at hand.
-    ``superseded``: the run's newest attempt folder so far, beside which another one is made.
-    Raises ConfigError if it cannot be made there.
+    ``changed``: what was changed in the method. ``identity`` and ``text``: those of the frozen config; a caller that
+    makes many records has them already.
+    ``superseded``: the run's newest attempt folder so far; the next one is made beside it.
+    Raises ConfigError if the record cannot be made there.
     """
     folder = Path(config.output.root) / config.output.group / id_of(identity)
     if superseded is not None:
         folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
     _check_group(config)
-    given = {"command": command, "config_digest": digest(text), "code": code_version()}
+    given = {"command": command, "config_digest": sha256(text), "code": code_version()}
     about = {**_known(config, changed, identity), **given}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
@@ -82,22 +82,22 @@ def create(
 
 
 def frozen(config: Config) -> Config:
-    """Return the config of a run that has its folder: what to do about an earlier one has been decided."""
+    """Return the config as it is frozen: without ``output.resume``, which was decided when the folder was chosen."""
     return replace(config, output=replace(config.output, resume="auto"))
 
 
 def refreeze(record: Record, config: Config, changed: Mapping[str, Any]) -> str:
-    """See that a record's frozen config is this one, and return its text.
+    """Make this config the frozen config of a record, and return its text.
 
-    When a run is continued, what cannot change its result (where it runs, how it is tracked, what it is called) may be
-    new. ``changed``: what was changed in the method.
+    A continued run may have new values of keys that cannot change its result (where it runs, how it is tracked, what it
+    is called). ``changed``: what was changed in the method.
     """
     text, path = to_yaml(frozen(config)), record.folder / "config.yaml"
     if _text(path) != text:
         record.write_config(text)
     about = read_run(record.folder)
     named = {"name": run_name(config, changed), "changed": dict(changed)}
-    new = {**about, **named, "config": flatten(frozen(config)), "config_digest": digest(text)}
+    new = {**about, **named, "config": flatten(frozen(config)), "config_digest": sha256(text)}
     if "dataset" not in about:  # it has not begun
         new["code"] = code_version()
     if new != about:
@@ -106,35 +106,30 @@ def refreeze(record: Record, config: Config, changed: Mapping[str, Any]) -> str:
 
 
 def check_unchanged(folder: Path, config: Config) -> None:
-    """Raise ConfigError if a run shall go on with a config where somebody has changed its frozen one.
+    """Raise ConfigError if the frozen config of a run was changed by hand before the run is continued.
 
-    A file that is gone is written anew, and one that holds the new config already was replaced by who was killed then.
+    A missing file is written again. A file with the new config is right: its writer was killed just after writing it.
     """
     path = folder / "config.yaml"
     try:
-        found = hashlib.sha256(read_bytes(path)).hexdigest()
+        found = sha256(read_bytes(path))
     except FileNotFoundError:
         return
     recorded = read_run(folder).get("config_digest")
-    if found != recorded and found != digest(to_yaml(frozen(config))):
+    if found != recorded and found != sha256(to_yaml(frozen(config))):
         raise ConfigError([changed_file(path, found, recorded, "recorded in run.json")])
 
 
 def _text(path: Path) -> str | None:
-    """Return what a file holds; None if there is no such file, or no text in it."""
+    """Return the text of a file; None if there is no such file, or if it is not text."""
     try:
         return read_bytes(path).decode()
     except (FileNotFoundError, UnicodeDecodeError):
         return None
 
 
-def digest(text: str) -> str:
-    """Return the digest of a frozen config."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _known(config: Config, changed: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``run.json`` says of a run before it begins."""
+    """Return what ``run.json`` says about a run before it begins."""
     return {
         "schema": SCHEMA_VERSION,
         "id": id_of(identity),
@@ -150,9 +145,9 @@ def _known(config: Config, changed: Mapping[str, Any], identity: Mapping[str, An
 def found_here(
     device: str, dataset: "Dataset", sources: Mapping[str, str], outside: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return what ``run.json`` says of the place where a run begins, and of what it is made with.
+    """Return what ``run.json`` says about where and with what a run begins.
 
-    ``outside``: the parameters that are dense and count in no density, with their numbers of weights.
+    ``outside``: the parameters outside the scope (dense, in no density), with their numbers of weights.
     """
     return {
         "code": code_version(),
@@ -166,10 +161,10 @@ def found_here(
 
 
 def check_continuable(folder: Path, *, strict: bool, code: str | None = None) -> None:
-    """Raise ConfigError, or warn, if a run that has begun would be refused where it shall be continued.
+    """Raise ConfigError, or warn, if a run that has begun could not be continued where it is submitted.
 
-    As far as can be seen from here, without its data and its device. ``code``: the digest of the code that will
-    continue it, if not this one.
+    This is judged here, without its data and its device. ``code``: the digest of the code that will continue it, if not
+    this code.
     """
     about = read_run(folder)
     if "dataset" in about:
@@ -179,12 +174,12 @@ def check_continuable(folder: Path, *, strict: bool, code: str | None = None) ->
 
 
 class RunningError(ConfigError):
-    """Another process carries the run out."""
+    """Another process carries out the run."""
 
 
 @contextmanager
 def held(record: Record, config: Config, changed: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[None]:
-    """Hold a record's lock, all that ``here`` says of where the run begins being in it.
+    """Lock the record and write down where the run starts (``here``).
 
     Raises RunningError if another process holds it, ConfigError if the run cannot be continued as it was begun.
     """
@@ -204,18 +199,19 @@ def held(record: Record, config: Config, changed: Mapping[str, Any], here: Mappi
 
 
 def _begin_or_continue(record: Record, here: Mapping[str, Any], *, strict: bool) -> None:
-    """Put on record what the run begins with, or see that it continues with the same."""
+    """Record what the run begins with, or check that it continues with the same."""
     about = read_run(record.folder)
     if "dataset" in about:
         return _check_continuation(record.folder, about, here, strict=strict)
-    if "code" not in about or record.checkpoints.is_dir():  # before the first one, what it begins with is on record
+    # What a run begins with is recorded before its first checkpoint.
+    if "code" not in about or record.checkpoints.is_dir():
         raise ConfigError([_INCOMPLETE.format(record.folder)])
     _check_same(record.folder, about, {"code": here["code"]}, strict=strict)
     return record.write_run({**about, **here, "code": about["code"]})
 
 
 def _check_own(folder: Path, config: Config) -> None:
-    """Raise ConfigError unless ``run.json`` is that of this run."""
+    """Raise ConfigError unless ``run.json`` belongs to this run."""
     own = identity(config)
     about, wanted = read_run(folder), json.loads(json.dumps({"id": id_of(own), "identity": own}))
     if not wanted.keys() <= about.keys():
@@ -223,11 +219,11 @@ def _check_own(folder: Path, config: Config) -> None:
     for name, value in wanted.items():
         if about[name] != value:
             told = f"{folder}/run.json says {name}: {about[name]}, but this run has {value}"
-            raise ConfigError([f"{told}: somebody changed it; restore it, or {_ALONE}"])
+            raise ConfigError([f"{told}: it was changed; restore it, or {_ALONE}"])
 
 
 def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
-    """Raise ConfigError if the data, or in strict mode the code or a library, is not what the run was begun with."""
+    """Raise ConfigError if the data, or in strict mode the code or a library, differs from the run's beginning."""
     _check_complete(folder, begun)
     name = folder.name
     if begun["dataset"] != here["dataset"]:
@@ -240,13 +236,13 @@ def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[st
 
 
 def _check_complete(folder: Path, begun: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless it is on record what a run was begun with."""
+    """Raise ConfigError unless it is recorded with what a run was begun."""
     if not {"dataset", "code", "versions", "device"} <= begun.keys():
         raise ConfigError([_INCOMPLETE.format(folder)])
 
 
 def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
-    """Raise ConfigError in strict mode, warn otherwise, if what is here has changed since the run was begun."""
+    """Raise ConfigError (strict mode) or warn if code, device or libraries have changed since the run was begun."""
     changes = []
     if begun["code"]["digest"] != here["code"]["digest"]:
         changes.append(f"the code (was {_code(begun)}, is {_code(here)})")

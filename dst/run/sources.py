@@ -1,7 +1,7 @@
-"""What a run takes from outside: its data, and what it starts from of other runs. Digests say which it is.
+"""What a run takes from outside: its data, and checkpoints of other runs. They are identified by digests.
 
-A config says where these things lie; the digests, which are part of the run's identity, say what they are. They are
-looked up once where a run is submitted, travel with its config, and are compared with what the run reads.
+A config says where these things are. The digests say what they are, and are part of the run's identity. They are looked
+up once, on the machine that submits the run. They travel with its config, and the run compares them with what it reads.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from dst.data import published
 from dst.files import OtherContentError, read_verified, sha256
 
 CHECKPOINTS: Final = {"model.weights": "model.weights_digest", "sparsity.init.path": "sparsity.init.digest"}
-"""The keys that name a run to start from -> those of the digests of its checkpoint."""
+"""Keys that name a run to start from -> keys of the digest of its checkpoint."""
 
 Known = dict[tuple[str, ...], "str | ConfigError"]
-"""Digests that have been looked up, or what is wrong with them, by what they are of."""
+"""Digests that were looked up, or the errors, by what was looked up."""
 
 _TRIES: Final = 3
 _PAUSE_S: Final = 0.2
@@ -30,10 +30,10 @@ _GIVE: Final = "give a run's folder, e.g. outputs/default/<run id>"
 
 
 def identified(config: Config, known: Known) -> Config:
-    """Return a completed config with the digests of all that it names and does not identify itself.
+    """Return a completed config with the digests of everything that its names alone do not identify.
 
-    ``known``: what was looked up before, which is looked up once for all cells of a command. Raises ConfigError if
-    something is not there.
+    ``known``: what was looked up before, so that each thing is looked up once for all cells of a command. Raises
+    ConfigError if something is not there.
     """
     data = config.data
     if data.digest is None:
@@ -52,10 +52,10 @@ def with_checkpoints(config: Config, known: Known) -> Config:
 
 
 def going_on(config: Config, folder: Path) -> Config:
-    """Return the config to build a run with that has a checkpoint of its own, in its folder, and goes on from that.
+    """Return the config from which a run is built that continues from a checkpoint in its own folder.
 
-    What it took from other runs is in there, and they may have been trained on, or be gone. Raises ConfigError if the
-    checkpoint cannot be read now.
+    That checkpoint holds what the run took from others, which may have been trained further, or be gone. Raises
+    ConfigError if the checkpoint cannot be read now.
     """
     from dst.training.checkpoint import CheckpointError, Checkpoints
 
@@ -71,7 +71,7 @@ def going_on(config: Config, folder: Path) -> Config:
 
 
 def sources(config: Config) -> dict[str, str]:
-    """Return what an identified config takes from other runs: the key that says so -> the digest of the checkpoint."""
+    """Return what an identified config takes from other runs: its key -> the digest of the checkpoint."""
     return {key: get(config, digest_key) for key, digest_key in CHECKPOINTS.items() if get(config, key) is not None}
 
 
@@ -92,7 +92,7 @@ def _once(known: Known, place: tuple[str, ...], look: Callable[[], str]) -> str:
 
 def _data_digest(config: Config) -> str:
     from dst.data.cache import content_digest
-    from dst.data.dataset import DataError, NotHereError  # with torch, which takes its time
+    from dst.data.dataset import DataError, NotHereError  # imports torch, which is slow
 
     data = config.data
     read = registry.find("data", data.name).load()
@@ -110,9 +110,9 @@ def _data_digest(config: Config) -> str:
 
 
 def _published(data: Data) -> str | None:
-    """Return the digest of a set whose name fixes its content, if that lies there; None if the name does not.
+    """Return the digest of a set whose name fixes its content, if the set is there; None for other sets.
 
-    Raises ConfigError if another content lies there, with its digest.
+    Raises ConfigError, with the digest, if the content there is another one.
     """
     digest = published.digest(data.name)
     if digest is not None:
@@ -129,7 +129,7 @@ def _published(data: Data) -> str | None:
 
 
 def stored(config: Config, key: str) -> dict[str, Any]:
-    """Return the state in the checkpoint that the run folder at a key is to give; ConfigError if it is not there."""
+    """Return the state in the checkpoint of the run folder at a key; ConfigError if there is none."""
     import torch
 
     try:
@@ -141,9 +141,9 @@ def stored(config: Config, key: str) -> dict[str, Any]:
 
 
 def checkpoint(config: Config, key: str) -> Path:
-    """Return the file of the checkpoint of the run folder at a key: of the digest that identifies it, if it has one.
+    """Return the checkpoint file of the run folder at a key: the one with the config's digest, or the newest.
 
-    Raises ConfigError, naming both digests, if the folder has others only.
+    Raises ConfigError, with both digests, if the folder has only others.
     """
     from dst.training.checkpoint import CheckpointError, Checkpoints
 
@@ -174,8 +174,8 @@ def _newest_digest(config: Config, key: str) -> str:
 def _newest(config: Config, key: str) -> tuple[Path, str]:
     """Return the newest checkpoint of the run folder at a key, and its digest.
 
-    A source that is still training replaces its checkpoints meanwhile, so this looks again before it says that there
-    is none.
+    A source that is still training replaces its checkpoints, so this tries several times before it says that there is
+    none.
     """
     from dst.training.checkpoint import CheckpointError, Checkpoints
 

@@ -1,8 +1,8 @@
-"""What is shown goes through streams that survive whatever becomes of the terminal, so that no run ends with it.
+"""Standard streams that survive the end of the terminal, so that no run ends with it.
 
-Standard output and error are replaced once, in ``program``, which holds for every ``print``, progress bar, warning,
-traceback and log line, of ours and of libraries. Who reads may go away, the disk under a log may be full, an encoding
-may lack a character, a stream may be closed from the beginning: what cannot be shown is dropped, and the run goes on.
+``program`` replaces standard output and error once. This covers every ``print``, progress bar, warning, traceback and
+log line, ours and those of libraries. The reader may go away, the disk under a log may be full, an encoding may lack a
+character, a stream may be closed from the beginning: what cannot be shown is dropped, and the run goes on.
 """
 
 import errno
@@ -14,13 +14,13 @@ from contextlib import suppress
 from typing import Any, Final, TextIO
 
 _NEVER_FAIL: Final = ("ignore", "replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
-"""What can be done, by Python's names for it, about characters that an encoding lacks without raising an error."""
+"""Python's error handlers that raise nothing for characters that an encoding lacks."""
 
 
 def program(main: Callable[[], int], *, shows: bool = True) -> int:
     """Carry out a program with streams that survive, and return its exit code.
 
-    ``shows``: to show something is what it is for, so that it has failed if that is lost, to a full disk for example.
+    ``shows``: its purpose is to show something, so it has failed if that is lost, for example on a full disk.
     """
     secure()
     code = main()
@@ -36,16 +36,16 @@ _leaves_at_once = False
 
 
 def leave_at_once() -> None:
-    """Let ``program`` end this process without Python's own end, in which threads of a library may crash."""
+    """Let ``program`` end this process without Python's finalization, in which threads of a library may crash."""
     global _leaves_at_once
     _leaves_at_once = True
 
 
 def secure() -> None:
-    """Replace the standard streams of this process by ones that survive, if they are still those it began with.
+    """Replace the standard streams of this process by ones that survive, unless they were replaced already.
 
-    A descriptor that is closed is given to the null device: otherwise the next file that is opened, perhaps a
-    checkpoint, would get its number, and all that is printed.
+    A closed descriptor is opened on the null device. Otherwise the next file that is opened, perhaps a checkpoint,
+    would get its number, and with it everything that is printed.
     """
     for number in range(3):
         try:
@@ -57,40 +57,40 @@ def secure() -> None:
 
 
 def shown() -> int:
-    """Return the exit code of having shown something: 1 if it was lost, unless to a reader who had seen enough."""
+    """Return the exit code after showing something: 1 if it was lost, unless the reader went away."""
     sys.stdout.flush()
     buffer = getattr(sys.stdout, "buffer", None)
     lost = getattr(getattr(buffer, "raw", buffer), "lost", None)
     if lost is None or lost.errno == errno.EPIPE:
         return 0
-    print(f"error: what was to be shown could not be written: {lost.strerror}", file=sys.stderr)
+    print(f"error: the output could not be written: {lost.strerror}", file=sys.stderr)
     return 1
 
 
 class _Unbreakable(io.FileIO):
-    """The lowest layer of a stream: writing to it never fails. ``lost``: what went wrong first, if anything did."""
+    """The lowest layer of a stream: writing to it never fails. ``lost``: the first error, if any."""
 
     lost: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """Write all of the bytes, or as much as can be; return their number whatever was written."""
+        """Write the bytes, or as many as possible; return their number in every case."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
             while rest:
                 written = super().write(rest)
-                if written is None:  # it does not block, and is full
+                if written is None:  # a stream that does not block is full
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 rest = rest[written:]
         except OSError as error:
             self.lost = self.lost or error
-            if error.errno == errno.EPIPE:  # for good: a process started from here would be killed by writing to it
+            if error.errno == errno.EPIPE:  # for good: writing to it would kill processes that are started from here
                 _fill(self.fileno())
         return size
 
 
 def _surviving(number: int, old: TextIO | None) -> io.TextIOWrapper:
-    """Return a stream to a descriptor that treats text as the ``old`` one did, as far as that cannot fail."""
+    """Return a stream to a descriptor that treats text as the ``old`` one did, but never fails."""
     raw = _Unbreakable(number, "w", closefd=False)
     if not isinstance(old, io.TextIOWrapper):  # it was closed when the process began
         return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
@@ -107,7 +107,7 @@ def _surviving(number: int, old: TextIO | None) -> io.TextIOWrapper:
 
 
 def _fill(number: int) -> None:
-    """Let a descriptor lead to the null device."""
+    """Open a descriptor on the null device."""
     null = os.open(os.devnull, os.O_RDWR)
     if null == number:
         os.set_inheritable(number, True)

@@ -1,10 +1,9 @@
-"""The frozen config of a run, read back: only as it was recorded, and every value as it stands.
+"""Reading the frozen config of a run: only if it is as recorded, and every value as it stands.
 
-What is read here is executed, ``hardware.slurm.setup`` even as shell. So a file that somebody has changed is refused,
-nothing in it is interpolated, and nothing that it leaves out is taken from elsewhere.
+The config is executed, ``hardware.slurm.setup`` even as shell. So a file that was changed is refused, nothing in it is
+interpolated, and missing keys are errors.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -15,32 +14,33 @@ import yaml
 
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError
+from dst.files import sha256
 from dst.records.read import read_run
 from dst.records.store import RecordError
 
 _PARSER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEEPEST: Final = 10
-"""Levels of a config; what is deeper is none, and might exhaust who reads it."""
+"""The most levels of a config. A deeper file is no config, and could exhaust the parser."""
 
 _AGAIN: Final = "give the run's command again"
 
 
 class ContinuedError(ConfigError):
-    """A run was continued with another config than the one that a job was submitted with."""
+    """A run was continued with another config since its job was submitted."""
 
 
 def frozen_config(folder: Path, submitted: str | None = None) -> Config:
-    """Return the config that is frozen in a run folder.
+    """Return the frozen config of a run folder.
 
-    ``submitted``: its digest, as the job knows it that shall carry it out. Raises ConfigError unless the file is what
-    was recorded, and submitted, for this very run; ContinuedError if only the job knows another one.
+    ``submitted``: the digest of the config with which the run's job was submitted. Raises ConfigError unless the file
+    is the one that was recorded and submitted for this run; ContinuedError if it is as recorded, but not as submitted.
     """
     path = folder / "config.yaml"
     try:
         data, about = path.read_bytes(), read_run(folder)
     except (OSError, RecordError) as error:
         raise ConfigError([f"the config of run {folder.name} cannot be read ({error}): {_AGAIN}"]) from error
-    found, recorded = hashlib.sha256(data).hexdigest(), about.get("config_digest")
+    found, recorded = sha256(data), about.get("config_digest")
     if submitted not in (None, found) and found == recorded:
         raise ContinuedError([f"{path}: it was continued with another config since this job was submitted"])
     for what, wanted in (("submitted", submitted or found), ("recorded in run.json", recorded)):
@@ -57,15 +57,15 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
 
 
 def changed_file(path: Path, found: str, wanted: Any, what: str) -> str:
-    """Return what is to be said of a file whose digest is not what was recorded or submitted."""
+    """Return the message about a file whose digest is not the one that was recorded or submitted."""
     return (
-        f"{path} is not what was {what} (digest {found[:12]} instead of {str(wanted)[:12]}): somebody changed it. "
+        f"{path} is not what was {what} (digest {found[:12]} instead of {str(wanted)[:12]}): it was changed. "
         f"Restore it; or remove it and {_AGAIN}"
     )
 
 
 def from_yaml(text: str) -> Config:
-    """Return the config that ``to_yaml`` wrote; ConfigError if the text is no such config, whole and plain."""
+    """Return the config that ``to_yaml`` wrote; ConfigError if the text is not a complete, plain config."""
     try:
         _check_plain(text)
         data = yaml.load(text, Loader=_Loader)
@@ -79,7 +79,7 @@ def from_yaml(text: str) -> Config:
 
 
 def _check_plain(text: str) -> None:
-    """Raise ValueError if YAML says more than keys and values, or a YAMLError, before anything is made of it."""
+    """Raise ValueError, before anything is built, if YAML holds more than keys and values; or a YAMLError."""
     depth = 0
     for event in yaml.parse(text, Loader=_PARSER):
         if (anchor := getattr(event, "anchor", None)) is not None:
@@ -92,7 +92,7 @@ def _check_plain(text: str) -> None:
 
 
 class _Loader(_PARSER):  # type: ignore[misc, valid-type]
-    """Refuses a key that occurs twice, of which YAML would silently take the last."""
+    """Refuses a key that occurs twice; YAML itself would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value]
@@ -106,7 +106,7 @@ class _Loader(_PARSER):  # type: ignore[misc, valid-type]
 
 
 def _problems(kind: Any, value: Any, key: str) -> Iterator[str]:
-    """Yield what is wrong with a value of the schema's type ``kind`` at a dotted key."""
+    """Yield the problems of a value at a dotted key that should have the schema's type ``kind``."""
     if not _is_node(kind):
         if not _fits(kind, value):
             yield f"{key} is {_shown(value)}, which is no {kind.__name__ if kind in (str, int, bool, float) else kind}"

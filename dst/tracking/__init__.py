@@ -1,4 +1,4 @@
-"""What people see while a run goes on, and the mirror of its record."""
+"""Progress on the terminal while a run goes on, and the mirror of its record."""
 
 from dst.tracking.tracker import NoTracker, Tracker
 

@@ -1,17 +1,17 @@
-"""What wandb takes. Its server refuses all of a run for one tag that is too long, some of it only when it is sent.
+"""The limits of wandb. Its server refuses a whole run for one tag that is too long, sometimes only when it is sent.
 
-Checked against wandb 0.31 (settings) and against what its server has been seen to refuse: tags and job types beyond 64
-characters, projects, groups and display names beyond 128.
+Checked against the settings of wandb 0.31 and against its server, which refused tags and job types beyond 64
+characters, and projects, groups and display names beyond 128.
 """
 
 from typing import Final
 
 LONGEST_TAG: Final = 64
 LONGEST_NAME: Final = 128
-"""Of projects, entities, groups, and of the names of runs."""
+"""Of projects, entities and groups, and of the names of runs."""
 
 _SEPARATORS: Final = "/\\#?%:"
-"""What no project's and no entity's name may contain: both are parts of addresses."""
+"""Names of projects and entities may not contain these, since they are parts of addresses."""
 
 
 def wrong_length(text: str, longest: int) -> str | None:
@@ -27,7 +27,7 @@ def wrong_name(text: str) -> str | None:
 
 
 def shortened(text: str, longest: int) -> str:
-    """Return a text of at most this length: the middle is left out, since both ends tell runs apart."""
+    """Return a text of at most this length. The middle is left out, since both ends tell runs apart."""
     if len(text) <= longest:
         return text
     tail = longest // 3

@@ -1,7 +1,7 @@
-"""Send a run's record to wandb from a process of its own, so that nothing that happens to wandb can happen to the run.
+"""Send a run's record to wandb from a separate process, so that no failure of wandb can affect the run.
 
-No wandb code, thread, signal handler or random number comes into the training process, and nothing is handed over: the
-other process reads the record. A hanging server costs nothing until the end, and there no more than ``timeout_s``.
+No code, thread, signal handler or random number of wandb enters the training process. Nothing is handed over either:
+the other process reads the record. A hanging server costs no time until the end, and there at most ``timeout_s``.
 """
 
 import os
@@ -30,14 +30,13 @@ _NOT_OURS = (
     "WANDB_RUN_ID",
     "WANDB_RESUME",
 )
-"""Of an enclosing wandb run; ours is described by its record alone."""
+"""Variables of an enclosing wandb run; our runs are described by their records alone."""
 
 
 class Sending:
-    """The process that sends a record (``dst.tracking.send``), as seen by the one that started it.
+    """The process that sends a record (``dst.tracking.send``), for the process that started it.
 
-    ``timeout_s``: how long it may take once the run is over. ``project``, ``entity``: where to, if not where the record
-    says.
+    ``timeout_s``: how long it may take once the run is over. ``project`` and ``entity`` override those of the record.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Sending:
     ) -> None:
         self._timeout_s = timeout_s
         self._unread, self._has_spoken = b"", False
-        self._temporary = tempfile.mkdtemp(prefix="dst-wandb-")  # a socket lies there: its path must be short
+        self._temporary = tempfile.mkdtemp(prefix="dst-wandb-")  # it holds a socket, whose path must be short
         options = {"timeout-s": timeout_s, "project": project, "entity": entity}
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         try:
@@ -60,16 +59,16 @@ class Sending:
 
     @property
     def is_running(self) -> bool:
-        """Say whether more may be heard of it."""
+        """Say whether it may still report something."""
         return not self._output.closed
 
     @property
     def is_finished(self) -> bool:
-        """Say whether all has arrived."""
+        """Say whether everything has arrived."""
         return self._process.returncode == 0
 
-    def heard(self) -> list[str]:
-        """Return what it has said since, without waiting: each line is something that went wrong."""
+    def reported(self) -> list[str]:
+        """Return what it has reported since the last call, without waiting: each line is a problem."""
         try:
             data = os.read(self._output.fileno(), 65536)
         except BlockingIOError:
@@ -84,13 +83,13 @@ class Sending:
         return told
 
     def end(self) -> list[str]:
-        """Say that the run is over, wait until all is sent, but not longer than ``timeout_s``; return what is heard."""
+        """Tell it that the run is over, wait at most ``timeout_s`` until all is sent, and return what it reports."""
         told, deadline = [], time.monotonic() + self._timeout_s
         try:
             self._input.close()
             while self.is_running and (left := deadline - time.monotonic()) > 0:
                 select.select([self._output], [], [], left)
-                told += self.heard()
+                told += self.reported()
             if self.is_running:
                 told.append(f"not finished after {self._timeout_s:g} s")
             return told
@@ -98,7 +97,7 @@ class Sending:
             self.kill()
 
     def kill(self, patience: float = 0.0) -> None:
-        """End the process if it does not end by itself; wandb's own process ends with it."""
+        """End the process unless it ends by itself; wandb's own process ends with it."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         self._process.kill()
@@ -109,8 +108,8 @@ class Sending:
 
 
 def _start(arguments: list[str], temporary: str) -> "subprocess.Popen[bytes]":
-    # Signals are for the run. Blocked ones stay blocked in this process and in wandb's own, from their first
-    # instruction on, so that a stop request to the whole group or SLURM step does not kill them before the end.
+    # Signals are meant for the run. They are blocked in the new process and in wandb's own from the first instruction
+    # on, so that a request to stop a whole group or SLURM step does not kill them too early.
     wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
     try:
@@ -127,7 +126,7 @@ def _start(arguments: list[str], temporary: str) -> "subprocess.Popen[bytes]":
 
 
 def _environment(temporary: str) -> dict[str, str]:
-    """Return the environment of the program: this code is found, and what wandb writes goes into a temporary folder."""
+    """Return the environment of the program: it imports this code, and wandb writes to a temporary folder."""
     paths = [str(Path(dst.__path__[0]).resolve().parent), os.environ.get("PYTHONPATH")]
     return {
         **{name: value for name, value in os.environ.items() if name not in _NOT_OURS},
@@ -141,7 +140,7 @@ def _environment(temporary: str) -> dict[str, str]:
 
 
 class WandbMirror:
-    """A tracker that has the record sent while it grows. Trouble is told once, on stderr."""
+    """A tracker that has the record sent while it grows. The first problem is printed to stderr."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -150,20 +149,20 @@ class WandbMirror:
         self._has_warned = False
 
     def begin(self, folder: Path) -> None:
-        """Start the process; it needs about a second, in which training goes on."""
+        """Start the process. It needs about a second; training goes on meanwhile."""
         self._folder = folder
         try:
             self._sending = Sending(folder.resolve(), self._timeout_s)
         except OSError as error:
             self._warn([f"it could not be started: {error}"])
 
-    def look(self) -> None:
-        """Tell what the process reports."""
+    def poll(self) -> None:
+        """Print what the process reports."""
         if self._sending is not None and self._sending.is_running:
-            self._warn(self._sending.heard())
+            self._warn(self._sending.reported())
 
     def finish(self) -> None:
-        """Wait until all is sent, but not longer than ``timeout_s``."""
+        """Wait until everything is sent, but at most ``timeout_s``."""
         if self._sending is not None and self._sending.is_running:
             self._warn(self._sending.end())
 

@@ -1,9 +1,8 @@
-"""What wandb shows of a run, made from its record alone: how it is described, its history, its layers, its end.
+"""What wandb shows of a run, made from its record alone: its description, history, layers and end.
 
 ``<run folder>/wandb/sent.json``, the book, says what has arrived.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -12,18 +11,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from dst.files import file_sha256, replace_text
 from dst.records.label import method_of
 from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_run, read_status
-from dst.records.store import RESUME_EVENT, RecordError, replace_text
+from dst.records.states import State
+from dst.records.store import RESUME_EVENT, RecordError
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
 
 PLACE: Final = "wandb"
-"""The folder within a run's that is the mirror's: the book, and the lock of who sends."""
+"""The mirror's folder within a run folder: it has the book, and the lock of the process that sends."""
 
 _BOOK: Final = "sent.json"
 
 _FILES: Final = ("run.json", "metrics.jsonl", "layers.jsonl", "summary.json")
-"""What is sent, besides the state."""
+"""The files that are sent, besides the state."""
 
 _DEFAULT_PROJECT: Final = "dst"
 
@@ -32,9 +33,9 @@ _DEFAULT_PROJECT: Final = "dst"
 
 
 def destination(folder: Path, project: str | None = None, entity: str | None = None) -> tuple[str, str | None]:
-    """Return the project and the entity (None: wandb's default one) that a run goes to, unless they are given.
+    """Return the project and the entity (None: wandb's default) to which a run goes: those given, or its config's.
 
-    ``RecordError`` if they cannot be read, or are such that wandb refuses them.
+    ``RecordError`` if they cannot be read, or if wandb would refuse them.
     """
     config = read_run(folder).get("config", {})
     if "tracking.project" not in config:
@@ -48,7 +49,7 @@ def destination(folder: Path, project: str | None = None, entity: str | None = N
 
 
 def description(folder: Path) -> dict[str, Any]:
-    """Return what wandb is told of a run when it begins, cut to what it takes; ``RecordError``."""
+    """Return a run's description for wandb, within its limits; ``RecordError``."""
     about = read_run(folder)
     config = about["config"]
     method = method_of(about)
@@ -66,7 +67,7 @@ def description(folder: Path) -> dict[str, Any]:
 
 
 def nested(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config of dotted keys as mappings within mappings."""
+    """Return a config of dotted keys as nested mappings."""
     tree: dict[str, Any] = {}
     for dotted, value in config.items():
         *above, name = dotted.split(".")
@@ -78,7 +79,7 @@ def nested(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def began(folder: Path) -> float:
-    """Return when a run began (unix time): its first attempt or, if that is not on record, when it was made."""
+    """Return when a run began (unix time): its first attempt or, if that is not recorded, when its folder was made."""
     attempts = read_attempts(folder)
     started = attempts[0].get("started") if attempts else None
     if isinstance(started, int | float):
@@ -90,15 +91,15 @@ def began(folder: Path) -> float:
 
 
 class History:
-    """The rows of a history that a server lacks, as they are written, each once and whole, by growing step.
+    """The rows of a history that a server lacks, while they are written: each once and complete, by growing step.
 
-    A row is whole once a later one has begun or nothing more comes. What a resume takes back before it was given out is
-    left out; steps that were given out and are taken again are not given out twice. Of a run that was killed between
-    two lines of a step the row is given out as it is; if its next attempt adds to it, once more. For that there must be
-    room in wandb's own step, which only grows: it is twice the step of the row, and one more where a row comes again.
+    A row is complete once a later one has begun, or when nothing more comes. Rows that a resume voids before they are
+    yielded are left out. Steps that are taken again after they were yielded are not yielded twice. If a run was killed
+    between two lines of a step, the row is yielded as it is, and once more if the next attempt adds to it. wandb's own
+    step can only grow, so it must have room for that: it is twice the row's step, plus one for a repeated row.
 
-    ``starting_step``: one more than wandb's step of the last line that the server has. ``last``: of the row that was
-    given out last, the step and the names of its values, if it is known.
+    ``starting_step``: one more than wandb's step of the last line on the server. ``last``: the step of the last row
+    that was sent and the names of its values, if known.
     """
 
     def __init__(self, folder: Path, starting_step: int, last: Mapping[str, Any]) -> None:
@@ -110,7 +111,7 @@ class History:
         self.last: dict[str, Any] = dict(last) if is_known else {"step": self._sent, "names": None}
 
     def new(self, *, is_over: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the rows that have become whole, and wandb's step for each; all that are left if the run is over."""
+        """Yield wandb's step and the row for each row that is complete now; for all rows if the run is over."""
         for line in self._lines(is_over):
             step = line.get("step")
             if isinstance(step, int) and (step >= self._sent or line.get("event") == RESUME_EVENT):
@@ -128,7 +129,7 @@ class History:
         return self.last["names"] is not None and not row.keys() <= set(self.last["names"])
 
     def _lines(self, is_over: bool) -> Iterator[dict[str, Any]]:
-        """Yield the lines that were added, leaving what is torn, or only being written, until nothing more comes."""
+        """Yield the added lines. One that is cut off, or still being written, waits until nothing more comes."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -141,7 +142,7 @@ class History:
 
 
 def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line with the numbers that were not finite as such: records, being JSON, have null for them."""
+    """Return a line with NaN for each null: records are JSON, so they hold null for numbers that are not finite."""
     return {name: math.nan if value is None else value for name, value in row.items()}
 
 
@@ -149,7 +150,7 @@ def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layer_table(folder: Path) -> tuple[list[str | int], list[Iterable[Any]]]:
-    """Return the columns and the rows of the table of layers: the last counts of each."""
+    """Return columns and rows of the table of layers: the last counts of each layer."""
     latest = {row["layer"]: row for row in read_layers(folder)}
     rows: list[Iterable[Any]] = [
         [row["layer"], row["size"], row["active"], row["active"] / row["size"], row["explored"]]
@@ -158,17 +159,17 @@ def layer_table(folder: Path) -> tuple[list[str | int], list[Iterable[Any]]]:
     return ["layer", "size", "active", "density", "explored"], rows
 
 
-def state(folder: Path) -> str:
-    """Return the recorded state; ``killed`` of a run that nobody carries out, or that is sent while it goes on."""
-    found = (read_status(folder) or {}).get("state", "running")
-    return "killed" if found == "running" else str(found)
+def state(folder: Path) -> State:
+    """Return the recorded state; ``KILLED`` for a run that is recorded as running, whether a process runs it or not."""
+    found: State = (read_status(folder) or {}).get("state", State.RUNNING)
+    return State.KILLED if found == State.RUNNING else found
 
 
 # -- the book ----------------------------------------------------------------------------------------------------------
 
 
 def contents(folder: Path, project: str, entity: str | None) -> dict[str, Any]:
-    """Return what the book says of a run that is sent as it is now: where to, and size and SHA-256 of each file."""
+    """Return what the book would say if the run was sent as it is now: where to, and each file's size and SHA-256."""
     return {
         "server": os.environ.get("WANDB_BASE_URL"),
         "project": project,
@@ -179,7 +180,7 @@ def contents(folder: Path, project: str, entity: str | None) -> dict[str, Any]:
 
 
 def read_book(folder: Path) -> dict[str, Any]:
-    """Return what has arrived of a run; nothing if nothing has, or if the book is damaged: then it is sent again."""
+    """Return the book of a run; empty if nothing has arrived, or if it is damaged: then the run is sent again."""
     try:
         book = read_json(folder / PLACE / _BOOK)
     except (FileNotFoundError, RecordError):
@@ -188,10 +189,10 @@ def read_book(folder: Path) -> dict[str, Any]:
 
 
 def write_book(folder: Path, arrived: Mapping[str, Any], last: Mapping[str, Any]) -> None:
-    """Note what has arrived, and which row was the last."""
+    """Write the book: what has arrived, and which row was the last."""
     replace_text(folder / PLACE / _BOOK, json.dumps({**arrived, "last": last}, indent=2))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": file_sha256(file)}

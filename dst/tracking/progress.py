@@ -8,14 +8,14 @@ from typing import Protocol
 from tqdm import tqdm
 
 _LINES = 10
-"""How many plain lines a whole run prints, about."""
+"""About how many plain lines a whole run prints."""
 
 
 class Progress(Protocol):
-    """What the training loop tells."""
+    """A display of the training loop's progress."""
 
     def advance(self, step: int) -> None:
-        """Say that ``step`` steps are done."""
+        """Show that ``step`` steps are done."""
         ...
 
     def show(self, values: Mapping[str, str]) -> None:
@@ -62,7 +62,7 @@ class Bar:
         self._bar.update(step - self._bar.n)
 
     def show(self, values: Mapping[str, str]) -> None:
-        """Write the figures behind the bar."""
+        """Show the figures behind the bar."""
         self._bar.set_postfix(values, refresh=False)
 
     def close(self) -> None:

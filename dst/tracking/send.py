@@ -1,9 +1,9 @@
 """The program that sends a run's record to wandb's server: ``python -m dst.tracking.send FOLDER``.
 
-It sends what is on record, then what is added, until its standard input is closed or the process that started it is
-gone; then the rest, and how the run ended. The server is asked what it has under the run's id and gets what it lacks:
-sending again, also after a failure half-way, duplicates nothing. What goes wrong is a line on standard output; the exit
-code is 0 if all has arrived. NoObserver else imports wandb.
+It sends what is recorded and then what is added, until its standard input is closed or the process that started it is
+gone. Then it sends the rest, and how the run ended. It asks the server what it has under the run's id and sends what is
+lacking, so sending again duplicates nothing, even after a failure half-way. Each problem is a line on standard output;
+the exit code is 0 if everything has arrived. No other module imports wandb.
 """
 
 import argparse
@@ -19,10 +19,11 @@ from typing import Any, Final
 
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_summary
+from dst.records.states import State
 from dst.tracking import mirrored
 
-_EXIT_CODES: Final = {"done": 0, "killed": 254}
-"""What wandb shows as finished and as crashed; all else has failed."""
+_EXIT_CODES: Final = {State.DONE: 0, State.KILLED: 254}
+"""Exit codes that wandb shows as finished and as crashed; any other one is failed."""
 
 _POLL_S: Final = 1.0
 _RETRY_S: Final = 60.0
@@ -33,11 +34,11 @@ Report = Callable[[str], None]
 
 
 class _NotSentError(RuntimeError):
-    """A record that has not arrived."""
+    """A record has not arrived."""
 
 
 def main() -> None:
-    """Send one run; what may still hang at the end (exit hooks, threads) is none of ours."""
+    """Send one run. Exit without waiting for exit hooks and threads of wandb, which may hang."""
     code, options = 1, _parser().parse_args()
     reports, over = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Event()
     devnull = os.open(os.devnull, os.O_RDWR)
@@ -50,7 +51,7 @@ def main() -> None:
     def report(text: str) -> None:
         if text not in told:
             told.add(text)
-            with suppress(OSError):  # nobody is left to hear it
+            with suppress(OSError):  # no process reads it any more
                 print(text, file=reports, flush=True)
 
     try:
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def _watch(over: threading.Event, timeout_s: float) -> None:
-    """Say when the run is over; then end this process in time, for the case that nobody is left to do so."""
+    """Set ``over`` when the run is over; then end this process after its time, in case its parent cannot do so."""
     parent = os.getppid()
     while os.getppid() == parent and not select.select([0], [], [], _POLL_S)[0]:
         pass
@@ -75,16 +76,16 @@ def _watch(over: threading.Event, timeout_s: float) -> None:
 
 
 class _Sender:
-    """Sends the record of one run. ``over``: it is, whatever is on record is all there is."""
+    """Sends the record of one run. ``over`` is set when the run is over and the record is complete."""
 
     def __init__(self, options: argparse.Namespace, over: threading.Event, report: Report) -> None:
         self.folder: Path = options.folder.resolve()
         self.project, self.entity = mirrored.destination(self.folder, options.project, options.entity)
-        self._share: float = options.timeout_s / 2  # of its time, for the beginning and for the end
+        self._share: float = options.timeout_s / 2  # of its time: one half for the beginning, one for the end
         self.over, self.report = over, report
 
     def send(self) -> None:
-        """Send all. As long as the run goes on, what fails is tried again and again, and once more when it is over."""
+        """Send everything. While the run goes on, retry what fails; try once more when it is over."""
         with ExitStack() as stack:
             self._take_turn(stack)
             is_last = False
@@ -105,7 +106,7 @@ class _Sender:
                     is_last = self.over.wait(_RETRY_S)
 
     def _take_turn(self, stack: ExitStack) -> None:
-        """Let nobody else send this run meanwhile; what an earlier attempt left may be on its way still."""
+        """Lock the mirror of this run. A sender of an earlier attempt may still be at work: wait for it."""
         place, may_wait = self.folder / mirrored.PLACE, not self.over.is_set()
         place.mkdir(exist_ok=True)
         while True:
@@ -133,17 +134,17 @@ class _Sender:
         return run
 
     def _mirror(self, run: Any) -> None:
-        """Send the history until it ends, then the rest; ``_NotSentError`` if the server does not have it all."""
+        """Send the history until it ends, then the rest; ``_NotSentError`` if lines of it have not arrived."""
         path, start = f"{run.entity}/{run.project}/{run.id}", mirrored.began(self.folder)
         lines = _lines(path, self._share) if run.resumed else 0
         history = mirrored.History(self.folder, run.starting_step, mirrored.read_book(self.folder).get("last") or {})
         is_over, seconds = False, 0.0
         while not is_over:
             is_over = self.over.wait(_POLL_S)
-            if is_over:  # noted before it is read: what is added while it is sent counts as not sent
+            if is_over:  # noted before reading: what is added while sending counts as not sent
                 arrived = mirrored.contents(self.folder, self.project, self.entity)
             for step, row in history.new(is_over=is_over):
-                # The time that wandb shows is that of the run, as far as it is on record, not that of the sending.
+                # wandb shall show the time of the run, as far as it is recorded, not the time of sending.
                 told = row.get("time/seconds")
                 seconds = told if isinstance(told, int | float) else seconds
                 run.log({**mirrored.with_nan(row), "_timestamp": start + seconds}, step=step, commit=True)
@@ -154,7 +155,7 @@ class _Sender:
         _tear_down()
 
     def _finish(self, run: Any) -> None:
-        """Send the table of layers and the final figures, and wait until all is there."""
+        """Send the table of layers and the final figures, and wait until they have arrived."""
         import wandb
 
         end = mirrored.state(self.folder)
@@ -163,15 +164,15 @@ class _Sender:
             columns, rows = mirrored.layer_table(self.folder)
             if rows:
                 run.summary.update({"sparsity/layers": wandb.Table(columns=columns, data=rows)})
-        except (KeyError, TypeError, ValueError) as error:  # the rest must not suffer from it
+        except (KeyError, TypeError, ValueError) as error:  # the rest is sent all the same
             self.report(f"no table of layers: {_first_line(error)}")
-        if end == "preempted":
+        if end == State.PREEMPTED:
             run.mark_preempting()
         run.finish(exit_code=_EXIT_CODES.get(end, 1))
 
 
 def _settings(share: float, began_at: float) -> Any:
-    """Return wandb's settings: silent, patient for so many seconds, looking at nothing but what it is given."""
+    """Return wandb's settings: silent, waiting at most ``share`` seconds, recording only what it is given."""
     import wandb
 
     wanted: dict[str, Any] = {
@@ -198,7 +199,7 @@ def _settings(share: float, began_at: float) -> Any:
 
 
 def _ignore_stop() -> None:
-    """Leave the run alone when somebody presses Stop in wandb: this process is not the one to stop."""
+    """Ignore the Stop button of wandb: it would stop this process and not the run."""
 
 
 def _lines(path: str, timeout_s: float) -> int:
@@ -209,9 +210,9 @@ def _lines(path: str, timeout_s: float) -> int:
 
 
 def _confirm(path: str, lines: int, timeout_s: float) -> None:
-    """Wait until the server has so many lines of history.
+    """Wait until the server has this many lines of history.
 
-    wandb counts a run as finished, and exits with 0, also where the server refused all of its history.
+    wandb counts a run as finished, and exits with 0, even if the server has refused all of its history.
     """
     deadline = time.monotonic() + timeout_s
     while (found := _lines(path, timeout_s)) < lines:

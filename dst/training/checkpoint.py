@@ -5,17 +5,19 @@ without it the checkpoint does not exist. What cannot be read at the moment is n
 differs from its manifest is, and it is set aside as ``<name>.damaged``. Nothing else in the folder is touched.
 """
 
-import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import torch
+
+from dst.files import file_sha256, replacing
 
 FORMAT: Final = 1
 
@@ -57,23 +59,23 @@ class Checkpoints:
         own, since the process was killed in between, is known to be of this program.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        data = self.path(step)
-        if self._is_saved(data.with_suffix(".json")):
+        data, manifest = self.path(step), self.path(step).with_suffix(".json")
+        if self._is_saved(manifest):
             return
-        _write(data, lambda file: torch.save(state, file))
-        partial = _partial(data)
-        manifest = {"format": FORMAT, "step": step, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
-        if self._run is not None:
-            manifest["run"] = self._run
-        _write(data.with_suffix(".json"), lambda file: file.write(json.dumps(manifest).encode()))
-        with _writing(data):
-            for path in (data, data.with_suffix(".json")):
-                os.replace(_partial(path), path)
-            _sync(self.folder)
+        with _writing(data), replacing(data, manifest, shared=False) as (file, beside):
+            torch.save(state, file)
+            beside.write(json.dumps(self._description(step, file)).encode())
         try:
             self._prune()
         except OSError as error:  # the next save tries again
             print(f"warning: an old checkpoint cannot be removed: {error}", file=sys.stderr)
+
+    def _description(self, step: int, file: BufferedRandom) -> dict[str, Any]:
+        """Return the manifest of a checkpoint whose data has just been written to a file."""
+        size = file.tell()
+        file.seek(0)
+        manifest = {"format": FORMAT, "step": step, "bytes": size, "sha256": file_sha256(file)}
+        return manifest if self._run is None else {**manifest, "run": self._run}
 
     def load_newest(self, map_location: str = "cpu") -> dict[str, Any] | None:
         """Return the state of the newest valid checkpoint, or None; damaged ones are set aside with a warning.
@@ -132,7 +134,7 @@ class Checkpoints:
         return [self.folder / match[0] for match in sorted(found, key=lambda match: -int(match[1]))]
 
     @contextmanager
-    def _verified(self, manifest: Path) -> Iterator[BinaryIO]:
+    def _verified(self, manifest: Path) -> Iterator[BufferedReader]:
         """Open the data of a checkpoint, at its beginning, once it is known to be what the manifest says."""
         data = manifest.with_suffix(".pt")
         try:
@@ -146,7 +148,7 @@ class Checkpoints:
                 size = os.fstat(file.fileno()).st_size
                 if size != said["bytes"]:
                     raise _DamagedError(f"it has {size} bytes instead of {said['bytes']}")
-                if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
+                if file_sha256(file) != said["sha256"]:
                     raise _DamagedError("its content does not match its digest")
                 file.seek(0)
                 yield file
@@ -241,43 +243,10 @@ def _said(manifest: Path) -> dict[str, Any]:
     return said
 
 
-def sha256(path: Path) -> str:
-    """Return the digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let ``write`` fill the temporary file of a path, and make it durable."""
-    with _writing(path), _partial(path).open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Leave no temporary file of a checkpoint behind if it cannot be written; OSError that says so."""
+    """Raise OSError that names the checkpoint if it cannot be written."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        for left in (path.with_suffix(".pt"), path.with_suffix(".json")):
-            _partial(left).unlink(missing_ok=True)
         raise OSError(f"cannot write checkpoint {path} ({error}); earlier checkpoints are intact") from error
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dst.files import file_sha256
 from dst.records.catalog import find_runs
 from dst.records.read import read_json, read_layers, read_metrics, read_status, read_summary
-from dst.training.checkpoint import Checkpoints, sha256
+from dst.training.checkpoint import Checkpoints
 from tests.processes import REPOSITORY, run, run_folder
 
 SILENT = ("tracking=none", "tracking.progress=none", "hardware.threads=1")
@@ -222,7 +223,7 @@ def test_masks_of_another_run(finished, tmp_path):
     mine, theirs = masks_of(run_folder(tmp_path / "outputs")), masks_of(folder)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     (digest,) = read_json(run_folder(tmp_path / "outputs") / "run.json")["sources"].values()
-    assert digest == sha256(Checkpoints(folder / "checkpoints").newest())
+    assert digest == file_sha256(Checkpoints(folder / "checkpoints").newest())
 
 
 def test_masks_that_do_not_fit_are_refused(finished, tmp_path):

@@ -104,20 +104,20 @@ def test_the_same_commands_again_change_nothing_and_a_single_run_is_held_too(out
     assert (refused.code, "is a run, not a group of runs" in refused.output) == (2, True)
 
 
-def test_launched_sweeps_hold_what_lies_elsewhere(outputs, capsys):
+def test_submitted_sweeps_hold_what_lies_elsewhere(outputs, capsys):
     """Two at a time, of the same cells, into the same group and another one."""
     composed = compose_cells(REPOSITORY / "conf", [*SWEEP[1:3], *TINY], multirun=True)
     configs = [complete(config) for _, config in composed]
 
-    def launch(group):
+    def submit_to(group):
         for config in configs:
             config.output.group = group
         return submitting.submit(cells(configs), LauncherSettings("local"), sweep._command())
 
     for group in ("new/a", "new/a", "new/b"):
-        assert launch(group).submitted == []
+        assert submit_to(group).submitted == []
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: launch("new/c"), range(2)))
+        list(pool.map(lambda _: submit_to("new/c"), range(2)))
     for group in ("a", "b", "c"):
         folder = outputs / "new" / group
         assert {path.name for path in folder.iterdir()} == {entry_path(folder, run_id(c)).name for c in configs}

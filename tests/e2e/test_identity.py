@@ -16,6 +16,7 @@ from dst.config.identity import run_id
 from dst.config.schema import ConfigError, complete, with_value
 from dst.data import content
 from dst.data.dataset import DataError
+from dst.files import file_sha256
 from dst.launcher import sweep
 from dst.launcher.frozen import freeze
 from dst.records.catalog import find_runs
@@ -23,7 +24,7 @@ from dst.records.read import read_json, read_status, read_summary
 from dst.run import build, feasible
 from dst.run.cell import cells
 from dst.run.sources import CHECKPOINTS, checkpoint, identified, main, sources
-from dst.training.checkpoint import Checkpoints, sha256
+from dst.training.checkpoint import Checkpoints
 from tests.data.pictures import picture, write, write_folder
 from tests.data.test_sources import write_raw
 from tests.processes import REPOSITORY, run, run_folder, run_together
@@ -263,7 +264,7 @@ def train_on(source: Path, keep: int = 2) -> None:
 
 def newest(source: Path) -> tuple[str, torch.Tensor]:
     checkpoints = Checkpoints(source / "checkpoints")
-    return sha256(checkpoints.newest()), checkpoints.load_newest()["model"]["fc1.weight"]
+    return file_sha256(checkpoints.newest()), checkpoints.load_newest()["model"]["fc1.weight"]
 
 
 def started_from(source: Path, *options: str):
@@ -339,7 +340,7 @@ def test_a_checkpoint_that_is_gone_or_changed_fails_the_run_and_both_digests_are
     kept = file.read_bytes()
     state = torch.load(file, weights_only=True)
     torch.save({**state, "extra": 1}, file)  # the manifest tells another digest than the file has
-    with pytest.raises(ValueError, match=f"{file} has the digest {sha256(file)}, but {digest} was asked for"):
+    with pytest.raises(ValueError, match=f"{file} has the digest {file_sha256(file)}, but {digest} was asked for"):
         build.build(config)
     file.write_bytes(kept)
     build.build(config)

@@ -85,7 +85,7 @@ def test_an_encoding_that_lacks_a_character_shows_its_number(tmp_path, accuracy)
     assert shell(tables, tmp_path, **ascii_only) == "0"
     assert rb"\xe9 \u2014 \u4e2d" in (tmp_path / "out").read_bytes()
     assert shell(command, tmp_path, **ascii_only) == "2"  # there the argument is no text
-    assert rb"no text in this locale's encoding, ascii; try LC_ALL=C.UTF-8" in (tmp_path / "out").read_bytes()
+    assert rb"this is not text in this locale's encoding, ascii; try LC_ALL=C.UTF-8" in (tmp_path / "out").read_bytes()
 
 
 def test_the_code_of_a_failure_is_that_of_the_run(tmp_path):

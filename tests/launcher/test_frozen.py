@@ -13,6 +13,7 @@ import pytest
 from dst.config.compose import compose_cells
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import ConfigError, complete
+from dst.files import sha256
 from dst.launcher import frozen as frozen_module
 from dst.launcher import node, requeue
 from dst.launcher import submit as submitting
@@ -24,7 +25,7 @@ from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from dst.run.cell import Cell, cells
-from dst.run.resume import digest, refreeze
+from dst.run.resume import refreeze
 from tests.processes import REPOSITORY, run
 
 TINY = ("model.hidden=[8]", "schedule.epochs=1", "sparsity=static", "tracking=none")
@@ -91,7 +92,7 @@ def test_a_changed_config_is_executed_by_nobody(failed, submitted, capsys, monke
     assert text != failed.config
     path = folder / "config.yaml"
     path.write_text(text)
-    known = digest(text) if is_forged else failed.digest
+    known = sha256(text) if is_forged else failed.digest
     Record.open(folder).write_run({**read_json(folder / "run.json"), "config_digest": known})
     reason = "this is no config of a run" if is_forged else "is not what was recorded in run.json"
 
@@ -146,10 +147,10 @@ def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, sub
     """Such as a run that was done and whose figures are gone."""
     folder = Path(failed.folder)
     Record.open(folder).write_status(state, attempt=1, step=0)
-    (seen,) = observe([folder])
-    command = "with the code that it was submitted with it goes on by: python -m dst.launcher.requeue "
+    (observed,) = observe([folder])
+    command = "to continue it with the code of its submission: python -m dst.launcher.requeue "
     told = [] if remedy is None else [f"{command}{folder}{remedy}"]
-    assert submitting._remedy(Cell(config(), folder), seen) == told
+    assert submitting._remedy(Cell(config(), folder), observed) == told
     for line in told:
         assert requeue.main(line.removeprefix(command).split()) == 0
     assert len(submitted) == len(told)
@@ -193,7 +194,7 @@ def test_by_hand_a_changed_config_is_refused_and_one_that_is_gone_or_new_is_writ
     path.write_text(text.replace("progress: auto", "progress: plain"))
     result = run(*TINY, cwd=tmp_path)
     assert (result.code, f"{folder.name}/config.yaml is not what was recorded" in result.output) == (2, True)
-    assert read_json(about)["config_digest"] == digest(text)
+    assert read_json(about)["config_digest"] == sha256(text)
 
     # Killed between the two files when it was to go on with another config: the same command again goes on.
     path.write_text(text.replace("keep: 2", "keep: 3"))
@@ -202,7 +203,7 @@ def test_by_hand_a_changed_config_is_refused_and_one_that_is_gone_or_new_is_writ
     assert run(*TINY, "checkpoint.keep=3", cwd=tmp_path, fault="kill:step:4").code < 0
     path.unlink()
     assert run(*TINY, "checkpoint.keep=3", cwd=tmp_path).code == 0
-    assert digest(path.read_text()) == read_json(about)["config_digest"]
+    assert sha256(path.read_text()) == read_json(about)["config_digest"]
 
 
 def test_what_looks_like_an_interpolation_is_text(tmp_path, monkeypatch):

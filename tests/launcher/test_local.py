@@ -14,6 +14,7 @@ from hydra.core.utils import JobStatus
 
 from dst.config.compose import compose_cells
 from dst.config.schema import ConfigError, complete
+from dst.files import sha256
 from dst.launcher import cancel, node, requeue, status
 from dst.launcher.frozen import freeze, frozen_code
 from dst.launcher.observe import observe
@@ -24,7 +25,6 @@ from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_attempts, read_json, read_launch, read_status
 from dst.records.store import Record
 from dst.run.cell import cells
-from dst.run.resume import digest
 from tests.processes import REPOSITORY, is_moving, run, run_folder, traces, wait_until
 
 pytestmark = pytest.mark.slow
@@ -186,7 +186,7 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     children = subprocess.run(["pgrep", "-P", str(job)], capture_output=True, text=True, check=True).stdout.split()
     for pid in (job, *map(int, children), read_status(folder)["pid"]):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: observe([folder])[0].state == "lost", "not seen as lost")
+    wait_until(lambda: observe([folder])[0].state == "lost", "not lost")
 
     assert "1 submitted" in run(*command, cwd=here).output
     wait_until(lambda: is_moving(folder, 2), "not continued")
@@ -204,7 +204,7 @@ def test_a_changed_frozen_config_is_refused(here):
     frozen = freeze(cell, "a command")
     folder = Path(frozen.folder)
     about = read_json(folder / "run.json")
-    assert about["config_digest"] == frozen.digest == digest((folder / "config.yaml").read_text())
+    assert about["config_digest"] == frozen.digest == sha256((folder / "config.yaml").read_text())
     assert state(folder) == "submitting"
     (folder / "config.yaml").write_text(frozen.config.replace("peak:", "peak: 9 #"))
     assert node.main([frozen.folder, "--digest", frozen.digest]) == 2

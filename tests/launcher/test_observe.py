@@ -26,7 +26,7 @@ JOB = "7_1"
 
 @pytest.fixture
 def told(tmp_path, monkeypatch):
-    """Return a function: what ``look`` says of a run in a state, given what SLURM says of its job."""
+    """Return a function: what ``observe`` says of a run in a state, given what SLURM says of its job."""
 
     def ask(state, jobs, *, launch=None, **status):
         monkeypatch.setattr(observing.slurm, "jobs", lambda ids: jobs)

@@ -153,7 +153,7 @@ def mutations(folder: Path, *names: str) -> list[Mutation]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two runs that were launched as jobs: one that was killed, whose lock still says so, and one that is done."""
+    """Two runs that were submitted as jobs: one that was killed, whose lock still says so, and one that is done."""
     cwd = tmp_path_factory.mktemp("records")
     assert run(*TINY, cwd=cwd, fault="kill:step:30").code == -9
     killed = run_folder(cwd / "outputs")
@@ -162,12 +162,12 @@ def root(tmp_path_factory):
     assert run(*TINY, "seed=1", cwd=cwd).code == 0
     root = cwd / "outputs"
     for folder in find_runs(root):
-        launched = {
+        submitted = {
             **{"cluster": "local", "submitted": 1.0, "settings": asdict(LauncherSettings("local"))},
             **{"cwd": str(cwd), "runs": 1, "job": "4194304", "logs": str(cwd), "code": str(frozen_code(root))},
             **{"host": os.uname().nodename, "process_started": "1"},
         }
-        Record.open(folder).write_launch(launched)
+        Record.open(folder).write_launch(submitted)
     return root
 
 

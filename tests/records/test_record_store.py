@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from dst.records.read import read_json, read_layers, read_metrics, read_status, read_summary
-from dst.records.states import STATES
+from dst.records.states import RECORDED
 from dst.records.store import Record, RecordError
 
 
@@ -72,14 +72,14 @@ def test_status_holds_what_was_said_and_who_said_it(record):
     }
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", RECORDED)
 def test_every_state_can_be_written(record, state):
     record.write_status(state, attempt=1, step=0)
     assert read_status(record.folder)["state"] == state
 
 
 def test_an_unknown_state_is_refused(record):
-    with pytest.raises(RecordError, match="'finished'; allowed: " + ", ".join(STATES)):
+    with pytest.raises(RecordError, match="'finished'; allowed: " + ", ".join(RECORDED)):
         record.write_status("finished", attempt=1, step=0)
     assert read_status(record.folder) is None
 

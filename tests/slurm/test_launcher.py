@@ -59,7 +59,7 @@ def test_a_sweep_with_a_failing_cell(cluster, tmp_path):
     ids = jobs(tmp_path)
     array = ids[0].partition("_")[0]
     assert sorted(ids.values()) == [f"{array}_{i}" for i in range(6)]  # one array
-    assert [seen.state for seen in observe(find_runs(tmp_path / "outputs"))] == ["queued"] * 6
+    assert [observed.state for observed in observe(find_runs(tmp_path / "outputs"))] == ["queued"] * 6
     again = submit(cluster, *command, cwd=tmp_path, conf=conf)
     assert "6 runs: 6 under way already, 0 submitted" in again
 
@@ -162,9 +162,9 @@ def test_a_job_killed_without_warning(cluster, tmp_path):
     for pid in (supervisor, child):
         os.kill(pid, signal.SIGKILL)
     cluster.wait_for(job, ("FAILED", "NODE_FAIL", "CANCELLED"))
-    (seen,) = observe([folder])
-    assert (seen.state, seen.is_taken) == ("lost", False)
-    assert "SLURM says" in seen.why
+    (observed,) = observe([folder])
+    assert (observed.state, observed.is_taken) == ("lost", False)
+    assert "SLURM says" in observed.why
     assert json.loads((folder / "lock").read_text())["pid"] == child
 
     assert "1 runs: 1 submitted" in submit(cluster, *command, "hydra.launcher.wait=true", cwd=tmp_path)

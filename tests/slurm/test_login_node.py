@@ -1,4 +1,4 @@
-"""The way of a cluster's users: submitted where there is no GPU, to the end of what can be seen without one."""
+"""The way of a cluster's users: submitted where there is no GPU, to the end of what can be observed without one."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def test_runs_on_gpus_are_submitted_without_one_and_their_jobs_say_what_is_missi
     folders = find_runs(tmp_path / "outputs")
     asked = {read_json(folder / "run.json")["config"]["hardware.processes"] for folder in folders}
     assert (len(folders), asked) == (3, {1, 2})
-    for folder, seen in zip(folders, wait(folders), strict=True):
-        assert (seen.state, read_status(folder)["step"]) == ("failed", 0)
-        assert "hardware.device=cuda: PyTorch finds no CUDA GPU on this machine" in seen.why
+    for folder, observed in zip(folders, wait(folders), strict=True):
+        assert (observed.state, read_status(folder)["step"]) == ("failed", 0)
+        assert "hardware.device=cuda: PyTorch finds no CUDA GPU on this machine" in observed.why
         cluster.wait_for(read_launch(folder)["job"], "FAILED")

@@ -88,7 +88,7 @@ def command(cluster, tmp_path):
 
 
 def states(root):
-    return Counter(seen.state for seen in observe(find_runs(root / "outputs")))
+    return Counter(observed.state for observed in observe(find_runs(root / "outputs")))
 
 
 def submit(cluster, cwd):
@@ -103,11 +103,11 @@ def test_a_submission_that_is_cut_off(cluster, command, tmp_path):
     assert freezing.process.stdout.readline() == "paused\n"
     elsewhere = [sys.executable, "-m", "dst.launcher.status", "outputs", "--json"]
     told = json.loads(cluster.run(*elsewhere, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)}))
-    assert [(seen["state"], seen["is_taken"]) for seen in told] == [("submitting", True)] * 2
+    assert [(observed["state"], observed["is_taken"]) for observed in told] == [("submitting", True)] * 2
     code, said = freezing.end(signal.SIGINT)
     assert code == 130
     assert said == "4 of 4 runs were not submitted: interrupted; the same command submits them\n"
-    assert [(seen.state, seen.why) for seen in observe(find_runs(tmp_path / "outputs"))] == [
+    assert [(observed.state, observed.why) for observed in observe(find_runs(tmp_path / "outputs"))] == [
         ("not submitted", "interrupted")
     ] * 2
 
@@ -143,12 +143,12 @@ def test_what_was_cancelled_is_submitted_by_the_same_command(cluster, tmp_path):
     assert states(tmp_path) == {"cancelled": 4}
     assert submit(cluster, tmp_path) == "4 runs: 4 submitted"
 
-    (array,) = {seen.job.partition("_")[0] for seen in observe(find_runs(tmp_path / "outputs"))}
+    (array,) = {observed.job.partition("_")[0] for observed in observe(find_runs(tmp_path / "outputs"))}
     cluster.run("scancel", f"{array}_1", f"{array}_2")
     assert states(tmp_path) == {"queued": 2, "cancelled": 2}
     assert submit(cluster, tmp_path) == "4 runs: 2 under way already, 2 submitted"
 
-    cluster.run("scancel", *{seen.job.partition("_")[0] for seen in observe(find_runs(tmp_path / "outputs"))})
+    cluster.run("scancel", *{observed.job.partition("_")[0] for observed in observe(find_runs(tmp_path / "outputs"))})
     assert states(tmp_path) == {"cancelled": 4}
     assert submit(cluster, tmp_path) == "4 runs: 4 submitted"
 

@@ -77,5 +77,5 @@ def test_none_is_a_null_object():
         found = tracker(mode, timeout_s=1)
         assert isinstance(found, NoTracker)
         found.begin(Path("nowhere"))
-        found.look()
+        found.poll()
         found.finish()

@@ -339,7 +339,7 @@ def begun(folder, timeout_s=20.0):
 
 def log(record, mirror, step, **values):
     record.log(step=step, epoch=0.5, attempt=1, values=values)
-    mirror.look()
+    mirror.poll()
 
 
 def end(record, mirror, state="done"):
@@ -426,7 +426,7 @@ def test_a_server_that_comes_back_gets_all(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         record, mirror = begun(tmp_path / "late")
         log(record, mirror, 1, loss=1.0)
-        wait_until(lambda: mirror.look() or capsys.readouterr().err.count("warning: wandb: "), "no warning")
+        wait_until(lambda: mirror.poll() or capsys.readouterr().err.count("warning: wandb: "), "no warning")
     with stub_server(int(url.rpartition(":")[2])) as stub:
         log(record, mirror, 2, loss=0.5)
         end(record, mirror)

@@ -1,6 +1,7 @@
 """The Hydra launcher of this project: ``hydra/launcher=slurm`` and ``hydra/launcher=local``.
 
-Hydra takes plugins from this namespace only and loads each at its start, so the work is elsewhere (``dst.launcher``).
+Hydra takes plugins only from this namespace and loads each of them at its start. So the work is done elsewhere, in
+``dst.launcher``.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from dst.config.launcher import Cluster, LauncherSettings
+from dst.records.states import State
 
 
 class SubmititLauncher(Launcher):
@@ -23,14 +25,14 @@ class SubmititLauncher(Launcher):
         self._conf: Path | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Learn where the config files are; a run needs no task function, since its frozen config says all."""
+        """Remember where the config files are. The task function is not used: a run's frozen config says everything."""
         sources = config.hydra.runtime.config_sources
         self._conf = next(Path(source.path) for source in sources if source.provider == "main")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose, check, freeze and submit the cells; return one result a cell, whose value is the run's folder.
+        """Compose, check, freeze and submit the cells; return a result for each cell, whose value is the run's folder.
 
-        Raises ConfigError, with everything that is wrong, before anything is submitted.
+        Raises ConfigError, with all problems, before anything is submitted.
         """
         from dst.launcher.sweep import submit_cells
 
@@ -39,6 +41,6 @@ class SubmititLauncher(Launcher):
         return [_result(overrides, *found) for overrides, found in zip(job_overrides, submitted, strict=True)]
 
 
-def _result(overrides: Sequence[str], folder: Path, state: str) -> JobReturn:
-    status = JobStatus.COMPLETED if state == "done" else JobStatus.UNKNOWN
+def _result(overrides: Sequence[str], folder: Path, state: State) -> JobReturn:
+    status = JobStatus.COMPLETED if state == State.DONE else JobStatus.UNKNOWN
     return JobReturn(overrides=overrides, status=status, _return_value=str(folder))

@@ -1,4 +1,4 @@
-"""What launching costs: ``python -m tests.bench.launch``.
+"""What submitting sweeps costs: ``python -m tests.bench.submit``.
 
 Sweeps of 1,000 cells: one of 1,000 learning rates, the first of which is impossible; and, on a machine with SLURM with
 ``--slurm 1000``, one of 5 methods, 2 densities and 100 seeds, which is frozen, submitted (held) and cancelled; or of as
@@ -33,7 +33,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--slurm", type=int, metavar="CELLS", help="submit so many held jobs to SLURM, then cancel them"
+        "--slurm", type=int, metavar="CELLS", help="submit this many held jobs to SLURM, then cancel them"
     )
     parser.add_argument("--packing", choices=ON, help="compare runs side by side on this hardware, and nothing else")
     options = parser.parse_args()

@@ -1,0 +1,102 @@
+"""A state of a run is written in one place only, ``dst/records/states.py``; everywhere else it is a ``State``."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dst.records import states
+from dst.records.states import ENDED, OBSERVED, OVER, RECORDED, REQUEUED, STOPPED, UNFINISHED, WITHOUT_RECORD, State
+from tests.processes import REPOSITORY
+
+DECLARATION = "dst/records/states.py"
+
+OTHER_MEANINGS = {
+    ("analysis/tables.py", "missing"): "a column of tables: the seeds without a figure",
+    ("dst/launcher/sync.py", "failed"): "what became of sending a record, whatever state the run is in",
+    ("dst/records/lock.py", "unknown"): "the host of a lock whose content is damaged",
+    ("dst/records/read.py", "missing"): "a field that is not there",
+    ("dst/run/terminal.py", "lost"): "an attribute of a stream",
+    ("dst/sparsity/init.py", "missing"): "a mask that is not there",
+}
+"""Words that are states elsewhere: (file, word) -> what it means there."""
+
+
+def sources() -> list[Path]:
+    return sorted(path for room in ("dst", "analysis") for path in (REPOSITORY / room).rglob("*.py"))
+
+
+def written_states(source: str) -> Iterator[tuple[int, str]]:
+    """Yield line and text of every string that spells a state, wherever it is used: compared, listed, passed, ...."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and node.value in list(State):
+            yield node.lineno, node.value
+
+
+def test_no_state_is_written_as_a_literal():
+    found = {
+        (path.relative_to(REPOSITORY).as_posix(), word): line
+        for path in sources()
+        for line, word in written_states(path.read_text())
+    }
+    elsewhere = {place: line for place, line in found.items() if place[0] != DECLARATION}
+    told = [
+        f"{file}:{line}: '{word}'" for (file, word), line in elsewhere.items() if (file, word) not in OTHER_MEANINGS
+    ]
+    assert not told, f"use dst.records.states.State: {told}"
+    assert OTHER_MEANINGS.keys() <= elsewhere.keys(), "these are not there any more: take them off the list"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if run.state == 'done': pass",
+        "run.state in ('x', 'not submitted')",
+        "state = 'failed'",
+        "restate(folder, 'queued', why)",
+        "restate(folder, state='lost')",
+        "codes = {'diverged': 3}",
+        "codes['preempted']",
+        "def state(default='running'): return default",
+        "told = f\"{names.get('cancelled')}\"",
+    ],
+)
+def test_a_literal_is_found_wherever_it_is_used(source):
+    assert list(written_states(source))
+
+
+@pytest.mark.parametrize("source", ["'''What is done.'''", "print(f'{run} done: {why}')", "done = State.DONE"])
+def test_a_word_in_a_sentence_is_no_literal(source):
+    assert not list(written_states(source))
+
+
+def test_every_state_is_recorded_or_seen_from_outside_and_the_groups_are_of_those_that_can_be_in_them():
+    assert [state.value for state in RECORDED] == [
+        *("submitting", "not submitted", "queued", "running", "preempted", "done", "failed", "diverged", "cancelled")
+    ]
+    assert set(OBSERVED) - set(RECORDED) == {State.LOST, State.UNKNOWN, State.UNREADABLE, State.MISSING}
+    assert set(UNFINISHED) == set(RECORDED) - ENDED
+    assert OVER < ENDED < set(RECORDED)
+    assert set(REQUEUED) <= set(OBSERVED)
+    assert set(STOPPED) <= set(UNFINISHED)
+    assert not set(WITHOUT_RECORD) & set(RECORDED)
+
+
+def test_exit_codes_are_those_of_the_contract():
+    codes = {state.value: state.exit_code for state in State}
+    assert {name: codes[name] for name in ("done", "failed", "refused", "diverged", "preempted", "cancelled")} == {
+        **{"done": 0, "failed": 1, "refused": 2, "diverged": 3},
+        **{"preempted": 75, "cancelled": 75},
+    }
+    assert codes["lost"] == codes["queued"] == codes["not started"] == 1  # none of them is an end
+
+
+def test_the_worst_code_is_chosen_by_what_it_means_and_not_by_its_number():
+    assert states.worst([0, 75, 3, 2, 1]) == 1
+    assert states.worst([75, 3, 2]) == 2
+    assert states.worst([75, 0, 3]) == 3
+    assert states.worst([75, 0]) == 75
+    assert states.worst([130, 75]) == 75
+    assert states.worst([130, 0]) == 130
+    assert states.worst([0]) == states.worst([]) == 0
