@@ -34,21 +34,21 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
-            raise DataError(f"data.augment.crop_padding={self.crop_padding}: must be a number of pixels >= 0")
+            raise DataError(f"crop_padding={self.crop_padding}: must be a number of pixels >= 0")
         if self.padding_mode not in ("reflect", "zeros"):
-            raise DataError(f"data.augment.padding_mode={self.padding_mode}: allowed: reflect, zeros")
+            raise DataError(f"padding_mode={self.padding_mode}: allowed: reflect, zeros")
         if self.resized_crop_scale is not None and self.crop_padding:
             raise DataError(
-                f"data.augment.crop_padding={self.crop_padding} and data.augment.resized_crop_scale are two kinds of "
-                "crop: choose one"
+                f"crop_padding={self.crop_padding} and resized_crop_scale={list(self.resized_crop_scale)} are two "
+                "kinds of crop: choose one (crop_padding=0 or resized_crop_scale=None)"
             )
 
     def check(self, shape: Shape) -> None:
         """Raise DataError if images of this shape cannot be augmented so."""
         if self.padding_mode == "reflect" and self.crop_padding >= min(shape[1:]):
             raise DataError(
-                f"data.augment.crop_padding={self.crop_padding}: reflection needs less than the image size, "
-                f"{shape[1]} x {shape[2]}; or set data.augment.padding_mode=zeros"
+                f"crop_padding={self.crop_padding}: reflection needs less than the image size, {shape[1]} x "
+                f"{shape[2]}; choose a smaller one, or padding_mode=zeros"
             )
 
 

@@ -34,10 +34,10 @@ class Batches:
         shuffle: bool = False,
     ) -> None:
         if batch_size < 1:
-            raise DataError(f"schedule.batch_size={batch_size}: must be at least 1")
+            raise DataError(f"batch_size={batch_size}: must be at least 1")
         if (mean is None) != (std is None):
             raise DataError(
-                "data.mean and data.std go together: set both, or neither to use those of the training split"
+                f"mean={mean} and std={std} go together: give both, or neither to use those of the training split"
             )
         if mean is None or std is None:
             mean, std = channel_statistics(split)
@@ -51,8 +51,9 @@ class Batches:
         self._augment.check(split.shape)
         if self._augment.resized_crop_scale is not None:
             raise DataError(
-                "data.augment.resized_crop_scale needs images of their full size, that is image files that are "
-                "streamed: set it to null and take data.augment.crop_padding, or choose another data set"
+                f"resized_crop_scale={list(self._augment.resized_crop_scale)} crops images at their full size, so it "
+                "needs image files that are streamed: choose resized_crop_scale=None, with crop_padding=4 or such if "
+                "you want crops, or another data set"
             )
 
     def __len__(self) -> int:

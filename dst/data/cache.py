@@ -77,8 +77,8 @@ def load(
         _compare(root, _digest(_content(train, test, classes), _tensors(train, test)), digest)
     if storage == "stream":
         raise DataError(
-            f"data.storage=stream: {name} is no set of image files, it always lives in memory; set data.storage=auto "
-            "and data.augment.resized_crop_scale=null, which asks for streaming"
+            f"storage=stream: {name} is not a set of image files and always lives in memory; choose storage=auto, and "
+            "resized_crop_scale=None, which would ask for streaming"
         )
     return _stored(path, name, _fitted(train, fit), _fitted(test, fit), classes, digest)
 
@@ -114,9 +114,9 @@ def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None)
 def _compare(root: str, found: str, wanted: str | None) -> None:
     if wanted not in (None, found):
         raise DataError(
-            f"data.root={root}: what lies there is not the content that was asked for: its digest is {found}, but "
-            f"data.digest={wanted}. Bring that content back, or run the command with data.digest={found} (or, to take "
-            "what is there, without data.digest), which is another run"
+            f"root={root}: what lies there is not the content that was asked for: its digest is {found}, but "
+            f"digest={wanted}. Bring that content back, or ask for what is there: digest={found}, or no digest at all, "
+            "which is another run"
         )
 
 
@@ -174,7 +174,7 @@ def _stored(path: Path, name: str, train: Split, test: Split, classes: int, raw:
     try:
         _write(path, train, test, dataset, raw)
     except OSError as error:  # a full disk or a read-only folder costs time at each start, but is no reason to stop
-        _LOG.warning("%s: cannot write its cache %s (%s); data.cache=FOLDER chooses another place", name, path, error)
+        _LOG.warning("%s: cannot write its cache %s (%s); cache=FOLDER chooses another place", name, path, error)
     return dataset
 
 

@@ -61,13 +61,13 @@ def _read(name: str, dataset: str, folder: Path, download: bool, digest: str | N
     if differs := published.difference(name, sums, digest or published.digest(name)):
         raise DataError(
             f"{folder.absolute()}: {differs}, and have it unpickled, which can run code: only if you trust where it is "
-            "from. Or delete and fetch again (data.download=true)"
+            "from. Or delete and fetch again (download=True)"
         )
     return {file: pickle.loads(data, encoding="latin1") for file, data in content.items()}
 
 
 def _fetch(dataset: str, folder: Path, missing: list[str], download: bool) -> None:
-    reason = "data.download=false"
+    reason = "download=False"
     try:
         if download:
             fetch(dataset, folder.parent, folder.name, missing)
@@ -76,8 +76,8 @@ def _fetch(dataset: str, folder: Path, missing: list[str], download: bool) -> No
         reason = f"downloading failed: {' '.join(str(error).split())}"
     raise NotHereError(
         f"{dataset} is not complete: {', '.join(missing)} not found in {folder.absolute()}; {reason}. Put the files "
-        f"there, or let data.root=FOLDER name the folder that holds {folder.name}, or run once with data.download=true "
-        "on a machine that has a network"
+        f"there, or let root=FOLDER name the folder that holds {folder.name}, or run once with download=True on a "
+        "machine that has a network"
     )
 
 

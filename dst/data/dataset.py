@@ -86,7 +86,10 @@ class Dataset:
     def __post_init__(self) -> None:
         train, test = self.train.shape, self.test.shape
         if train != test:
-            raise DataError(f"{self.name}: training images are {train} but test images {test}; set data.size")
+            raise DataError(
+                f"{self.name}: training images are {train} but test images {test}; bring them to one, e.g. "
+                f"size={train[-1]}"
+            )
         for part, split in (("training", self.train), ("test", self.test)):
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= self.classes:

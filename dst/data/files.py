@@ -58,8 +58,8 @@ class Files:
         """Channels, height and width of a fitted image; ``DataError`` without a size, when only decoding would tell."""
         if self.fit.size is None:
             raise DataError(
-                "data.size=null: images that are streamed must be brought to one size, e.g. data.size=224; or keep "
-                "the set in memory with data.storage=resident if all have the same size"
+                "size=None: images that are streamed must be brought to one size, e.g. size=224; or keep the set in "
+                "memory with storage=resident if all have the same size"
             )
         return _CHANNELS, self.fit.size, self.fit.size
 

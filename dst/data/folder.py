@@ -31,8 +31,8 @@ def _read(root: Path, name: str, held_out: tuple[str, ...]) -> tuple[Files, File
     part = next((part for part in held_out if (root / part).is_dir()), None)
     if part is None or not (root / "train").is_dir():
         raise NotHereError(
-            f"{root.absolute()} is no data.name={name}: looked for the folders train and {' or '.join(held_out)}, each "
-            f"with a folder of images for each class; {content(root)}. Set data.root=FOLDER to the one that holds them"
+            f"{root.absolute()} is no {name}: looked for the folders train and {' or '.join(held_out)}, each with a "
+            f"folder of images for each class; {content(root)}. Set root=FOLDER to the one that holds them"
         )
     for other in held_out:
         if other != part and (root / other).is_dir():

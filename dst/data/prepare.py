@@ -53,7 +53,7 @@ def decode_all(files: Files, title: str) -> Split:
 def sizes_differ(files: Files, one: int, image: Tensor, other: int, other_image: Tensor) -> DataError:
     """Return the error that names two files whose images have different sizes."""
     sizes = [f"{files.path(n)} is {i.shape[1]} x {i.shape[2]}" for n, i in ((one, image), (other, other_image))]
-    return DataError(f"images have different sizes: {', '.join(sizes)}. Set data.size to bring them to one")
+    return DataError(f"images have different sizes: {', '.join(sizes)}. Bring them to one, e.g. size={image.shape[-1]}")
 
 
 def verify(files: Files, key: str, memory: Path, title: str) -> None:

@@ -68,10 +68,10 @@ def difference(name: str, sums: Mapping[str, str], wanted: str | None) -> str | 
     if wanted in (None, found):
         return None
     if found == digest(name):
-        return f"it is the original, but data.digest={wanted} asks for another content; leave data.digest out"
-    variant = f"if this content is what you mean, add data.digest={found}, which makes it another run"
+        return f"it is the original, but digest={wanted} asks for another content; leave that out"
+    variant = f"if this content is what you mean, add digest={found}, which makes it another run"
     if wanted != digest(name):
-        return f"its content has the digest {found}, but data.digest={wanted}; {variant}"
+        return f"its content has the digest {found}, but digest={wanted}; {variant}"
     published = SUMS[name]
     differing = [file for file in sums if sums[file] != published[file]]
     told = ", ".join(f"{file} (MD5 sum {sums[file]}, published {published[file]})" for file in differing)

@@ -25,13 +25,11 @@ class Resize:
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
-            raise DataError(
-                f"data.size={self.size}: must be a number of pixels >= 1, or null to keep the images as they are"
-            )
+            raise DataError(f"size={self.size}: must be a number of pixels >= 1; size=None keeps images as they are")
         if self.center_crop is not None and self.size is None:
-            raise DataError(f"data.center_crop={self.center_crop} would be ignored without data.size")
+            raise DataError(f"center_crop={self.center_crop} would be ignored without a size, e.g. size=224")
         if self.center_crop is not None and not 0 < self.center_crop <= 1:
-            raise DataError(f"data.center_crop={self.center_crop}: must be a fraction in (0, 1]")
+            raise DataError(f"center_crop={self.center_crop}: must be a fraction in (0, 1]")
 
     def __str__(self) -> str:
         """Return what file names say of it: nothing, ``-224`` or ``-224-crop0.875``."""

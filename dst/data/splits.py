@@ -16,11 +16,11 @@ def train_val_split(labels: Tensor, fraction: float, split_seed: int) -> tuple[T
     least one sample in each part; ``DataError`` where that cannot be.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"data.val_fraction={fraction}: must lie between 0 and 1, both excluded")
+        raise DataError(f"fraction={fraction}: must lie between 0 and 1, both excluded")
     try:
         return stratified(labels, fraction, derive_seed(split_seed, "validation"))
     except DataError as error:
-        raise DataError(f"data.val_fraction={fraction}: {error}") from None
+        raise DataError(f"fraction={fraction}: {error}") from None
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -63,11 +63,11 @@ class Stream:
         workers: int = 0,
     ) -> None:
         if batch_size < 1:
-            raise DataError(f"schedule.batch_size={batch_size}: must be at least 1")
+            raise DataError(f"batch_size={batch_size}: must be at least 1")
         if mean is None or std is None:
             raise DataError(
-                "data.mean and data.std are missing: they are computed only of sets that fit into memory. Set them, "
-                "e.g. to ImageNet's: data.mean=[0.485,0.456,0.406] data.std=[0.229,0.224,0.225]"
+                f"mean={mean} and std={std}: both are computed only of sets that fit into memory. Give them, e.g. "
+                "ImageNet's: mean=[0.485,0.456,0.406] std=[0.229,0.224,0.225]"
             )
         self.samples = len(files)
         """Number of samples of an epoch."""

@@ -22,7 +22,7 @@ def tiny_imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
     if found is None or missing:
         raise NotHereError(
             f"{(found or root).absolute()} is no Tiny-ImageNet in its original layout: no {', '.join(missing)}; "
-            f"{content(found or root)}. Set data.root=FOLDER to the one that holds wnids.txt, or {_ARCHIVE}; the "
+            f"{content(found or root)}. Set root=FOLDER to the one that holds wnids.txt, or {_ARCHIVE}; the "
             f"original is at {_URL}"
         )
     listed: dict[str, list[Entry]] = {name: [] for name in sorted(line.strip() for line in _lines(found / "wnids.txt"))}

@@ -16,5 +16,5 @@ def require_side(model: str, shape: Shape, smallest: int) -> None:
     if min(height, width) < smallest:
         raise ModelError(
             f"model {model} needs images of at least {smallest}x{smallest}, these are {height}x{width} "
-            f"({channels} channel{'s' * (channels != 1)}): set data.size={smallest} or more, or choose another model"
+            f"({channels} channel{'s' * (channels != 1)}): set size={smallest} or more, or choose another model"
         )

@@ -73,7 +73,7 @@ class PreActivationBlock(nn.Module):
 def _wrn(name: str, shape: Shape, classes: int, *, depth: int, widen: int, dropout: float) -> nn.Module:
     require_side(name, shape, smallest=1)
     if not 0 <= dropout < 1:
-        raise ModelError(f"model {name}: model.dropout={dropout} must be in [0, 1), e.g. model.dropout=0.3")
+        raise ModelError(f"model {name}: dropout={dropout} must be in [0, 1), e.g. dropout=0.3")
     blocks = (depth - 4) // 6
     widths = [16 * widen, 32 * widen, 64 * widen]
     rows = stages(partial(PreActivationBlock, dropout=dropout), 16, [(width, blocks) for width in widths])

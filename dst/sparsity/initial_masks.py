@@ -3,14 +3,15 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import allocate
-from dst.sparsity.distribution import Distribution
+from dst.sparsity.distribution import Distribution, uniform
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Pattern
 from dst.sparsity.saliency import Probe, Saliency
@@ -97,16 +98,8 @@ class FirstParts:
 
 
 def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[Tensor]:
-    """Return the mask of every layer; ValueError for a density or masks that cannot be."""
-    _check_density(parts, density)
-    shapes = [layer.weight.shape for layer in start.layers]
-    if parts.own_counts:
-        counts = [layer.size for layer in start.layers]
-    elif "ranks" in marks_of(parts.distribution):
-        counts = _ranked_counts(start, cast(Criterion, parts.distribution), cast(float, density))
-    else:
-        counts = allocate(cast(Distribution, parts.distribution), shapes, density)
-    start.counts = admissible(start.pattern, [layer.name for layer in start.layers], shapes, counts)
+    """Return the mask of every layer; ValueError for a density or masks that are impossible."""
+    start.counts = first_counts(start.layers, parts, density, partial(_ranked_counts, start))
     masks = parts.init(start)
     for layer, mask in zip(start.layers, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
@@ -119,14 +112,39 @@ def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[
     return masks
 
 
-def admissible(pattern: Pattern, names: Sequence[str], shapes: Sequence[Size], counts: Sequence[int]) -> list[int]:
+def first_counts(
+    layers: Sequence[Layer],
+    parts: FirstParts,
+    density: float | None,
+    by_rank: Callable[[Criterion, float], list[int]] | None = None,
+) -> list[int]:
+    """Return how many weights each layer keeps at first, by the distribution and inside the pattern.
+
+    Looks at shapes only, so the weights may be on the meta device. A criterion that ranks weights has to see them:
+    ``by_rank(criterion, density)`` gives its counts. Without it all layers get the same density, which shows as well
+    whether ``density`` is possible. An init with counts of its own may keep fewer weights than are returned.
+    Raises ValueError for a density that is impossible, missing or not needed, and for a layer that the pattern refuses.
+    """
+    _check_density(parts, density)
+    ranks = "ranks" in marks_of(parts.distribution)
+    if parts.own_counts:
+        counts = [layer.size for layer in layers]
+    elif ranks and by_rank is not None:
+        counts = by_rank(cast(Criterion, parts.distribution), cast(float, density))
+    else:
+        distribution = uniform if ranks else cast(Distribution, parts.distribution)
+        counts = allocate(distribution, [layer.weight.shape for layer in layers], density)
+    return _admissible(parts.pattern(), layers, counts)
+
+
+def _admissible(pattern: Pattern, layers: Sequence[Layer], counts: Sequence[int]) -> list[int]:
     """Return the counts that a pattern allows, nearest to the given; ValueError names the layer that has none."""
     found = []
-    for name, shape, count in zip(names, shapes, counts, strict=True):
+    for layer, count in zip(layers, counts, strict=True):
         try:
-            found.append(pattern.admissible(shape, count))
+            found.append(pattern.admissible(layer.weight.shape, count))
         except ValueError as error:
-            raise ValueError(f"layer {name}: {error}") from error
+            raise ValueError(f"layer {layer.name}: {error}") from error
     return found
 
 
@@ -144,11 +162,11 @@ def check_layout(layers: Sequence[Layer], **parts: Any) -> None:
 def _check_density(parts: FirstParts, density: float | None) -> None:
     if parts.own_counts and density is not None:
         raise ValueError(
-            f"density={density} would be ignored: the distribution keeps all weights, or init or pattern say "
-            "themselves how many; give density=None"
+            f"density={density} would be ignored: the distribution keeps all weights, or init or pattern have counts "
+            "of their own; give density=None"
         )
     if not parts.own_counts and (density is None or parts.distribution is None):
-        raise ValueError("density and distribution are missing: init and pattern leave open how many weights are kept")
+        raise ValueError("give density and distribution: neither init nor pattern decide how many weights are kept")
 
 
 def _ranked_counts(start: Start, criterion: Criterion, density: float) -> list[int]:

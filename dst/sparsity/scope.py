@@ -112,7 +112,7 @@ class _Candidate:
         weight = _own_weight(self.modules[0])
         problem = _problem(self.modules[0], weight)
         if problem is not None or weight is None:
-            leave_out = f"leave it out of the scope (exclude={self.name!r})" if self.name else "take another model"
+            leave_out = f"leave it out of the scope (exclude={[self.name]})" if self.name else "take another model"
             raise ValueError(f"layer {self.name!r} {problem}, or {leave_out}")
         return Layer(self.name, weight, self.is_output, tuple(self.modules))
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst import registry
-from dst.fractions import exact
+from dst.fractions import Curve, exact
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
-from dst.sparsity.drop_fraction import Curve, constant
+from dst.sparsity.drop_fraction import constant
 from dst.sparsity.held import (
     all_finite,
     begin_state,

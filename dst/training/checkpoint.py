@@ -164,8 +164,7 @@ class Checkpoints:
         if not self._is_own(said):
             raise CheckpointError(
                 f"checkpoint {data} is of run {said['run']}, not of run {self._run}: it was copied here. Move it away; "
-                "a run that shall begin with the weights or masks of another one names its folder in model.weights or "
-                "sparsity.init.path"
+                "to start from the weights or masks of another run, name its folder (weights=FOLDER or path=FOLDER)"
             )
 
     def _is_own(self, said: dict[str, Any]) -> bool:

@@ -300,7 +300,7 @@ def joined(own: Rank, device: str, *, strict: bool) -> Iterator[Group]:
 def _take_gpu(own: Rank) -> None:
     found = torch.cuda.device_count()
     if found == 0:
-        raise StartError("hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware.device=cpu")
+        raise StartError("device=cuda: PyTorch finds no CUDA GPU on this machine; use device=cpu")
     if 1 < found < own.local_world:
         raise StartError(
             f"{own.local_world} processes were started on this machine, which has {found} GPUs: start one a GPU"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
+from dst.fractions import Curve
 from dst.metrics.flops import Flops
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
@@ -100,7 +101,7 @@ class Training:
     model: nn.Module
     optimizer: Optimizer
     sparsifier: Sparsifier
-    lr: Callable[[int], float]
+    lr: Curve
     train_batches: Loader
     val_batches: Loader
     flops: Flops

@@ -2,12 +2,10 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dst.fractions import step_at
-
-Curve = Callable[[int], float]
+from dst.fractions import Curve, step_at
 
 
 @dataclass(frozen=True)
