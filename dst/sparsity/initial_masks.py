@@ -27,8 +27,8 @@ Criterion = Callable[..., Saliency]
 class Start:
     """The situation before the first step.
 
-    ``counts``: active weights of each layer, once the distribution has said so. ``forward_passes``: what looking at
-    data has cost so far, in dense forward passes of one sample.
+    ``counts``: active weights of each layer, empty until the distribution is allocated. ``forward_passes``: the cost of
+    looking at data so far, in dense forward passes of one sample.
     """
 
     layers: Sequence[Layer]
@@ -51,7 +51,7 @@ class Start:
         ]
 
     def rank(self, criterion: Criterion, keep: int | Sequence[int]) -> list[Tensor]:
-        """Return the scores of a criterion; those that the distribution had of it serve the init too."""
+        """Return the scores of a criterion; distribution and init share them if both ask for the same."""
         key = _identity(criterion)
         if key not in self._ranked:
             if "data" in marks_of(criterion) and self.probe is None:
@@ -64,7 +64,7 @@ class Start:
         return self._ranked[key]
 
     def view(self, i: int) -> LayerView:
-        """Return what a score may look at in one layer; nothing is active yet."""
+        """Return one layer as a score sees it; no weight is active yet."""
         weight = self.layers[i].weight
         blank = torch.zeros_like(weight, dtype=torch.bool)
         return LayerView(weight.detach(), blank, blank, weight.grad, derive_seed(self.seed, "init", i))
@@ -92,7 +92,7 @@ class FirstParts:
 
     @property
     def own_counts(self) -> bool:
-        """Say whether a part says by itself how many weights are kept, so that there is no density."""
+        """Say whether a part decides itself how many weights are kept, so that there is no density."""
         marks: frozenset[Mark] = frozenset().union(*map(marks_of, (self.distribution, self.init, self.pattern)))
         return "own_counts" in marks
 
@@ -149,13 +149,14 @@ def _admissible(pattern: Pattern, layers: Sequence[Layer], counts: Sequence[int]
 
 
 def check_layout(layers: Sequence[Layer], **parts: Any) -> None:
-    """Raise ValueError if a part goes by output units where the weights of a layer do not begin with them."""
+    """Raise ValueError if a part works on output units and a layer does not have them in its first dimension."""
     transposed = [layer.name for layer in layers if layer.is_transposed]
     for kind, part in parts.items():
         if transposed and "units" in marks_of(part):
             raise ValueError(
-                f"layer {transposed[0]} is a transposed convolution, whose weights lie by inputs first, but this "
-                f"{kind} goes by output units: leave the layer out of the scope (exclude), or choose another {kind}"
+                f"layer {transposed[0]} is a transposed convolution: the first dimension of its weights is that of the "
+                f"inputs, but this {kind} goes by output units. Leave the layer out of the scope (exclude), or choose "
+                f"another {kind}"
             )
 
 
@@ -166,7 +167,7 @@ def _check_density(parts: FirstParts, density: float | None) -> None:
             "of their own; give density=None"
         )
     if not parts.own_counts and (density is None or parts.distribution is None):
-        raise ValueError("give density and distribution: neither init nor pattern decide how many weights are kept")
+        raise ValueError("density and distribution are missing: neither init nor pattern has its own counts; give both")
 
 
 def _ranked_counts(start: Start, criterion: Criterion, density: float) -> list[int]:

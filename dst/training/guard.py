@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dst.sparsity.held import all_finite
+
 
 class DivergedError(RuntimeError):
     """The loss, a gradient or a weight was infinite or not a number at ``step``."""
@@ -38,8 +40,7 @@ class Guard:
     @torch.no_grad()
     def gradients_finite(self) -> Tensor:
         """Return on the device whether all gradients are finite."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        return all_finite(p.grad for p in self._parameters)
 
     def check(self, *, now: bool = False) -> None:
         """Raise DivergedError if a step was vetoed; ``now`` waits for the device to finish the last one."""
@@ -55,7 +56,7 @@ class Guard:
 
         A finite gradient times a large rate can overflow: to be called before the weights are saved or judged.
         """
-        if not torch.isfinite(torch.nn.utils.get_total_norm(self._weights)):
+        if not all_finite(self._weights):
             raise DivergedError(step, "a weight or running statistic")
 
 

@@ -216,14 +216,15 @@ class Training:
             group["lr"] = self.lr(self.counters.step)
         loss, correct = self._backward(inputs, labels, samples, step)
         self._guard.inspect(loss, step, gradients_may_overflow=self.precision.scales_losses)
-        if self.sparsifier.update_due():
+        due = self.sparsifier.update_due()
+        if due:
             self._guard.check(now=True)  # an update cannot be vetoed on the device
             while self.precision.scales_losses and not self._guard.gradients_finite():
                 # A step can be left out, an update not: have its gradients without overflow.
                 self.precision.halve_scale()
                 self._check_scale(step)
                 loss, correct = self._backward(inputs, labels, samples, step)
-        if self.sparsifier.step(self._stepper(step)):
+        if self.sparsifier.step(self._stepper(step), gradients_are_finite=due):
             self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
             self._active = self._count_active()
             observer.on_layers(step, self.sparsifier.layers)
