@@ -38,7 +38,7 @@ def cifar100(root: Path, download: bool, digest: str | None = None) -> tuple[Spl
 
 @contextmanager
 def _in_layout(folder: Path) -> Iterator[None]:
-    """Turn what a variant lacks into an error that names its folder; the originals lack nothing."""
+    """Turn any failure to understand a variant into an error that names its folder; the originals are complete."""
     try:
         yield
     except DataError:
@@ -49,7 +49,7 @@ def _in_layout(folder: Path) -> Iterator[None]:
 
 
 def _read(name: str, dataset: str, folder: Path, download: bool, digest: str | None) -> dict[str, Any]:
-    """Return what is in each file. All sums are compared before anything is unpickled: a pickle can do anything."""
+    """Return the content of each file. All sums are compared before anything is unpickled: a pickle can run code."""
     missing = [file for file in published.SUMS[name] if not (folder / file).is_file()]
     if missing:
         _fetch(dataset, folder, missing, download)

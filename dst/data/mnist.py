@@ -100,7 +100,7 @@ def _content(path: Path) -> bytes:
 
 
 def _idx(path: Path, data: bytes, dimensions: int) -> np.ndarray:
-    """Return the uint8 array of an idx file: bytes 0 0 8 and the number of dimensions, sizes as big-endian, data."""
+    """Return the uint8 array of an idx file: bytes 0 0 8 and the number of dimensions, big-endian sizes, data."""
     again = f"delete {path} and fetch it again (download=True)"
     header, magic = 4 + 4 * dimensions, bytes([0, 0, 8, dimensions])
     if data[:4] != magic:

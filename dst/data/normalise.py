@@ -32,7 +32,7 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the images (uint8 [B, C, H, W], of any strides) as contiguous float32."""
-        # Four operations where two would do: in this order they equal (x / 255 - mean) / std to the last bit.
+        # Two operations would do, but these equal (x / 255 - mean) / std to the last bit.
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         return pixels.div_(255).sub_(self._mean).div_(self._std)
 

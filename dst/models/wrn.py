@@ -1,4 +1,4 @@
-"""Wide residual networks for small images (Zagoruyko and Komodakis, 2016), as the sparse-training codes mean them.
+"""Wide residual networks for small images (Zagoruyko and Komodakis, 2016), as in the sparse-training codes.
 
 ``wrn_D_K`` is a 3x3 stem of 16 channels, three stages of (D - 4) / 6 pre-activation blocks, 16K, 32K and 64K wide,
 and a classifier. ``dropout`` acts between the convolutions of a block. The last maps are averaged, whatever their size.

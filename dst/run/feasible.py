@@ -1,7 +1,7 @@
 """Whether data, model and method of a config fit together, found out before anything is built or recorded."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -114,7 +114,7 @@ def _check_plan(config: Config, steps_per_epoch: int) -> None:
 
 
 def _check_selection(config: Config, steps_per_epoch: int, total_steps: int, density: Curve | None) -> None:
-    """Raise ConfigError if only the last evaluation is at the final density, so that there is nothing to select."""
+    """Raise ConfigError if only the last evaluation is at the final density: there would be nothing to select."""
     interval = steps_per_epoch * config.schedule.eval_every_epochs
     last_but_one = (total_steps - 1) // interval * interval
     if config.schedule.select == "best_val" and density and density(last_but_one) != density(total_steps):
@@ -135,7 +135,7 @@ def _batch_sizes(config: Config, samples: int) -> set[int]:
 
 
 def _check_shards(config: Config, samples: int) -> None:
-    """Raise ConfigError if a batch does not leave every process a sample for each part that it accumulates."""
+    """Raise ConfigError if a batch has too few samples for the processes and the parts that each accumulates."""
     schedule, processes = config.schedule, config.hardware.processes
     smallest = min(_batch_sizes(config, samples))
     if processes > 1 and smallest // processes < schedule.accumulate:
@@ -150,7 +150,7 @@ def _check_shards(config: Config, samples: int) -> None:
 
 
 def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
-    """Batch norm cannot train on one value a channel, which the last batch of an epoch may come to."""
+    """Raise ConfigError if batch norm would see one value a channel, as in a last batch of one: it cannot train."""
     schedule, hardware = config.schedule, config.hardware
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
     if hardware.sync_batch_norm:
@@ -172,7 +172,7 @@ def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, sample
 
 
 def _part_sizes(config: Config, samples: int) -> set[int]:
-    """Return the numbers of samples that pass through the model at once in training."""
+    """Return how many samples pass through the model at once in training: all numbers that occur."""
     world, accumulate = config.hardware.processes, config.schedule.accumulate
     sizes: set[int] = set()
     for batch in _batch_sizes(config, samples):
@@ -201,7 +201,7 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if is_full and sparsity.drop.name != registry.NONE and not may_be_full:
         mend = "leave out drop and grow" if sparsity.density is None else "choose a smaller density"
-        raise ValueError(f"no layer has an inactive weight, so that nothing could be grown; {mend}")
+        raise ValueError(f"no layer has an inactive weight, so nothing could be grown; {mend}")
 
 
 def _check_batches(config: Config, available: int) -> None:
@@ -213,25 +213,23 @@ def _check_batches(config: Config, available: int) -> None:
 
 
 def _check_sources(config: Config, model: nn.Module) -> None:
-    """Raise ConfigError if the weights that are taken from another run are not there or do not fit."""
+    """Raise ConfigError if the weights of another run, to start from, are not there or do not fit."""
     if config.model.weights is None:
         return
-    theirs = {name: tuple(t.shape) for name, t in stored(config, "model.weights")["model"].items()}
-    ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    if theirs != ours:
-        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
-        raise ConfigError(
-            [f"model.weights={config.model.weights} is of another model: {', '.join(differing[:6])} differ"]
-        )
+    if differing := _differing(stored(config, "model.weights")["model"], model.state_dict()):
+        raise ConfigError([f"model.weights={config.model.weights} is of another model: {differing} differ"])
 
 
 def _check_masks(config: Config, layers: list[Layer]) -> None:
-    """Raise ValueError if masks that are taken from another run do not fit the model."""
+    """Raise ValueError if the masks of another run, to start from, do not fit the model."""
     if config.sparsity.init.path is None:
         return
     masks = stored(config, "sparsity.init.path")["sparsifier"]["masks"]
-    theirs = {name: tuple(mask.shape) for name, mask in masks.items()}
-    ours = {layer.name: tuple(layer.weight.shape) for layer in layers}
-    if theirs != ours:
-        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
-        raise ValueError(f"its masks are of another model or scope: layers {', '.join(differing[:6])} differ")
+    if differing := _differing(masks, {layer.name: layer.weight for layer in layers}):
+        raise ValueError(f"its masks are of another model or scope: layers {differing} differ")
+
+
+def _differing(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> str:
+    """Return the first names that have another shape on each side, or are on one side only; empty if there are none."""
+    shapes = [{(name, tuple(tensor.shape)) for name, tensor in tensors.items()} for tensors in (theirs, ours)]
+    return ", ".join(sorted({name for name, _ in shapes[0] ^ shapes[1]})[:6])

@@ -140,8 +140,8 @@ def _problem(module: nn.Module, weight: nn.Parameter | None) -> str | None:
     if weight is None:
         return (
             f"computes its weight anew from {', '.join(_sources(module)) or 'something else'} at each forward pass "
-            "(weight_norm, spectral_norm, torch.nn.utils.prune and other parametrisations do this): masks would not hold. "
-            "Remove it (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+            "(weight_norm, spectral_norm, torch.nn.utils.prune and other parametrisations do this): masks would not "
+            "hold; remove it (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
             "remove_spectral_norm, prune.remove)"
         )
     if isinstance(weight, UninitializedParameter):

@@ -1,4 +1,4 @@
-"""Requests to stop: the handler sets a flag and nothing more; the loop reads it at step boundaries."""
+"""Requests to stop: the handler only sets a flag, and the loop reads it at step boundaries."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,7 +8,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopRequestedError(Exception):
-    """The run stopped on request after saving; ``signal_name`` says who asked."""
+    """The run stopped on request after saving; ``signal_name``: the signal that asked for it."""
 
     def __init__(self, signal_name: str, step: int) -> None:
         self.signal_name, self.step = signal_name, step
@@ -18,7 +18,7 @@ class StopRequestedError(Exception):
 class StopFlag:
     """A context in which SIGTERM, SIGINT, SIGUSR2 and SIGHUP set ``requested``; a second SIGINT interrupts at once.
 
-    A signal that was ignored before stays ignored: that is how ``nohup`` has a run outlive its terminal.
+    A signal that was ignored before stays ignored: ``nohup`` relies on that to let a run outlive its terminal.
     """
 
     def __init__(self) -> None:
