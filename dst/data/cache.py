@@ -84,7 +84,7 @@ def load(
 
 
 def content_digest(name: str, read: Reader, *, root: str, cache: str, download: bool) -> str:
-    """Return the digest of what lies in ``root``; it identifies a set whose name does not fix its content.
+    """Return the digest of the set in ``root``, which identifies a set whose name does not fix its content.
 
     For image files it is the digest of their names, labels and bytes, which are read once as long as nothing changes;
     for other sets, of the images and labels that ``read`` returns. ``NotHereError`` if there is no such set,
@@ -114,9 +114,8 @@ def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None)
 def _compare(root: str, found: str, wanted: str | None) -> None:
     if wanted not in (None, found):
         raise DataError(
-            f"root={root}: what lies there is not the content that was asked for: its digest is {found}, but "
-            f"digest={wanted}. Bring that content back, or ask for what is there: digest={found}, or no digest at all, "
-            "which is another run"
+            f"root={root}: the content is not the one that was asked for: its digest is {found}, but digest={wanted}. "
+            f"Bring that content back, or ask for this one (digest={found}, or no digest at all), which is another run"
         )
 
 

@@ -85,7 +85,7 @@ class Listing:
         return found
 
     def finish(self) -> None:
-        """Warn of files left out; ``DataError`` that names missing files, and those that look like images and are none."""
+        """Warn of files left out; ``DataError`` names missing files, and those that look like images and are none."""
         if self._left_out:
             counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self._left_out.items()))
             _LOG.warning(

@@ -10,7 +10,7 @@ def stages(
 ) -> Iterator[nn.Sequential]:
     """Yield a network's stages, each given in ``plan`` by its output channels and number of blocks.
 
-    ``block(inputs, outputs, stride)`` builds one block. In every stage after the first, the first block halves the maps.
+    ``block(inputs, outputs, stride)`` builds one block; in all stages but the first, the first block halves the maps.
     """
     for number, (outputs, blocks) in enumerate(plan):
         first = block(inputs, outputs, 2 if number else 1)

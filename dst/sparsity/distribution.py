@@ -78,7 +78,7 @@ def _with_fixed(
     first: float | None = None,
     last: float | None = None,
 ) -> list[float]:
-    """Fix the density of the first and the last layer, where given, and distribute what is left over the others."""
+    """Fix the density of the first and the last layer, where given, and distribute the rest over the others."""
     fixed = {i: d for i, d in ((0, first), (len(shapes) - 1, last)) if d is not None}
     if not fixed:
         return rest(shapes, density)

@@ -93,7 +93,7 @@ def _on_device(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], larges
 
 
 def _on_cpu(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> list[Tensor]:
-    """Take what lies beyond a bracket of the k-th value, then the best within it, which are few."""
+    """Take all scores beyond a bracket of the k-th value, then the best of the few within it."""
     near, far = _bracket(scores, k, among, largest)
     chosen, taken, eligible = [torch.zeros_like(where) for where in among], 0, list(among)
     if math.isfinite(far):
