@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from dst.signals import REQUESTS
+
 _AT_ONCE = 32
 _FEWEST = 500  # starting a process for fewer items costs more than it saves
 _MOST_UNREAD = 1 << 16  # bytes that a pipe holds
@@ -132,7 +134,7 @@ def die_with_parent() -> None:
 
 def _serve(work: Work, pipe: Connection, at: Any) -> None:
     die_with_parent()
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):  # the parent ends its children
+    for stop in REQUESTS:  # the parent ends its children
         signal.signal(stop, signal.SIG_IGN)
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump for each damaged file would fill the disk

@@ -18,7 +18,8 @@ AGAIN = "replace it with a whole copy, or delete it"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BESIDE_DATA = 12  # bytes of a PNG chunk: length, kind and checksum, four each
-_CHANNELS = 3
+CHANNELS = 3
+"""Channels of a decoded image."""
 
 
 def decode(path: Path) -> Tensor:
@@ -71,7 +72,7 @@ def _png(data: bytes) -> Tensor:
             image.load()
             image.info.pop("transparency", None)  # else Pillow warns that it is dropped
             if image.mode.startswith("I"):  # 16 bits of grey; ``convert`` would clip at 255
-                pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(_CHANNELS, axis=2)
+                pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(CHANNELS, axis=2)
             else:
                 pixels = np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:

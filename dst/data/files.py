@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from dst.data.dataset import DataError, Shape
-from dst.data.decode import decode
+from dst.data.decode import CHANNELS, decode
 from dst.data.resize import Resize
 
-_CHANNELS = 3
 DECODING = 2
 """Raise it when decoding changes: all files are then decoded and verified anew."""
 
@@ -61,7 +60,7 @@ class Files:
                 "size=None: images that are streamed must be brought to one size, e.g. size=224; or keep the set in "
                 "memory with storage=resident if all have the same size"
             )
-        return _CHANNELS, self.fit.size, self.fit.size
+        return CHANNELS, self.fit.size, self.fit.size
 
     def path(self, number: int) -> Path:
         """Return the path of a file."""

@@ -24,9 +24,7 @@ from dst.data.epochs import Epochs
 from dst.data.files import Files
 from dst.data.prepare import sizes_differ
 from dst.data.resize import resized
-from dst.signals import blocked
-
-_REQUESTS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP}
+from dst.signals import REQUESTS, blocked
 
 Job = dict[str, list[int]]
 """The fields of ``Draws`` of one batch. As lists, because each tensor would travel in shared memory of its own."""
@@ -74,7 +72,7 @@ class Stream(Epochs):
         """Yield the batches as the workers make them."""
         labels = self._labels[draws.order].to(self.device)
         self._jobs.now = jobs = (_job(draws, batch) for batch in parts)
-        with blocked(_REQUESTS):  # workers would heed these signals until they are told not to
+        with blocked(REQUESTS):  # workers would heed these signals until they are told not to
             made_ahead = iter(self._loader)
         for batch, made in zip(parts, made_ahead, strict=True):
             images = _checked(made).to(self.device, non_blocking=True)
@@ -105,10 +103,11 @@ def _heed_parent_only(worker: int) -> None:
     process is killed its workers die at once, since they hold its open files, among them the lock of the run.
     """
     die_with_parent()
-    for number in _REQUESTS - {signal.SIGTERM}:
+    ignored = set(REQUESTS) - {signal.SIGTERM}
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     has_wait = hasattr(signal, "sigwaitinfo")  # not on macOS
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS - {signal.SIGTERM} if has_wait else _REQUESTS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored if has_wait else REQUESTS)
     if has_wait:
         threading.Thread(target=_await_parent, args=(os.getppid(),), daemon=True).start()
 

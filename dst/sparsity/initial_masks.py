@@ -14,13 +14,10 @@ from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import Distribution, uniform
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Pattern
-from dst.sparsity.saliency import Probe, Saliency
+from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import pooled_top_k
 from dst.sparsity.view import LayerView, Score
-
-Criterion = Callable[..., Saliency]
-"""A function ``(probe, layers, keep, *, options) -> Saliency``, see ``dst.sparsity.saliency``."""
 
 
 @dataclass

@@ -51,7 +51,7 @@ class Saliency:
 
 
 Criterion = Callable[..., Saliency]
-"""``(probe, layers, keep, *, options)``; ``keep``: how many weights will be kept, of all layers or of each layer."""
+"""A function ``(probe, layers, keep, *, options)``; ``keep``: how many weights stay, of all layers or of each."""
 
 
 @marked("ranks")

@@ -25,12 +25,12 @@ from dst.sparsity.held import (
     check_zeros,
     hold,
 )
-from dst.sparsity.initial_masks import Criterion, FirstParts, Init, Start, check_layout, first_masks
+from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, first_masks
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
-from dst.sparsity.saliency import Probe
+from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer, Scope, never_sparse, outside
 from dst.sparsity.select import bottom_k, count_true, pooled_top_k, top_k
 from dst.sparsity.topology import LayerReport, Topology

@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+from dst.signals import REQUESTS
 
 
 class StopRequestedError(Exception):
@@ -26,7 +26,7 @@ class StopFlag:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in REQUESTS if signal.getsignal(number) != signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._set) for number in heard}
         return self
 
