@@ -1,10 +1,14 @@
-"""Fractions of whole numbers, exact: a float stands for the decimal number that is written for it.
+"""Steps and counts as fractions of whole numbers, exact: a float stands for the decimal number that is written for it.
 
 ``0.55 * 88000`` is 48400.00000000001 in binary floating point, and ``100 * (1 - 0.9)`` is below 10; counts and steps
 that are derived from such products would be off by one.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
+
+Curve = Callable[[int], float]
+"""A pure function from the step to a number: a learning rate, a density, a drop fraction."""
 
 
 def exact(number: float) -> Fraction:

@@ -3,6 +3,10 @@
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+REQUESTS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+"""The signals that ask a run to stop. They may go to its whole process group."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Augmentation: which random numbers each sample gets, and what they do to uint8 images.
 
-Both kinds of loader use this, so that they make the same batches. The numbers are a pure function of (seed, phase,
-epoch, sample): a resume needs counters only, and who decodes what when cannot matter.
+Both kinds of loader use this, so they make the same batches. The numbers are a pure function of (seed, phase, epoch,
+sample): a resume needs counters only, and it does not matter which process decodes which sample, or when.
 """
 
 import math
@@ -34,21 +34,21 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
-            raise DataError(f"data.augment.crop_padding={self.crop_padding}: must be a number of pixels >= 0")
+            raise DataError(f"crop_padding={self.crop_padding}: must be a number of pixels >= 0")
         if self.padding_mode not in ("reflect", "zeros"):
-            raise DataError(f"data.augment.padding_mode={self.padding_mode}: allowed: reflect, zeros")
+            raise DataError(f"padding_mode={self.padding_mode}: allowed: reflect, zeros")
         if self.resized_crop_scale is not None and self.crop_padding:
             raise DataError(
-                f"data.augment.crop_padding={self.crop_padding} and data.augment.resized_crop_scale are two kinds of "
-                "crop: choose one"
+                f"crop_padding={self.crop_padding} and resized_crop_scale={list(self.resized_crop_scale)} are two "
+                "kinds of crop: choose one (crop_padding=0 or resized_crop_scale=None)"
             )
 
     def check(self, shape: Shape) -> None:
-        """Raise DataError if images of this shape cannot be augmented so."""
+        """Raise DataError if images of this shape cannot be augmented like this."""
         if self.padding_mode == "reflect" and self.crop_padding >= min(shape[1:]):
             raise DataError(
-                f"data.augment.crop_padding={self.crop_padding}: reflection needs less than the image size, "
-                f"{shape[1]} x {shape[2]}; or set data.augment.padding_mode=zeros"
+                f"crop_padding={self.crop_padding}: reflection needs less than the image size, {shape[1]} x "
+                f"{shape[2]}; choose a smaller one, or padding_mode=zeros"
             )
 
 
@@ -58,10 +58,10 @@ class Augment:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random numbers of an epoch or of a part of one, a row a sample, in the order in which samples are taken.
+    """The random numbers of an epoch or of a part of one, one row for each sample, in the order of the samples.
 
     All int64 [N]: ``order``, the samples; ``rows`` and ``columns``, where in its padded image each crop begins;
-    ``flips``, 1 for those that are flipped; ``seeds`` of the resized crops. What is not asked for is None.
+    ``flips``, 1 for samples that are flipped; ``seeds`` of the resized crops. Numbers that are not needed are None.
     """
 
     order: Tensor
@@ -72,7 +72,7 @@ class Draws:
 
 
 def draw(augment: Augment, samples: int, seed: int, epoch: int, phase: int, *, shuffle: bool) -> Draws:
-    """Return the numbers of an epoch. Drawn on the CPU whatever the device is, so that all see the same batches."""
+    """Return the numbers of an epoch. They are drawn on the CPU, so that all devices see the same batches."""
 
     def generator(use: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(seed, use, phase, epoch))
@@ -92,8 +92,8 @@ def draw(augment: Augment, samples: int, seed: int, epoch: int, phase: int, *, s
 def resized_crop_box(height: int, width: int, scale: Sequence[float], seed: int) -> tuple[int, int, int, int]:
     """Return top, left, height and width of a random-resized crop, distributed as torchvision's (Inception crop).
 
-    The area is uniform in ``scale`` (shares of the image's), the ratio log-uniform in 3/4..4/3; after ten tries that do
-    not fit into the image, the largest central crop of an allowed ratio.
+    The area is uniform in ``scale`` (shares of the image's area), the ratio log-uniform in 3/4..4/3. If ten tries do
+    not fit into the image, it is the largest central crop of an allowed ratio.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -117,12 +117,12 @@ def resized_crop_box(height: int, width: int, scale: Sequence[float], seed: int)
 
 
 class Crops:
-    """Images (uint8 [N, C, H, W]) from which crops are taken, on whatever device they are.
+    """Images (uint8 [N, C, H, W]), on any device, from which crops are taken.
 
     They are padded, and viewed as overlapping runs [offset, length of a crop in memory]: a crop of C x H x W out of a
-    padded image lies within one run of memory, from its first pixel to its last. To select runs is one plain copy a
-    sample, about 5 times faster on a CPU than to index rows and columns; what a run holds beside the crop is skipped by
-    the strides with which it is read.
+    padded image lies within one run of memory, from its first pixel to its last. Selecting a run is one plain copy a
+    sample, on a CPU about 5 times faster than indexing rows and columns. The strides with which a run is read skip the
+    pixels beside the crop.
     """
 
     def __init__(self, images: Tensor, augment: Augment) -> None:
@@ -161,6 +161,6 @@ def _padded(images: Tensor, augment: Augment) -> Tensor:
 
 
 def _flipped(images: Tensor, flips: Tensor) -> Tensor:
-    """Flip the images where ``flips`` is 1: out of both versions, select one (half the time of ``torch.where``)."""
+    """Flip the images where ``flips`` is 1, by selecting from both versions (half the time of ``torch.where``)."""
     both = torch.cat([images, images.flip(-1)])
     return both.index_select(0, torch.arange(len(images), device=images.device) + flips * len(images))

@@ -1,8 +1,8 @@
 """Decode a data set once, keep it as one file, and verify that file by its digest whenever it is read.
 
-A cache file is one line of JSON (the manifest, which says of which raw content it was made) and then the raw bytes of
-the labels (int64, little-endian) and images (uint8) of the training and the test split. Nothing is unpickled, and
-nothing is used before the digest was compared.
+A cache file is one line of JSON (the manifest, which names the raw content that it was made from) and then the raw
+bytes of the labels (int64, little-endian) and images (uint8) of the training and the test split. Nothing is unpickled,
+and nothing is used before its digest has been compared.
 """
 
 import hashlib
@@ -48,15 +48,15 @@ def load(
     center_crop: float | None = None,
     storage: str = "auto",
 ) -> Dataset:
-    """Return a data set: decoded, from its cache file or by ``read``; or, of image files, as files to be streamed.
+    """Return a data set: decoded, from its cache file or by ``read``; or as image files that are streamed.
 
-    ``digest``: that of the content that is wanted (see ``content_digest``); ``DataError`` if the raw files in ``root``
-    have another. A cache file is of one content, which its name and its first line tell: with a ``digest``, one that is
-    there is enough, and the raw files are not looked at. ``size`` and ``center_crop``: see ``Resize``. ``storage``:
-    ``resident`` decodes everything into memory, ``stream`` leaves it in its files, ``auto`` decodes sets of up to
-    ``RESIDENT_BYTES``; what is no set of image files is always resident. A damaged cache file is rebuilt, with a
-    warning; what is wrong with the raw files is a ``DataError``. Processes that prepare the same set at once do not
-    disturb each other.
+    ``digest``: identifies the wanted content (see ``content_digest``); ``DataError`` if the raw files in ``root`` have
+    another. The name and the first line of a cache file say which content it holds. So with a ``digest`` a cache file
+    is enough, and nothing looks at the raw files. ``size`` and ``center_crop``: see ``Resize``. ``storage``:
+    ``resident`` decodes everything into memory, ``stream`` leaves images in their files, ``auto`` decodes sets of up to
+    ``RESIDENT_BYTES``; sets that are not image files are always resident. A damaged cache file is rebuilt, with a
+    warning; damaged raw files are a ``DataError``. Processes that prepare the same set at once do not disturb each
+    other.
     """
     fit, folder = Resize(size, center_crop), Path(cache).expanduser()
     path = _path(folder, name, digest, fit)
@@ -77,18 +77,18 @@ def load(
         _compare(root, _digest(_content(train, test, classes), _tensors(train, test)), digest)
     if storage == "stream":
         raise DataError(
-            f"data.storage=stream: {name} is no set of image files, it always lives in memory; set data.storage=auto "
-            "and data.augment.resized_crop_scale=null, which asks for streaming"
+            f"storage=stream: {name} is not a set of image files and always lives in memory; choose storage=auto, and "
+            "resized_crop_scale=None, which would ask for streaming"
         )
     return _stored(path, name, _fitted(train, fit), _fitted(test, fit), classes, digest)
 
 
 def content_digest(name: str, read: Reader, *, root: str, cache: str, download: bool) -> str:
-    """Return the digest of what lies in ``root``, by which a set is known whose name does not fix its content.
+    """Return the digest of the set in ``root``, which identifies a set whose name does not fix its content.
 
-    Of image files that of their names, labels and bytes, read once as long as nothing changes; of other sets that of
-    the images and labels as ``read`` makes them. ``NotHereError`` if there is no such set, ``DataError`` if it is
-    wrong.
+    For image files it is the digest of their names, labels and bytes, which are read once as long as nothing changes;
+    for other sets, of the images and labels that ``read`` returns. ``NotHereError`` if there is no such set,
+    ``DataError`` if it is damaged.
     """
     train, test, classes = _raw(name, read, root, download, None)
     if isinstance(train, Files) and isinstance(test, Files):
@@ -99,9 +99,9 @@ def content_digest(name: str, read: Reader, *, root: str, cache: str, download: 
 
 
 def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None) -> tuple[Samples, Samples, int]:
-    """Read a set; one whose name fixes its content compares it itself, file by file.
+    """Read a set; if its name fixes its content, ``read`` compares that file by file.
 
-    ``DataError`` also where the system refuses to let it be read.
+    ``DataError`` also if the system does not let it be read.
     """
     wanted = {"digest": digest} if name in published.SUMS and digest is not None else {}
     folder = Path(root).expanduser()
@@ -114,9 +114,8 @@ def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None)
 def _compare(root: str, found: str, wanted: str | None) -> None:
     if wanted not in (None, found):
         raise DataError(
-            f"data.root={root}: what lies there is not the content that was asked for: its digest is {found}, but "
-            f"data.digest={wanted}. Bring that content back, or run the command with data.digest={found} (or, to take "
-            "what is there, without data.digest), which is another run"
+            f"root={root}: the content is not the one that was asked for: its digest is {found}, but digest={wanted}. "
+            f"Bring that content back, or ask for this one (digest={found}, or no digest at all), which is another run"
         )
 
 
@@ -125,7 +124,7 @@ def _path(cache: Path, name: str, content: str | None, fit: Resize) -> Path:
 
 
 def _of_files(name: str, train: Files, test: Files, classes: int, content: str, cache: Path, storage: str) -> Dataset:
-    """Return a set of image files, resident or to be streamed."""
+    """Return a set of image files, resident or streamed."""
     path = _path(cache, name, content, train.fit)
     if storage == "auto":
         storage = "resident" if _decoded_bytes(path, train, test) <= RESIDENT_BYTES else "stream"
@@ -144,7 +143,7 @@ def _of_files(name: str, train: Files, test: Files, classes: int, content: str, 
 
 
 def _decoded_bytes(path: Path, train: Files, test: Files) -> int:
-    """Return how much memory the set takes once it is decoded; without a size, if all are like the first image."""
+    """Return how much memory the decoded set takes; without a size, all images are taken to be like the first."""
     if path.exists():
         return path.stat().st_size
     image = 3 * train.fit.size**2 if train.fit.size is not None else _first_bytes(train)
@@ -152,7 +151,7 @@ def _decoded_bytes(path: Path, train: Files, test: Files) -> int:
 
 
 def _first_bytes(files: Files) -> int:
-    """Return the decoded size of the first image that has a header; 0 if none has: they will be refused."""
+    """Return the decoded size of the first image that has a header; 0 if none has, as decoding will tell."""
     for number in range(len(files)):
         with suppress(ValueError):
             return 3 * math.prod(size_of(files.path(number)))
@@ -173,8 +172,8 @@ def _stored(path: Path, name: str, train: Split, test: Split, classes: int, raw:
     dataset = Dataset(name, train, test, classes, _digest(_content(train, test, classes), _tensors(train, test)))
     try:
         _write(path, train, test, dataset, raw)
-    except OSError as error:  # a full disk or a read-only folder costs time at each start, but is no reason to stop
-        _LOG.warning("%s: cannot write its cache %s (%s); data.cache=FOLDER chooses another place", name, path, error)
+    except OSError as error:  # a full disk or a read-only folder costs time at each start, which is no reason to stop
+        _LOG.warning("%s: cannot write its cache %s (%s); cache=FOLDER chooses another place", name, path, error)
     return dataset
 
 
@@ -183,7 +182,7 @@ def _stored(path: Path, name: str, train: Split, test: Split, classes: int, raw:
 
 
 def _tensors(train: Split, test: Split) -> tuple[Tensor, ...]:
-    """In the order of the file: labels first, so that they are aligned."""
+    """Return the tensors in the order of the file: labels first, so that they are aligned."""
     return train.labels, test.labels, train.images, test.images
 
 
@@ -192,7 +191,7 @@ def _content(train: Split, test: Split, classes: int) -> dict[str, Any]:
 
 
 def _digest(content: dict[str, Any], tensors: Sequence[Tensor]) -> str:
-    """SHA-256 of what the data is, shapes included; not of its name or of how it is stored."""
+    """Return the SHA-256 of the data and its shapes, whatever its name is and however it is stored."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().data)
@@ -209,14 +208,15 @@ def _write(path: Path, train: Split, test: Split, dataset: Dataset, raw: str | N
         "content": _content(train, test, dataset.classes),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as (file,):  # of several processes the last one wins: all write the same bytes
+    # Of several processes the last one to replace the file wins; all write the same bytes.
+    with replacing(path) as (file,):
         file.write(json.dumps(manifest).encode() + b"\n")
         for tensor in _tensors(train, test):
             file.write(tensor.contiguous().numpy().data)
 
 
 def _read(path: Path, name: str, raw: str | None) -> Dataset:
-    """``FileNotFoundError`` if there is none; ``OSError, ValueError, KeyError, TypeError`` if it is no good."""
+    """Read a cache file; ``FileNotFoundError`` without one; ``OSError, ValueError, KeyError, TypeError`` if damaged."""
     with open(path, "rb") as file:
         manifest = json.loads(file.readline(_LONGEST_MANIFEST))
         known = {key: manifest[key] for key in ("format", "decoding", "name", "raw")}

@@ -1,4 +1,4 @@
-"""Work on numbered things in processes of their own, which may crash without taking this one along."""
+"""Work on numbered items in child processes, which may crash without this process."""
 
 import ctypes
 import faulthandler
@@ -18,21 +18,23 @@ from typing import Any
 
 import torch
 
+from dst.signals import REQUESTS
+
 _AT_ONCE = 32
-_FEWEST = 500  # to start a process for fewer costs more than it saves
+_FEWEST = 500  # starting a process for fewer items costs more than it saves
 _MOST_UNREAD = 1 << 16  # bytes that a pipe holds
 _LONGEST_SAID = 200
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-_FORK = multiprocessing.get_context("fork")  # what is imported stays so: a process starts in milliseconds
+_FORK = multiprocessing.get_context("fork")  # imports are inherited: a process starts in milliseconds
 
 Work = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a number: its ``result``, or why there is none.
+    """The outcome of a number: its ``result``, or the ``failure`` that explains why there is none.
 
-    ``said``: what the work wrote to the standard error stream, as C libraries do; its first line.
+    ``said``: the first line that the work wrote to the standard error stream, as C libraries do.
     """
 
     number: int
@@ -42,10 +44,10 @@ class Answer:
 
 
 def in_children(work: Work, numbers: Sequence[int]) -> Generator[Answer, None, None]:
-    """Yield what ``work`` makes of each number, in any order, from processes on all processors.
+    """Yield the answer of ``work`` to each number, in any order, from child processes on all processors.
 
-    Whatever it raises is a failure, and so is the end of its process: another goes on, once more with the number that
-    was its end, which is given up if it is the end of two. To be closed by whoever does not exhaust it.
+    An exception is a failure. If a child dies, another one takes its place and tries the number again at which it died;
+    a number at which two children die is a failure too. Close this generator unless you exhaust it.
     """
     todo = deque(numbers[start : start + _AT_ONCE] for start in range(0, len(numbers), _AT_ONCE))
     children = [_Child(work) for _ in range(min(_processors(), math.ceil(len(numbers) / _FEWEST)))]
@@ -67,7 +69,7 @@ def in_children(work: Work, numbers: Sequence[int]) -> Generator[Answer, None, N
 
 
 def _after(dead: "_Child", todo: "deque[Sequence[int]]", suspects: set[int]) -> list[Answer]:
-    """Put what a dead child has left undone back, its last number first; return that one's answer if it is given up."""
+    """Put back what a dead child left undone, its last number first; answer that one if it has failed twice."""
     reason, culprit = dead.end(), dead.at.value
     todo.appendleft([number for number in dead.has if number != culprit])
     if culprit in suspects:
@@ -78,7 +80,7 @@ def _after(dead: "_Child", todo: "deque[Sequence[int]]", suspects: set[int]) -> 
 
 
 class _Child:
-    """A process that works on the numbers it ``has``; ``at``, in shared memory, is the one it works on now."""
+    """A process that works on the numbers it ``has``; ``at``, in shared memory, is its current number."""
 
     def __init__(self, work: Work) -> None:
         self.pipe, theirs = _FORK.Pipe()
@@ -86,20 +88,20 @@ class _Child:
         self.has: Sequence[int] = ()
         self._process = _FORK.Process(target=_serve, args=(work, theirs, self.at), daemon=True)
         self._process.start()
-        theirs.close()  # or its end would not be seen here
+        theirs.close()  # else this process would not notice when the child ends
 
     def give(self, todo: "deque[Sequence[int]]") -> bool:
-        """Give it what is to be done next, unless it has something; say whether it has now."""
+        """Give it the next numbers unless it has some; say whether it has any now."""
         while not self.has and todo:
             self.has = todo.popleft()
             if self.has:
                 self.at.value = self.has[0]
-                with suppress(OSError):  # it died, as its answer will show
+                with suppress(OSError):  # it has died: its answer will show that
                     self.pipe.send(self.has)
         return bool(self.has)
 
     def answers(self) -> list[Answer] | None:
-        """Return the answers to all that it has, which it has no longer; None if it died."""
+        """Return the answers to all its numbers, which it then no longer has; None if it has died."""
         try:
             answers: list[Answer] = self.pipe.recv()
         except (EOFError, OSError):
@@ -108,7 +110,7 @@ class _Child:
         return answers
 
     def end(self) -> str:
-        """End it if it lives; return what it ended by."""
+        """End it if it is alive; return the signal or exit code that it ended with."""
         self.pipe.close()
         self._process.kill()
         self._process.join()
@@ -132,12 +134,12 @@ def die_with_parent() -> None:
 
 def _serve(work: Work, pipe: Connection, at: Any) -> None:
     die_with_parent()
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):  # the parent ends its children
+    for stop in REQUESTS:  # the parent ends its children
         signal.signal(stop, signal.SIG_IGN)
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump for each damaged file would fill the disk
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # those of the parent have not come along, and there are as many processes as processors
+    torch.set_num_threads(1)  # a fork has none of its parent's threads, and each processor has a process
     said = _overheard()
     while True:
         try:
@@ -152,7 +154,7 @@ def _serve(work: Work, pipe: Connection, at: Any) -> None:
 
 
 def _overheard() -> int:
-    """Turn the standard error stream into a pipe, without blocking; return the end to read from."""
+    """Turn the standard error stream into a pipe that does not block; return its reading end."""
     end, stream = os.pipe()
     for each in (end, stream):
         os.set_blocking(each, False)

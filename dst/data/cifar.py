@@ -38,7 +38,7 @@ def cifar100(root: Path, download: bool, digest: str | None = None) -> tuple[Spl
 
 @contextmanager
 def _in_layout(folder: Path) -> Iterator[None]:
-    """Turn what a variant lacks into an error that names its folder; the originals lack nothing."""
+    """Turn any failure to understand a variant into an error that names its folder; the originals are complete."""
     try:
         yield
     except DataError:
@@ -49,7 +49,7 @@ def _in_layout(folder: Path) -> Iterator[None]:
 
 
 def _read(name: str, dataset: str, folder: Path, download: bool, digest: str | None) -> dict[str, Any]:
-    """Return what is in each file. All sums are compared before anything is unpickled: a pickle can do anything."""
+    """Return the content of each file. All sums are compared before anything is unpickled: a pickle can run code."""
     missing = [file for file in published.SUMS[name] if not (folder / file).is_file()]
     if missing:
         _fetch(dataset, folder, missing, download)
@@ -61,13 +61,13 @@ def _read(name: str, dataset: str, folder: Path, download: bool, digest: str | N
     if differs := published.difference(name, sums, digest or published.digest(name)):
         raise DataError(
             f"{folder.absolute()}: {differs}, and have it unpickled, which can run code: only if you trust where it is "
-            "from. Or delete and fetch again (data.download=true)"
+            "from. Or delete and fetch again (download=True)"
         )
     return {file: pickle.loads(data, encoding="latin1") for file, data in content.items()}
 
 
 def _fetch(dataset: str, folder: Path, missing: list[str], download: bool) -> None:
-    reason = "data.download=false"
+    reason = "download=False"
     try:
         if download:
             fetch(dataset, folder.parent, folder.name, missing)
@@ -76,8 +76,8 @@ def _fetch(dataset: str, folder: Path, missing: list[str], download: bool) -> No
         reason = f"downloading failed: {' '.join(str(error).split())}"
     raise NotHereError(
         f"{dataset} is not complete: {', '.join(missing)} not found in {folder.absolute()}; {reason}. Put the files "
-        f"there, or let data.root=FOLDER name the folder that holds {folder.name}, or run once with data.download=true "
-        "on a machine that has a network"
+        f"there, or let root=FOLDER name the folder that holds {folder.name}, or run once with download=True on a "
+        "machine that has a network"
     )
 
 

@@ -1,8 +1,8 @@
-"""What a set of image files holds, as one digest: of names, labels and bytes.
+"""The content of a set of image files as one digest: of names, labels and bytes.
 
-To read a large set takes a while, so its digest is kept beside the decoded sets, under the digest of its listing: as
-long as no file is added, removed, renamed or written, in which case its size or its change time differs, nothing is
-read again. What changes a file behind the file system's back is not seen by that.
+Reading a large set takes a while, so its digest is kept beside the decoded sets, under the digest of its listing.
+Nothing is read again as long as no file is added, removed, renamed or written; writing changes a file's size or change
+time. A change that the file system does not record goes unnoticed.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ _LOG = logging.getLogger(__name__)
 _READERS: Final = 8
 _READ_AT_ONCE: Final = 64
 _TICK_NS: Final = 2_000_000_000
-"""The coarsest clock of a file system: within it a file can change twice without its change time telling."""
+"""The coarsest clock of a file system: a file that changes twice within it can keep its change time."""
 
 
 def files_digest(name: str, train: Files, test: Files, cache: Path) -> str:
-    """Return the SHA-256, in hex, of the files of a set; its own is in the ``cache`` folder if that knows it.
+    """Return the SHA-256, in hex, of the files of a set, from a note in the ``cache`` folder if there is one.
 
-    ``DataError`` that names all files that cannot be read.
+    Raises ``DataError`` that names all files that cannot be read.
     """
     began = time.time_ns()
     listing = listing_digest(train, test)
@@ -61,7 +61,7 @@ def _read(name: str, train: Files, test: Files) -> str:
 
 
 def _sums(files: Files) -> Iterator[str | OSError]:
-    """Yield the SHA-256 of each file, read by threads: it is waiting for the disk, and digests run side by side."""
+    """Yield the SHA-256 of each file. Threads read them: most time is spent on waiting for the disk."""
 
     def of_some(low: int) -> list[str | OSError]:
         return [_sum(files.path(number)) for number in range(low, min(low + _READ_AT_ONCE, len(files)))]
@@ -79,7 +79,7 @@ def _sum(path: Path) -> str | OSError:
 
 
 def check_unchanged(*parts: Files) -> None:
-    """Raise DataError if a file was changed since it was listed: what was decoded may not be what was digested."""
+    """Raise DataError if a file has changed since it was listed: it may have been decoded in another state."""
     for files in parts:
         for number, stamp in enumerate(files.stamps.tolist()):
             path = files.path(number)
@@ -88,7 +88,7 @@ def check_unchanged(*parts: Files) -> None:
             except OSError as error:
                 raise DataError(f"cannot read {path}: {error.strerror}") from error
             if stamp != [about.st_size, about.st_ctime_ns]:
-                raise DataError(f"{path} was changed while the set was read: start again when nobody writes there")
+                raise DataError(f"{path} changed while the set was read: start again when nothing writes there")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def check_unchanged(*parts: Files) -> None:
 
 
 def _noted(note: Path, listing: str) -> str | None:
-    """Return the digest that a note holds; None if there is none, or it is damaged or of another listing."""
+    """Return the digest in a note; None if there is no note, or a damaged one, or one of another listing."""
     try:
         found, seal = note.read_text().split()
     except (OSError, ValueError):

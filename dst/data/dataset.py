@@ -1,4 +1,4 @@
-"""What a data set is: two labelled splits, of decoded images in memory or of files that are decoded when needed."""
+"""A data set: two labelled splits, of decoded images in memory or of files that are decoded when needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ Shape = tuple[int, int, int]
 
 
 class DataError(ValueError):
-    """Data is missing, truncated or not what it should be; the message says what, where, and how to mend it."""
+    """Data is missing, damaged or not what it should be; the message says what, where, and how to mend it."""
 
 
 class NotHereError(DataError):
-    """There is no such data at all where it was looked for; perhaps another machine sees it."""
+    """There is no such data at all in this place; another machine may see it."""
 
 
 class Samples(Protocol):
-    """What all splits have in common, whatever their images are (``Split``: in memory; ``Files``: on a disk)."""
+    """A split: its images are in memory (``Split``) or in files (``Files``)."""
 
     @property
     def labels(self) -> Tensor:
@@ -71,10 +71,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set; ``digest`` is a SHA-256 in hex that says which. ``DataError`` if its parts disagree.
+    """A data set, identified by its ``digest``, a SHA-256 in hex. ``DataError`` if its parts disagree.
 
-    The digest is that of the decoded content if the images are in memory, which also tells whether two machines decode
-    alike. If they stay in files, it is that of the files' names, labels and bytes.
+    If the images are in memory, it is the digest of the decoded content, which also shows whether two machines decode
+    alike. If they stay in files, it is the digest of the files' names, labels and bytes.
     """
 
     name: str
@@ -86,7 +86,10 @@ class Dataset:
     def __post_init__(self) -> None:
         train, test = self.train.shape, self.test.shape
         if train != test:
-            raise DataError(f"{self.name}: training images are {train} but test images {test}; set data.size")
+            raise DataError(
+                f"{self.name}: training images are {train} but test images {test}; bring them to one, e.g. "
+                f"size={train[-1]}"
+            )
         for part, split in (("training", self.train), ("test", self.test)):
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= self.classes:
@@ -104,6 +107,6 @@ class Dataset:
 Reader = Callable[..., tuple[Samples, Samples, int]]
 """``reader(root: Path, download: bool) -> (train, test, number of classes)``: a row of the ``data`` registry.
 
-If its name fixes its content (``dst.data.published``), it also takes the ``digest`` of what it shall find, and compares
-them.
+If its name fixes its content (``dst.data.published``), it also takes the ``digest`` of the wanted content, and compares
+the two.
 """

@@ -1,4 +1,4 @@
-"""Image files decoded: three channels of eight bits, or an error that names the file and says what is wrong with it."""
+"""Decode image files: to three channels of eight bits, or to an error that names the file and its fault."""
 
 import zlib
 from io import BytesIO
@@ -11,18 +11,19 @@ from torch import Tensor
 from dst.data.dataset import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Of files that are decoded, in lower case."""
+"""Endings, in lower case, of the files that are decoded."""
 
 AGAIN = "replace it with a whole copy, or delete it"
-"""What to do about an image file that cannot be used."""
+"""The remedy for an image file that cannot be used."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BESIDE_DATA = 12  # bytes of a PNG chunk: length, kind and checksum, four each
-_CHANNELS = 3
+CHANNELS = 3
+"""Channels of a decoded image."""
 
 
 def decode(path: Path) -> Tensor:
-    """Return the image as uint8 [3, H, W]; ``DataError`` that names the file if that cannot be done."""
+    """Return the image as uint8 [3, H, W]; ``DataError`` that names the file if it cannot be decoded."""
     try:
         return pixels(path)
     except ValueError as error:
@@ -30,22 +31,22 @@ def decode(path: Path) -> Tensor:
 
 
 def pixels(path: Path) -> Tensor:
-    """Return the image as uint8 [3, H, W]; ``ValueError`` that says why not, without the path.
+    """Return the image as uint8 [3, H, W]; ``ValueError`` that gives the reason, without the path, if it cannot.
 
-    Grey is repeated, palettes and CMYK become RGB, transparency is dropped; of 16 bits the upper 8 are kept. What the
-    file holds counts, not its name.
+    Grey is repeated, palettes and CMYK become RGB, transparency is dropped; of 16 bits the upper 8 are kept. The
+    content of the file decides its kind, not its name.
     """
     try:
         data = path.read_bytes()
         return _png(data) if data.startswith(_PNG[:4]) else _other(data)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
-    except Exception as error:  # what lies in a damaged file decides what a decoder stumbles over
+    except Exception as error:  # a decoder may raise anything on a damaged file
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Return height and width of an image as its header tells them; ``ValueError`` if it does not."""
+    """Return height and width of an image by its header; ``ValueError`` if that does not say them."""
     from PIL import Image
 
     try:
@@ -56,7 +57,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def load_decoders() -> None:
-    """Import what decodes (1 s), so that processes that are forked from this one need not."""
+    """Import the decoders (1 s), so that processes forked from this one need not."""
     import PIL.PngImagePlugin  # noqa: F401
     import torchvision.io  # noqa: F401
 
@@ -69,9 +70,9 @@ def _png(data: bytes) -> Tensor:
     try:
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
             image.load()
-            image.info.pop("transparency", None)  # which is dropped: Pillow would warn
-            if image.mode.startswith("I"):  # 16 bits of grey, which ``convert`` would clip at 255
-                pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(_CHANNELS, axis=2)
+            image.info.pop("transparency", None)  # else Pillow warns that it is dropped
+            if image.mode.startswith("I"):  # 16 bits of grey; ``convert`` would clip at 255
+                pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(CHANNELS, axis=2)
             else:
                 pixels = np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
@@ -80,7 +81,7 @@ def _png(data: bytes) -> Tensor:
 
 
 def _check_chunks(data: memoryview) -> None:
-    """Compare all checksums of a PNG: Pillow skips those of the pixels, and so would show other ones."""
+    """Compare all checksums of a PNG: Pillow skips those of the pixels, and would return wrong pixels."""
     if data[: len(_PNG)] != _PNG:
         raise ValueError("its first bytes are damaged")
     start, kind = len(_PNG), b""
@@ -95,7 +96,7 @@ def _check_chunks(data: memoryview) -> None:
 
 
 def _other(data: bytes) -> Tensor:
-    """Decode a JPEG; also a WebP or GIF under a JPEG's name, of which the web has many."""
+    """Decode a JPEG, or a WebP or GIF that is named like a JPEG, as many on the web are."""
     from torchvision.io import ImageReadMode, decode_image
 
     if not data:
@@ -104,7 +105,7 @@ def _other(data: bytes) -> Tensor:
         raise ValueError(f"it is neither JPEG nor PNG but begins with {data[:8]!r}")
     try:
         image: Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError as error:  # it begins with the place in torchvision's source
+    except RuntimeError as error:  # its message begins with a place in torchvision's source
         raise ValueError(str(error).splitlines()[0].rpartition(", ")[2]) from error
     if image.dim() != 3:
         raise ValueError(f"it is an animation of {len(image)} images")

@@ -19,13 +19,13 @@ _LARGEST = 16  # pixels are counts of dark dots, 0..16
 def digits(root: Path, download: bool, digest: str | None = None) -> tuple[Split, Split, int]:
     """Read the digits, with a fixed stratified fifth of them as test split; ``root`` and ``download`` are not needed.
 
-    The set has no test part of its own. The one made here depends on no seed, so all runs are tested alike.
-    ``DataError`` if their content is not that of ``digest``.
+    The set has no test part of its own. The one made here depends on no seed, so all runs have the same test set.
+    ``DataError`` if the content is not that of ``digest``.
     """
     file, table = _raw()
     sums = {"digits.csv": published.md5(table.astype("<i8").tobytes())}
     if differs := published.difference("digits", sums, digest):
-        raise DataError(f"data.name=digits: {file}: {differs}. Or install scikit-learn anew")
+        raise DataError(f"digits: {file}: {differs}. Or install scikit-learn anew")
     values, labels = table[:, :-1], np.ascontiguousarray(table[:, -1])
     pixels = (values * 255 + _LARGEST // 2) // _LARGEST  # rounded in integers: the same anywhere
     images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 8, 8)
@@ -35,15 +35,13 @@ def digits(root: Path, download: bool, digest: str | None = None) -> tuple[Split
 
 
 def _raw() -> tuple[Path, np.ndarray]:
-    """Return the file of them, and what is in it: integers [1797, 65], a row an image, its label the last of them."""
+    """Return the file of the digits and its content: integers [1797, 65], a row for each image, its label last."""
     found = importlib.util.find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
-        raise DataError(
-            "data.name=digits: the images come with scikit-learn, which is not here; pip install scikit-learn"
-        )
-    # Read from its file, since importing scikit-learn takes longer than training on them.
+        raise DataError("digits: the images come with scikit-learn, which is not here; pip install scikit-learn")
+    # Read from the file, since importing scikit-learn takes longer than training on the digits.
     file = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     try:
         return file, np.loadtxt(file, delimiter=",", dtype=np.int64, ndmin=2)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"data.name=digits: scikit-learn's file of them cannot be read: {error}") from error
+        raise DataError(f"digits: scikit-learn's file of digits cannot be read: {error}") from error

@@ -9,10 +9,10 @@ from pathlib import Path
 def fetch(dataset: str, root: Path, folder: str, names: Iterable[str]) -> None:
     """Download a set of ``torchvision.datasets`` and put the files ``names`` into ``root``/``folder``.
 
-    Into a folder aside first: an interrupted download leaves no half a file behind that a later run would trip over,
+    The download goes to a temporary folder first: an interrupted one leaves no half file for a later run to trip over,
     and two processes do not write into each other's files. ``OSError``, ``RuntimeError``, ``ImportError`` if it fails.
     """
-    from torchvision import datasets  # 3 s to import: only when something must be downloaded
+    from torchvision import datasets  # imported here since it takes 3 s
 
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:

@@ -1,4 +1,4 @@
-"""Labelled image files: where they are, and what they are known by."""
+"""Labelled image files: where they are, and the keys that identify them."""
 
 import hashlib
 import os
@@ -11,27 +11,26 @@ import torch
 from torch import Tensor
 
 from dst.data.dataset import DataError, Shape
-from dst.data.decode import decode
+from dst.data.decode import CHANNELS, decode
 from dst.data.resize import Resize
 from dst.files import sha256
 
-_CHANNELS = 3
 DECODING = 2
-"""Raise it when files are decoded otherwise than before: they are then decoded and verified anew."""
+"""Raise it when decoding changes: all files are then decoded and verified anew."""
 
 Entry = tuple[str, int, int]
 """An image file: path relative to the set's folder, size in bytes, time of its last change in ns.
 
-That is the inode's change time, since the time of modification can be set back.
+The time is the inode's change time, since the time of modification can be set back.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Image files below ``root``. As arrays, which processes share without copies: a set may have millions.
+    """Image files below ``root``, as arrays, which processes share without copies: a set may have millions.
 
-    ``names``: their paths as bytes [N]; ``stamps``: size and time of change, int64 [N, 2]; ``labels``: int64 [N].
-    Whatever they hold, they are decoded to three channels and fitted by ``fit``.
+    ``names``: their paths as bytes [N]; ``stamps``: size and time of change, int64 [N, 2]; ``labels``: int64 [N]. All
+    images are decoded to three channels and resized by ``fit``.
     """
 
     root: Path
@@ -42,7 +41,7 @@ class Files:
 
     @classmethod
     def of(cls, root: Path, classes: Iterable[Iterable[Entry]]) -> "Files":
-        """Make one of a list of files for each class, in the order of the labels."""
+        """Return the files of all classes, given a list of files for each class in the order of the labels."""
         entries = [(entry, label) for label, files in enumerate(classes) for entry in files]
         return cls(
             root,
@@ -56,20 +55,20 @@ class Files:
 
     @property
     def shape(self) -> Shape:
-        """Channels, height and width of a fitted image; ``DataError`` without a size, when only decoding would tell."""
+        """Channels, height and width of a resized image; ``DataError`` without a size, since only decoding shows it."""
         if self.fit.size is None:
             raise DataError(
-                "data.size=null: images that are streamed must be brought to one size, e.g. data.size=224; or keep "
-                "the set in memory with data.storage=resident if all have the same size"
+                "size=None: images that are streamed must be brought to one size, e.g. size=224; or keep the set in "
+                "memory with storage=resident if all have the same size"
             )
-        return _CHANNELS, self.fit.size, self.fit.size
+        return CHANNELS, self.fit.size, self.fit.size
 
     def path(self, number: int) -> Path:
         """Return the path of a file."""
         return self.root / os.fsdecode(self.names[number])
 
     def joined(self, other: "Files") -> "Files":
-        """Return these files and then the others, which lie below the same root."""
+        """Return these files followed by the others, which must lie below the same root."""
         return replace(
             self,
             names=np.concatenate([self.names, other.names]),
@@ -83,14 +82,14 @@ class Files:
         return replace(self, names=self.names[at], stamps=self.stamps[at], labels=self.labels[index])
 
     def fitted(self, number: int) -> Tensor:
-        """Decode a file and fit it: uint8 [C, H, W]."""
+        """Decode a file and resize it: uint8 [C, H, W]."""
         return self.fit(decode(self.path(number)).unsqueeze(0)).squeeze(0)
 
 
 def listing_digest(*parts: Files) -> str:
-    """Return the SHA-256, in hex, of where the files lie, their names, labels, sizes, and when they were last changed.
+    """Return the SHA-256, in hex, of the files' places, names, labels, sizes and times of change.
 
-    Nothing is read: as long as it is the same, so is what the files hold (see ``dst.data.content``).
+    Nothing is read: as long as this digest stays, the files hold the same (see ``dst.data.content``).
     """
     total = hashlib.sha256()
     for files in parts:
@@ -101,12 +100,12 @@ def listing_digest(*parts: Files) -> str:
 
 
 def decoded_key(*parts: Files) -> str:
-    """Return what files are known by of which all have been decoded, in hex: their listing, and the way of decoding."""
+    """Return the key, in hex, of a set whose files were all decoded: a digest of listing and way of decoding."""
     return sha256(f"decoding {DECODING} {listing_digest(*parts)}")
 
 
 def file_keys(files: Files) -> np.ndarray:
-    """Return what each file is known by, uint64 [N]: a digest of its name, size and time of change."""
+    """Return the key of each file, uint64 [N]: a digest of its name, size and time of change."""
     stamps = np.ascontiguousarray(files.stamps).view(f"V{2 * files.stamps.itemsize}").ravel()
     pairs, key = zip(files.names.tolist(), stamps.tolist(), strict=True), f"decoding {DECODING}".encode()
     digests = [hashlib.blake2b(name + stamp, digest_size=8, key=key).digest() for name, stamp in pairs]

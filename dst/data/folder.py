@@ -1,4 +1,4 @@
-"""Sets that are folders of images: a folder for each part, in it a folder for each class."""
+"""Sets in folders of images: a folder for each part, and in it a folder for each class."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 def image_folder(root: Path, download: bool) -> tuple[Files, Files, int]:
     """Read ``root``/train and, as test set, ``root``/test, or ``root``/val if there is no test folder.
 
-    Validation data is split off train in any case. Classes are numbered in the order of their names. ``DataError`` if
+    Validation data is always split off train. Classes are numbered in the order of their names. ``DataError`` if
     folders are missing or empty, or the two have different classes; nothing can be downloaded.
     """
     return _read(root, "image_folder", ("test", "val"))
@@ -22,7 +22,7 @@ def image_folder(root: Path, download: bool) -> tuple[Files, Files, int]:
 def imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
     """Read ImageNet (ILSVRC 2012) from ``root``/train and, as test set, ``root``/val, both with class folders.
 
-    The published validation images, whose original archive is flat, must have been sorted into class folders as usual.
+    The original archive of validation images is flat: sort them into class folders first, as is usual.
     """
     return _read(root, "imagenet", ("val",))
 
@@ -31,8 +31,8 @@ def _read(root: Path, name: str, held_out: tuple[str, ...]) -> tuple[Files, File
     part = next((part for part in held_out if (root / part).is_dir()), None)
     if part is None or not (root / "train").is_dir():
         raise NotHereError(
-            f"{root.absolute()} is no data.name={name}: looked for the folders train and {' or '.join(held_out)}, each "
-            f"with a folder of images for each class; {content(root)}. Set data.root=FOLDER to the one that holds them"
+            f"{root.absolute()} is no {name}: looked for the folders train and {' or '.join(held_out)}, each with a "
+            f"folder of images for each class; {content(root)}. Set root=FOLDER to the one that holds them"
         )
     for other in held_out:
         if other != part and (root / other).is_dir():

@@ -1,4 +1,4 @@
-"""Find the image files of a set, with everything that looks like one and is none."""
+"""Find the image files of a set, and report everything that looks like an image and is none."""
 
 import errno
 import logging
@@ -24,13 +24,13 @@ _SHOWN = 8
 _PROBLEMS_SHOWN = 20
 
 Folder = tuple[int, int]
-"""What a folder is, whatever its path: device and inode."""
+"""A folder by device and inode, whatever its path."""
 
 
 class Listing:
-    """The images below ``root``: .jpg, .jpeg and .png. ``finish`` tells what is wrong with any of them.
+    """The images below ``root``: .jpg, .jpeg and .png. ``finish`` reports what is wrong with any of them.
 
-    Links are followed. Other files and hidden ones are passed over, but those that look like images are counted.
+    Links are followed. Other files and hidden ones are left out; of these, all that look like images are counted.
     """
 
     def __init__(self, root: Path) -> None:
@@ -43,7 +43,7 @@ class Listing:
     def class_folders(self, part: str) -> dict[str, list[Entry]]:
         """Return the images of each class folder of ``root``/``part``, at any depth below it, by its name, all sorted.
 
-        That there are no class folders, or no images in one, is for ``finish`` to tell.
+        ``finish`` reports if there are no class folders, or no images in one.
         """
         folder = self.root / part
         classes = {}
@@ -85,7 +85,7 @@ class Listing:
         return found
 
     def finish(self) -> None:
-        """Tell what was left out; ``DataError`` that names what looks like an image and is none, or what is missing."""
+        """Warn of files left out; ``DataError`` names missing files, and those that look like images and are none."""
         if self._left_out:
             counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self._left_out.items()))
             _LOG.warning(
@@ -95,11 +95,11 @@ class Listing:
             self._left_out.clear()
         if self._problems:
             raise unusable(self._problems)
-        if self._gaps:  # which the problems, if there are any, may be the reason of
+        if self._gaps:  # after the problems, which may be their cause
             raise DataError("; ".join(self._gaps))
 
     def _items(self, folder: str) -> list[tuple["os.DirEntry[str]", os.stat_result]]:
-        """Return what is in a folder, hidden items aside, with what it is; links are followed."""
+        """Return the items in a folder, hidden ones aside, with their status; links are followed."""
         found = []
         try:
             listed = _listed(self.root / folder)
@@ -122,7 +122,7 @@ class Listing:
     def _above(self, folder: str) -> list[Folder]:
         place, found = Path(folder), []
         for each in (place, *place.parents):  # the last one is "."
-            with suppress(OSError):  # is told when the folder is listed
+            with suppress(OSError):  # reported when the folder is listed
                 about = (self.root / each).stat()
                 found.append((about.st_dev, about.st_ino))
         return found
@@ -150,13 +150,13 @@ def _unreachable(item: "os.DirEntry[str]", error: OSError) -> str:
 
 
 def unusable(problems: Sequence[str]) -> DataError:
-    """Return the error that names what cannot be used, each as ``path (reason)``; of very many only the first."""
+    """Return the error that names unusable files, each as ``path (reason)``; if there are very many, the first ones."""
     count = len(problems)
     named = ", ".join(problems[:_PROBLEMS_SHOWN])
     if count == 1:
-        return DataError(f"what should be an image cannot be used: {named}; {AGAIN}")
+        return DataError(f"a file that should be an image cannot be used: {named}; {AGAIN}")
     more = f" and {count - _PROBLEMS_SHOWN} more" if count > _PROBLEMS_SHOWN else ""
-    return DataError(f"{count} of what should be images cannot be used: {named}{more}; of each: {AGAIN}")
+    return DataError(f"{count} files that should be images cannot be used: {named}{more}; for each: {AGAIN}")
 
 
 def same_classes(root: Path, train: Mapping[str, object], other: Mapping[str, object], part: str) -> None:
@@ -168,7 +168,7 @@ def same_classes(root: Path, train: Mapping[str, object], other: Mapping[str, ob
 
 
 def content(folder: Path) -> str:
-    """Return what is in a folder, in words, for messages."""
+    """Return the content of a folder in words, for messages."""
     if not folder.is_dir():
         return "there is no such folder"
     try:
@@ -179,7 +179,7 @@ def content(folder: Path) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first few of the names, and how many more there are, in words."""
+    """Return the first few names and the number of others, in words."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

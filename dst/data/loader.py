@@ -1,4 +1,4 @@
-"""What training needs of data: one interface to batches that live on the device and to batches that are streamed."""
+"""The data that training sees: one interface to batches on the device and to batches that are streamed."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ class Loader(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
 
-        Of each batch only a ``shard`` is made; where that is empty, nothing is yielded.
+        Only a ``shard`` of each batch is made; where that is empty, nothing is yielded.
         """
         ...
 
@@ -40,7 +40,7 @@ def samples_of(batches: Loader, index: int) -> int:
 def loader(samples: Samples, *, workers: int = 0, **options: Any) -> Loader:
     """Return the batches of a split: resident if its images are in memory, else streamed by ``workers`` processes.
 
-    ``options``: those of ``Batches`` and ``Stream``.
+    ``options``: see ``Epochs``.
     """
     if isinstance(samples, Files):
         return Stream(samples, workers=workers, **options)

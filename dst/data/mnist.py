@@ -39,7 +39,7 @@ def _read(name: str, dataset: str, root: Path, download: bool, digest: str | Non
     train, test = _split(folder, _TRAIN, content), _split(folder, _TEST, content)
     sums = {file: published.md5(data) for file, data in content.items()}
     if differs := published.difference(name, sums, digest):
-        raise DataError(f"{folder.absolute()}: {differs}. Or delete the file and fetch it again (data.download=true)")
+        raise DataError(f"{folder.absolute()}: {differs}. Or delete the file and fetch it again (download=True)")
     return train, test, _CLASSES
 
 
@@ -59,14 +59,14 @@ def _not_found(dataset: str, root: Path, why: str) -> DataError:
     folder = root / dataset / "raw"
     return NotHereError(
         f"{dataset} is not complete: {', '.join(_missing(folder))} not found in {folder.absolute()} (nor as .gz); "
-        f"{why}. Put the files there, or let data.root=FOLDER name the folder that holds {dataset}/raw, or run once "
-        "with data.download=true on a machine that has a network"
+        f"{why}. Put the files there, or let root=FOLDER name the folder that holds {dataset}/raw, or run once with "
+        "download=True on a machine that has a network"
     )
 
 
 def _fetch(dataset: str, root: Path, download: bool) -> None:
     if not download:
-        raise _not_found(dataset, root, "data.download=false")
+        raise _not_found(dataset, root, "download=False")
     try:
         fetch(dataset, root, f"{dataset}/raw", _missing(root / dataset / "raw"))
     except (OSError, RuntimeError, ImportError) as error:
@@ -77,7 +77,7 @@ def _fetch(dataset: str, root: Path, download: bool) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading the files
 
-_AGAIN = "delete both files and fetch them again (data.download=true)"
+_AGAIN = "delete both files and fetch them again (download=True)"
 
 
 def _split(folder: Path, names: tuple[str, str], content: Mapping[str, bytes]) -> Split:
@@ -96,14 +96,12 @@ def _content(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"cannot read {path}: {error}; delete {path} and fetch it again (data.download=true)"
-        ) from error
+        raise DataError(f"cannot read {path}: {error}; delete {path} and fetch it again (download=True)") from error
 
 
 def _idx(path: Path, data: bytes, dimensions: int) -> np.ndarray:
-    """Return the uint8 array of an idx file: bytes 0 0 8 and the number of dimensions, sizes as big-endian, data."""
-    again = f"delete {path} and fetch it again (data.download=true)"
+    """Return the uint8 array of an idx file: bytes 0 0 8 and the number of dimensions, big-endian sizes, data."""
+    again = f"delete {path} and fetch it again (download=True)"
     header, magic = 4 + 4 * dimensions, bytes([0, 0, 8, dimensions])
     if data[:4] != magic:
         raise DataError(f"{path} is no idx file of {dimensions}-d bytes: it starts with {data[:4]!r}; {again}")

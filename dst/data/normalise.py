@@ -15,7 +15,7 @@ class Normalise:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int, device: torch.device) -> None:
-        for key, values in (("data.mean", mean), ("data.std", std)):
+        for key, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise DataError(
                     f"{key}={list(values)} has {len(values)} numbers, but the images have {channels} channels: give "
@@ -23,8 +23,8 @@ class Normalise:
                 )
         if not all(value > 0 for value in std):
             raise DataError(
-                f"data.std={list(std)}: must be positive; where it was computed, a channel is constant: set data.mean "
-                "and data.std"
+                f"std={list(std)}: must be positive; where it was computed, a channel is constant: give mean=[...] and "
+                "std=[...]"
             )
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (mean, std)
@@ -32,7 +32,7 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the images (uint8 [B, C, H, W], of any strides) as contiguous float32."""
-        # Four operations where two would do: in this order they equal (x / 255 - mean) / std to the last bit.
+        # Two operations would do, but these equal (x / 255 - mean) / std to the last bit.
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         return pixels.div_(255).sub_(self._mean).div_(self._std)
 

@@ -1,4 +1,4 @@
-"""Put every file of a set through the decoder before anything trains on it, in processes that may crash."""
+"""Decode every file of a set before anything trains on it, in processes that may crash."""
 
 import logging
 import sys
@@ -27,9 +27,9 @@ _MOST_REMEMBERED = 1 << 23  # files: 64 MiB, some ImageNets
 
 
 def decode_all(files: Files, title: str) -> Split:
-    """Decode and fit all files, on all processors, and show the progress.
+    """Decode and resize all files, on all processors, and show the progress.
 
-    ``DataError`` that names all that cannot be decoded, or two that come out in different sizes.
+    Raises ``DataError`` that names all files that cannot be decoded, or two whose images have different sizes.
     """
 
     def fitted(number: int) -> np.ndarray:
@@ -52,14 +52,14 @@ def decode_all(files: Files, title: str) -> Split:
 def sizes_differ(files: Files, one: int, image: Tensor, other: int, other_image: Tensor) -> DataError:
     """Return the error that names two files whose images have different sizes."""
     sizes = [f"{files.path(n)} is {i.shape[1]} x {i.shape[2]}" for n, i in ((one, image), (other, other_image))]
-    return DataError(f"images have different sizes: {', '.join(sizes)}. Set data.size to bring them to one")
+    return DataError(f"images have different sizes: {', '.join(sizes)}. Bring them to one, e.g. size={image.shape[-1]}")
 
 
 def verify(files: Files, key: str, memory: Path, title: str) -> None:
     """Decode all files once, on all processors, and show the progress; ``DataError`` that names all that fail.
 
-    ``key``: what the set is known by, in hex. ``memory``: a file that remembers, by names, sizes and times of change,
-    what was decoded before and is not decoded again.
+    ``key``: the key of the set, in hex. ``memory``: a file that remembers files that were decoded before, by names,
+    sizes and times of change; they are not decoded again.
     """
     known, whole = _remembered(memory), np.array([int(key[:16], 16)], dtype=np.uint64)
     if whole in known:
@@ -83,7 +83,7 @@ def verify(files: Files, key: str, memory: Path, title: str) -> None:
 
 
 def _decoded(files: Files, numbers: Sequence[int], work: Work, title: str) -> Iterator[Answer]:
-    """Yield the answers of the files that can be decoded; at the end ``DataError`` that names all others."""
+    """Yield the answers for files that can be decoded; at the end raise ``DataError`` that names all others."""
     load_decoders()
     problems: dict[int, str] = {}
     remarks: dict[int, str] = {}
@@ -97,7 +97,7 @@ def _decoded(files: Files, numbers: Sequence[int], work: Work, title: str) -> It
             yield answer
     if remarks:
         _LOG.warning(
-            "%s: the decoder finds fault with %d of the images, which are used all the same: %s",
+            "%s: the decoder finds fault with %d of the images but can decode them; they are used: %s",
             *(title, len(remarks), some(_named(files, remarks))),
         )
     if problems:
@@ -109,7 +109,7 @@ def _named(files: Files, reasons: dict[int, str]) -> list[str]:
 
 
 def _shown(answers: Iterator[Answer], total: int, title: str) -> Iterator[Answer]:
-    """Show the progress on the way: as a bar on a terminal, otherwise as a line now and then."""
+    """Pass the answers on and show the progress: as a bar on a terminal, otherwise as a line now and then."""
     begun = told = time.monotonic()
     with tqdm(total=total, desc=title, unit="image", disable=None, leave=False) as bar:
         for done, answer in enumerate(answers, start=1):
@@ -118,14 +118,14 @@ def _shown(answers: Iterator[Answer], total: int, title: str) -> Iterator[Answer
                 told = time.monotonic()
                 rate = done / (told - begun)
                 left = (total - done) / rate / 60
-                with suppress(OSError, ValueError):  # whoever reads it may have gone
+                with suppress(OSError, ValueError):  # nothing may read it any more
                     text = f"{title}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left:.0f} min left"
                     print(text, file=sys.stderr, flush=True)
             yield answer
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The memory: eight bytes for each file that was decoded, and eight for each set of which all were
+# The memory: eight bytes for each decoded file, and eight for each set that was decoded as a whole
 
 
 def _remembered(memory: Path) -> np.ndarray:
@@ -137,7 +137,7 @@ def _remembered(memory: Path) -> np.ndarray:
 
 
 def _remember(memory: Path, *keys: np.ndarray) -> None:
-    """Put keys into the memory in place of what is there; the newest come last and stay longest."""
+    """Replace the memory by these keys; the last ones are the newest and stay longest."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with replacing(memory, durable=False) as (file,):

@@ -1,8 +1,8 @@
 """Data sets whose name fixes their content: the published sums of their files. Standard library only.
 
-The sums are MD5 because that is what is published: by torchvision for CIFAR's files, and for the unpacked files of
-MNIST and Fashion-MNIST by many who use them (torchvision has those of the packed ones). They tell damage and variants
-apart from the original; they are no defence against somebody who forges a file on purpose.
+The sums are MD5 since these are published: by torchvision for CIFAR's files, and by many users for the unpacked files
+of MNIST and Fashion-MNIST (torchvision has the sums of the packed ones). They reveal damage and variants; they do not
+protect against a file that is forged on purpose.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ SUMS: Final[dict[str, dict[str, str]]] = {
         "meta": "7973b15100ade9c7d40fb424638fde48",
     },
 }
-"""Data set -> the MD5 sum of each of its files, unpacked; of ``digits``, of the numbers as little-endian int64."""
+"""Data set -> the MD5 sum of each of its unpacked files; for ``digits``, of the numbers as little-endian int64."""
 
 
 def md5(content: bytes) -> str:
-    """Return the sum of a file's content, as ``SUMS`` has it."""
+    """Return the sum of a file's content, in the form of ``SUMS``."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
@@ -62,18 +62,18 @@ def digest(name: str) -> str | None:
 
 
 def difference(name: str, sums: Mapping[str, str], wanted: str | None) -> str | None:
-    """Say in which files a data set differs from the content that is wanted, by its digest; None if it does not.
+    """Return in words how the files of a data set differ from the wanted content; None if they do not.
 
-    ``sums``: those of its files; ``wanted``: None if any content will do.
+    ``sums``: the sums of its files; ``wanted``: the digest of the wanted content, None if any will do.
     """
     found = digest_of(sums)
     if wanted in (None, found):
         return None
     if found == digest(name):
-        return f"it is the original, but data.digest={wanted} asks for another content; leave data.digest out"
-    variant = f"if this content is what you mean, add data.digest={found}, which makes it another run"
+        return f"it is the original, but digest={wanted} asks for another content; leave that out"
+    variant = f"if this content is what you mean, add digest={found}, which makes it another run"
     if wanted != digest(name):
-        return f"its content has the digest {found}, but data.digest={wanted}; {variant}"
+        return f"its content has the digest {found}, but digest={wanted}; {variant}"
     published = SUMS[name]
     differing = [file for file in sums if sums[file] != published[file]]
     told = ", ".join(f"{file} (MD5 sum {sums[file]}, published {published[file]})" for file in differing)

@@ -1,4 +1,4 @@
-"""Bring images to one size: stretched, or scaled and cropped around the centre."""
+"""Bring images to one size: stretch them, or scale and crop them around the centre."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ _IMAGES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Resize:
-    """To ``size`` x ``size`` pixels, or as they are with ``size=None``.
+    """Resize images to ``size`` x ``size`` pixels; ``size=None`` leaves them as they are.
 
     Without ``center_crop``, images are stretched. With it, the shorter side is scaled to round(size / center_crop) and
-    the central square of ``size`` kept: 224 and 0.875 are ImageNet's Resize(256), CenterCrop(224). ``DataError`` if
+    the central square of ``size`` is kept: 224 and 0.875 are ImageNet's Resize(256), CenterCrop(224). ``DataError`` if
     the numbers make no sense.
     """
 
@@ -25,21 +25,19 @@ class Resize:
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
-            raise DataError(
-                f"data.size={self.size}: must be a number of pixels >= 1, or null to keep the images as they are"
-            )
+            raise DataError(f"size={self.size}: must be a number of pixels >= 1; size=None keeps images as they are")
         if self.center_crop is not None and self.size is None:
-            raise DataError(f"data.center_crop={self.center_crop} would be ignored without data.size")
+            raise DataError(f"center_crop={self.center_crop} would be ignored without a size, e.g. size=224")
         if self.center_crop is not None and not 0 < self.center_crop <= 1:
-            raise DataError(f"data.center_crop={self.center_crop}: must be a fraction in (0, 1]")
+            raise DataError(f"center_crop={self.center_crop}: must be a fraction in (0, 1]")
 
     def __str__(self) -> str:
-        """Return what file names say of it: nothing, ``-224`` or ``-224-crop0.875``."""
+        """Return its part of a file name: nothing, ``-224`` or ``-224-crop0.875``."""
         size = "" if self.size is None else f"-{self.size}"
         return size if self.center_crop is None else f"{size}-crop{self.center_crop:g}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the images (uint8 [N, C, H, W]) fitted; each independently of the others."""
+        """Return the images (uint8 [N, C, H, W]) resized, each independently of the others."""
         if self.size is None:
             return images
         if self.center_crop is None:
@@ -57,7 +55,7 @@ def resized(images: Tensor, height: int, width: int) -> Tensor:
     """Return the images (uint8 [N, C, H, W]) resized, bilinear with antialiasing and rounded once, at the end."""
     if tuple(images.shape[2:]) == (height, width):
         return images
-    pieces = [  # piece by piece, because a whole set as floats may not fit into memory
+    pieces = [  # piece by piece, since a whole set of floats may not fit into memory
         functional.interpolate(piece.float(), (height, width), mode="bilinear", antialias=True)
         .round_()
         .clamp_(0, 255)

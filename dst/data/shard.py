@@ -1,4 +1,4 @@
-"""Which samples of a batch a process takes when several share it."""
+"""The samples of a batch that a process takes when several share it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shard:
-    """The ``index``-th of ``count`` parts of every batch. The parts are disjoint and cover it, in its order."""
+    """The ``index``-th of ``count`` parts of every batch. The parts are disjoint and cover the batch, in its order."""
 
     index: int = 0
     count: int = 1

@@ -1,4 +1,8 @@
-"""Stratified splits that never change: not with the seed of a run, nor with the versions of the libraries."""
+"""Stratified splits that never change: neither with the seed of a run nor with the versions of the libraries.
+
+The size of a part is ``round(fraction * N)`` of floats: a product that should be exactly half a sample may round to
+either side. It stays so, since an exact one would change splits of recorded runs. The shares of classes are exact.
+"""
 
 import numpy as np
 import torch
@@ -13,22 +17,22 @@ def train_val_split(labels: Tensor, fraction: float, split_seed: int) -> tuple[T
 
     A pure function of ``labels`` (int64 [N]), ``fraction`` and ``split_seed``. The validation part has
     round(``fraction`` * N) samples, shared among the classes in proportion (largest remainder), but each class has at
-    least one sample in each part; ``DataError`` where that cannot be.
+    least one sample in each part; ``DataError`` if that is impossible.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"data.val_fraction={fraction}: must lie between 0 and 1, both excluded")
+        raise DataError(f"fraction={fraction}: must lie between 0 and 1, both excluded")
     try:
         return stratified(labels, fraction, derive_seed(split_seed, "validation"))
     except DataError as error:
-        raise DataError(f"data.val_fraction={fraction}: {error}") from None
+        raise DataError(f"fraction={fraction}: {error}") from None
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the sorted indices of (the rest, a random part of round(``fraction`` * N) samples, stratified)."""
+    """Return sorted indices: of the rest, and of a stratified random part of round(``fraction`` * N) samples."""
     classes = labels.cpu().numpy()
     _, counts = np.unique(classes, return_counts=True)
     shares = _shares(counts, round(fraction * len(classes)))
-    # RandomState, because its stream is the one that numpy has promised never to change; torch's may.
+    # RandomState, since numpy promises that its stream never changes; torch's may.
     order = np.random.RandomState([seed >> 32, seed & 0xFFFFFFFF]).permutation(len(classes))
     order = order[np.argsort(classes[order], kind="stable")]  # class after class, shuffled within each
     rank = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)

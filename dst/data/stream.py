@@ -1,40 +1,37 @@
-"""Batches of image files that are decoded when they are needed, by worker processes ahead of the training.
+"""Batches of image files that worker processes decode when they are needed, ahead of the training.
 
-Workers are told what to do to which sample: they draw no random numbers and normalise nothing. So their number cannot
-matter, and the batches are those that ``Batches`` makes of the decoded set, to the last bit.
+Workers get a list of samples with the numbers of their augmentation: they draw no random numbers and normalise nothing.
+So their number does not matter, and the batches equal those that ``Batches`` makes of the decoded set, to the last bit.
 """
 
-import math
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from dst.data.augment import Augment, Crops, Draws, draw, resized_crop_box
+from dst.data.augment import Augment, Crops, Draws, resized_crop_box
 from dst.data.children import die_with_parent
 from dst.data.dataset import DataError
 from dst.data.decode import decode
+from dst.data.epochs import Epochs
 from dst.data.files import Files
-from dst.data.normalise import Normalise
 from dst.data.prepare import sizes_differ
 from dst.data.resize import resized
-from dst.data.shard import WHOLE, Shard
-from dst.signals import blocked
-
-_REQUESTS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP}
+from dst.signals import REQUESTS, blocked
 
 Job = dict[str, list[int]]
 """The fields of ``Draws`` of one batch. As lists, because each tensor would travel in shared memory of its own."""
 
 
 class _Jobs:
-    """What the workers shall do in the epoch that was begun last."""
+    """The jobs of the workers in the epoch that was begun last."""
 
     now: Iterable[Job] = ()
 
@@ -42,70 +39,42 @@ class _Jobs:
         return iter(self.now)
 
 
-class Stream:
-    """Image files as normalised batches on ``device``; for its use and its errors see ``Batches``, which it equals.
+class Stream(Epochs):
+    """Image files as batches, equal to those that ``Batches`` makes of the decoded files.
 
-    ``workers`` processes decode, fit and augment (0: this one does), each two batches ahead; what they make travels to
-    a CUDA device asynchronously. Only one epoch can be under way at a time: to begin another ends it.
+    ``workers`` processes decode, resize and augment, each two batches ahead; with 0 this process does. Batches travel
+    to a CUDA device asynchronously. Only one epoch can be under way at a time: to begin another ends it. ``mean`` and
+    ``std`` have no default. ``options``: see ``Epochs``.
     """
 
     def __init__(
         self,
         files: Files,
         *,
-        batch_size: int,
-        device: torch.device | str = "cpu",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        augment: Augment | None = None,
-        seed: int = 0,
-        shuffle: bool = False,
         workers: int = 0,
+        **options: Any,
     ) -> None:
-        if batch_size < 1:
-            raise DataError(f"schedule.batch_size={batch_size}: must be at least 1")
         if mean is None or std is None:
             raise DataError(
-                "data.mean and data.std are missing: they are computed only of sets that fit into memory. Set them, "
-                "e.g. to ImageNet's: data.mean=[0.485,0.456,0.406] data.std=[0.229,0.224,0.225]"
+                f"mean={mean} and std={std}: both are computed only of sets that fit into memory. Give them, e.g. "
+                "ImageNet's: mean=[0.485,0.456,0.406] std=[0.229,0.224,0.225]"
             )
-        self.samples = len(files)
-        """Number of samples of an epoch."""
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self._augment = augment or Augment()
-        self._augment.check(files.shape)
-        self._seed, self._shuffle = seed, shuffle
-        self._normalise = Normalise(mean, std, files.shape[0], self.device)
+        super().__init__(files, mean=mean, std=std, **options)
         self._labels = files.labels
         self._jobs = _Jobs()
-        # A training split keeps its workers from epoch to epoch; one that is rarely read gives them back.
-        pin = self.device.type == "cuda"
-        self._loader = _loader(files, self._augment, self._jobs, workers, keep=shuffle, pin=pin)
+        # A training split, which is shuffled, keeps its workers from epoch to epoch; others are rarely read.
+        keep, pin = options.get("shuffle", False), self.device.type == "cuda"
+        self._loader = _loader(files, self._augment, self._jobs, workers, keep=keep, pin=pin)
 
-    def __len__(self) -> int:
-        return math.ceil(self.samples / self.batch_size)
-
-    def epoch(
-        self, epoch: int, phase: int = 0, start: int = 0, shard: Shard = WHOLE
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
-
-        The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in. Of each batch
-        only a ``shard`` is made; where that is empty, nothing is yielded. ``DataError`` if a file cannot be decoded.
-        """
-        if not 0 <= start <= len(self):
-            raise DataError(f"cannot start at batch {start}: an epoch has batches 0..{len(self) - 1}")
-        return self._epoch(epoch, phase, start, shard)
-
-    def _epoch(self, epoch: int, phase: int, start: int, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
-        draws = draw(self._augment, self.samples, self._seed, epoch, phase, shuffle=self._shuffle)
-        batches = list(shard.slices(self.samples, self.batch_size, start))
+    def _batches(self, draws: Draws, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches as the workers make them."""
         labels = self._labels[draws.order].to(self.device)
-        self._jobs.now = jobs = (_job(draws, batch) for batch in batches)
-        with blocked(_REQUESTS):  # which workers heed, as anybody does, until they are told not to
+        self._jobs.now = jobs = (_job(draws, batch) for batch in parts)
+        with blocked(REQUESTS):  # workers would heed these signals until they are told not to
             made_ahead = iter(self._loader)
-        for batch, made in zip(batches, made_ahead, strict=True):
+        for batch, made in zip(parts, made_ahead, strict=True):
             images = _checked(made).to(self.device, non_blocking=True)
             yield self._normalise(images), labels[batch]
             if self._jobs.now is not jobs:
@@ -123,21 +92,22 @@ def _loader(
         pin_memory=pin,
         persistent_workers=keep and workers > 0,
         worker_init_fn=_heed_parent_only,
-        generator=torch.Generator(),  # or the loader would draw from the global one, which belongs to the training
+        generator=torch.Generator(),  # else the loader would draw from the global one, which belongs to the training
     )
 
 
 def _heed_parent_only(worker: int) -> None:
-    """Leave requests to stop, which may be sent to the whole process group, to the main process.
+    """Let a worker ignore requests to stop, which may go to the whole process group: the main process handles them.
 
-    But it ends its workers by SIGTERM, if all else fails: so that one is not ignored but looked at, in a thread. And
-    when it is killed they die with it, at once: they have inherited its open files, among them the lock of the run.
+    The main process ends its workers by SIGTERM if all else fails, so a thread waits for one from there. When the main
+    process is killed its workers die at once, since they hold its open files, among them the lock of the run.
     """
     die_with_parent()
-    for number in _REQUESTS - {signal.SIGTERM}:
+    ignored = set(REQUESTS) - {signal.SIGTERM}
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     has_wait = hasattr(signal, "sigwaitinfo")  # not on macOS
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS - {signal.SIGTERM} if has_wait else _REQUESTS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored if has_wait else REQUESTS)
     if has_wait:
         threading.Thread(target=_await_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -154,7 +124,7 @@ def _job(draws: Draws, batch: slice) -> Job:
 
 
 def _checked(made: Tensor | DataError) -> Tensor:
-    """Errors come back as values, so that they are told as they are and not as a worker's traceback."""
+    """Return the images, or raise the error: it comes as a value, so that no worker's traceback surrounds it."""
     if isinstance(made, DataError):
         raise made
     return made

@@ -12,7 +12,7 @@ _NEEDED = ("wnids.txt", "train", "val/images", "val/val_annotations.txt")
 
 
 def tiny_imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
-    """Read Tiny-ImageNet from ``root`` or ``root``/tiny-imagenet-200; its labelled val part is the test set.
+    """Read Tiny-ImageNet from ``root`` or ``root``/tiny-imagenet-200; the test set is its val part, which has labels.
 
     (The original test images have no labels.) Validation data is split off train. Classes are the lines of wnids.txt,
     numbered in alphabetical order. ``DataError`` if something is missing or inconsistent; nothing is downloaded.
@@ -21,8 +21,8 @@ def tiny_imagenet(root: Path, download: bool) -> tuple[Files, Files, int]:
     missing = [name for name in _NEEDED if not (found or root).joinpath(name).exists()]
     if found is None or missing:
         raise NotHereError(
-            f"{(found or root).absolute()} is no Tiny-ImageNet in its original layout: no {', '.join(missing)}; "
-            f"{content(found or root)}. Set data.root=FOLDER to the one that holds wnids.txt, or {_ARCHIVE}; the "
+            f"{(found or root).absolute()} is not Tiny-ImageNet in its original layout: no {', '.join(missing)}; "
+            f"{content(found or root)}. Set root=FOLDER to the one that holds wnids.txt, or {_ARCHIVE}; the "
             f"original is at {_URL}"
         )
     listed: dict[str, list[Entry]] = {name: [] for name in sorted(line.strip() for line in _lines(found / "wnids.txt"))}
@@ -48,12 +48,12 @@ def _val(root: Path, val: list[Entry], classes: dict[str, list[Entry]]) -> list[
     empty = [name for name, entries in classes.items() if not entries]
     if images or empty:
         raise DataError(
-            f"{annotations} says nothing of {len(images)} images of val/images ({', '.join(sorted(images)[:3])}) and "
-            f"names none of {len(empty)} classes ({', '.join(empty[:3])}); unpack the original archive again"
+            f"{annotations} leaves out {len(images)} images of val/images ({', '.join(sorted(images)[:3])}) and "
+            f"{len(empty)} classes ({', '.join(empty[:3])}); unpack the original archive again"
         )
     return list(classes.values())
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines that are not empty; what is no text becomes names that nothing has."""
+    """Return the lines that are not empty; bytes that are no text become characters that no name has."""
     return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]

@@ -1,1 +1,1 @@
-"""What is measured about a run; measuring never changes training."""
+"""The figures of a run; measuring them never changes training."""

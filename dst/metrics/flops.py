@@ -23,14 +23,14 @@ _BACKWARD = 2  # one pass for the gradients of the weights, one for those of the
 def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     """Count the dense FLOPs of one forward pass of one sample, per convolution and linear layer.
 
-    ``shape`` is that of a sample, without the batch. Returns ``{module name: FLOPs}`` of all such layers in the order
-    of ``model.named_modules()``; a layer that the pass does not reach has 0, one that it uses twice has both uses, and
-    a weight that several layers share counts for the first of them, as it does in the scope of a sparsity method.
-    Runs on a copy on the meta device, so it takes neither time nor memory and leaves the model alone (weights, buffers,
-    hooks, training flags) as well as the random numbers. Raises ``ValueError`` where other modules compute with FLOPs
-    (attention, say), since no density could be told for them.
+    ``shape``: that of a sample, without the batch. Returns ``{module name: FLOPs}`` of all such layers in the order of
+    ``model.named_modules()``. A layer that the pass does not reach has 0, and one that it uses twice has the sum of
+    both uses. A weight that several layers share counts for the first of them, as in the scope of a sparsity method.
+    The pass runs on a copy on the meta device: it takes neither time nor memory and changes neither the model (weights,
+    buffers, hooks, training flags) nor the random numbers. Raises ``ValueError`` if other modules spend FLOPs
+    (attention, for example), since these have no density.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # here because it takes its time to import
+    from torch.utils.flop_counter import FlopCounterMode  # imported here since it takes time
 
     twin = _on_meta(model).eval()  # eval: batch norm takes a batch of one, dropout no random numbers
     counter = FlopCounterMode(display=False)
@@ -43,7 +43,7 @@ def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     if elsewhere:
         raise ValueError(
             f"{elsewhere} of {counter.get_total_flops()} FLOPs of {type(model).__name__} are spent outside the forward "
-            "of its convolution and linear layers, where their density cannot be told"
+            "of its convolution and linear layers, where no density is known for them"
         )
     return counts
 
@@ -58,7 +58,7 @@ def _count_layers(model: nn.Module, counter: Any) -> dict[str, int]:
 
     for name, layer in model.named_modules():
         if isinstance(layer, _LAYERS):
-            # A parametrized weight is no parameter but made anew at each access, so it is its layer that counts.
+            # A parametrized weight is not a parameter but made anew at each access; its layer stands for it.
             owner = owners.setdefault(id(layer._parameters.get("weight", layer)), name)
             counts[owner] = 0
             layer.register_forward_pre_hook(lambda *_, owner=owner: add(owner, -1))
@@ -69,8 +69,8 @@ def _count_layers(model: nn.Module, counter: Any) -> dict[str, int]:
 def _on_meta(model: nn.Module) -> nn.Module:
     """Return a deep copy on the meta device, without hooks; no weight is copied on the way.
 
-    ``deepcopy`` takes what it finds in its memo for copied already: there the tensors are found without data, and the
-    hooks, which would otherwise run or be copied with all that they hold, are found to be empty.
+    ``deepcopy`` takes the objects in its memo as copied already. So the memo holds tensors without data, and empty
+    hooks, which would otherwise run or be copied with all that they hold.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -84,11 +84,11 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 class Flops:
-    """What passes through a network cost, given how many weights of each sparse layer are active.
+    """The cost of passes through a network, given the number of active weights of each sparse layer.
 
     ``dense``: FLOPs of one forward of one sample per layer, from ``forward_flops``; ``sizes``: number of weights of
-    each maskable layer, by the same names (layers not in it stay dense). All results are exact integers. Raises
-    ``ValueError`` for a maskable layer that is not among the dense, or whose FLOPs are not a multiple of its size.
+    each maskable layer, by the same names (all other layers stay dense). All results are exact integers. Raises
+    ``ValueError`` for a maskable layer that ``dense`` lacks, or whose FLOPs are not a multiple of its size.
     """
 
     def __init__(self, dense: Mapping[str, int], sizes: Mapping[str, int]) -> None:
@@ -108,7 +108,7 @@ class Flops:
 
         Raises ``ValueError`` unless ``active`` names exactly the maskable layers, each with at most its size.
         """
-        # Asked for at every step, while the counts change at updates only.
+        # Called at every step, while the counts change at updates only.
         if self._last is None or self._last[0] != active:
             counts = self._checked(active)
             flops = self._never_sparse + sum(count * self._per_weight[name] for name, count in counts.items())
@@ -116,7 +116,7 @@ class Flops:
         return self._last[1]
 
     def train_step(self, active: Mapping[str, int], samples: int, *, dense_gradient: bool) -> int:
-        """Return the FLOPs of one training step on so many samples: a forward and a backward pass.
+        """Return the FLOPs of one training step on a number of samples: a forward and a backward pass.
 
         ``dense_gradient``: the step needs the gradients of inactive weights too, as gradient growth does.
         """
@@ -125,14 +125,14 @@ class Flops:
         return samples * ((1 + _BACKWARD) * sparse + extra)
 
     def dense_training(self, samples: int) -> int:
-        """Return the FLOPs of training the dense network on so many samples, all epochs together."""
+        """Return the FLOPs of training the dense network on a number of samples, all epochs together."""
         return samples * (1 + _BACKWARD) * self._dense
 
     def _checked(self, active: Mapping[str, int]) -> dict[str, int]:
         if active.keys() != self._sizes.keys():
             differ = ", ".join(sorted(active.keys() ^ self._sizes.keys()))
             raise ValueError(f"active counts must name exactly the maskable layers; these differ: {differ}")
-        # index: takes the integers of other libraries, whose arithmetic overflows, and refuses fractions
+        # index: converts the integers of other libraries, whose arithmetic overflows, and refuses fractions
         counts = {name: operator.index(count) for name, count in active.items()}
         for name, count in counts.items():
             if not 0 <= count <= self._sizes[name]:

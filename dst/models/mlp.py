@@ -15,9 +15,7 @@ def mlp(shape: Shape, classes: int, *, hidden: Sequence[int]) -> nn.Module:
     Its linear layers are named ``fc1``, ``fc2``, ... Raises ``ModelError`` for a width below 1.
     """
     if min(hidden, default=1) < 1:
-        raise ModelError(
-            f"model mlp: model.hidden={list(hidden)} must hold positive widths, e.g. model.hidden=[256,256]"
-        )
+        raise ModelError(f"model mlp: hidden={list(hidden)} must hold positive widths, e.g. hidden=[256,256]")
     return _mlp("mlp", shape, classes, hidden)
 
 

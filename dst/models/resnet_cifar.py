@@ -2,7 +2,7 @@
 
 Two families, in the form of the sparse-training codes: four wide stages (ITOP, GraNet; PyTorch's initialisation, a
 classifier without bias) and three thin ones (GraNet, Random Pruning; Kaiming's, with bias). The last maps are averaged,
-whatever their size. The names without suffix are these for up to 34 layers, those of ``resnet_imagenet`` from 50 on.
+whatever their size. Names without a suffix mean these networks up to 34 layers, and ``resnet_imagenet`` from 50 on.
 """
 
 from collections import OrderedDict

@@ -4,7 +4,7 @@ Built without pretrained weights. The last maps are averaged, whatever their siz
 first convolution is replaced, and initialised in the same way. ``fan_in``: convolutions start from Kaiming's normal
 distribution by fan-in instead of fan-out, as in ITOP's ImageNet command (``-c fanin``).
 
-The names without suffix are these from 50 layers on, those of ``resnet_cifar`` for up to 34.
+Names without a suffix mean these networks from 50 layers on, and ``resnet_cifar`` up to 34.
 """
 
 from torch import nn
@@ -39,7 +39,7 @@ def resnet152(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
 
 def _resnet(name: str, shape: Shape, classes: int, *, fan_in: bool) -> nn.Module:
     require_side(name, shape, smallest=1)
-    # Imported here because it takes a second, which only these models need to spend.
+    # Imported here since it takes a second, and only these models need it.
     import torchvision.models
 
     build = getattr(torchvision.models, name.removesuffix("_imagenet"))

@@ -7,14 +7,14 @@ Shape: TypeAlias = tuple[int, int, int]
 
 
 class ModelError(ValueError):
-    """A model that cannot be built as asked."""
+    """A model that cannot be built with these options, or for this data."""
 
 
 def require_side(model: str, shape: Shape, smallest: int) -> None:
-    """Raise ``ModelError`` if height or width of the data is below the smallest side that the model works with."""
+    """Raise ``ModelError`` if the height or width of the data is below the smallest side that the model takes."""
     channels, height, width = shape
     if min(height, width) < smallest:
         raise ModelError(
             f"model {model} needs images of at least {smallest}x{smallest}, these are {height}x{width} "
-            f"({channels} channel{'s' * (channels != 1)}): set data.size={smallest} or more, or choose another model"
+            f"({channels} channel{'s' * (channels != 1)}): set size={smallest} or more, or choose another model"
         )

@@ -1,4 +1,4 @@
-"""Stages of residual networks: rows of blocks, of which the first changes width and size."""
+"""Stages of residual networks: rows of blocks; the first block of a row changes width and size."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,7 +10,7 @@ def stages(
 ) -> Iterator[nn.Sequential]:
     """Yield a network's stages, each given in ``plan`` by its output channels and number of blocks.
 
-    ``block(inputs, outputs, stride)`` builds one block; the first block of all stages but the first halves the maps.
+    ``block(inputs, outputs, stride)`` builds one block; in all stages but the first, the first block halves the maps.
     """
     for number, (outputs, blocks) in enumerate(plan):
         first = block(inputs, outputs, 2 if number else 1)

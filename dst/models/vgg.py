@@ -15,7 +15,7 @@ from dst.models.shape import Shape, require_side
 
 @dataclass(frozen=True)
 class _Conv:
-    """A convolution with padding 1, whatever its kernel."""
+    """A convolution; its padding is 1 for every kernel."""
 
     width: int
     kernel: int = 3
@@ -35,7 +35,7 @@ class _Plan:
 
 
 def _blocks(*depths: int) -> tuple[tuple[_Conv, ...], ...]:
-    """Return blocks of so many 3x3 convolutions each, in VGG's widths."""
+    """Return blocks of 3x3 convolutions in VGG's widths; ``depths``: their numbers of convolutions."""
     return tuple((_Conv(width),) * depth for width, depth in zip((64, 128, 256, 512, 512), depths, strict=True))
 
 
@@ -44,7 +44,7 @@ _PLANS = {
         blocks=(
             (_Conv(64), _Conv(64)),
             (_Conv(128), _Conv(128)),
-            # The 1x1 convolutions are padded like the others in the published code, so their maps grow by 2.
+            # As in the published code, the 1x1 convolutions are padded like the others, so their maps grow by 2.
             (_Conv(256), _Conv(256), _Conv(256, kernel=1)),
             (_Conv(512), _Conv(512), _Conv(512, kernel=1)),
             (_Conv(512), _Conv(512), _Conv(512, kernel=1)),

@@ -1,4 +1,4 @@
-"""Wide residual networks for small images (Zagoruyko and Komodakis, 2016), as the sparse-training codes mean them.
+"""Wide residual networks for small images (Zagoruyko and Komodakis, 2016), as in the sparse-training codes.
 
 ``wrn_D_K`` is a 3x3 stem of 16 channels, three stages of (D - 4) / 6 pre-activation blocks, 16K, 32K and 64K wide,
 and a classifier. ``dropout`` acts between the convolutions of a block. The last maps are averaged, whatever their size.
@@ -73,7 +73,7 @@ class PreActivationBlock(nn.Module):
 def _wrn(name: str, shape: Shape, classes: int, *, depth: int, widen: int, dropout: float) -> nn.Module:
     require_side(name, shape, smallest=1)
     if not 0 <= dropout < 1:
-        raise ModelError(f"model {name}: model.dropout={dropout} must be in [0, 1), e.g. model.dropout=0.3")
+        raise ModelError(f"model {name}: dropout={dropout} must be in [0, 1), e.g. dropout=0.3")
     blocks = (depth - 4) // 6
     widths = [16 * widen, 32 * widen, 64 * widen]
     rows = stages(partial(PreActivationBlock, dropout=dropout), 16, [(width, blocks) for width in widths])

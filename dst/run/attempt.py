@@ -20,6 +20,7 @@ from dst.run.environment import JOB
 from dst.run.report import layer_table, outside_line, run_report
 from dst.run.resume import found_here, frozen, held
 from dst.run.sources import sources
+from dst.run.terms import in_config_terms
 
 if TYPE_CHECKING:
     from dst.run.build import Parts
@@ -195,7 +196,8 @@ class _Attempt:
         place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
         executed = sha256(to_yaml(frozen(config)))
         self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
-        state = self.checkpoints.load_newest(config.hardware.device)
+        with in_config_terms("model", path="sparsity.init.path"):
+            state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:
             training.load_state_dict(state)
         path = self.checkpoints.path(training.counters.step).resolve() if state is not None else None

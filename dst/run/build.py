@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dst import registry
-from dst.config.schema import SLOTS, Config, ConfigError, get, options
+from dst.config.schema import SLOTS, Config, ConfigError, Hardware, get, options
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -19,9 +19,10 @@ from dst.data.dataset import DataError, Dataset, NotHereError, Samples, Split
 from dst.data.loader import Loader, loader
 from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
-from dst.fractions import step_at
+from dst.fractions import Curve, step_at
 from dst.metrics.flops import Flops, forward_flops
 from dst.run.sources import checkpoint, stored, with_checkpoints
+from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
@@ -50,38 +51,22 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     What it reads is compared with the digests in the config; DataError or ConfigError, naming both, if it differs.
     """
     config = with_checkpoints(config, {})
-    schedule, hardware = config.schedule, config.hardware
+    hardware = config.hardware
     configure(hardware.device, hardware.determinism, hardware.threads)
     dataset = load_dataset(config)
     loaders = make_loaders(config, dataset, hardware.device)
-    steps_per_epoch = len(loaders.train)
-    seed_torch(config.seed, "init")
-    model = make_model(config, dataset).to(hardware.device)
-    if config.model.weights is not None:
-        model.load_state_dict(stored(config, "model.weights")["model"])
-    if hardware.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = _initialised(config, dataset)
     dense_flops = forward_flops(model, dataset.shape)
-    groups = parameter_groups(model, schedule.optimizer.decay)
-    optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
-    probe = Probe(
-        model,
-        lambda count: islice(loaders.train.epoch(0), count),
-        partial(F.cross_entropy, label_smoothing=schedule.label_smoothing),
-        config.seed,
-    )
-    sparsifier = _sparsifier(config, model, optimizer, make_plan(config, steps_per_epoch), probe)
-    if hardware.sync_batch_norm:  # only now, since it can neither be counted nor differentiated twice
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
-    if hardware.compile:
-        model.compile()  # in place: names of parameters, masks and checkpoints stay as they are
+    optimizer = _optimizer(config, model)
+    plan = make_plan(config, len(loaders.train))
+    sparsifier = _sparsifier(config, model, optimizer, plan, _probe(config, model, loaders.train))
+    _convert(model, hardware)
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
-    warmup_steps = step_at(schedule.lr.warmup_epochs, steps_per_epoch)
     training = Training(
         model=model,
         optimizer=optimizer,
         sparsifier=sparsifier,
-        lr=part(config, "schedule.lr")(LRPlan(schedule.lr.peak, epochs(config) * steps_per_epoch, warmup_steps)),
+        lr=_learning_rate(config, len(loaders.train)),
         train_batches=loaders.train,
         val_batches=loaders.val,
         flops=flops,
@@ -96,7 +81,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         training=training,
         test_batches=loaders.test,
         dataset=dataset,
-        dense_training_flops=flops.dense_training(schedule.epochs * loaders.train.samples),
+        dense_training_flops=flops.dense_training(config.schedule.epochs * loaders.train.samples),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
     )
 
@@ -119,29 +104,30 @@ def part(config: Config, slot: str) -> Any:
 
 
 def load_dataset(config: Config) -> Dataset:
-    """Return the data set, loaded once for all cells of a sweep; DataError if it cannot be had."""
+    """Return the data set, loaded once for all cells of a sweep; DataError, in config terms, if it cannot be had."""
     data = config.data
     storage = data.storage
     if data.augment.resized_crop_scale is not None and storage == "auto":
         storage = "stream"
-    found = _load_once(
-        data.name,
-        digest=data.digest or published.digest(data.name),  # of a config that is not complete
-        root=data.root,
-        cache=data.cache,
-        download=data.download,
-        size=data.size,
-        center_crop=data.center_crop,
-        storage=storage,
-    )
-    if isinstance(found, DataError):
-        raise found
+    with in_config_terms("data"):
+        found = _load_once(
+            data.name,
+            digest=data.digest or published.digest(data.name),  # of a config that is not complete
+            root=data.root,
+            cache=data.cache,
+            download=data.download,
+            size=data.size,
+            center_crop=data.center_crop,
+            storage=storage,
+        )
+        if isinstance(found, DataError):
+            raise found
     return found
 
 
 @cache
 def _load_once(name: str, **options: Any) -> Dataset | DataError:
-    """A sweep uses few data sets in many cells; to find out what is wrong with one may take as long as to load it."""
+    """Load a data set; return an error of its content, which can take as long to find and which many cells share."""
     try:
         return load(name, registry.find("data", name).load(), **options)
     except DataError as error:
@@ -171,7 +157,8 @@ class _Loaders:
 def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
     """Return the batches of all three splits on a device, normalised by the statistics of the training split."""
     data = config.data
-    train, val = _split_once(dataset, data.val_fraction, data.split_seed)
+    with in_config_terms(fraction="data.val_fraction"):
+        train, val = _split_once(dataset, data.val_fraction, data.split_seed)
     mean, std = data.mean, data.std
     if mean is None and isinstance(train, Split):
         mean, std = _statistics(train)
@@ -183,11 +170,12 @@ def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
         std=std,
         workers=config.hardware.workers,
     )
-    return _Loaders(
-        train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
-        val=batches(val),
-        test=batches(dataset.test),
-    )
+    with in_config_terms("data", batch_size="schedule.batch_size"):
+        return _Loaders(
+            train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
+            val=batches(val),
+            test=batches(dataset.test),
+        )
 
 
 # -- model and method --------------------------------------------------------------------------------------------------
@@ -195,8 +183,46 @@ def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
 
 def make_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network for the shape and the classes of a data set, on torch's default device."""
-    model: nn.Module = part(config, "model")(dataset.shape, dataset.classes)
+    with in_config_terms("model", size="data.size"):
+        model: nn.Module = part(config, "model")(dataset.shape, dataset.classes)
     return model
+
+
+def _initialised(config: Config, dataset: Dataset) -> nn.Module:
+    """Return the network on its device and in its memory layout, with the weights that it starts from."""
+    seed_torch(config.seed, "init")
+    model = make_model(config, dataset).to(config.hardware.device)
+    if config.model.weights is not None:
+        model.load_state_dict(stored(config, "model.weights")["model"])
+    return model.to(memory_format=torch.channels_last) if config.hardware.channels_last else model
+
+
+def _convert(model: nn.Module, hardware: Hardware) -> None:
+    """Convert a network, in place, to what the hardware shall run."""
+    if hardware.sync_batch_norm:  # only once all is counted and scored: it cannot be counted nor differentiated twice
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
+    if hardware.compile:
+        model.compile()  # names of parameters, masks and checkpoints stay as they are
+
+
+def _optimizer(config: Config, model: nn.Module) -> Optimizer:
+    schedule = config.schedule
+    groups = parameter_groups(model, schedule.optimizer.decay)
+    optimizer: Optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
+    return optimizer
+
+
+def _learning_rate(config: Config, steps_per_epoch: int) -> Curve:
+    lr = config.schedule.lr
+    warmup_steps = step_at(lr.warmup_epochs, steps_per_epoch)
+    curve: Curve = part(config, "schedule.lr")(LRPlan(lr.peak, epochs(config) * steps_per_epoch, warmup_steps))
+    return curve
+
+
+def _probe(config: Config, model: nn.Module, batches: Loader) -> Probe:
+    """Return what the method may look at before the first step: the first training batches and the loss."""
+    loss = partial(F.cross_entropy, label_smoothing=config.schedule.label_smoothing)
+    return Probe(model, lambda count: islice(batches.epoch(0), count), loss, config.seed)
 
 
 def make_scope(config: Config) -> Scope:
@@ -209,7 +235,8 @@ def make_plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
     update = config.sparsity.update
     if update.every is None:
         return None
-    plan = UpdatePlan(total_steps=epochs(config) * steps_per_epoch, **vars(update))
+    with in_config_terms("sparsity.update"):
+        plan = UpdatePlan(total_steps=epochs(config) * steps_per_epoch, **vars(update))
     if plan.updates() == 0:
         raise ConfigError(
             [
@@ -231,7 +258,7 @@ def first_parts(config: Config) -> FirstParts:
 
 
 def initial_density(config: Config) -> float | None:
-    """Return the density at the first step; None if something else than a density says how many weights are kept."""
+    """Return the density at the first step; None where an init, a pattern or ``dense`` counts by itself."""
     sparsity = config.sparsity
     if first_parts(config).own_counts:
         return None
@@ -242,27 +269,30 @@ def initial_density(config: Config) -> float | None:
 def _sparsifier(
     config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None, probe: Probe
 ) -> Sparsifier:
-    return Sparsifier(
-        model,
-        optimizer,
-        density=initial_density(config),
-        **vars(first_parts(config)),
-        scope=make_scope(config),
-        probe=probe,
-        seed=config.seed,
-        plan=plan,
-        **(updating(config, plan) if plan else {}),
-    )
+    with in_config_terms(*(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "drop"))):
+        return Sparsifier(
+            model,
+            optimizer,
+            density=initial_density(config),
+            **vars(first_parts(config)),
+            scope=make_scope(config),
+            probe=probe,
+            seed=config.seed,
+            plan=plan,
+            **(updating(config, plan) if plan else {}),
+        )
 
 
 def updating(config: Config, plan: UpdatePlan) -> dict[str, Any]:
-    """Return what only a method that updates its topology has."""
+    """Return the parts that only a method with updates has."""
     sparsity = config.sparsity
     parts = {slot: part(config, f"sparsity.{slot}") for slot in ("drop", "grow", "redistribute")}
     if sparsity.drop_fraction.name != registry.NONE:
-        parts["drop_fraction"] = part(config, "sparsity.drop_fraction")(plan)
+        with in_config_terms("sparsity.drop_fraction"):
+            parts["drop_fraction"] = part(config, "sparsity.drop_fraction")(plan)
     if sparsity.density_schedule.name != registry.NONE:
-        parts["density_curve"] = part(config, "sparsity.density_schedule")(plan, sparsity.density)
+        with in_config_terms("sparsity.density_schedule", final="sparsity.density"):
+            parts["density_curve"] = part(config, "sparsity.density_schedule")(plan, sparsity.density)
     return {**parts, "drop_pool": sparsity.drop.pool, "prune_pool": sparsity.density_schedule.pool}
 
 

@@ -1,9 +1,8 @@
 """Whether data, model and method of a config fit together, found out before anything is built or recorded."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from dst.config.schema import Config, ConfigError, options
 from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
-from dst.fractions import step_at
+from dst.fractions import Curve, step_at
 from dst.metrics.flops import forward_flops
 from dst.run.build import (
     first_parts,
@@ -28,10 +27,10 @@ from dst.run.build import (
     updating,
 )
 from dst.run.sources import stored
+from dst.run.terms import in_config_terms
 from dst.sparsity.allocation import allocate
-from dst.sparsity.distribution import Distribution, uniform
-from dst.sparsity.drop_fraction import Curve
-from dst.sparsity.initial_masks import admissible, check_layout
+from dst.sparsity.distribution import uniform
+from dst.sparsity.initial_masks import check_layout, first_counts
 from dst.sparsity.marks import marks_of
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
@@ -40,49 +39,60 @@ from dst.training.distributed import accumulation_parts
 def check(config: Config, *, elsewhere: bool = False) -> None:
     """Raise ConfigError, with all problems, if data, model and method do not fit together.
 
-    Before anything is built or recorded; needs the data, but neither time nor memory for the model, and touches no
-    device: those who submit sit on machines without. ``elsewhere``: the run will be carried out on another machine, so
-    its device is not looked for here, nor, if ``data.digest`` says which it is, data that is not here: then it only
-    says that this was not checked.
+    Before anything is built or recorded. It needs the data, but neither time nor memory for the model, and touches no
+    device: those who submit sit on machines without one. ``elsewhere``: another machine will carry the run out, so its
+    device is not looked for here. Nor is data that is not here, if ``data.digest`` identifies it: then a note says that
+    this was not checked.
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
     problems: list[str] = []
-    with _told(problems):
-        try:
-            dataset = load_dataset(config)
-        except NotHereError:
-            if not elsewhere or (config.data.digest or published.digest(config.data.name)) is None:
-                raise
-            told = f"data.root={config.data.root}: there is no {config.data.name} here"
-            print(f"note: {told}; whether the runs fit it is checked when they begin", file=sys.stderr)
-            return
-        train = make_loaders(config, dataset, "cpu").train
-        with _told(problems):
-            _check_plan(config, len(train))
-        with torch.device("meta"):
-            model = make_model(config, dataset)
-        forward_flops(model, dataset.shape)
-        with _told(problems):
-            _check_shards(config, train.samples)
-            _check_batch_norm(config, model, dataset, train.samples)
-        with _told(problems):
-            _check_sources(config, model)
-        with _told(problems, "sparsity.scope: "):
-            layers = make_scope(config).layers(model)
-            with _told(problems):
-                _check_batches(config, len(train))
-            with _told(problems, f"sparsity.init.path={config.sparsity.init.path}: "):
-                _check_masks(config, layers)
-            density = config.sparsity.density
-            with _told(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
-                _check_density(config, layers)
+    with _collected(problems):
+        dataset = _dataset(config, elsewhere=elsewhere)
+        if dataset is not None:
+            _check_on(config, dataset, problems)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
+def _dataset(config: Config, *, elsewhere: bool) -> Dataset | None:
+    """Return the data set; None, with a note, where it need not be on this machine and is not."""
+    try:
+        return load_dataset(config)
+    except NotHereError:
+        if not elsewhere or (config.data.digest or published.digest(config.data.name)) is None:
+            raise
+        missing = f"data.root={config.data.root}: there is no {config.data.name} here"
+        print(f"note: {missing}; whether the runs fit it is checked when they begin", file=sys.stderr)
+        return None
+
+
+def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
+    """Add all that does not fit a data set to the problems."""
+    train = make_loaders(config, dataset, "cpu").train
+    with _collected(problems):
+        _check_plan(config, len(train))
+    with torch.device("meta"):
+        model = make_model(config, dataset)
+    forward_flops(model, dataset.shape)
+    with _collected(problems):
+        _check_shards(config, train.samples)
+        _check_batch_norm(config, model, dataset, train.samples)
+    with _collected(problems):
+        _check_sources(config, model)
+    with _collected(problems, "sparsity.scope: "), in_config_terms("sparsity.scope"):
+        layers = make_scope(config).layers(model)
+        with _collected(problems):
+            _check_batches(config, len(train))
+        with _collected(problems, f"sparsity.init.path={config.sparsity.init.path}: "):
+            _check_masks(config, layers)
+        density = config.sparsity.density
+        with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
+            _check_density(config, layers)
+
+
 @contextmanager
-def _told(problems: list[str], key: str = "") -> Iterator[None]:
+def _collected(problems: list[str], key: str = "") -> Iterator[None]:
     """Add what a part finds wrong to the problems, behind the key to blame, and go on after the block."""
     try:
         yield
@@ -104,7 +114,7 @@ def _check_plan(config: Config, steps_per_epoch: int) -> None:
 
 
 def _check_selection(config: Config, steps_per_epoch: int, total_steps: int, density: Curve | None) -> None:
-    """Raise ConfigError if only the last evaluation is at the final density, so that there is nothing to select."""
+    """Raise ConfigError if only the last evaluation is at the final density: there would be nothing to select."""
     interval = steps_per_epoch * config.schedule.eval_every_epochs
     last_but_one = (total_steps - 1) // interval * interval
     if config.schedule.select == "best_val" and density and density(last_but_one) != density(total_steps):
@@ -125,7 +135,7 @@ def _batch_sizes(config: Config, samples: int) -> set[int]:
 
 
 def _check_shards(config: Config, samples: int) -> None:
-    """Raise ConfigError if a batch does not leave every process a sample for each part that it accumulates."""
+    """Raise ConfigError if a batch has too few samples for the processes and the parts that each accumulates."""
     schedule, processes = config.schedule, config.hardware.processes
     smallest = min(_batch_sizes(config, samples))
     if processes > 1 and smallest // processes < schedule.accumulate:
@@ -140,7 +150,7 @@ def _check_shards(config: Config, samples: int) -> None:
 
 
 def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
-    """Batch norm cannot train on one value a channel, which the last batch of an epoch may come to."""
+    """Raise ConfigError if batch norm would see one value a channel, as in a last batch of one: it cannot train."""
     schedule, hardware = config.schedule, config.hardware
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
     if hardware.sync_batch_norm:
@@ -162,7 +172,7 @@ def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, sample
 
 
 def _part_sizes(config: Config, samples: int) -> set[int]:
-    """Return the numbers of samples that pass through the model at once in training."""
+    """Return how many samples pass through the model at once in training: all numbers that occur."""
     world, accumulate = config.hardware.processes, config.schedule.accumulate
     sizes: set[int] = set()
     for batch in _batch_sizes(config, samples):
@@ -174,19 +184,13 @@ def _part_sizes(config: Config, samples: int) -> set[int]:
 
 def _check_density(config: Config, layers: list[Layer]) -> None:
     sparsity = config.sparsity
-    shapes = [layer.weight.shape for layer in layers]
     parts = first_parts(config)
     check_layout(layers, pattern=parts.pattern, init=parts.init, grow=part(config, "sparsity.grow"))
-    if parts.own_counts or parts.distribution is None:
-        counts = [layer.size for layer in layers]
-    else:  # where data will say how many weights a layer keeps, any distribution shows whether the density can be had
-        by_data = "ranks" in marks_of(parts.distribution)
-        distribution = uniform if by_data else cast(Distribution, parts.distribution)
-        counts = allocate(distribution, shapes, initial_density(config))
-    counts = admissible(parts.pattern(), [layer.name for layer in layers], shapes, counts)
-    if sparsity.density is not None:
-        allocate(uniform, shapes, sparsity.density)  # the final one may be impossible where the first is not
-    if sparsity.redistribute.name != registry.NONE and len(shapes) < 2:
+    with in_config_terms("sparsity.pattern", "sparsity.distribution"):
+        counts = first_counts(layers, parts, initial_density(config))
+    if sparsity.density is not None:  # the final one may be impossible where the first is not
+        allocate(uniform, [layer.weight.shape for layer in layers], sparsity.density)
+    if sparsity.redistribute.name != registry.NONE and len(layers) < 2:
         raise ConfigError(
             [
                 f"sparsity.redistribute.name={sparsity.redistribute.name} would be ignored: the model has a single "
@@ -197,7 +201,7 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if is_full and sparsity.drop.name != registry.NONE and not may_be_full:
         mend = "leave out drop and grow" if sparsity.density is None else "choose a smaller density"
-        raise ValueError(f"no layer has an inactive weight, so that nothing could be grown; {mend}")
+        raise ValueError(f"no layer has an inactive weight, so nothing could be grown; {mend}")
 
 
 def _check_batches(config: Config, available: int) -> None:
@@ -209,25 +213,23 @@ def _check_batches(config: Config, available: int) -> None:
 
 
 def _check_sources(config: Config, model: nn.Module) -> None:
-    """Raise ConfigError if the weights that are taken from another run are not there or do not fit."""
+    """Raise ConfigError if the weights of another run, to start from, are not there or do not fit."""
     if config.model.weights is None:
         return
-    theirs = {name: tuple(t.shape) for name, t in stored(config, "model.weights")["model"].items()}
-    ours = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    if theirs != ours:
-        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
-        raise ConfigError(
-            [f"model.weights={config.model.weights} is of another model: {', '.join(differing[:6])} differ"]
-        )
+    if differing := _differing(stored(config, "model.weights")["model"], model.state_dict()):
+        raise ConfigError([f"model.weights={config.model.weights} is of another model: {differing} differ"])
 
 
 def _check_masks(config: Config, layers: list[Layer]) -> None:
-    """Raise ValueError if masks that are taken from another run do not fit the model."""
+    """Raise ValueError if the masks of another run, to start from, do not fit the model."""
     if config.sparsity.init.path is None:
         return
     masks = stored(config, "sparsity.init.path")["sparsifier"]["masks"]
-    theirs = {name: tuple(mask.shape) for name, mask in masks.items()}
-    ours = {layer.name: tuple(layer.weight.shape) for layer in layers}
-    if theirs != ours:
-        differing = sorted({name for name, _ in theirs.items() ^ ours.items()})
-        raise ValueError(f"its masks are of another model or scope: layers {', '.join(differing[:6])} differ")
+    if differing := _differing(masks, {layer.name: layer.weight for layer in layers}):
+        raise ValueError(f"its masks are of another model or scope: layers {differing} differ")
+
+
+def _differing(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> str:
+    """Return the first names that have another shape on each side, or are on one side only; empty if there are none."""
+    shapes = [{(name, tuple(tensor.shape)) for name, tensor in tensors.items()} for tensors in (theirs, ours)]
+    return ", ".join(sorted({name for name, _ in shapes[0] ^ shapes[1]})[:6])

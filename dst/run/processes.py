@@ -9,6 +9,7 @@ from dst.config.schema import Config, ConfigError
 from dst.records.states import State
 from dst.run import attempt
 from dst.run.terminal import leave_at_once
+from dst.run.terms import translated
 from dst.training.rank import Rank, own_rank
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def together(config: Config, here: Rank, stop: "StopFlag", lead: Callable[["Grou
             identified: Config = processes.hear()  # it comes once the main process has checked everything
             return attempt.follow(identified, stop, processes).exit_code
     except StartError as error:
-        raise ConfigError([f"hardware.processes={hardware.processes}: {error}"]) from error
+        raise ConfigError([f"hardware.processes={hardware.processes}: {translated(str(error), 'hardware')}"]) from error
     except DismissedError as end:
         return end.code
     except PeerError as error:

@@ -17,6 +17,7 @@ from dst import registry
 from dst.config.schema import Config, ConfigError, Data, get, with_value
 from dst.data import published
 from dst.files import OtherContentError, read_verified, sha256
+from dst.run.terms import in_config_terms
 
 CHECKPOINTS: Final = {"model.weights": "model.weights_digest", "sparsity.init.path": "sparsity.init.digest"}
 """Keys that name a run to start from -> keys of the digest of its checkpoint."""
@@ -97,7 +98,8 @@ def _data_digest(config: Config) -> str:
     data = config.data
     read = registry.find("data", data.name).load()
     try:
-        return content_digest(data.name, read, root=data.root, cache=data.cache, download=data.download)
+        with in_config_terms("data"):
+            return content_digest(data.name, read, root=data.root, cache=data.cache, download=data.download)
     except NotHereError as error:
         raise ConfigError(
             [
@@ -119,7 +121,8 @@ def _published(data: Data) -> str | None:
         from dst.data.dataset import DataError
 
         try:
-            registry.find("data", data.name).load()(Path(data.root).expanduser(), download=False, digest=digest)
+            with in_config_terms("data"):
+                registry.find("data", data.name).load()(Path(data.root).expanduser(), download=False, digest=digest)
         except (DataError, OSError) as error:
             raise ConfigError([str(error)]) from error
     return digest

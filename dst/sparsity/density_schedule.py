@@ -3,12 +3,8 @@
 Each factory takes the update plan, the final density and its own options and returns a curve ``step -> density``.
 """
 
-from collections.abc import Callable
-
-from dst.fractions import step_at
+from dst.fractions import Curve, step_at
 from dst.sparsity.plan import UpdatePlan
-
-Curve = Callable[[int], float]
 
 
 def cubic(

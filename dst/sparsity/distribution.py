@@ -1,8 +1,8 @@
 """How much where: the density of each layer, and exact integer counts.
 
 A distribution is a function ``(shapes, density) -> densities``, one real number in [0, 1] a layer, such that the
-densities weighted by layer size average to ``density``. The other kind, which looks at weights or data, are the
-criteria in ``dst.sparsity.saliency``: they give each layer its share of the most salient weights of the network.
+densities weighted by layer size average to ``density``. The criteria in ``dst.sparsity.saliency`` are the other kind:
+they look at weights or data, and give each layer its share of the most salient weights of the network.
 
 ``classifier``, where it is an option, fixes the density of the last layer; the others share the rest.
 """
@@ -35,8 +35,8 @@ def uniform_plus(shapes: Sequence[Shape], density: float, *, classifier: float =
 def er(shapes: Sequence[Shape], density: float, *, classifier: float | None = None, clip: bool = False) -> list[float]:
     """Erdos-Renyi (SET, Mocanu et al. 2018): density proportional to ``(inputs + outputs) / (inputs * outputs)``.
 
-    ``clip``: layers that would exceed 1 are cut off and nobody gets what they cannot take, as in published codes; the
-    total then falls short of the density.
+    ``clip``: layers that would exceed a density of 1 are cut off there, as in published codes. No other layer gets the
+    surplus, so the total falls short of the density.
     """
     return _with_fixed(_clipped_er if clip else _er, shapes, density, last=classifier)
 
@@ -78,7 +78,7 @@ def _with_fixed(
     first: float | None = None,
     last: float | None = None,
 ) -> list[float]:
-    """Fix the density of the first and the last layer, where given, and distribute what is left over the others."""
+    """Fix the density of the first and the last layer, where given, and distribute the rest over the others."""
     fixed = {i: d for i, d in ((0, first), (len(shapes) - 1, last)) if d is not None}
     if not fixed:
         return rest(shapes, density)
@@ -102,7 +102,7 @@ def _with_fixed(
 
 
 def _clipped(raw: Sequence[float], shapes: Sequence[Shape], density: float) -> list[float]:
-    """Scale ``raw`` as if densities above 1 were possible, and cut them off."""
+    """Scale ``raw`` to the wanted total density, as if a layer could exceed 1, and cut off what does."""
     sizes = [math.prod(shape) for shape in shapes]
     scale = density * sum(sizes) / sum(r * n for r, n in zip(raw, sizes, strict=True))
     return [min(1.0, scale * r) for r in raw]

@@ -4,11 +4,9 @@ Each factory takes the update plan and its own options and returns a curve ``ste
 """
 
 import math
-from collections.abc import Callable
 
+from dst.fractions import Curve
 from dst.sparsity.plan import UpdatePlan
-
-Curve = Callable[[int], float]
 
 
 def constant(plan: UpdatePlan, *, initial: float) -> Curve:

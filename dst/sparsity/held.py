@@ -1,4 +1,4 @@
-"""Whether weights can be held sparse while somebody else's optimizer and loop train them, and whether they are."""
+"""Checks that an optimizer and a training loop, which need not be ours, can keep weights sparse, and that they do."""
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ _MIXING = {
 """Optimizers of torch whose step moves a weight that has neither gradient nor state, and why."""
 
 _HOLDERS: Any = WeakTensorKeyDictionary()
-"""Weight -> a weak reference to whoever holds it sparse."""
+"""Weight -> a weak reference to the object that holds it sparse."""
 
 
 def check_optimizer(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
@@ -34,8 +34,8 @@ def check_optimizer(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
     frozen = [layer.name for layer in layers if not layer.weight.requires_grad]
     if frozen:
         raise ValueError(
-            f"layers {', '.join(frozen)} are frozen (requires_grad=False), so that masks would take weights from them "
-            "that nothing trains: let them train, or leave them out of the scope (exclude)"
+            f"layers {', '.join(frozen)} are frozen (requires_grad=False): nothing would train the weights that masks "
+            "leave. Let them train, or leave them out of the scope (exclude)"
         )
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [layer.name for layer in layers if id(layer.weight) not in trained]
@@ -51,16 +51,16 @@ def check_trainable(layers: Iterable[Layer]) -> None:
     frozen = [layer.name for layer in layers if not layer.weight.requires_grad]
     if frozen:
         raise RuntimeError(
-            f"layers {', '.join(frozen)} have been frozen (requires_grad=False), so that an update would zero weights "
-            "that are no longer trained: leave them out of the scope from the start, or let them train"
+            f"layers {', '.join(frozen)} have been frozen (requires_grad=False): an update would zero weights that are "
+            "no longer trained. Leave these layers out of the scope from the start, or let them train"
         )
 
 
 def begin_state(optimizer: Optimizer) -> None:
-    """Give fused SGD zeros for its momentum, which it would allocate at its first step without filling it.
+    """Give fused SGD a momentum of zeros; its first step would allocate one without filling it.
 
-    If that step is vetoed (a scaled gradient overflowed), its memory stays as it was found. From zeros the first
-    momentum is the gradient, as it is without. Under dampening it would not be, so there nothing is done.
+    If that step is vetoed (a scaled gradient overflowed), such a momentum keeps whatever lay in the memory. From zeros
+    the first momentum is the gradient, as it is without them. With dampening it would be another, so nothing is done.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return
@@ -73,20 +73,20 @@ def begin_state(optimizer: Optimizer) -> None:
 
 
 def check_free(layers: Iterable[Layer]) -> None:
-    """Raise ValueError if somebody else holds the weight of a layer."""
+    """Raise ValueError if the weight of a layer is held already."""
     held = [layer.name for layer in layers if _HOLDERS.get(layer.weight, lambda: None)() is not None]
     if held:
         raise ValueError(
             f"another Sparsifier holds layers {', '.join(held)} already, and each would undo the masks of the other: "
-            "call its release() first, or give the two scopes without a common layer"
+            "call its release() first, or give the two scopes that share no layer"
         )
 
 
 def hold(layers: Sequence[Layer], holder: Any, on_gradient: Callable[[Any], None]) -> Callable[[], None]:
-    """Register a holder of layers; return what lets go of them, which also happens when it is no longer used.
+    """Register the holder of layers; return a function that releases them, which also runs when the holder is gone.
 
-    ``on_gradient(holder)`` is called by every backward pass that reaches the first or the last layer: few calls, since
-    they are made while the device waits for the host.
+    Every backward pass that reaches the first or the last layer calls ``on_gradient(holder)``. Other layers do not call
+    it, since the device waits for the host meanwhile.
     """
     me = weakref.ref(holder)
 
@@ -113,7 +113,7 @@ def hold(layers: Sequence[Layer], holder: Any, on_gradient: Callable[[Any], None
 
 
 def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
-    """Return on the device whether all tensors that there are hold finite numbers only (below about 1e18)."""
+    """Return, on the device, whether all numbers in the tensors are finite (below about 1e18); None is passed over."""
     there = [tensor for tensor in tensors if tensor is not None]
     if not there:
         return torch.tensor(True)
@@ -123,13 +123,13 @@ def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
 
 
 def check_zeros(layers: Sequence[Layer], masks: Sequence[Tensor], blame: str) -> None:
-    """Raise RuntimeError, naming the layers, if a model computes with weights that are off the masks."""
+    """Raise RuntimeError, naming the layers, if a model computes with weights outside the masks."""
     for layer in layers:
         for module in layer.modules:
             if module._parameters.get("weight") is not layer.weight:
                 raise RuntimeError(
-                    f"layer {layer.name} computes with another weight than the one that is held sparse: it has been "
-                    "replaced or parametrised since. Make a new Sparsifier, with a new optimizer, after such changes"
+                    f"layer {layer.name} computes with another weight than the one that is held sparse: the weight has "
+                    "been replaced or parametrised since. Make a new Sparsifier and a new optimizer after such changes"
                 )
     moved = count_true([(layer.weight.detach() != 0) & ~mask for layer, mask in zip(layers, masks, strict=True)])
     if any(moved):

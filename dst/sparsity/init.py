@@ -1,8 +1,8 @@
 """Which positions first: the masks of all layers before the first step.
 
-Most choose within the counts of the distribution. Those marked ``own_counts`` say themselves what is kept: they read
-the masks of another run, or prune given (for instance trained) weights at a rate, which is how pruning plasticity is
-probed (GraNet, Liu et al. 2021).
+Most choose within the counts of the distribution. Those marked ``own_counts`` decide the counts themselves: they read
+the masks of another run, or prune given (for instance trained) weights at a rate, as GraNet does to probe pruning
+plasticity (Liu et al. 2021).
 """
 
 import io
@@ -81,7 +81,7 @@ def file(start: Start, *, path: str, digest: str | None = None) -> list[Tensor]:
             for name in sorted({name for name, _ in theirs.items() ^ here.items()})
         )
         raise ValueError(
-            f"the masks in {path} do not fit this model and scope: {told}. Take those of a run of the same"
+            f"the masks in {path} do not fit this model and scope: {told}. Take masks of the same model and scope"
         )
     return [masks[layer.name].to(layer.weight.device, torch.bool) for layer in start.layers]
 
@@ -142,11 +142,11 @@ def prune_and_grow_structured(start: Start, *, rate: float, batches: int = 1) ->
 
 
 def _nonzero(start: Start) -> list[Tensor]:
-    """Return where the given weights are not zero, which is what pruning counts."""
+    """Return where the given weights are not zero; pruning counts these only."""
     masks = [layer.weight.detach() != 0 for layer in start.layers]
     for layer, mask in zip(start.layers, masks, strict=True):
         if not mask.any():
-            raise ValueError(f"layer {layer.name} has no weight but zeros: there is nothing to prune")
+            raise ValueError(f"layer {layer.name} has only zeros: there is nothing to prune")
     return masks
 
 
@@ -173,7 +173,7 @@ def _prune_structured(start: Start, rate: float) -> list[Tensor]:
     masks = _nonzero(start)
     inner = [i for i, layer in enumerate(start.layers) if not layer.is_output]
     if not inner:
-        raise ValueError("only the network's last layer is in scope, whose units are the outputs: take in others")
+        raise ValueError("only the network's last layer is in scope, and its units, the outputs, all stay: add layers")
     magnitudes = _magnitudes(start)
     for i in inner:
         mask, norms = masks[i], magnitudes[i].flatten(1).sum(1)
@@ -185,7 +185,7 @@ def _prune_structured(start: Start, rate: float) -> list[Tensor]:
 
 
 def _regrown(start: Start, rate: float, batches: int, prune: Callable[[Start, float], list[Tensor]]) -> list[Tensor]:
-    """Prune, set what left to zero, and grow every layer to its former count by the gradient before pruning."""
+    """Prune, set pruned weights to zero, and grow every layer to its former count by the gradients before pruning."""
     before = _nonzero(start)
     slopes = _gradients(start, batches)
     masks = prune(start, rate)

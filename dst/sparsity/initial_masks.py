@@ -3,31 +3,29 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import allocate
-from dst.sparsity.distribution import Distribution
+from dst.sparsity.distribution import Distribution, uniform
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Pattern
-from dst.sparsity.saliency import Probe, Saliency
+from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import pooled_top_k
 from dst.sparsity.view import LayerView, Score
-
-Criterion = Callable[..., Saliency]
-"""A function ``(probe, layers, keep, *, options) -> Saliency``, see ``dst.sparsity.saliency``."""
 
 
 @dataclass
 class Start:
     """The situation before the first step.
 
-    ``counts``: active weights of each layer, once the distribution has said so. ``forward_passes``: what looking at
-    data has cost so far, in dense forward passes of one sample.
+    ``counts``: active weights of each layer, empty until the distribution is allocated. ``forward_passes``: the cost of
+    looking at data so far, in dense forward passes of one sample.
     """
 
     layers: Sequence[Layer]
@@ -50,7 +48,7 @@ class Start:
         ]
 
     def rank(self, criterion: Criterion, keep: int | Sequence[int]) -> list[Tensor]:
-        """Return the scores of a criterion; those that the distribution had of it serve the init too."""
+        """Return the scores of a criterion; distribution and init share them if both ask for the same."""
         key = _identity(criterion)
         if key not in self._ranked:
             if "data" in marks_of(criterion) and self.probe is None:
@@ -63,7 +61,7 @@ class Start:
         return self._ranked[key]
 
     def view(self, i: int) -> LayerView:
-        """Return what a score may look at in one layer; nothing is active yet."""
+        """Return one layer as a score sees it; no weight is active yet."""
         weight = self.layers[i].weight
         blank = torch.zeros_like(weight, dtype=torch.bool)
         return LayerView(weight.detach(), blank, blank, weight.grad, derive_seed(self.seed, "init", i))
@@ -91,22 +89,14 @@ class FirstParts:
 
     @property
     def own_counts(self) -> bool:
-        """Say whether a part says by itself how many weights are kept, so that there is no density."""
+        """Say whether a part decides itself how many weights are kept, so that there is no density."""
         marks: frozenset[Mark] = frozenset().union(*map(marks_of, (self.distribution, self.init, self.pattern)))
         return "own_counts" in marks
 
 
 def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[Tensor]:
-    """Return the mask of every layer; ValueError for a density or masks that cannot be."""
-    _check_density(parts, density)
-    shapes = [layer.weight.shape for layer in start.layers]
-    if parts.own_counts:
-        counts = [layer.size for layer in start.layers]
-    elif "ranks" in marks_of(parts.distribution):
-        counts = _ranked_counts(start, cast(Criterion, parts.distribution), cast(float, density))
-    else:
-        counts = allocate(cast(Distribution, parts.distribution), shapes, density)
-    start.counts = admissible(start.pattern, [layer.name for layer in start.layers], shapes, counts)
+    """Return the mask of every layer; ValueError for a density or masks that are impossible."""
+    start.counts = first_counts(start.layers, parts, density, partial(_ranked_counts, start))
     masks = parts.init(start)
     for layer, mask in zip(start.layers, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
@@ -119,36 +109,62 @@ def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[
     return masks
 
 
-def admissible(pattern: Pattern, names: Sequence[str], shapes: Sequence[Size], counts: Sequence[int]) -> list[int]:
+def first_counts(
+    layers: Sequence[Layer],
+    parts: FirstParts,
+    density: float | None,
+    by_rank: Callable[[Criterion, float], list[int]] | None = None,
+) -> list[int]:
+    """Return how many weights each layer keeps at first, by the distribution and inside the pattern.
+
+    Looks at shapes only, so the weights may be on the meta device. A criterion that ranks weights has to see them:
+    ``by_rank(criterion, density)`` gives its counts. Without it all layers get the same density, which shows as well
+    whether ``density`` is possible. An init with counts of its own may keep fewer weights than are returned.
+    Raises ValueError for a density that is impossible, missing or not needed, and for a layer that the pattern refuses.
+    """
+    _check_density(parts, density)
+    ranks = "ranks" in marks_of(parts.distribution)
+    if parts.own_counts:
+        counts = [layer.size for layer in layers]
+    elif ranks and by_rank is not None:
+        counts = by_rank(cast(Criterion, parts.distribution), cast(float, density))
+    else:
+        distribution = uniform if ranks else cast(Distribution, parts.distribution)
+        counts = allocate(distribution, [layer.weight.shape for layer in layers], density)
+    return _admissible(parts.pattern(), layers, counts)
+
+
+def _admissible(pattern: Pattern, layers: Sequence[Layer], counts: Sequence[int]) -> list[int]:
     """Return the counts that a pattern allows, nearest to the given; ValueError names the layer that has none."""
     found = []
-    for name, shape, count in zip(names, shapes, counts, strict=True):
+    for layer, count in zip(layers, counts, strict=True):
         try:
-            found.append(pattern.admissible(shape, count))
+            found.append(pattern.admissible(layer.weight.shape, count))
         except ValueError as error:
-            raise ValueError(f"layer {name}: {error}") from error
+            raise ValueError(f"layer {layer.name}: {error}") from error
     return found
 
 
 def check_layout(layers: Sequence[Layer], **parts: Any) -> None:
-    """Raise ValueError if a part goes by output units where the weights of a layer do not begin with them."""
+    """Raise ValueError if a part works on output units and a layer does not have them in its first dimension."""
     transposed = [layer.name for layer in layers if layer.is_transposed]
     for kind, part in parts.items():
         if transposed and "units" in marks_of(part):
             raise ValueError(
-                f"layer {transposed[0]} is a transposed convolution, whose weights lie by inputs first, but this "
-                f"{kind} goes by output units: leave the layer out of the scope (exclude), or choose another {kind}"
+                f"layer {transposed[0]} is a transposed convolution: the first dimension of its weights is that of the "
+                f"inputs, but this {kind} goes by output units. Leave the layer out of the scope (exclude), or choose "
+                f"another {kind}"
             )
 
 
 def _check_density(parts: FirstParts, density: float | None) -> None:
     if parts.own_counts and density is not None:
         raise ValueError(
-            f"density={density} would be ignored: the distribution keeps all weights, or init or pattern say "
-            "themselves how many; give density=None"
+            f"density={density} would be ignored: the distribution keeps all weights, or init or pattern have counts "
+            "of their own; give density=None"
         )
     if not parts.own_counts and (density is None or parts.distribution is None):
-        raise ValueError("density and distribution are missing: init and pattern leave open how many weights are kept")
+        raise ValueError("density and distribution are missing: neither init nor pattern has its own counts; give both")
 
 
 def _ranked_counts(start: Start, criterion: Criterion, density: float) -> list[int]:

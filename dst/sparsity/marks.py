@@ -20,12 +20,13 @@ Mark = Literal[
 ]
 """What a mark says.
 
-``dense_gradient``: a grow score that reads dense gradients, which unmarked ones do not get. ``momentum``: reads their
-moving average, so needs them at every step. ``after_drop``: a grow score that must know which weights have left, and
-sees no dense gradients. ``cuts``: a drop score whose negative values leave, however many. ``data``: looks at training
-batches. ``own_counts``: says by itself how many weights are kept, without a density. ``ranks``: a criterion that ranks
-all weights of a network. ``structured``: a pattern that keeps quotas. ``units``: goes by output units, which it takes
-for the first dimension of a weight. ``free_form``: an init that keeps to no pattern.
+``dense_gradient``: a grow score that reads dense gradients; others do not get them. ``momentum``: reads the moving
+average of dense gradients, so needs these at every step. ``after_drop``: a grow score that must know which weights have
+left, and sees no dense gradients. ``cuts``: a drop score that makes all weights leave whose score is negative, however
+many. ``data``: looks at training batches. ``own_counts``: decides itself how many weights are kept, without a density.
+``ranks``: a criterion that ranks all weights of a network. ``structured``: a pattern that keeps quotas. ``units``:
+works on output units, and takes the first dimension of a weight for them. ``free_form``: an init whose masks follow no
+pattern.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -42,6 +43,6 @@ def marked(*marks: Mark) -> Callable[[_F], _F]:
 
 
 def marks_of(part: Any) -> frozenset[Mark]:
-    """Return what a part was marked with, also if options are bound to it by ``functools.partial``."""
+    """Return the marks of a part, also if ``functools.partial`` has bound options to it."""
     found: frozenset[Mark] = getattr(getattr(part, "func", part), "marks", frozenset())
     return found

@@ -51,7 +51,7 @@ class Saliency:
 
 
 Criterion = Callable[..., Saliency]
-"""``(probe, layers, keep, *, options)``; ``keep``: how many weights will be kept, of all layers or of each layer."""
+"""A function ``(probe, layers, keep, *, options)``; ``keep``: how many weights stay, of all layers or of each."""
 
 
 @marked("ranks")
@@ -128,9 +128,9 @@ def grasp(
 def synflow(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, rounds: int = 100) -> Saliency:
     """Keep the strongest paths, without data: ``|w dR/dw|``, in ``rounds`` of pruning (SynFlow, Tanaka et al. 2020).
 
-    ``R`` is the sum of the outputs for one input of ones, of which the data gives no more than the shape, with the
-    absolute values of all parameters and buffers, in evaluation mode and in float64 (float32 where the device has no
-    more). Round ``r = 1..rounds`` leaves a density of ``d^(r / rounds)``, at least one weight in every layer; ``d`` is
+    ``R`` is the sum of the outputs for one input of ones, for which the data gives only the shape, with the absolute
+    values of all parameters and buffers, in evaluation mode and in float64 (float32 where the device has no more).
+    Round ``r = 1..rounds`` leaves a density of ``d^(r / rounds)``, at least one weight in every layer; ``d`` is
     that of ``keep`` weights in all layers together, or in each layer by itself if ``keep`` has a count a layer. What
     was pruned stays pruned.
 

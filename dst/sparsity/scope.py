@@ -17,8 +17,8 @@ from dst.registry import suggest
 class Layer:
     """A handle on one maskable weight; ``name`` is its module's qualified name.
 
-    ``is_output``: the last convolution or linear layer of the model, whose output units are the network's. ``modules``:
-    all that use the weight. ``is_transposed``: of a transposed convolution, whose weights lie by inputs first.
+    ``is_output``: it is the last convolution or linear layer of the model, so its output units are the network's.
+    ``modules``: all modules that use the weight.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Layer:
         return self.weight.numel()
 
     def optimizer_state(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return the optimizer's tensors that hold one value a weight (momentum, Adam's moments)."""
+        """Return the optimizer's tensors that hold a value for each weight (momentum, Adam's moments)."""
         state = optimizer.state.get(self.weight, {})
         return [v for v in state.values() if isinstance(v, Tensor) and v.shape == self.weight.shape and v.dim() > 0]
 
@@ -58,8 +58,8 @@ class Scope:
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the layers in scope in the order of ``model.named_modules()``; a shared weight appears once.
 
-        Raises ValueError if a pattern matches no layer, if no layer is left, or if the weight of one cannot be held: it
-        is computed anew at each forward pass, not of real numbers, or lies in the memory of another.
+        Raises ValueError if a pattern matches no layer, if no layer is left, or if a weight cannot be held: because it
+        is computed anew at each forward pass, does not consist of real numbers, or shares memory with another.
         """
         found = _candidates(model)
         names = [candidate.name for candidate in found]
@@ -81,9 +81,9 @@ class Scope:
 
 
 def outside(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
-    """Return what is trained dense beside the layers in scope: parameter name -> number of weights.
+    """Return the weights outside the scope, which are trained dense: parameter name -> number of weights.
 
-    Biases, norms and other vectors are left out, as they are in every density.
+    Biases, norms and other vectors are left out; no density counts them.
     """
     inside = {id(layer.weight) for layer in layers}
     return {
@@ -94,14 +94,14 @@ def outside(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
 
 
 def never_sparse(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return those of the parameters that no scope can make sparse: they are not of a convolution or linear layer."""
+    """Return the names of parameters that no scope can make sparse, since no convolution or linear layer has them."""
     prefixes = tuple(f"{candidate.name}." if candidate.name else "" for candidate in _candidates(model))
     return [name for name in names if not name.startswith(prefixes)]
 
 
 @dataclass
 class _Candidate:
-    """A convolution or linear layer that may come into scope, with all modules of the same weight."""
+    """A convolution or linear layer that may be in scope, with all modules that share its weight."""
 
     name: str
     modules: list[nn.Module]
@@ -112,7 +112,7 @@ class _Candidate:
         weight = _own_weight(self.modules[0])
         problem = _problem(self.modules[0], weight)
         if problem is not None or weight is None:
-            leave_out = f"leave it out of the scope (exclude={self.name!r})" if self.name else "take another model"
+            leave_out = f"leave it out of the scope (exclude={[self.name]})" if self.name else "take another model"
             raise ValueError(f"layer {self.name!r} {problem}, or {leave_out}")
         return Layer(self.name, weight, self.is_output, tuple(self.modules))
 
@@ -140,8 +140,8 @@ def _problem(module: nn.Module, weight: nn.Parameter | None) -> str | None:
     if weight is None:
         return (
             f"computes its weight anew from {', '.join(_sources(module)) or 'something else'} at each forward pass "
-            "(weight_norm, spectral_norm, torch.nn.utils.prune and other parametrisations do), so that masks would not "
-            "hold: remove that (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+            "(weight_norm, spectral_norm, torch.nn.utils.prune and other parametrisations do this): masks would not "
+            "hold; remove it (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
             "remove_spectral_norm, prune.remove)"
         )
     if isinstance(weight, UninitializedParameter):
@@ -168,13 +168,13 @@ def _check_memory(model: nn.Module, layers: Sequence[Layer]) -> None:
     for (_, end, is_inside, name), (start, _, is_next_inside, next_name) in pairwise(spans):
         if start < end and (is_inside or is_next_inside):
             raise ValueError(
-                f"{name} and {next_name} are two parameters in the same memory, so that the mask of one would not hold "
-                "in the other: make them one parameter (a.weight = b.weight), give one a copy, or leave both out of "
-                "the scope"
+                f"{name} and {next_name} are two parameters in the same memory, and the mask of one would not hold in "
+                "the other: make them one parameter (a.weight = b.weight), give one a copy, or leave both out of the "
+                "scope"
             )
 
 
 def _fills_its_memory(tensor: Tensor) -> bool:
-    """Say whether a tensor takes up all that lies between its first and its last element."""
+    """Say whether a tensor fills all memory between its first and its last element."""
     stretch = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return 0 < tensor.numel() == stretch

@@ -13,15 +13,15 @@ from torch import Tensor
 _SAMPLE = 8_192
 _WORTH_SAMPLING = 8 * _SAMPLE
 _SPARSE, _FEW = 0.1, 0.1
-"""Shares of all positions below which listing the eligible ones, or the wanted ones, is cheaper than another pass."""
+"""Where a smaller share of all positions is eligible, or wanted, listing these is cheaper than another pass."""
 
 
 def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
     """Return a boolean mask of the ``k`` largest ``scores`` within the boolean mask ``among`` (same shape).
 
     Everything strictly above the k-th value is taken, then those equal to it by lowest flat index. No full sort: on a
-    CPU a sample brackets the k-th value, and only the few scores within the bracket are compared exactly; on a GPU a
-    radix select needs no host synchronisation, so there the caller answers for ``k <= among.sum()``.
+    CPU a sample brackets the k-th value, and only the few scores within the bracket are compared exactly. On a GPU a
+    radix select needs no host synchronisation, so nothing checks there that ``k <= among.sum()``: the caller must.
     """
     (chosen,) = _select([scores], k, [among])
     return chosen
@@ -93,7 +93,7 @@ def _on_device(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], larges
 
 
 def _on_cpu(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> list[Tensor]:
-    """Take what lies beyond a bracket of the k-th value, then the best within it, which are few."""
+    """Take all scores beyond a bracket of the k-th value, then the best of the few within it."""
     near, far = _bracket(scores, k, among, largest)
     chosen, taken, eligible = [torch.zeros_like(where) for where in among], 0, list(among)
     if math.isfinite(far):
@@ -120,9 +120,9 @@ def _on_cpu(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: 
 
 
 def _bracket(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> tuple[float, float]:
-    """Return two values, most probably close ones, between which the k-th of the eligible scores lies; far one last.
+    """Return two values, the far one last, that most probably bracket the k-th of the eligible scores closely.
 
-    Infinite ones if a sample cannot tell, or if the eligible are so few that looking at each of them is cheaper.
+    Both are infinite if a sample cannot tell, or if it is cheaper to look at each of few eligible scores.
     """
     everything, nothing = (-math.inf, math.inf) if largest else (math.inf, -math.inf)
     total = sum(values.numel() for values in scores)

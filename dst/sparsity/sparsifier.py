@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst import registry
-from dst.fractions import exact
+from dst.fractions import Curve, exact
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
-from dst.sparsity.drop_fraction import Curve, constant
+from dst.sparsity.drop_fraction import constant
 from dst.sparsity.held import (
     all_finite,
     begin_state,
@@ -25,13 +25,13 @@ from dst.sparsity.held import (
     check_zeros,
     hold,
 )
-from dst.sparsity.initial_masks import Criterion, FirstParts, Init, Start, check_layout, first_masks
+from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, first_masks
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
-from dst.sparsity.saliency import Probe
-from dst.sparsity.scope import Scope, never_sparse, outside
+from dst.sparsity.saliency import Criterion, Probe
+from dst.sparsity.scope import Layer, Scope, never_sparse, outside
 from dst.sparsity.select import bottom_k, count_true, pooled_top_k, top_k
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.view import LayerView, Score
@@ -44,15 +44,15 @@ DEFAULT: Final = "default"
 class Sparsifier:
     """Keep a model sparse while ``optimizer`` trains it, and update its topology as planned.
 
-    An update first prunes to the scheduled density, if there is a schedule (GMP, GraNet); then weights are dropped, the
-    freed places are shared out among the layers, and as many weights are grown.
+    An update first prunes to the scheduled density, if there is a schedule (GMP, GraNet). Then it drops weights, shares
+    the freed places among the layers, and grows as many weights.
 
     Args:
         model: its convolution and linear weights (those in ``scope``) are masked in place.
         optimizer: trains all layers in scope, each weight by itself; its state of inactive weights is kept at exactly
             zero.
-        density: active fraction of all weights in scope at the start; None where something else says it (the ``dense``
-            distribution, an init or a pattern with counts of its own).
+        density: active fraction of all weights in scope at the start; None for the ``dense`` distribution, and for an
+            init or a pattern with counts of its own.
         distribution, init, pattern, drop, grow, redistribute: names, or functions as in the modules of those names;
             without ``drop`` and ``grow`` an update only prunes. Options of a part: a ``functools.partial`` of it.
         plan: when to update, by magnitude and gradient if nothing else is given; None for a static topology, which has
@@ -64,8 +64,8 @@ class Sparsifier:
             (``global``).
         scope: which layers.
         probe: the training data and the loss, for a distribution or an init that looks at them.
-        seed: from which all random choices are derived.
-        verify_every: ``verify`` after each that many updates, to find out where a loop goes wrong.
+        seed: all random choices are derived from it.
+        verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
 
     Raises ValueError for unknown names, impossible densities, parts that do not go together, and for layers that cannot
     be held sparse. Warns of weights that no scope can make sparse.
@@ -102,7 +102,7 @@ class Sparsifier:
         self.updates = 0
         """Topology updates so far."""
         self.postponed = False
-        """Whether an update is due that has not been possible yet, since the gradients were not finite."""
+        """Whether an update is due but has to wait, since the gradients have not been finite."""
         self.verify_every = verify_every
         moves = plan is not None
         self._drop: Score | None = _part("drop", _default(drop, "magnitude", moves))
@@ -113,35 +113,26 @@ class Sparsifier:
         parts = FirstParts(_part("distribution", distribution), _part("init", init), _part("pattern", pattern))
         self._check_parts(parts, drop_fraction)
         self._drop_fraction = _curve(0.3 if drop_fraction is None else drop_fraction, plan)
-        layers = (scope or Scope()).layers(model)
-        check_free(layers)
-        check_optimizer(optimizer, layers)
-        check_layout(layers, pattern=parts.pattern, init=parts.init, grow=self._grow)
+        layers = self._layers_of(model, scope or Scope(), parts)
         self.outside = outside(model, layers)
         """What is trained dense and not counted in any density: name of the parameter -> number of weights."""
         _warn_of(never_sparse(model, [*self.outside]), self.outside)
         start = Start(layers, parts.pattern(), seed, probe)
-        masks = first_masks(start, parts, density)
+        self.topology = self._first_topology(start, parts, density)
         self.forward_passes = start.forward_passes
         """What the first masks have cost, in dense forward passes of one sample."""
         self._pattern = start.pattern
         self._structured = "structured" in marks_of(parts.pattern)
-        self.topology = Topology(
-            start.layers,
-            masks,
-            with_momentum=plan is not None and "momentum" in self._needs(),
-            with_initial=plan is not None and self._grow is not None and plan.grown_weights == "initial",
-        )
         self._counts = [report.active for report in self.topology.reports]
         """The active weights of each layer: exactly, or those that its pattern derives its quotas from."""
-        # Where nothing changes the number of weights of a layer, one that is full has nothing to drop or grow.
+        # Unless a part changes the number of weights of a layer, a full layer has nothing to drop or grow.
         self._may_leave_full = density_curve is not None or self._redistribute is not None
         begin_state(optimizer)
         self._enforce()
         self._proven = False
         """Whether the optimizer has been seen to leave inactive weights at zero."""
         self._masked = False
-        """Whether no backward pass has been seen since gradients were masked."""
+        """Whether the gradients are still masked: no backward pass has come since."""
         self._release = hold(layers, self, Sparsifier._on_gradient)
 
     def _check_parts(self, first: FirstParts, drop_fraction: float | Curve | None) -> None:
@@ -153,12 +144,12 @@ class Sparsifier:
             if pool not in POOLS:
                 raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
         if "cuts" in marks_of(self._drop) and self._drop_pool != "layer":
-            raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop says itself how many leave")
+            raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop decides how many leave")
         if self.verify_every is not None and self.verify_every < 1:
             raise ValueError(f"verify_every={self.verify_every}: must be at least 1, or None")
         late = [self._redistribute, *([self._grow] if "after_drop" in marks_of(self._grow) else [])]
         if any("dense_gradient" in marks_of(part) for part in late):
-            raise ValueError("what sees layers after their drop finds no dense gradients there: it cannot read them")
+            raise ValueError("a part that sees layers after the drop finds no dense gradients there to read")
         if self.plan is not None and self._drop is None and self._density_curve is None:
             raise ValueError("plan would be ignored: with neither drop and grow nor a density_curve nothing changes")
         if "structured" in marks_of(first.pattern):
@@ -167,7 +158,7 @@ class Sparsifier:
                     raise ValueError(f"{name} changes the counts of layers, which this pattern keeps: leave it out")
 
     def _check_ignored(self, drop_fraction: float | Curve | None) -> None:
-        """Raise ValueError for what is given and would be of no use."""
+        """Raise ValueError for arguments that would have no effect."""
         of_moves = {
             "redistribute": self._redistribute,
             "drop_fraction": drop_fraction,
@@ -182,7 +173,7 @@ class Sparsifier:
         elif self._drop is None:
             unused, why = of_moves, "without drop and grow no weight is freed. Give both"
         elif "cuts" in marks_of(self._drop):
-            unused, why = {"drop_fraction": drop_fraction}, "this drop says itself how many leave. Choose another drop"
+            unused, why = {"drop_fraction": drop_fraction}, "this drop decides how many leave. Choose another drop"
         for name, value in unused.items():
             if value is not None:
                 raise ValueError(f"{name} would be ignored: {why}, or leave {name} out")
@@ -191,25 +182,44 @@ class Sparsifier:
                 f"prune_pool={self._prune_pool!r} would be ignored: without a density_curve nothing is pruned"
             )
 
+    def _layers_of(self, model: nn.Module, scope: Scope, first: FirstParts) -> list[Layer]:
+        """Return the layers in scope; ValueError if one of them cannot be held, or does not go with a part."""
+        layers = scope.layers(model)
+        check_free(layers)
+        check_optimizer(self.optimizer, layers)
+        check_layout(layers, pattern=first.pattern, init=first.init, grow=self._grow)
+        return layers
+
+    def _first_topology(self, start: Start, first: FirstParts, density: float | None) -> Topology:
+        """Return the first masks, with what else the updates need to remember of each layer."""
+        plan = self.plan
+        return Topology(
+            start.layers,
+            first_masks(start, first, density),
+            with_momentum=plan is not None and "momentum" in self._needs(),
+            with_initial=plan is not None and self._grow is not None and plan.grown_weights == "initial",
+        )
+
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
-    def step(self, apply: Callable[[], Any] | None = None) -> bool:
+    def step(self, apply: Callable[[], Any] | None = None, *, gradients_are_finite: bool = False) -> bool:
         """Take one step after ``loss.backward()``, in place of ``optimizer.step()``; say whether the topology changed.
 
-        ``apply`` takes the optimizer step where more than that is needed (gradient clipping, GradScaler). It sees
-        masked gradients; after a backward pass of its own it has to call ``mask_gradients`` before it goes on.
+        ``apply`` takes the optimizer step where ``optimizer.step()`` is not enough (gradient clipping, GradScaler). It
+        sees masked gradients; after a backward pass of its own it has to call ``mask_gradients`` before it goes on.
 
-        Where gradients are not finite (a scaled loss has overflowed) an update is postponed to the first step at which
-        they are, and this one is left to ``apply``, as the other steps are: a GradScaler leaves it out. An average of
-        gradients leaves such steps out too, if there is an ``apply``.
+        If gradients are not finite (a scaled loss has overflowed), an update is postponed to the first step at which
+        they are. This step goes to ``apply`` like any other, and a GradScaler leaves it out. If there is an ``apply``,
+        averages of gradients leave such steps out too. ``gradients_are_finite``: the caller has looked already, so that
+        an update need not wait for the device again.
 
         Raises RuntimeError if non-finite gradients reach the weights at an update, or if inactive weights move.
         """
         due = self.update_due()
         self.steps += 1
-        # By the optimizer's own step an overflow would be in the weights, so that it need not be looked for.
+        # The optimizer's own step would carry an overflow into the weights, so there is no need to look for one.
         self.topology.track_momentum(may_overflow=apply is not None)
-        overflowed = due and not self._may_update()
+        overflowed = due and not self._may_update(gradients_are_finite)
         if overflowed:
             self.postponed, due = True, False
         # Growth must see the dense gradients of this batch, which masking destroys.
@@ -222,13 +232,13 @@ class Sparsifier:
             self._update(grow_scores)
         return due
 
-    def _may_update(self) -> bool:
-        """Say whether the gradients are finite (waits for the device)."""
+    def _may_update(self, gradients_are_finite: bool) -> bool:
+        """Return whether the gradients are finite; waits for the device unless that is known."""
         check_trainable(self.topology.layers)
-        return bool(all_finite(layer.weight.grad for layer in self.topology.layers))
+        return gradients_are_finite or bool(all_finite(layer.weight.grad for layer in self.topology.layers))
 
     def _check_step(self, overflowed: bool) -> None:
-        """Raise RuntimeError if the optimizer step has moved what it should not; looks at weights where it has to."""
+        """Raise RuntimeError if the optimizer step has moved inactive weights; looks at weights where it has to."""
         if not self._masked:
             raise RuntimeError(
                 "a backward pass within the step (in apply, or by a closure of the optimizer) has made gradients that "
@@ -239,11 +249,11 @@ class Sparsifier:
         if overflowed and not all_finite(layer.weight.detach() for layer in layers):
             raise RuntimeError(
                 f"gradients of step {self.steps} were not finite and have reached the weights: training has diverged, "
-                "or a GradScaler was not asked: let it take the step, sparsifier.step(step), where step() calls "
+                "or the step went past a GradScaler. Let it take the step: sparsifier.step(step), where step() calls "
                 "scaler.step(optimizer) and then scaler.update()"
             )
-        # The first step shows whether the optimizer lets inactive weights rest, unless a GradScaler has left it out, or
-        # training has diverged in it, for which the optimizer is not to blame.
+        # The first step shows whether the optimizer leaves inactive weights at zero, unless a GradScaler has left this
+        # step out or training has diverged in it.
         seen = [tensor for layer in layers for tensor in (layer.weight.grad, layer.weight.detach())]
         if not self._proven and all_finite(seen):
             self.verify()
@@ -265,7 +275,7 @@ class Sparsifier:
             torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
 
     def release(self) -> None:
-        """Let go of the layers, so that another Sparsifier may hold them; this one is not to be stepped any more."""
+        """Release the layers, so that another Sparsifier may hold them; do not step this one any more."""
         self._release()
 
     # -- what it reports -----------------------------------------------------------------------------------------------
@@ -288,12 +298,12 @@ class Sparsifier:
         check_zeros(self.topology.layers, self.topology.masks, blame)
 
     def scheduled_density(self, step: int) -> float:
-        """Return the density that the schedule has at a step; the present one if there is no schedule."""
+        """Return the scheduled density at a step; the present density if there is no schedule."""
         return self._density_curve(step) if self._density_curve else self.density
 
     @property
     def density_is_final(self) -> bool:
-        """Say whether the density has come to where its schedule leads; always so without a schedule."""
+        """Say whether the density has reached the end of its schedule; always true without a schedule."""
         curve, plan = self._density_curve, self.plan
         if curve is None or plan is None:
             return True
@@ -359,7 +369,7 @@ class Sparsifier:
         return [self._grow(self._view(i, "grow")) for i in self._movable()]
 
     def _grow_scores_after_drop(self, movable: list[int], scores: list[Tensor], drops: list[int]) -> list[Tensor]:
-        """Return the scores of a growth that must know which places are free."""
+        """Return the scores of a growth that must know which positions are free."""
         assert self._grow is not None
         assert self.plan is not None
         found = []
@@ -372,7 +382,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def _update(self, grow_scores: list[Tensor]) -> None:
-        """Prune to the scheduled density, drop, redistribute, grow; what is off the new masks becomes zero."""
+        """Prune to the scheduled density, drop, redistribute, grow; weights outside the new masks become zero."""
         before = list(self.topology.masks)
         self._prune()
         pruned = list(self.topology.masks)
@@ -387,7 +397,7 @@ class Sparsifier:
             self.verify()
 
     def _check_counts(self) -> None:
-        """Raise RuntimeError if a layer is not as its budget or its pattern says: a mistake in a part."""
+        """Raise RuntimeError if a layer breaks its budget or its pattern, which only a faulty part can cause."""
         topology = self.topology
         for report, count, mask in zip(topology.reports, self._counts, topology.masks, strict=True):
             if self._structured:
@@ -397,10 +407,10 @@ class Sparsifier:
                 raise RuntimeError(f"layer {report.layer} has {report.active} active weights instead of {count}")
 
     def _start_entered(self, before: Sequence[Tensor], kept: Mapping[int, Tensor]) -> None:
-        """Give the weights that entered in this update the value and the state that they start from.
+        """Give the weights that entered in this update their first value and optimizer state.
 
-        What was inactive before is zero in both already. ``before``: the masks before weights moved, what was pruned in
-        this update being out of them; ``kept``: what the drop left, of the layers that moved.
+        Where a weight was inactive before, both are zero already. ``before``: the masks after pruning and before
+        weights moved; ``kept``: the masks that the drop left, of the layers that moved.
         """
         assert self.plan is not None
         reset = self.plan.returning_weights == "reset"
@@ -413,9 +423,10 @@ class Sparsifier:
                 layer.weight.copy_(torch.where(self.topology.masks[i] & ~old, self.topology.initial[i], layer.weight))
 
     def _prune(self) -> None:
-        """Keep the largest weights, as many as the scheduled density allows; what is pruned becomes zero at once.
+        """Keep the largest weights, as many as the scheduled density allows.
 
-        So pruned weights that grow again in the same update are regenerated from zero (GraNet, Liu et al. 2021).
+        Pruned weights become zero at once, so those that grow again in the same update start from zero (GraNet, Liu et
+        al. 2021).
         """
         topology, counts = self.topology, self._counts
         if self._density_curve is None:
@@ -431,7 +442,7 @@ class Sparsifier:
             kept = [top_k(*part) for part in zip(scores, quotas, topology.masks, strict=True)]
         topology.masks = kept
         self._counts = count_true(kept)
-        if self._grow is not None:  # else nothing meets them before all that is inactive becomes zero
+        if self._grow is not None:  # else nothing reads them before all inactive weights become zero
             self._zero_inactive([i for i, (now, was) in enumerate(zip(self._counts, counts, strict=True)) if now < was])
 
     def _move(self, grow_scores: list[Tensor]) -> dict[int, Tensor]:
@@ -481,7 +492,7 @@ class Sparsifier:
         if self._redistribute is None:
             return drops
         caps = [room + (drop if self.plan.regrow else 0) for room, drop in zip(free, drops, strict=True)]
-        # Dense gradients are gone by now, or would be taken for free.
+        # Gradients are masked by now, or dense ones that training FLOPs do not count: a statistic sees none.
         blind = [replace(view, gradient=None, is_withheld=True) for view in views]
         statistics = torch.stack([self._redistribute(view).double() for view in blind]).tolist()
         kept_alive = [int(drop == count) for drop, count in zip(drops, counts, strict=True)]
@@ -491,9 +502,9 @@ class Sparsifier:
 
     @torch.no_grad()
     def _enforce(self) -> None:
-        """Zero inactive weights and their optimizer state, and keep the masks that gradients are multiplied by.
+        """Zero inactive weights and their optimizer state, and keep the masks to multiply gradients by.
 
-        What was inactive before was exactly zero in both, so weights that are new in the mask start from zero.
+        Weights that were inactive before had exact zeros in both, so weights that are new in the mask start from zero.
         """
         self._sparse = self._zero_inactive(
             [i for i, report in enumerate(self.topology.reports) if report.active < report.size]
@@ -517,7 +528,7 @@ class Sparsifier:
 
 
 def _warn_of(names: Sequence[str], sizes: Mapping[str, int]) -> None:
-    """Warn of weights that stay dense though nobody has said so."""
+    """Warn of weights that stay dense although no option says so."""
     if names:
         told = ", ".join(f"{name} ({sizes[name]:,} weights)" for name in names)
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Masks and explored masks of all layers: what is active, and what ever was."""
+"""Masks and explored masks of all layers: which weights are active, and which ever were."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Topology:
         self.refresh()
 
     def refresh(self, before: Sequence[Tensor] | None = None) -> None:
-        """Recount every layer in one host synchronisation; ``before``: the masks that the last reports are about."""
+        """Recount every layer in one host synchronisation; ``before``: the masks at the time of the last reports."""
         common = [] if before is None else [new & old for new, old in zip(self.masks, before, strict=True)]
         found = count_true([*self.masks, *self.explored, *common])
         number = len(self.layers)
@@ -62,9 +62,9 @@ class Topology:
 
     @torch.no_grad()
     def track_momentum(self, *, may_overflow: bool = False) -> None:
-        """Take the present dense gradients into the moving averages, in one fused pass.
+        """Add the present dense gradients to the moving averages, in one fused pass.
 
-        ``may_overflow``: leave them out if they are not all finite, which the device finds out by itself.
+        ``may_overflow``: leave them out unless all are finite, which the device finds out without the host.
         """
         if self.momentum:
             gradients = [gradient for layer in self.layers if (gradient := layer.weight.grad) is not None]
@@ -76,9 +76,9 @@ class Topology:
             torch._foreach_lerp_(self.momentum, gradients, 1 - MOMENTUM)
 
     def bottlenecks(self) -> dict[str, str]:
-        """Return a warning, by layer, where fewer weights are active than there are outputs, or inputs of an output.
+        """Return a warning, by layer, where a layer has fewer active weights than outputs, and than inputs.
 
-        Its matrix cannot have full rank, so that the network hardly learns, whatever the density of the whole.
+        The matrix of such a layer cannot have full rank, and the network hardly learns, whatever its total density.
         """
         return {
             report.layer: f"layer {report.layer} is a bottleneck: it keeps {report.active:,} of {report.size:,} "

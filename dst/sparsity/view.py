@@ -1,4 +1,4 @@
-"""What a score may look at: one layer at one update."""
+"""One layer at one update, as a score sees it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from torch import Tensor
 class LayerView:
     """The tensors of one layer, all of the weight's shape.
 
-    ``gradient`` is dense for grow scores, and theirs only if they are marked to read it (else ``is_withheld``), since
-    training FLOPs count it. Drop scores, which matter at active positions only, are taken after the optimizer step, if
-    there is one, and then find it masked (and clipped, if the loop clips).
+    ``gradient`` is dense for grow scores. Only those marked to read it get it, since training FLOPs count it; from
+    others it ``is_withheld``. Drop scores are taken after the optimizer step, if there is one, and then see it masked
+    (and clipped, if the loop clips); they matter at active positions only.
     ``momentum``: the moving average of dense gradients, kept only if a part of the method is marked to read it.
     """
 
@@ -50,7 +50,7 @@ class LayerView:
 
 def _unmarked(what: str, mark: str) -> str:
     return (
-        f"a part of the method reads {what}, which training FLOPs count, without being marked to do so: put "
+        f"a part of the method reads {what} but is not marked to do so, as training FLOPs need to know: put "
         f'@marked("{mark}") above the function that grows (from dst.sparsity.marks import marked)'
     )
 

@@ -1,8 +1,8 @@
 """Numbered checkpoints, written atomically, each with a digest and the id of its run; the newest valid one counts.
 
-A checkpoint is ``step_<n>.pt`` (tensors and plain data only) and ``step_<n>.json``, its manifest, which comes last:
-without it the checkpoint does not exist. What cannot be read at the moment is not taken for damaged: only content that
-differs from its manifest is, and it is set aside as ``<name>.damaged``. Nothing else in the folder is touched.
+A checkpoint is ``step_<n>.pt`` (tensors and plain data only) and ``step_<n>.json``, its manifest, which is written
+last: without it the checkpoint does not exist. A checkpoint is damaged if its content differs from its manifest, not if
+it cannot be read at the moment. Damaged ones are set aside as ``<name>.damaged``. Other files are left alone.
 """
 
 import json
@@ -25,26 +25,26 @@ _MANIFEST: Final = re.compile(r"step_(\d{9,})\.json")
 _LEFTOVER: Final = re.compile(r"step_\d{9,}\.(pt|json)\.tmp")
 _DAMAGED: Final = re.compile(r"(step_\d{9,})\.(pt|json)\.damaged")
 _KEPT_DAMAGED: Final = 2
-"""So many damaged checkpoints are kept, the latest ones, for whoever wants to know what has happened to them."""
+"""How many damaged checkpoints are kept, the latest ones, so that one can find out what happened to them."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is not damaged and yet not to be used: of another format, or of another run."""
+    """A checkpoint that is intact but must not be used: it has another format, or is of another run."""
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint that cannot be read now, which says nothing of what it holds."""
+    """A checkpoint that cannot be read now, so that its content is unknown."""
 
 
 class _DamagedError(ValueError):
-    """A checkpoint that is proven not to be what was written."""
+    """A checkpoint whose content is not what was written."""
 
 
 class Checkpoints:
     """The checkpoints of one run in ``folder``, of which the newest ``keep`` are kept.
 
-    ``run``: the run's id, which its checkpoints carry; those who only read leave it out, and take any run's. One
-    without an id, which an earlier version of this code wrote, is taken for the run's own.
+    ``run``: the run's id, which its checkpoints carry. Without it, for reading only, those of any run are accepted. A
+    checkpoint without an id, from an earlier version of this code, counts as the run's own.
     """
 
     def __init__(self, folder: Path, keep: int = 2, run: str | None = None) -> None:
@@ -53,10 +53,10 @@ class Checkpoints:
         self._run = run
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint unless this step has a valid one; OSError (disk full) leaves earlier ones alone.
+        """Write a checkpoint unless this step has a valid one; an OSError (disk full) leaves earlier ones intact.
 
-        The manifest is complete on the disk before the data gets its name, so that data whose manifest did not get its
-        own, since the process was killed in between, is known to be of this program.
+        The manifest is complete on the disk before the data gets its name. If the process is killed before the manifest
+        gets its own name, the data is therefore known to be from this program.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         data, manifest = self.path(step), self.path(step).with_suffix(".json")
@@ -80,8 +80,8 @@ class Checkpoints:
     def load_newest(self, map_location: str = "cpu") -> dict[str, Any] | None:
         """Return the state of the newest valid checkpoint, or None; damaged ones are set aside with a warning.
 
-        Raises UnreadableError if one cannot be read now, CheckpointError if one is of another format or another run:
-        going on from an older one, or from the start, would throw away what can still be had.
+        Raises UnreadableError if one cannot be read now, CheckpointError if one is of another format or another run: to
+        continue from an older one, or from the start, would throw away training that is not lost.
         """
         for manifest in self._manifests():
             try:
@@ -94,11 +94,11 @@ class Checkpoints:
         return None
 
     def path(self, step: int) -> Path:
-        """Return the file of the checkpoint of a step, whether there is one or not."""
+        """Return the file of the checkpoint of a step, whether it exists or not."""
         return self.folder / f"step_{step:09d}.pt"
 
     def newest(self) -> Path | None:
-        """Return the file of the newest valid checkpoint, for those who only read; None if there is none.
+        """Return the file of the newest valid checkpoint, without changing anything; None if there is none.
 
         Raises as ``load_newest`` does.
         """
@@ -113,7 +113,7 @@ class Checkpoints:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def with_digest(self, digest: str) -> Path | None:
-        """Return the file of the checkpoint that was written with this digest, for those who only read."""
+        """Return the file of the checkpoint that was written with this digest, without changing anything."""
         for manifest in self._manifests():
             with suppress(OSError, ValueError, KeyError, TypeError):
                 if json.loads(manifest.read_text())["sha256"] == digest:
@@ -125,7 +125,7 @@ class Checkpoints:
         try:
             entries = list(os.scandir(self.folder))
         except FileNotFoundError as error:
-            if self.folder.is_symlink():  # to a disk that is not there now
+            if self.folder.is_symlink():  # to a disk that is not mounted now
                 raise UnreadableError(f"the checkpoints in {self.folder} cannot be read now ({error})") from error
             return []
         except OSError as error:
@@ -135,7 +135,7 @@ class Checkpoints:
 
     @contextmanager
     def _verified(self, manifest: Path) -> Iterator[BufferedReader]:
-        """Open the data of a checkpoint, at its beginning, once it is known to be what the manifest says."""
+        """Open the data of a checkpoint, at its beginning, once its digest has been compared with the manifest."""
         data = manifest.with_suffix(".pt")
         try:
             said = _said(manifest)
@@ -154,8 +154,8 @@ class Checkpoints:
                 yield file
         except OSError as error:
             raise UnreadableError(
-                f"checkpoint {data} cannot be read now ({error}); nothing was changed: "
-                "run the same command again when it can be read, or move it away to do without it"
+                f"checkpoint {data} cannot be read now ({error}); nothing was changed: run the same command again when "
+                "it can be read, or move it away to continue without it"
             ) from error
 
     def _check_own(self, data: Path, said: dict[str, Any]) -> None:
@@ -166,15 +166,14 @@ class Checkpoints:
         if not self._is_own(said):
             raise CheckpointError(
                 f"checkpoint {data} is of run {said['run']}, not of run {self._run}: it was copied here. Move it away; "
-                "a run that shall begin with the weights or masks of another one names its folder in model.weights or "
-                "sparsity.init.path"
+                "to start from the weights or masks of another run, name its folder (weights=FOLDER or path=FOLDER)"
             )
 
     def _is_own(self, said: dict[str, Any]) -> bool:
         return self._run is None or said.get("run", self._run) == self._run
 
     def _is_saved(self, manifest: Path) -> bool:
-        """Say whether a valid checkpoint is there already."""
+        """Say whether there is a valid checkpoint already."""
         if not manifest.exists():
             return False
         try:
@@ -186,7 +185,7 @@ class Checkpoints:
     # -- removing ------------------------------------------------------------------------------------------------------
 
     def _set_aside(self, manifest: Path) -> None:
-        """Let a damaged checkpoint be none any more, without losing it; of those set aside the latest are kept."""
+        """Rename a damaged checkpoint, so that it is out of the way but not lost; keep only the latest of these."""
         for path in (manifest, manifest.with_suffix(".pt")):
             if path.exists():
                 path.replace(path.with_name(f"{path.name}.damaged"))
@@ -197,7 +196,7 @@ class Checkpoints:
                 path.unlink()
 
     def _prune(self) -> None:
-        """Remove this run's checkpoints but the newest, manifest first, and what broken writes left behind."""
+        """Remove this run's checkpoints except the newest, manifest first, and files that broken writes left behind."""
         own = [manifest for manifest in self._manifests() if self._may_remove(manifest)]
         for manifest in own[self._keep :]:
             manifest.unlink()
@@ -226,7 +225,7 @@ _FIELDS: Final = {"format": int, "run": str, "step": int, "bytes": int, "sha256"
 
 
 def _said(manifest: Path) -> dict[str, Any]:
-    """Return what a manifest says; OSError if it cannot be read, _DamagedError if it is not what was written."""
+    """Return the content of a manifest; OSError if it cannot be read, _DamagedError if it is not what was written."""
     try:
         said = json.loads(manifest.read_bytes())
     except FileNotFoundError as error:

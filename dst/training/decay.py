@@ -1,4 +1,4 @@
-"""Which parameters weight decay acts on."""
+"""The parameters that weight decay acts on."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def parameter_groups(model: nn.Module, decay: str) -> list[dict[str, Any]]:
-    """Return the optimizer's parameter groups: those that decay and, with a decay of zero, those that do not.
+    """Return the optimizer's parameter groups: one that decays and, if needed, one with a decay of zero.
 
-    ``decay``: ``all`` parameters; all but those of normalisation layers (``not_norms``), told by the type of the module
-    and not by its name; or only the ``weights`` of convolutions and linear layers, no biases.
+    ``decay``: ``all`` parameters decay; all except those of normalisation layers (``not_norms``), recognised by the
+    type of their module; or only the ``weights`` of convolutions and linear layers, no biases.
     """
     if decay == "all":
         return [{"params": list(model.parameters())}]

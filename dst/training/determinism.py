@@ -8,7 +8,7 @@ from dst.seeding import derive_seed
 
 
 def configure(device: str, determinism: str, threads: int) -> None:
-    """Pin what changes bits. ``strict`` admits deterministic algorithms only; ``fast`` lets the device choose."""
+    """Pin what can change bits. ``strict`` allows deterministic algorithms only; ``fast`` lets the device choose."""
     torch.set_num_threads(threads)
     strict = determinism == "strict"
     if strict and device == "cuda":

@@ -1,9 +1,9 @@
-"""Several processes that train one network on shares of every batch, and the one process that does so by itself.
+"""Several processes that train one network on shares of every batch, and a single process that trains alone.
 
-All hold the same weights and masks: they start from those of the main process (rank 0), and what changes them is the
-same everywhere, since gradients are summed over all and random numbers are derived from names. That the masks are the
-same is checked at the start and at every update. Whatever one process learns that changes the course of the run (a
-request to stop, that it is time to save, a loss that is not finite) all learn at the same step.
+All processes hold the same weights and masks. They start from those of the main process (rank 0) and change them in
+the same way, since gradients are summed over all processes and random numbers are derived from names. The masks are
+compared at the start and at every update. What changes the course of a run (a request to stop, that it is time to save,
+a loss that is not finite) reaches all processes at the same step.
 """
 
 import warnings
@@ -24,11 +24,11 @@ from dst.sparsity.topology import Topology
 from dst.training.rank import Rank
 
 _TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for one that is alive but does nothing, such as the main one while it decodes a data set."""
+"""How long a process waits for another that is alive but does not answer, e.g. while it decodes a data set."""
 
 
 class StartError(ValueError):
-    """The processes cannot be joined as they were started."""
+    """The processes were started in a way in which they cannot be joined."""
 
 
 class PeerError(ConnectionError):
@@ -50,14 +50,14 @@ class DismissedError(Exception):
 def accumulation_parts(tensor: Tensor, count: int, world: int) -> Sequence[Tensor]:
     """Return the parts of a process's samples whose gradients are accumulated.
 
-    ``chunk``, with which single processes have trained from the beginning, may make fewer parts than ``count``, which
-    several ones could not stand: all of them must have equally many.
+    A single process uses ``chunk``, as it always has, which may make fewer parts than ``count``. Several processes must
+    all have the same number of parts.
     """
     return tensor.chunk(count) if world == 1 else tensor.tensor_split(count)
 
 
 class Processes:
-    """The processes of a run. This class is one that trains alone: it communicates with nobody and costs nothing."""
+    """The processes of a run. This class is a single process: it communicates with no other and costs nothing."""
 
     rank = 0
     world = 1
@@ -74,45 +74,45 @@ class Processes:
 
     @property
     def seed_path(self) -> tuple[int, ...]:
-        """What is added to the names of random numbers that must differ between processes (dropout)."""
+        """The part of the names of random numbers that makes them differ between processes (dropout)."""
         return () if self.is_main else (self.rank,)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def replica(self, model: nn.Module) -> nn.Module:
-        """Return what to call instead of a model in forward passes whose gradients are wanted."""
+        """Return the module to call, instead of a model, in forward passes whose gradients are needed."""
         return model
 
     def parts(self, tensor: Tensor, count: int) -> Sequence[Tensor]:
-        """Return the parts of a batch whose gradients are accumulated; every process has equally many."""
+        """Return the parts of a batch whose gradients are accumulated; every process has the same number of parts."""
         return accumulation_parts(tensor, count, self.world)
 
     def local(self, replica: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context for all backward passes of a step but the last."""
+        """Return a context for all backward passes of a step except the last."""
         return nullcontext()
 
     def to_sum(self, loss: Tensor) -> Tensor:
-        """Return what to call ``backward`` on, given what this process adds to the loss of the batch."""
+        """Return the loss to call ``backward`` on, given this process's share of the loss of the batch."""
         return loss
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of a step over all processes, as far as its backward passes have not done so."""
+        """Sum the gradients of a step over all processes, unless its backward passes have done so."""
 
     def total(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Return the sums of scalars over all processes, on their device and without waiting for it."""
         return values
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors by those of the main process."""
+        """Overwrite tensors with those of the main process."""
 
     # -- agreement -----------------------------------------------------------------------------------------------------
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
-        """Return for each wish whether any process has it; to be called by all at every step."""
+        """Return for each wish whether any process has it; all processes call this at every step."""
         return wishes
 
     def any_name(self, name: str | None) -> str | None:
-        """Return the name that the first process which has one gives."""
+        """Return the name that a process gives, the first one if several do; None if none does."""
         return name
 
     def check_masks(self, topology: Topology, when: str) -> None:
@@ -121,11 +121,11 @@ class Processes:
     # -- who leads -----------------------------------------------------------------------------------------------------
 
     def tell(self, message: Any, *, is_last: bool = False) -> None:
-        """Let the others go on, which wait in ``hear``; the main process calls this, ``is_last`` before training."""
+        """Send a message to the others, which wait in ``hear``; ``is_last``: it is the last one before training."""
 
     def hear(self) -> Any:
-        """Wait for what the main process tells; DismissedError if it ends without having told."""
-        raise AssertionError("a process by itself has nobody to listen to")
+        """Wait for a message of the main process; DismissedError if that ends without one."""
+        raise AssertionError("a single process has no other to hear from")
 
     def watched(self) -> AbstractContextManager[None]:
         """Return a context in which the loss of another process is a PeerError."""
@@ -148,7 +148,7 @@ class Group(Processes):
 
     def __init__(self, rank: int, world: int, device: str) -> None:
         self.rank, self.world = rank, world
-        # On a GPU the answer to a wish is read a step later, so that nobody waits for anybody.
+        # On a GPU the answer to a wish is read a step later, so that no process waits for another.
         self._delay = 0 if device == "cpu" else 1
         self._asked: list[tuple[dist.Work, Tensor]] = []
         self._leads = self.is_main
@@ -172,13 +172,13 @@ class Group(Processes):
     # -- agreement -----------------------------------------------------------------------------------------------------
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
-        """Ask by a message between the hosts, beside the device; what was wished is heard once."""
+        """Ask by a message between the hosts, beside the device. A wish that any process has is answered once."""
         flags = torch.tensor(wishes, dtype=torch.uint8)
         self._asked.append((dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags))
         if len(self._asked) <= self._delay:
             return (False,) * len(wishes)
         heard = self._answer()
-        while any(heard) and self._asked:  # the same wishes, asked again before they were heard
+        while any(heard) and self._asked:  # the same wishes, asked again before this answer
             self._answer()
         return heard
 
@@ -225,33 +225,33 @@ class Group(Processes):
         return message[0]
 
     def dismiss(self, code: int) -> None:
-        """Tell those who still wait for the main process that it has ended."""
+        """Tell processes that still wait for the main process that it has ended."""
         if self._leads:
             self.tell(_Dismissal(code), is_last=True)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Translate what the back ends raise, which is told apart by its text only."""
+        """Translate the errors of the back ends, which only their text tells apart."""
         try:
             yield
         except RuntimeError as error:
             if isinstance(error, dist.DistError) or "gloo" in str(error):
                 reason = str(error).splitlines()[0]
-                raise PeerError(f"lost another of the {self.world} processes, which will say why: {reason}") from error
+                raise PeerError(f"lost another of the {self.world} processes; its output says why: {reason}") from error
             raise
 
 
 class OverlappingGroup(Group):
     """As ``Group``, but gradients are summed by DistributedDataParallel while the backward pass computes others.
 
-    It arranges them by the order in which the first step of a process had them, and with that the order of summation
-    changes after this step: in a continued run of three processes or more, another one than in an undisturbed run.
+    It arranges gradients in the order of a process's first step, so the order of summation changes after that step.
+    A continued run of three processes or more therefore sums in another order than an undisturbed run.
     """
 
     def replica(self, model: nn.Module) -> nn.Module:
         """Wrap the model, which stays as it is; its buffers are left to ``share``."""
         on_gpu = next(model.parameters()).device.type == "cuda"
-        with warnings.catch_warnings():  # its successor is not in all versions of PyTorch that we support
+        with warnings.catch_warnings():  # not all supported versions of PyTorch have its successor
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             devices = [torch.cuda.current_device()] if on_gpu else None
             return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
@@ -266,11 +266,11 @@ class OverlappingGroup(Group):
         return loss * self.world
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Leave it to the backward pass."""
+        """Do nothing: the backward pass has summed them."""
 
 
 def _jointly(tensors: Sequence[Tensor], collective: Callable[[Tensor], Any]) -> None:
-    """Carry out a collective in place on many tensors, those of a type together."""
+    """Carry out a collective in place on many tensors, all tensors of one type together."""
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         alike = [tensor for tensor in tensors if tensor.dtype == dtype]
         joint = torch.cat([tensor.flatten() for tensor in alike])
@@ -281,14 +281,14 @@ def _jointly(tensors: Sequence[Tensor], collective: Callable[[Tensor], Any]) -> 
 
 @contextmanager
 def joined(own: Rank, device: str, *, strict: bool) -> Iterator[Group]:
-    """Join the processes of a run, which have all been started, and part from them at the end.
+    """Join the processes of a run, all of which have been started, and leave them at the end.
 
-    ``device``: ``cuda`` (NCCL, each process with a GPU of its own) or ``cpu`` (gloo). ``strict``: a continued run is to
-    sum gradients in the order of an undisturbed one. Raises StartError where GPUs are too few or shared.
+    ``device``: ``cuda`` (NCCL, each process with a GPU of its own) or ``cpu`` (gloo). ``strict``: a continued run sums
+    gradients in the order of an undisturbed one. Raises StartError if GPUs are too few or shared.
     """
     if device == "cuda":
         _take_gpu(own)
-    # gloo also with GPUs: for what hosts tell each other
+    # gloo also with GPUs: for messages between hosts
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, rank=own.rank, world_size=own.world, timeout=_TIMEOUT)
     if device == "cuda":
@@ -300,27 +300,27 @@ def joined(own: Rank, device: str, *, strict: bool) -> Iterator[Group]:
 def _take_gpu(own: Rank) -> None:
     found = torch.cuda.device_count()
     if found == 0:
-        raise StartError("hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware.device=cpu")
+        raise StartError("device=cuda: PyTorch finds no CUDA GPU on this machine; use device=cpu")
     if 1 < found < own.local_world:
         raise StartError(
-            f"{own.local_world} processes were started on this machine, which has {found} GPUs: start one a GPU"
+            f"{own.local_world} processes were started on this machine, which has {found} GPUs: start one for each GPU"
         )
-    torch.cuda.set_device(own.local_rank if found > 1 else 0)  # some launchers show each process its own only
+    torch.cuda.set_device(own.local_rank if found > 1 else 0)  # some launchers show each process only its own
 
 
 def _check_gpus(world: int) -> None:
     identifiers: list[str] = [""] * world
     dist.all_gather_object(identifiers, str(torch.cuda.get_device_properties().uuid))
     if len(set(identifiers)) < world:
-        raise StartError(f"{world} processes were started on {len(set(identifiers))} GPUs: start one a GPU")
+        raise StartError(f"{world} processes were started on {len(set(identifiers))} GPUs: start one for each")
 
 
 @torch.no_grad()
 def checksum(mask: Tensor) -> Tensor:
     """Return a checksum of a boolean tensor: int64, on its device, the same on every device.
 
-    Words of eight elements are mixed with their positions and summed modulo 2^64, in whatever order. A difference in a
-    single word always shows, any other but for one case in 2^64.
+    Words of eight elements are mixed with their positions and summed modulo 2^64, in any order. A difference in one
+    word always shows; any other goes unnoticed in one case of 2^64.
     """
     octets = mask.flatten().view(torch.uint8)
     words = F.pad(octets, (0, -octets.numel() % 8 + 8)).view(torch.int64)  # padding copies, and so aligns
@@ -328,7 +328,7 @@ def checksum(mask: Tensor) -> Tensor:
 
 
 def _mixed(words: Tensor) -> Tensor:
-    """Return pseudo-random numbers, different ones of different int64 (the finaliser of SplitMix64, Steele 2014)."""
+    """Return pseudo-random numbers, different for different int64 (the finaliser of SplitMix64, Steele 2014)."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         words = (words ^ _shifted(words, shift)) * factor
     return words ^ _shifted(words, 31)

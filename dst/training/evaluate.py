@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model, without leaving a trace in it."""
+"""Loss and accuracy of a model, which stays unchanged."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate in eval mode with one host synchronisation at the end; every sample counts once.
 
-    ``forward`` maps inputs to logits by the model, where that takes more than calling it. Of several ``processes`` each
-    calls this with its own samples, which may be none, and gets the figures of all.
+    ``forward`` maps inputs to logits, if that takes more than calling the model. With several ``processes`` each calls
+    this with its own samples, of which there may be none, and gets the figures over all samples.
     """
     forward = forward or model
     training = model.training

@@ -1,8 +1,10 @@
-"""The non-finite guard: no bad loss or gradient reaches the weights, no bad weight a checkpoint or an update."""
+"""The non-finite guard: bad losses and gradients do not reach the weights, nor bad weights a checkpoint or update."""
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from dst.sparsity.held import all_finite
 
 
 class DivergedError(RuntimeError):
@@ -14,7 +16,7 @@ class DivergedError(RuntimeError):
 
 
 class Guard:
-    """Veto optimizer steps by a flag on the device, and tell the host: at once on a CPU, a step later elsewhere."""
+    """Veto optimizer steps by a flag on the device. The host learns it at once on a CPU, a step later elsewhere."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
         self._optimizer = optimizer
@@ -31,15 +33,14 @@ class Guard:
         finite = torch.isfinite(loss)
         if not gradients_may_overflow:
             finite = finite & self.gradients_finite()
-            # Fused optimizers read this attribute, which is how GradScaler vetoes a step, and then leave the weights.
+            # Fused optimizers read this attribute and then leave the weights alone: GradScaler's way to veto a step.
             self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self._pending.append(_Flag(step, ~finite))
 
     @torch.no_grad()
     def gradients_finite(self) -> Tensor:
         """Return on the device whether all gradients are finite."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        return all_finite(p.grad for p in self._parameters)
 
     def check(self, *, now: bool = False) -> None:
         """Raise DivergedError if a step was vetoed; ``now`` waits for the device to finish the last one."""
@@ -53,9 +54,9 @@ class Guard:
     def check_weights(self, step: int) -> None:
         """Raise DivergedError if a weight or a running statistic is not finite (waits for the device).
 
-        A finite gradient times a large rate can overflow: to be called before the weights are saved or judged.
+        A finite gradient times a large rate can overflow, so call this before the weights are saved or judged.
         """
-        if not torch.isfinite(torch.nn.utils.get_total_norm(self._weights)):
+        if not all_finite(self._weights):
             raise DivergedError(step, "a weight or running statistic")
 
 
@@ -68,13 +69,13 @@ class _Flag:
         self._value = flag
         self._copied: torch.cuda.Event | None = None
         if not self.is_on_host:
-            # Reading the flag itself would wait for all that was enqueued after it; its copy has an event of its own.
+            # Reading the flag itself would wait for all work enqueued after it; its copy has an event of its own.
             self._value = torch.empty_like(flag, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
             self._copied.record()
 
     def is_set(self) -> bool:
-        """Wait for this flag, and for nothing that came later."""
+        """Return the flag; waits for it, but for nothing that came later."""
         if self._copied is not None:
             self._copied.synchronize()
         return bool(self._value)

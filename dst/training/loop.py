@@ -1,4 +1,4 @@
-"""The training loop: one step after another, measured without being disturbed, stoppable and resumable at any step."""
+"""The training loop: measured without disturbance, and stoppable and resumable at any step."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
+from dst.fractions import Curve
 from dst.metrics.flops import Flops
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
@@ -25,9 +26,9 @@ from dst.training.stopping import StopFlag, StopRequestedError
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of the loop.
+    """The options of the loop.
 
-    ``select``: end with the ``last`` weights or those of the ``best_val`` accuracy, once the density is final.
+    ``select``: end with the ``last`` weights, or with those of the ``best_val`` accuracy at the final density.
     """
 
     seed: int
@@ -43,7 +44,7 @@ class Settings:
 
 
 class Observer(Protocol):
-    """Whoever keeps the record; the loop never waits for an answer."""
+    """Receives what the loop measures and saves; the loop never waits for an answer."""
 
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Take named values of a step."""
@@ -54,7 +55,7 @@ class Observer(Protocol):
         ...
 
     def on_step(self, step: int) -> None:
-        """Learn that a step is done."""
+        """Note that a step is done."""
         ...
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
@@ -63,7 +64,7 @@ class Observer(Protocol):
 
 
 class NoObserver:
-    """An observer that does not look, for whoever only wants to train."""
+    """An observer that does nothing, for training alone."""
 
     def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Do nothing."""
@@ -80,7 +81,7 @@ class NoObserver:
 
 @dataclass
 class Counters:
-    """All plain numbers that a resume needs. ``step`` counts steps taken; ``evaluated``: the last one validated at."""
+    """All plain numbers that a resume needs. ``step``: steps taken; ``evaluated``: the step of the last validation."""
 
     step: int = 0
     evaluated: int = 0
@@ -100,7 +101,7 @@ class Training:
     model: nn.Module
     optimizer: Optimizer
     sparsifier: Sparsifier
-    lr: Callable[[int], float]
+    lr: Curve
     train_batches: Loader
     val_batches: Loader
     flops: Flops
@@ -130,8 +131,8 @@ class Training:
 
         Raises StopRequestedError after saving if ``stop`` was requested, DivergedError if a loss or gradient was not
         finite (nothing is saved then, so the newest checkpoint is a good one). With several processes all of them call
-        this, and it ends in all of them alike, at the same step; PeerError if one is lost, DesynchronisedError if their
-        masks differ.
+        this, and it ends in the same way and at the same step in all of them; PeerError if one is lost,
+        DesynchronisedError if their masks differ.
         """
         with self.processes.watched():
             self._run(observer, stop)
@@ -167,16 +168,16 @@ class Training:
         self._checkpoint(observer)
 
     def _checkpoint(self, observer: Observer) -> None:
-        """Save, unless there is something that should not be saved."""
+        """Save, unless a number that should be saved is not finite."""
         self._guard.check(now=True)
         self._guard.check_weights(self.counters.step)
         observer.on_checkpoint(self.counters.step, self.state_dict())
 
     def finish(self, test_batches: Loader) -> dict[str, float]:
-        """Bring back the selected weights and topology, test them, and return all final figures, which are theirs."""
+        """Restore the selected weights and topology, test them, and return all final figures, all of these weights."""
         counters = self.counters
         selected = {"step": counters.step, "loss": counters.val_loss, "accuracy": counters.val_accuracy}
-        self.sparsifier.verify()  # what is reported as its density is that of the network
+        self.sparsifier.verify()  # so that the reported density is the real one
         if self.best is not None:
             selected = self.best
             self.model.load_state_dict(self.best["model"])
@@ -208,21 +209,22 @@ class Training:
     def train_step(self, inputs: Tensor, labels: Tensor, observer: Observer, samples: int | None = None) -> None:
         """Take one step on a batch, or the topology update that replaces it.
 
-        ``samples``: those of the batch in all processes together, if this one has a shard of it.
+        ``samples``: the size of the batch over all processes, if this one has only a shard of it.
         """
         step, samples = self.counters.step + 1, samples or len(labels)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.counters.step)
         loss, correct = self._backward(inputs, labels, samples, step)
         self._guard.inspect(loss, step, gradients_may_overflow=self.precision.scales_losses)
-        if self.sparsifier.update_due():
+        due = self.sparsifier.update_due()
+        if due:
             self._guard.check(now=True)  # an update cannot be vetoed on the device
             while self.precision.scales_losses and not self._guard.gradients_finite():
-                # A step can be left out, an update not: have its gradients without overflow.
+                # A step can be left out, an update cannot: compute its gradients again without overflow.
                 self.precision.halve_scale()
                 self._check_scale(step)
                 loss, correct = self._backward(inputs, labels, samples, step)
-        if self.sparsifier.step(self._stepper(step)):
+        if self.sparsifier.step(self._stepper(step), gradients_are_finite=due):
             self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
             self._active = self._count_active()
             observer.on_layers(step, self.sparsifier.layers)
@@ -231,7 +233,7 @@ class Training:
         self.counters.samples += samples
 
     def _stepper(self, step: int) -> Callable[[], Any] | None:
-        """Return what takes the step (None: the optimizer); before an update it looks at the weights to be judged."""
+        """Return the function that takes the step (None: the optimizer); before an update it checks the weights too."""
         take = self.precision.stepper(self.optimizer)
         if not self.sparsifier.update_due():
             return take
@@ -243,7 +245,7 @@ class Training:
         return checked
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits as float32 (or finer), computed in the run's layout and precision; not for backward passes."""
+        """Return logits as float32 or finer, computed in the run's layout and precision; not for backward passes."""
         return self._forward(self.model, inputs)
 
     def _forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -256,7 +258,7 @@ class Training:
     def _backward(self, inputs: Tensor, labels: Tensor, samples: int, step: int) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of the mean loss over a batch; return that loss and the number of right answers.
 
-        The gradients, the loss and the answers are those of all ``samples``, of which this process may have a shard.
+        Gradients, loss and answers are those of all ``samples``, of which this process may have only a shard.
         """
         settings, processes = self.settings, self.processes
         seed_torch(settings.seed, "step", step, *processes.seed_path)
@@ -273,7 +275,7 @@ class Training:
             losses.append(loss.detach())
             correct.append((logits.detach().argmax(1) == targets).sum())
         processes.sum_gradients(self.model.parameters())
-        processes.share(self._buffers)  # running statistics are those of the main process, which saves them
+        processes.share(self._buffers)  # all use the running statistics of the main process, which saves them
         dense_gradient = self.sparsifier.needs_dense_gradient()
         self.counters.flops += self.flops.train_step(self._active, samples, dense_gradient=dense_gradient)
         loss, right = processes.total(torch.stack(losses).sum(), torch.stack(correct).sum())
@@ -290,7 +292,7 @@ class Training:
     # -- measuring -----------------------------------------------------------------------------------------------------
 
     def _log(self, observer: Observer) -> None:
-        """Log the mean training loss and accuracy since the last such line, and start anew."""
+        """Log the mean training loss and accuracy since the last log line, and reset the sums."""
         counters = self.counters
         self._check_scale(counters.step)
         samples = counters.samples - counters.logged_samples
@@ -321,7 +323,7 @@ class Training:
         return evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
 
     def _evaluate_if_due(self, observer: Observer) -> None:
-        """Validate at the end of every n-th epoch and of training, once, also after a resume at just that step."""
+        """Validate at the end of every n-th epoch and of training, once, even if a run resumes at just that step."""
         counters, per_epoch = self.counters, len(self.train_batches)
         at_interval = counters.step % (per_epoch * self.settings.eval_every_epochs) == 0
         is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
@@ -345,7 +347,7 @@ class Training:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def begin_alike(self) -> None:
-        """Begin with the weights and masks of the main process: other hardware may have made slightly others."""
+        """Take the weights and masks of the main process: other hardware may have made slightly different ones."""
         state = self.sparsifier.state_dict()
         tensors = [tensor for value in state.values() if isinstance(value, Mapping) for tensor in value.values()]
         counts = torch.tensor(state["counts"], device=self._sums.device)

@@ -2,17 +2,15 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dst.fractions import step_at
-
-Curve = Callable[[int], float]
+from dst.fractions import Curve, step_at
 
 
 @dataclass(frozen=True)
 class LRPlan:
-    """What every curve needs: the ``peak`` rate, and the lengths of training and of the warm-up in steps."""
+    """The numbers that every curve needs: the ``peak`` rate, and the lengths of training and warm-up in steps."""
 
     peak: float
     total_steps: int
@@ -42,5 +40,5 @@ def multistep(plan: LRPlan, *, milestones: Sequence[float], gamma: float = 0.1) 
 
 
 def _warmed_up(plan: LRPlan, curve: Curve) -> Curve:
-    """Rise linearly to the peak over the warm-up, its last step being at the peak, then follow the curve."""
+    """Rise linearly over the warm-up, to the peak at its last step, then follow the curve."""
     return lambda step: plan.peak * (step + 1) / plan.warmup_steps if step < plan.warmup_steps else curve(step)

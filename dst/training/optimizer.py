@@ -1,4 +1,4 @@
-"""Optimizers, always fused: one pass over all parameters, and a step that a device-side flag can veto."""
+"""Optimizers, always fused: one pass over all parameters, and a flag on the device can veto a step."""
 
 from typing import Any
 

@@ -12,17 +12,17 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALLEST_SCALE = 2.0**-10
-"""A loss scale below this has not been too high: gradients overflow at any scale."""
+"""Below this the loss scale is not the cause of an overflow: gradients overflow at any scale."""
 
 
 class Precision:
-    """How forward passes are cast and losses scaled on ``device`` ("cpu" or "cuda")."""
+    """Casts forward passes and scales losses on ``device`` ("cpu" or "cuda")."""
 
     def __init__(self, name: str, device: str) -> None:
         if name not in PRECISIONS:
             raise ValueError(f"precision={name!r}: allowed are {', '.join(PRECISIONS)}")
         self._device, self._dtype = device, _AUTOCAST.get(name)
-        # Both switches, since PyTorch's defaults allow TF32 in convolutions but not in matrix products.
+        # Both switches, since by default PyTorch allows TF32 in convolutions but not in matrix products.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
         self._scaler = torch.amp.GradScaler(device) if name == "fp16" else None
 
@@ -32,7 +32,7 @@ class Precision:
 
     @property
     def scales_losses(self) -> bool:
-        """Say whether losses are scaled, so that infinite gradients are normal now and then."""
+        """Say whether losses are scaled; infinite gradients are then normal now and then."""
         return self._scaler is not None
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ class Precision:
         return self._scaler.scale(loss) if self._scaler else loss
 
     def stepper(self, optimizer: Optimizer) -> Callable[[], Any] | None:
-        """Return what takes an optimizer step: unscaling, and leaving it out where a scaled gradient overflowed.
+        """Return the function that takes an optimizer step: it unscales, and skips the step if a gradient overflowed.
 
-        None where losses are not scaled, so that the optimizer steps by itself.
+        None if losses are not scaled: the optimizer then steps by itself.
         """
         scaler = self._scaler
         if scaler is None:
@@ -55,12 +55,12 @@ class Precision:
         return step
 
     def halve_scale(self) -> None:
-        """Try again with half the loss scale."""
+        """Halve the loss scale, for another try."""
         assert self._scaler is not None
         self._scaler.update(self._scaler.get_scale() / 2)
 
     def is_exhausted(self) -> bool:
-        """Say whether the loss scale has vanished, which is what divergence looks like (waits for the device)."""
+        """Say whether the loss scale has vanished, a sign of divergence (waits for the device)."""
         return self._scaler is not None and self._scaler.get_scale() < _SMALLEST_SCALE
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A process's rank among those that a launcher has started for one run. Without torch, so that it is told at once."""
+"""A process's rank among those that were started for one run. Without torch, so that errors come at once."""
 
 import os
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ class Rank:
 
 
 def own_rank(environment: Mapping[str, str] = os.environ) -> Rank:
-    """Return the rank that torchrun's environment variables tell; that of a single process if there are none.
+    """Return the rank in torchrun's environment variables; the rank of a single process if there are none.
 
-    Raises ValueError if they are incomplete or make no sense.
+    Raises ValueError if the variables are incomplete or contradict each other.
     """
-    if not {"RANK", "WORLD_SIZE"} <= environment.keys():  # either alone is set by other programs too
+    if not {"RANK", "WORLD_SIZE"} <= environment.keys():  # other programs set one of them
         return Rank()
     missing = [name for name in _VARIABLES if not environment.get(name)]
     if missing and environment["WORLD_SIZE"] != "1":
@@ -39,6 +39,6 @@ def own_rank(environment: Mapping[str, str] = os.environ) -> Rank:
     if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
         raise ValueError(
             f"the environment has RANK={rank} of WORLD_SIZE={world} and LOCAL_RANK={local_rank} of {local_world}, "
-            "which cannot be: start the processes by torchrun, or unset RANK and WORLD_SIZE to train in one process"
+            "which is impossible: start the processes by torchrun, or unset RANK and WORLD_SIZE to train in one process"
         )
     return Rank(rank, world, local_rank, local_world)

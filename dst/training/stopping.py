@@ -1,14 +1,14 @@
-"""Requests to stop: the handler sets a flag and nothing more; the loop reads it at step boundaries."""
+"""Requests to stop: the handler only sets a flag, and the loop reads it at step boundaries."""
 
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+from dst.signals import REQUESTS
 
 
 class StopRequestedError(Exception):
-    """The run stopped on request after saving; ``signal_name`` says who asked."""
+    """The run stopped on request after saving; ``signal_name``: the signal that asked for it."""
 
     def __init__(self, signal_name: str, step: int) -> None:
         self.signal_name, self.step = signal_name, step
@@ -18,7 +18,7 @@ class StopRequestedError(Exception):
 class StopFlag:
     """A context in which SIGTERM, SIGINT, SIGUSR2 and SIGHUP set ``requested``; a second SIGINT interrupts at once.
 
-    A signal that was ignored before stays ignored: that is how ``nohup`` has a run outlive its terminal.
+    A signal that was ignored before stays ignored: ``nohup`` relies on that to let a run outlive its terminal.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class StopFlag:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in REQUESTS if signal.getsignal(number) != signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._set) for number in heard}
         return self
 

@@ -206,13 +206,13 @@ def test_channel_statistics_by_hand():
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"batch_size": 0}, "schedule.batch_size=0"),
-        ({"mean": [0.5], "std": [0.5]}, r"data.mean=\[0.5\] has 1 numbers, but the images have 3"),
-        ({"mean": [0.5] * 3, "std": [0.5]}, r"data.std=\[0.5\] has 1 numbers"),
-        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, "data.std=.*positive"),
-        ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "data.std=.*positive"),
-        ({"mean": [0.5] * 3}, "data.mean and data.std go together"),
-        ({"augment": Augment(crop_padding=5)}, "data.augment.crop_padding=5.*6 x 5"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"mean": [0.5], "std": [0.5]}, r"mean=\[0.5\] has 1 numbers, but the images have 3"),
+        ({"mean": [0.5] * 3, "std": [0.5]}, r"std=\[0.5\] has 1 numbers"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, "std=.*positive"),
+        ({"mean": [0.5] * 3, "std": [0.5, float("nan"), 0.5]}, "std=.*positive"),
+        ({"mean": [0.5] * 3}, "mean=.* and std=None go together"),
+        ({"augment": Augment(crop_padding=5)}, "crop_padding=5.*6 x 5"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, key):
@@ -230,7 +230,7 @@ def test_bad_augmentation_and_bad_start_are_refused():
         with pytest.raises(DataError, match=f"batch {start}"):
             batches.epoch(0, start=start)  # at the call, not at the first batch
     constant = Split(torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.arange(2))
-    with pytest.raises(DataError, match=r"data.std=\[0.0\].*constant"):
+    with pytest.raises(DataError, match=r"std=\[0.0\].*constant"):
         Batches(constant, batch_size=1)
 
 

@@ -107,7 +107,7 @@ def test_damage_without_raw_data_is_an_error(tmp_path):
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert prepare(tmp_path, Reader()).classes == 5
-    assert "data.cache=FOLDER" in caplog.text
+    assert "cache=FOLDER" in caplog.text
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -135,7 +135,7 @@ def test_resizing_to_the_size_it_has_changes_nothing(tmp_path):
 
 
 def test_a_size_below_one_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"data\.size=0"):
+    with pytest.raises(DataError, match=r"size=0"):
         prepare(tmp_path, Reader(), size=0)
 
 

@@ -166,7 +166,7 @@ def test_another_content_than_asked_for_is_refused_and_both_named(tmp_path, stor
     options = {"cache": str(tmp_path / "cache"), "download": False, "size": 8, "storage": storage}
     first = digest(root)
     change_a_byte(root)
-    with pytest.raises(DataError, match=r"data\.root=.*/set: .* another run") as caught:
+    with pytest.raises(DataError, match=r"root=.*/set: .* another run") as caught:
         load("image_folder", image_folder, root=str(root), digest=first, **options)
     assert {first, digest(root)} <= set(re.findall("[0-9a-f]{64}", str(caught.value)))
     found = load("image_folder", image_folder, root=str(root), digest=digest(root), **options)
@@ -253,16 +253,16 @@ def test_another_content_of_a_known_set_is_refused_and_taken_on_purpose(known, t
     message = str(caught.value)
     assert f"{folder}: damaged, or not the original: {name} (MD5 sum {bad}, published {good})" in message
     assert message.count("MD5 sum") == 1
-    (variant,) = re.findall(r"data\.digest=([0-9a-f]{64})", message)
+    (variant,) = re.findall(r"digest=([0-9a-f]{64})", message)
     assert len(read(tmp_path, download=False, digest=variant)[0]) == 12
 
 
 def test_the_original_is_no_variant(known, tmp_path):
     read, folder, _ = known
-    with pytest.raises(DataError, match=r"it is the original, but data\.digest=0{64}.*leave data\.digest out"):
+    with pytest.raises(DataError, match=r"it is the original, but digest=0{64}.*leave that out"):
         read(tmp_path, download=False, digest="0" * 64)
     damage(folder / "train-labels-idx1-ubyte", "shifted")
-    with pytest.raises(DataError, match=r"its content has the digest [0-9a-f]{64}, but data\.digest=0{64}"):
+    with pytest.raises(DataError, match=r"its content has the digest [0-9a-f]{64}, but digest=0{64}"):
         read(tmp_path, download=False, digest="0" * 64)
 
 
@@ -289,7 +289,7 @@ def test_a_cache_is_of_one_content(known, tmp_path):
 
 def test_the_digits_are_those_that_are_known(tmp_path, monkeypatch):
     assert len(digits(tmp_path, False, published.digest("digits"))[0]) == 1438
-    with pytest.raises(DataError, match=r"digits\.csv\.gz: it is the original, but data\.digest=0{64}"):
+    with pytest.raises(DataError, match=r"digits\.csv\.gz: it is the original, but digest=0{64}"):
         digits(tmp_path, False, "0" * 64)
 
 
@@ -304,7 +304,7 @@ def test_a_set_of_ones_own_is_known_by_what_its_function_returns(tmp_path):
     load("own", own, digest=first, size=1, **options)
     (tmp_path / "value").write_text("2")
     assert content_digest("own", own, **options) != first
-    with pytest.raises(DataError, match=f"but data.digest={first}"):
+    with pytest.raises(DataError, match=f"but digest={first}"):
         load("own", own, digest=first, **options)
 
 

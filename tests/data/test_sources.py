@@ -124,7 +124,7 @@ def test_missing_files_are_named_with_their_folder_and_the_remedy(tmp_path):
     with pytest.raises(DataError) as caught:
         mnist(tmp_path, download=False)
     message = str(caught.value)
-    for part in (str(folder), "t10k-labels-idx1-ubyte", "data.root=", "data.download=true", "data.download=false"):
+    for part in (str(folder), "t10k-labels-idx1-ubyte", "root=", "download=True", "download=False"):
         assert part in message
     assert "train-images" not in message
 
@@ -182,7 +182,7 @@ def test_a_failed_download_says_so_and_leaves_nothing(tmp_path, monkeypatch):
         raise RuntimeError("Error downloading t10k-labels-idx1-ubyte.gz:\nTried a mirror")
 
     fake_torchvision(monkeypatch, offline)
-    with pytest.raises(DataError, match=r"downloading failed: Error downloading t10k.*data.root=") as caught:
+    with pytest.raises(DataError, match=r"downloading failed: Error downloading t10k.*root=") as caught:
         mnist(tmp_path, download=True)
     assert str(tmp_path / "MNIST" / "raw") in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -67,7 +67,7 @@ VAL_OF_60 = [10, 11, 30, 48, 52, 59]
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_fractions_outside_the_unit_interval_are_refused(fraction):
-    with pytest.raises(DataError, match=r"data.val_fraction=.*between 0 and 1"):
+    with pytest.raises(DataError, match=r"fraction=.*between 0 and 1"):
         train_val_split(torch.arange(10) % 2, fraction, 0)
 
 
@@ -76,5 +76,5 @@ def test_fractions_outside_the_unit_interval_are_refused(fraction):
     [([0, 0, 0, 1], 0.5), ([0, 0, 1, 1, 2, 2], 0.3), ([0, 0, 1, 1, 2, 2], 0.7), ([0] * 100, 0.001)],
 )
 def test_classes_that_cannot_be_in_both_parts_are_refused(labels, fraction):
-    with pytest.raises(DataError, match=f"data.val_fraction={fraction}: .*each of the"):
+    with pytest.raises(DataError, match=f"fraction={fraction}: .*each of the"):
         train_val_split(torch.tensor(labels), fraction, 0)

@@ -173,7 +173,7 @@ def test_a_file_that_breaks_during_training_is_named(tmp_path, workers):
 
 
 def test_what_does_not_fit_the_images_is_refused(root):
-    with pytest.raises(DataError, match=r"data\.mean and data\.std are missing.*data\.mean="):
+    with pytest.raises(DataError, match=r"mean=None and std=.*.*mean="):
         stream(root, Augment(), mean=None)
     with pytest.raises(DataError, match="has 1 numbers, but the images have 3 channels"):
         stream(root, Augment(), mean=[0.5])
@@ -187,7 +187,7 @@ def test_what_does_not_fit_the_images_is_refused(root):
         Augment(crop_padding=1, resized_crop_scale=[0.1, 1])
     resident = prepare(root, "resident").train
     assert isinstance(resident, Split)
-    with pytest.raises(DataError, match="needs images of their full size"):
+    with pytest.raises(DataError, match="crops images at their full size"):
         Batches(resident, batch_size=4, augment=Augment(resized_crop_scale=[0.1, 1]))
 
 

@@ -151,7 +151,7 @@ def test_mlp_with_the_widths_of_the_itop_cifar_mlp():
 
 
 def test_mlp_refuses_a_width_below_one():
-    with pytest.raises(ModelError, match=r"model\.hidden=\[256, 0\] must hold positive widths"):
+    with pytest.raises(ModelError, match=r"hidden=\[256, 0\] must hold positive widths"):
         registry.find("model", "mlp").load()((1, 8, 8), 10, hidden=[256, 0])
 
 
@@ -254,7 +254,7 @@ def test_error_of_too_small_images_says_how_to_mend_it(name):
         build(name, (1, side - 1, side), 10)
     assert str(error.value) == (
         f"model {name} needs images of at least {side}x{side}, these are {side - 1}x{side} (1 channel): "
-        f"set data.size={side} or more, or choose another model"
+        f"set size={side} or more, or choose another model"
     )
 
 
@@ -432,7 +432,7 @@ def test_default_dropouts_are_those_of_the_recipes():
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
 def test_wrn_refuses_a_dropout_that_is_no_proper_fraction(dropout):
-    with pytest.raises(ModelError, match=r"model wrn_22_2: model\.dropout=.* must be in \[0, 1\)"):
+    with pytest.raises(ModelError, match=r"model wrn_22_2: dropout=.* must be in \[0, 1\)"):
         build("wrn_22_2", (3, 8, 8), 10, dropout=dropout)
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from dst import registry
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity import init as inits
+from dst.sparsity.initial_masks import FirstParts, Start, first_counts, first_masks
 from dst.sparsity.saliency import Probe, snip, synflow
 
 
@@ -300,3 +302,59 @@ def test_initial_weights_survive_a_resume():
     second.load_state_dict(first.state_dict())
     for mine, theirs in zip(second.topology.initial, first.topology.initial, strict=True):
         assert torch.equal(mine, theirs)
+
+
+# -- the counts alone --------------------------------------------------------------------------------------------------
+
+
+def parts_of(distribution, pattern="unstructured", **options):
+    found = {"distribution": distribution, "init": "random", "pattern": pattern}
+    loaded = {kind: registry.find(kind, name).load() for kind, name in found.items()}
+    return FirstParts(**{**loaded, "pattern": partial(loaded["pattern"], **options)})
+
+
+def meta_layers():
+    with torch.device("meta"):
+        return Scope().layers(net())
+
+
+@pytest.mark.parametrize(
+    ("parts", "densities"),
+    [
+        (parts_of("erk"), (0.013, 0.1, 0.555, 0.9)),
+        (parts_of("uniform"), (0.013, 0.1, 0.9)),
+        (parts_of("uniform_plus"), (0.1, 0.9)),
+        (parts_of("er", "constant_fan_in"), (0.1, 0.5)),
+        (parts_of("dense"), (None,)),
+        (parts_of("dense", "n_m", n=2, m=4, indivisible="dense"), (None,)),
+    ],
+)
+def test_the_counts_are_those_of_the_masks_and_need_no_weights(parts, densities):
+    for density in densities:
+        masks = first_masks(Start(Scope().layers(net()), parts.pattern(), seed=0), parts, density)
+        assert first_counts(meta_layers(), parts, density) == [int(mask.sum()) for mask in masks]
+
+
+def test_counts_that_need_data_are_shared_evenly_until_it_is_there():
+    """That is enough to see whether a density is possible; the criterion then shares the same total otherwise."""
+    model = net()
+    parts = FirstParts(snip, inits.random, registry.find("pattern", "unstructured").load())
+    evenly = first_counts(meta_layers(), parts, 0.1)
+    masks = first_masks(Start(Scope().layers(model), parts.pattern(), 0, probe(model)), parts, 0.1)
+    ranked = [int(mask.sum()) for mask in masks]
+    assert evenly == first_counts(meta_layers(), parts_of("uniform"), 0.1) != ranked
+    assert sum(evenly) == sum(ranked)
+
+
+@pytest.mark.parametrize(
+    ("parts", "density", "told"),
+    [
+        (parts_of("erk"), None, "density and distribution are missing"),
+        (parts_of("dense"), 0.5, r"density=0\.5 would be ignored"),
+        (parts_of("erk"), 1e-6, "every layer keeps at least one"),
+        (parts_of("dense", "n_m", n=2, m=7), None, r"layer 0: n_m: 1 input channels"),
+    ],
+)
+def test_impossible_counts_are_refused_without_weights(parts, density, told):
+    with pytest.raises(ValueError, match=told):
+        first_counts(meta_layers(), parts, density)

@@ -72,6 +72,17 @@ def first_masks(training):
     return torch.cat([mask.flatten() for mask in training.sparsifier.topology.masks])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_update_waits_for_its_gradients_once(training, precision, monkeypatch):
+    """The loop makes sure that they are finite, so that the sparsifier need not look at them again."""
+    one = training(precision=precision)
+    batches = one.train_batches.epoch(0)
+    one.train_step(*next(batches), NoObserver())  # the first step is also looked at for what the optimizer does
+    monkeypatch.setattr("dst.sparsity.sparsifier.all_finite", lambda _: pytest.fail("looked again"))
+    while one.sparsifier.updates < 2:
+        one.train_step(*next(batches), NoObserver())
+
+
 @pytest.mark.parametrize(
     ("hardware", "differing"),
     [

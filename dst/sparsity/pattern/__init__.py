@@ -10,8 +10,8 @@ from torch import Size, Tensor
 class Budget:
     """How many weights of a layer leave and enter in one update.
 
-    ``count``: how many the layer has by the distribution, from which a pattern derives its quotas. ``regrow``: those
-    that leave may enter again. ``is_output``: the layer's output units are the network's, which must all live.
+    ``count``: the layer's number of weights by the distribution; a pattern derives its quotas from it. ``regrow``:
+    weights that leave may enter again. ``is_output``: the layer's output units are the network's and must all live.
     """
 
     drop: int
@@ -31,7 +31,7 @@ class Moved(NamedTuple):
 class Pattern(Protocol):
     """A family of allowed masks. All tensors have the weight's shape; masks are boolean.
 
-    A layer that keeps all its weights is allowed under every pattern and is never asked about.
+    Every pattern allows a layer that keeps all its weights, and is never asked about one.
     """
 
     def admissible(self, shape: Size, count: int) -> int:

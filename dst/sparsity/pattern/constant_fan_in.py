@@ -14,8 +14,8 @@ from dst.sparsity.select import top_k
 class ConstantFanIn(Rows):
     """Rows are output units. Units with few salient weights are ablated and their weights go to the others.
 
-    A weight is salient if the drop leaves it, or if it is among the best places to grow. Ablation has no memory: a unit
-    whose gradients ask for it comes back.
+    A weight is salient if the drop keeps it, or if it is among the best places to grow. Ablation has no memory: a unit
+    comes back when its gradients are large enough.
     """
 
     def __init__(self, ablation: float) -> None:
@@ -41,7 +41,7 @@ class ConstantFanIn(Rows):
             best = top_k(grow_scores, min(budget.drop, int(free.sum())), among=free)
             salient = (kept | best).sum(1)
             alive = salient >= max(1.0, self.ablation * budget.count / units)
-            fewest = math.ceil(budget.count / fan_in)  # or the layer's weights find no room
+            fewest = math.ceil(budget.count / fan_in)  # fewer units have no room for the layer's weights
             if int(alive.sum()) < fewest:
                 alive = torch.zeros_like(alive).index_fill_(
                     0, salient.argsort(descending=True, stable=True)[:fewest], 1

@@ -31,7 +31,7 @@ class NM(Rows):
             return size
         raise ValueError(
             f"n_m: {shape[1]} input channels cannot be divided into groups of {self.m}: choose another m, keep such "
-            "layers dense (pattern.indivisible=dense), or leave the layer out of the scope"
+            "layers dense (indivisible=dense), or leave the layer out of the scope"
         )
 
     def _rows(self, tensor: Tensor) -> Tensor:

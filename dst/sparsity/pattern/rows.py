@@ -10,7 +10,7 @@ from dst.sparsity.select import bottom_k, row_top_k
 
 
 class Rows(ABC):
-    """A layer as rows [groups, places]; drop and grow scores meet in each row, which ends at its quota."""
+    """A layer as rows [groups, places]; each row drops and grows until it has its quota."""
 
     @abstractmethod
     def _rows(self, tensor: Tensor) -> Tensor:
@@ -22,9 +22,9 @@ class Rows(ABC):
 
     @abstractmethod
     def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
-        """Return how many weights each row shall have [groups].
+        """Return the quota of each row [groups].
 
-        ``kept``: what the drop leaves, ``free``: where weights may enter; all [groups, places].
+        ``kept``: the weights that the drop leaves, ``free``: where weights may enter; all [groups, places].
         """
 
     @abstractmethod
@@ -40,7 +40,7 @@ class Rows(ABC):
     def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
         """Drop the lowest of the layer, then fill every row to its quota by grow score.
 
-        Where ``budget.regrow`` is false the just-dropped return only to rows that have no other place.
+        Without ``budget.regrow``, weights that were just dropped return only to rows that have no other place.
         """
         if budget.drop == 0:
             return Moved(mask, mask)

@@ -19,7 +19,7 @@ class Unstructured:
         return top_k(scores, count, torch.ones_like(scores, dtype=torch.bool))
 
     def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
-        """Return the mask without the lowest drop scores, plus the highest grow scores among what is free."""
+        """Return the mask without the lowest drop scores, plus the highest grow scores at free positions."""
         kept = mask ^ bottom_k(drop_scores, budget.drop, among=mask)
         free = ~kept if budget.regrow else ~mask
         return Moved(kept, kept | top_k(grow_scores, budget.grow, among=free))

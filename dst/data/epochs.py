@@ -1,0 +1,66 @@
+"""The batches of a split, epoch after epoch: what those of images in memory and of image files have in common."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dst.data.augment import Augment, Draws, draw
+from dst.data.dataset import DataError, Samples
+from dst.data.normalise import Normalise
+from dst.data.shard import WHOLE, Shard
+
+
+class Epochs(ABC):
+    """Normalised batches of a split on ``device``, in random order and augmented on request.
+
+    Every batch is a pure function of (seed, phase, epoch, sample). ``mean`` and ``std``: one number a channel, of
+    pixels scaled to [0, 1]; give a validation or test split those of the training split. ``DataError`` if they or
+    ``augment`` do not fit the images.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        augment: Augment | None = None,
+        seed: int = 0,
+        shuffle: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch_size={batch_size}: must be at least 1")
+        self.samples = len(samples)
+        """Number of samples of an epoch."""
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self._augment = augment or Augment()
+        self._augment.check(samples.shape)
+        self._seed, self._shuffle = seed, shuffle
+        self._normalise = Normalise(mean, std, samples.shape[0], self.device)
+
+    def __len__(self) -> int:
+        return math.ceil(self.samples / self.batch_size)
+
+    def epoch(
+        self, epoch: int, phase: int = 0, start: int = 0, shard: Shard = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
+
+        The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in. Only a
+        ``shard`` of each batch is made; where that is empty, nothing is yielded. ``DataError`` if an image file cannot
+        be decoded.
+        """
+        if not 0 <= start <= len(self):
+            raise DataError(f"cannot start at batch {start}: an epoch has batches 0..{len(self) - 1}")
+        draws = draw(self._augment, self.samples, self._seed, epoch, phase, shuffle=self._shuffle)
+        return self._batches(draws, list(shard.slices(self.samples, self.batch_size, start)))
+
+    @abstractmethod
+    def _batches(self, draws: Draws, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches that consist of these parts of an epoch's ``draws``."""
