@@ -1,5 +1,6 @@
 """Submit failed and lost runs again, as they were: ``python -m dst.launcher.requeue DIR``."""
 
+import argparse
 import os
 import sys
 from collections import defaultdict
@@ -14,6 +15,7 @@ from dst.launcher.arguments import command, folders_below
 from dst.launcher.executors import Run, SubmissionError
 from dst.launcher.frozen import read_frozen, submitted_code
 from dst.launcher.observe import UNREADABLE, observe
+from dst.launcher.older import is_of_other_schema, own_code, requeue_by_own_code
 from dst.launcher.submit import REQUEUED, STOPPED, Submitted, submit_again, superseded
 from dst.records.read import read_launch
 from dst.records.states import EXIT_CODES, worst
@@ -23,6 +25,7 @@ from dst.run.terminal import program
 _DESCRIPTION = """\
 Submit the runs below DIR that failed, were lost, or were not taken by the cluster again, from their newest checkpoint,
 with the config, the code (outputs/.code) and to the cluster that they were submitted with. No config file is read.
+Those of an older schema are submitted by that code itself.
 Diverged runs would diverge again and are left alone."""
 
 
@@ -40,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [Path(run.folder) for run in seen if run.state in states and not run.is_taken]
     groups: dict[tuple[str, LauncherSettings, Path], dict[Path, Run]] = defaultdict(dict)
     codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in seen if run.state == UNREADABLE]
-    for folder in wanted:
+    same_schema, more = _leave_to_own_code(wanted, options)
+    codes += more
+    for folder in same_schema:
         try:
             if (how := _submitted(folder)) is None:
                 print(f"left alone, since it was not submitted as a job: {folder}; run its command again")
@@ -68,6 +73,27 @@ def main(arguments: Sequence[str]) -> int:
     if not wanted:
         print("nothing to submit: no run below that folder has failed or was lost")
     return worst(codes)
+
+
+def _leave_to_own_code(folders: Sequence[Path], options: argparse.Namespace) -> tuple[list[Path], list[int]]:
+    """Let runs of another schema be submitted by their own code; return the other runs, and exit codes."""
+    others, codes = [], []
+    older: dict[Path, list[Path]] = defaultdict(list)
+    for folder in folders:
+        try:
+            if is_of_other_schema(folder):
+                older[own_code(folder)].append(folder)
+            else:
+                others.append(folder)
+        except (ConfigError, RecordError, OSError) as error:
+            codes.append(_tell(error))
+    given = [*(["--preempted"] if options.preempted else []), *(["--dry-run"] if options.dry_run else [])]
+    for code, runs in older.items():
+        try:
+            codes.append(requeue_by_own_code(runs, code, given))
+        except (ConfigError, OSError) as error:
+            codes.append(_tell(error))
+    return others, codes
 
 
 def _submitted(folder: Path) -> tuple[str, LauncherSettings, Path] | None:
