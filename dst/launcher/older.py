@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dst.config.identity import SCHEMA_VERSION
@@ -50,8 +50,13 @@ def requeue_by_own_code(folders: Sequence[Path], code: Path, options: Sequence[s
         environment = {**os.environ, **imports(code)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     print(f"by the code {code.name}, with which they were submitted:")
-    for text, stream in ((done.stdout, sys.stdout), (done.stderr, sys.stderr)):
-        for link, folder in links.items():
-            text = text.replace(str(link), str(folder))
-        print(text, end="", file=stream, flush=True)
+    print(_named(done.stdout, links), end="", flush=True)
+    print(_named(done.stderr, links), end="", file=sys.stderr, flush=True)
     return done.returncode
+
+
+def _named(text: str, links: Mapping[Path, Path]) -> str:
+    """Return a text with the folders of runs where it has the links to them."""
+    for link, folder in links.items():
+        text = text.replace(str(link), str(folder))
+    return text
