@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import hydra
@@ -21,7 +22,9 @@ from dst.config.compose import (
     show,
     to_yaml,
 )
+from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, flatten
+from dst.records.label import labelled
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -185,21 +188,96 @@ def test_no_cell_takes_a_value_of_its_neighbour():
     for command in (swept, swept[::-1]):
         configs = [config for _, config in compose_cells(CONF, command, multirun=True)]
         assert [config.sparsity.drop_fraction.initial for config in configs] == [0.2, 0.3]
-        labels = [config.sparsity.label for config in configs]
-        assert labels == ["set_itop drop_fraction.initial=0.2", "set_itop drop_fraction.initial=0.3"]
+        assert methods(*command) == ["set_itop drop_fraction.initial=0.2", "set_itop drop_fraction.initial=0.3"]
 
 
-def test_a_label_tells_the_two_methods_apart_and_nothing_else():
-    def labels(*overrides: str) -> list[str]:
-        return [config.sparsity.label for _, config in compose_cells(CONF, overrides, multirun=True)]
+def methods(*overrides: str, conf: Path = CONF) -> list[str]:
+    """How the methods of a sweep are called; a single run has the same names."""
+    cells = compose_command(conf, overrides, multirun=True).cells
+    if len(cells) == 1:
+        assert compose_command(conf, overrides, multirun=False).cells == cells
+    return [labelled(cell.config.sparsity.label, cell.changed) for cell in cells]
 
-    assert labels("sparsity=rigl", "sparsity={drop: {name: random}}") == ["rigl drop=random"]
-    assert labels("sparsity=rigl", "sparsity={drop: {name: random}, label: mine}") == ["mine"]
-    assert labels("sparsity=rigl", "sparsity.grow.name=random,gradient") == ["rigl grow=random", "rigl"]
-    assert labels("sparsity=rigl", "sparsity.density=0.3", "schedule.update_every=7", "seed=0,1") == ["rigl", "rigl"]
+
+def test_what_is_said_behind_a_label_tells_two_methods_apart_and_nothing_else():
+    assert methods("sparsity=rigl", "sparsity={drop: {name: random}}") == ["rigl drop=random"]
+    assert methods("sparsity=rigl", "sparsity.grow.name=random,gradient") == ["rigl grow=random", "rigl"]
+    assert methods("sparsity=rigl", "sparsity.density=0.3", "schedule.update_every=7", "seed=0,1") == ["rigl", "rigl"]
+    assert methods("sparsity=rigl", "sparsity.drop_fraction.floor=0", "sparsity.update.stop=0.75") == ["rigl"]
+    assert methods("sparsity=rigl", "sparsity.drop_fraction.initial=0.5", "sparsity.grow.name=random") == [
+        "rigl grow=random drop_fraction.initial=0.5"
+    ]
+    assert methods("sparsity.update.start=${sparsity.density}") == ["rigl_itop update.start=0.1"]
+    emptied = "sparsity.drop_fraction={name: none, initial: null, floor: null, horizon: null}"
+    threshold = ["sparsity.drop.name=threshold", "sparsity.drop.quantile=0.1", emptied]
+    assert methods(*threshold) == ["rigl_itop drop=threshold drop.quantile=0.1 drop_fraction=none"]
     # What the method is compared with needs no value that the method gives.
     crossed = ["schedule.update_every=${sparsity.update.every}", "sparsity.update.every=12", "sparsity.grow.name=none"]
-    assert labels("sparsity=rigl", *crossed) == ["rigl grow=none"]
+    assert methods("sparsity=rigl", *crossed) == ["rigl grow=none"]
+
+
+def test_a_label_that_is_given_stands_alone_and_what_was_changed_is_known():
+    given = ["sparsity={drop: {name: random}, label: mine}"], ["sparsity.label=mine", "sparsity.drop.name=random"]
+    for overrides in given:
+        ((_, config, changed),) = compose_command(CONF, ["sparsity=rigl", *overrides], multirun=False).cells
+        assert (config.sparsity.label, changed) == ("mine", {"sparsity.label": "mine", "sparsity.drop.name": "random"})
+        assert methods("sparsity=rigl", *overrides) == ["mine"]
+    assert methods("sparsity=rigl", "sparsity.label=rigl", "sparsity.drop.name=random") == ["rigl"]
+
+
+@pytest.fixture
+def own_conf(tmp_path):
+    """A folder of config files to which methods and experiments can be added."""
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "experiment").mkdir()
+    return conf
+
+
+def test_what_a_file_of_an_experiment_changes_in_a_method_is_said_too(own_conf):
+    text = "# @package _global_\ndefaults:\n  - override /sparsity: rigl\nsparsity:\n  grow:\n    name: random\n"
+    (own_conf / "experiment" / "one.yaml").write_text(f"{text}  density: 0.2\n")
+    assert methods("+experiment=one", conf=own_conf) == ["rigl grow=random"]
+    assert methods("+experiment=one", "seed=0,1", conf=own_conf) == ["rigl grow=random"] * 2
+    assert methods("+experiment=one", "sparsity.grow.name=gradient", conf=own_conf) == ["rigl"]
+    assert methods("+experiment=one", "sparsity.drop.name=random", conf=own_conf) == ["rigl drop=random grow=random"]
+    (own_conf / "experiment" / "named.yaml").write_text(f"{text}  label: mine\n")
+    assert methods("+experiment=named", conf=own_conf) == ["mine"]
+
+
+def test_a_method_that_refers_to_the_rest_of_a_config_is_compared_in_the_surroundings_of_the_run(own_conf):
+    text = (own_conf / "sparsity" / "rigl.yaml").read_text()
+    (own_conf / "sparsity" / "tied.yaml").write_text(text.replace("initial: 0.3", "initial: ${schedule.lr.peak}"))
+    peaks = ["sparsity=tied", "schedule.lr.peak=0.2,0.3"]
+    assert methods(*peaks, conf=own_conf) == ["rigl", "rigl"]
+    assert methods(*peaks, "sparsity.drop_fraction.initial=0.2", conf=own_conf) == [
+        "rigl",
+        "rigl drop_fraction.initial=0.2",
+    ]
+
+
+@pytest.mark.parametrize("left", ["???", "${no.such}"])
+def test_what_the_file_of_a_method_leaves_to_the_user_is_the_users(own_conf, left):
+    text = (own_conf / "sparsity" / "rigl.yaml").read_text()
+    (own_conf / "sparsity" / "open.yaml").write_text(text.replace("initial: 0.3", f"initial: {left}"))
+    (told,) = methods("sparsity=open", "sparsity.drop_fraction.initial=0.2", conf=own_conf)
+    assert told.startswith("rigl ")
+    assert " drop_fraction.initial=0.2" in told
+
+
+def test_names_of_one_composition_are_one_run():
+    """All that are in the catalogue; a sweep over both says so."""
+    names = [path.stem for path in sorted((CONF / "sparsity").glob("*.yaml"))]
+    cells = compose_command(CONF, [f"sparsity={','.join(names)}"], multirun=True).cells
+    alike: dict[str, list[str]] = {}
+    for name, cell in zip(names, cells, strict=True):
+        assert (cell.config.sparsity.label, cell.changed) == (name, {})
+        alike.setdefault(run_id(cell.config), []).append(name)
+    assert [pair for pair in alike.values() if len(pair) > 1] == [["dst", "rigl_itop"], ["random_pruning", "static"]]
+    for names in alike.values():
+        single = {run_id(compose_command(CONF, [f"sparsity={name}"], multirun=False).cells[0].config) for name in names}
+        assert single <= alike.keys()
+        assert len(single) == 1
 
 
 @pytest.mark.parametrize(
@@ -222,7 +300,8 @@ def test_all_cells_have_one_moment():
 def test_what_is_given_twice_in_a_sweep():
     def sparsity(*overrides: str) -> list[tuple]:
         cells = compose_cells(CONF, overrides, multirun=True)
-        return [(c.sparsity.label, c.sparsity.update.every, c.sparsity.update.start) for _, c in cells]
+        names = methods(*overrides)
+        return [(n, c.sparsity.update.every, c.sparsity.update.start) for n, (_, c) in zip(names, cells, strict=True)]
 
     one, two = "sparsity.update={every: 4}", "sparsity.update={start: 0.1}"
     assert sparsity("sparsity=static", one, two) == [("static update.start=0.1", 4, 0.1)]
@@ -242,7 +321,7 @@ def test_options_of_a_group_are_swept_by_a_pattern_and_quoted():
 def test_cells_of_hydras_own_sweeper():
     r"""Which writes ``${x}`` as ``$\{x\}``."""
     cells = [[f"seed={seed}", "data.split_seed=$\\{seed\\}", "tracking.notes=a\\ b"] for seed in (4, 5)]
-    found = [(config.data.split_seed, config.tracking.notes) for _, config in compose_each(CONF, cells)]
+    found = [(cell.config.data.split_seed, cell.config.tracking.notes) for cell in compose_each(CONF, cells)]
     assert found == [(4, "a b"), (5, "a b")]
     assert compose_each(CONF, []) == []
 
@@ -345,8 +424,8 @@ def test_a_thousand_cells_compose_a_few_times(monkeypatch):
     cells = compose_command(CONF, overrides, multirun=True).cells
     assert len(cells) == 1000
     assert len(calls) == 4  # two methods, and first and last cell as Hydra has them
-    assert [config.seed for _, config in cells[:3]] == [0, 1, 2]
-    assert len({repr(flatten(config)) for _, config in cells}) == 1000
+    assert [cell.config.seed for cell in cells[:3]] == [0, 1, 2]
+    assert len({repr(flatten(cell.config)) for cell in cells}) == 1000
 
 
 def test_a_choice_that_cannot_be_composed_is_tried_once(monkeypatch):

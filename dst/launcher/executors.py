@@ -131,7 +131,7 @@ def sbatch_parameters(
         "account": wanted.account,
         "qos": wanted.qos,
         "constraint": wanted.constraint,
-        "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in _imports(code).items())],
+        "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in imports(code).items())],
         # Since SLURM 22.05 srun does not take this number from its job.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         "stderr_to_stdout": True,
@@ -202,8 +202,8 @@ def _in_background(code: Path, log: Path) -> Iterator[None]:
         for number, target in enumerate((nothing, output, output)):
             os.dup2(target.fileno(), number)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    outside = {name: os.environ.get(name) for name in _imports(code)}
-    os.environ.update(_imports(code))
+    outside = {name: os.environ.get(name) for name in imports(code)}
+    os.environ.update(imports(code))
     try:
         yield
     finally:
@@ -268,7 +268,7 @@ def _each(runs: Sequence[FrozenRun], act: Callable[[Path], Any]) -> None:
             print(f"warning: the record of {run.folder} could not be written: {error}", file=sys.stderr)
 
 
-def _imports(code: Path) -> dict[str, str]:
+def imports(code: Path) -> dict[str, str]:
     """Return the environment variables that make Python import the frozen package, and those that identify it.
 
     It is imported even if the working folder holds another one.

@@ -1,5 +1,6 @@
 """Submit failed and lost runs again, unchanged: ``python -m dst.launcher.requeue DIR``."""
 
+import argparse
 import os
 import sys
 from collections import defaultdict
@@ -14,6 +15,7 @@ from dst.launcher.arguments import command, folders_below
 from dst.launcher.executors import Run, SubmissionError
 from dst.launcher.frozen import read_frozen, submitted_code
 from dst.launcher.observe import observe
+from dst.launcher.older import is_of_other_schema, own_code, requeue_by_own_code
 from dst.launcher.submit import Submitted, submit_again, superseded
 from dst.records.read import read_launch
 from dst.records.states import REQUEUED, STOPPED, State, worst
@@ -22,8 +24,8 @@ from dst.run.terminal import program
 
 _DESCRIPTION = """\
 Submit the runs below DIR again that failed, were lost, or were not taken by the cluster. They continue from their
-newest checkpoint, with the same config and code (outputs/.code), on the same cluster. No config file is read. Diverged
-runs would diverge again and are left alone."""
+newest checkpoint, with the same config and code (outputs/.code), on the same cluster. No config file is read. Runs of
+an older schema are submitted by their own code. Diverged runs would diverge again and are left alone."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     damaged = [run for run in observed if run.state == State.UNREADABLE]
     codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in damaged]
     taken: list[Path] = []
-    for how, runs in _alike(wanted, codes).items():
+    same_schema, more = _leave_to_own_code(wanted, options)
+    codes += more
+    for how, runs in _alike(same_schema, codes).items():
         try:
             taken += _submit(how, runs, states, codes, dry_run=options.dry_run)
         except (SubmissionError, ConfigError, RecordError, OSError) as error:
@@ -88,6 +92,27 @@ def _submit(
         if there and not dry_run:
             codes.append(_report(submit_again(there, settings, states, code)))
     return [folder for folder in runs if folder.resolve() in there]
+
+
+def _leave_to_own_code(folders: Sequence[Path], options: argparse.Namespace) -> tuple[list[Path], list[int]]:
+    """Let runs of another schema be submitted by their own code; return the other runs, and exit codes."""
+    others, codes = [], []
+    older: dict[Path, list[Path]] = defaultdict(list)
+    for folder in folders:
+        try:
+            if is_of_other_schema(folder):
+                older[own_code(folder)].append(folder)
+            else:
+                others.append(folder)
+        except (ConfigError, RecordError, OSError) as error:
+            codes.append(_tell(error))
+    given = [*(["--preempted"] if options.preempted else []), *(["--dry-run"] if options.dry_run else [])]
+    for code, runs in older.items():
+        try:
+            codes.append(requeue_by_own_code(runs, code, given))
+        except (ConfigError, OSError) as error:
+            codes.append(_tell(error))
+    return others, codes
 
 
 def _submitted(folder: Path) -> _How | None:

@@ -12,7 +12,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dst.config.identity import run_id
+from dst.config.identity import SCHEMA_VERSION, run_id
 from dst.config.schema import Config, ConfigError
 from dst.files import sha256
 from dst.records.read import read_run
@@ -46,6 +46,8 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
     for what, wanted in (("submitted", submitted or found), ("recorded in run.json", recorded)):
         if found != wanted:
             raise ConfigError([changed_file(path, found, wanted, what)])
+    if (schema := about.get("schema")) != SCHEMA_VERSION:
+        raise ConfigError([f"run {folder.name}: {other_schema(schema)}"])
     try:
         config = from_yaml(data.decode())
     except (ConfigError, UnicodeDecodeError) as error:
@@ -54,6 +56,14 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
     if run_id(config) != folder.resolve().name.partition(".")[0]:
         raise ConfigError([f"{path} is the config of run {run_id(config)}: the folder was renamed"])
     return config
+
+
+def other_schema(schema: object) -> str:
+    """Return why a run with another version of the schema is not continued by this code."""
+    return (
+        f"it has schema {schema}, and this code has schema {SCHEMA_VERSION}: only the code that it was begun with can "
+        "continue it, and its command begins a new run"
+    )
 
 
 def changed_file(path: Path, found: str, wanted: Any, what: str) -> str:

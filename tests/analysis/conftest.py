@@ -19,15 +19,25 @@ DEFAULTS = {
 
 @pytest.fixture
 def add_run():
-    """Return a function that records one run, as a program would, with the figures given."""
+    """Return a function that records one run, as a program would, with the figures given.
 
-    def add_run(root, group, method, seed, accuracy=None, *, density=0.1, state="done", attempt=1, **config):
-        chosen = DEFAULTS | {"seed": seed, "sparsity.label": method, "sparsity.density": density} | config
+    Each ``method`` is a composition of its own, whatever it is called.
+    """
+
+    def add_run(
+        root, group, method, seed, accuracy=None, *,
+        density=0.1, state="done", attempt=1, schema=2, label=None, changed=None, **config,
+    ):  # fmt: skip
+        chosen = DEFAULTS | {"seed": seed, "sparsity.label": label or method, "sparsity.density": density}
+        chosen |= {"sparsity.drop.name": method} | config
         identity = {key: value for key, value in chosen.items() if value is not None and value != DEFAULTS.get(key)}
+        if schema > 1:
+            identity.pop("sparsity.label", None)
         full = chosen | {"data.root": f"/scratch/{seed}"}
-        run_id = "-".join(str(value) for value in [method, density, seed, *config.values()])
+        run_id = "-".join(str(value) for value in [method, density, seed, *config.values(), *"x" * (2 - schema)])
         folder = root / group / (run_id if attempt == 1 else f"{run_id}.{attempt}")
         run = {"id": run_id, "name": run_id, "created": f"2026-01-0{attempt}", "identity": identity, "config": full}
+        run |= {"schema": schema, **({} if changed is None else {"changed": changed})}
         with Record.create(folder, config_yaml="", run=run) as record:
             for step, rs in ((0, density or 1.0), (50, 0.4), (100, 0.5)):
                 record.log(step=step, epoch=step / 10, attempt=attempt, values={"sparsity/rs": rs})

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.plots import accuracy_against_flops
 from analysis.tables import TableError, accuracy_figures, accuracy_table, latex, main, missing_cells
 from dst.records.catalog import catalog
+from tests.analysis.test_plots import drawn
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -253,3 +255,49 @@ def test_tables_and_figures_start_without_torch_and_hydra():
     code = "import sys, analysis.plots; print(sorted({'torch', 'hydra', 'omegaconf'} & sys.modules.keys()))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
+
+
+# -- the identity, never the wording -----------------------------------------------------------------------------------
+
+
+def test_runs_of_one_identity_share_a_row_whatever_they_are_called(tmp_path, add_run):
+    add_run(tmp_path, "g", "set", 0, 0.8)
+    add_run(tmp_path, "g", "set", 1, 0.9, label="another")
+    assert cells(catalog(tmp_path), "method", "test accuracy (%)", "n") == [["another, set", "85.00 ± 7.07", "2"]]
+
+
+def test_methods_of_one_name_do_not_share_a_row(tmp_path, add_run):
+    add_run(tmp_path, "g", "set", 0, 0.8)
+    add_run(tmp_path, "g", "rigl", 1, 0.7, label="set")
+    assert cells(catalog(tmp_path), "method", "sparsity.drop.name", "test accuracy (%)", "n") == [
+        ["set", "rigl", "70.00 ± —", "1/2"],
+        ["set", "set", "80.00 ± —", "1/2"],
+    ]
+
+
+def test_what_was_changed_in_a_method_is_shown_behind_its_label(tmp_path, add_run):
+    changed = {"sparsity.grow.name": "random", "sparsity.drop_fraction.floor": 0.1}
+    add_run(tmp_path, "g", "one", 0, 0.8, label="rigl", changed=changed)
+    add_run(tmp_path, "g", "two", 0, 0.8, label="mine", changed={"sparsity.label": "mine", **changed})
+    table = accuracy_table(catalog(tmp_path))
+    assert [*table["method"]] == ["mine", "rigl grow=random drop_fraction.floor=0.1"]
+    assert "sparsity.drop.name" not in table
+
+
+def test_where_a_table_has_runs_of_two_schemas_it_has_a_column_for_it(tmp_path, add_run):
+    """Also if a default has changed with the schema, so that the old identity has a key which the new one lacks."""
+    for seed, accuracy in enumerate((0.8, 0.9)):
+        add_run(tmp_path, "g", "set", seed, accuracy, schema=1, **{"schedule.epochs": 50})
+        add_run(tmp_path, "g", "set", seed, accuracy)
+    add_run(tmp_path, "g", "rigl", 0, 0.7)
+    table = accuracy_table(catalog(tmp_path))
+    assert [*table.columns[:5]] == ["data", "model", "method", "density", "schema"]
+    assert table[["method", "schema", "test accuracy (%)", "n"]].values.tolist() == [
+        ["rigl", "2", "70.00 ± —", "1/2"],
+        ["set", "1", "85.00 ± 7.07", "2"],
+        ["set", "2", "85.00 ± 7.07", "2"],
+    ]
+    assert list(table.columns).index("test accuracy (%)") == 5
+    assert missing_cells(catalog(tmp_path)) == ["missing in digits mlp rigl density=0.1 schema=2: seed 1 not run"]
+    assert "schema" in latex(catalog(tmp_path))
+    assert set(drawn(accuracy_against_flops(catalog(tmp_path)))) == {"rigl", "set, schema=1", "set, schema=2"}

@@ -17,7 +17,7 @@ from dst.files import sha256
 from dst.launcher import frozen as frozen_module
 from dst.launcher import node, requeue
 from dst.launcher import submit as submitting
-from dst.launcher.executors import _imports
+from dst.launcher.executors import imports
 from dst.launcher.frozen import freeze, frozen_code, read_frozen, submitted_code
 from dst.launcher.observe import observe
 from dst.records.lock import locked
@@ -258,7 +258,7 @@ def test_changed_code_runs_nothing_on_the_node(failed, code):
     command = ["-m", "dst.launcher.node", str(folder), "--digest", failed.digest]
     with (code / "dst" / "seeding.py").open("a") as source:
         source.write("# changed\n")
-    done = _python(command, _imports(code))
+    done = _python(command, imports(code))
     assert done.returncode == 2, done.stderr
     status = read_status(folder)
     assert (status["state"], status["attempt"]) == ("failed", 0)

@@ -12,6 +12,7 @@ def add(tmp_path):
     def add(folder, *, id=None, created="2026-01-01T00:00:00", state=None, summary=None, **config):
         place = tmp_path / folder
         run = {"id": id or place.name, "name": "a run", "created": created, "identity": config, "config": config}
+        run |= {"schema": 2, "changed": {"sparsity.grow.name": "random"}}
         record = Record.create(place, config_yaml="", run=run)
         if state:
             record.write_status(state, attempt=1, step=5, error="boom" if state == "failed" else None)
@@ -77,7 +78,7 @@ def test_the_catalog_has_config_and_summary_of_every_run(tmp_path, add):
         "g/h/r1",
         state="done",
         summary={"test/accuracy": 0.9, "flops/train": 3 * 10**18},
-        **{"seed": 3, "model.hidden": [64, 32], "schedule.lr.floor": None},
+        **{"seed": 3, "model.hidden": [64, 32], "schedule.lr.floor": None, "sparsity.label": "set"},
     )
     (row,) = catalog(tmp_path).to_dict("records")
     assert pd.isna(row.pop("error"))
@@ -91,8 +92,11 @@ def test_the_catalog_has_config_and_summary_of_every_run(tmp_path, add):
         "state": "done",
         "step": 5,
         "created": "2026-01-01T00:00:00",
-        "identity": '{"model.hidden": [64, 32], "schedule.lr.floor": null, "seed": 3}',
+        "schema": 2,
+        "method": "set grow=random",
+        "identity": '{"model.hidden": [64, 32], "schedule.lr.floor": null, "seed": 3, "sparsity.label": "set"}',
         "config.seed": 3,
+        "config.sparsity.label": "set",
         "config.model.hidden": "[64, 32]",
         "test/accuracy": 0.9,
         "flops/train": 3 * 10**18,

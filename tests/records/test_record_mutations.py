@@ -356,7 +356,7 @@ def test_a_run_continues_as_what_it_was_or_not_at_all(folders, copy, monkeypatch
             try:
                 cell = Cell(config, folder)
                 assert not cell.is_over
-                with held(cell.record("again"), config, here):
+                with held(cell.record("again"), config, {}, here):
                     attempt = attempts._attempts(folder) + 1
             except (ConfigError, RecordError) as error:
                 told = str(error)
