@@ -103,7 +103,9 @@ def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path, shared, erro
     assert contents(tmp_path) == {"a": "old", "b": "old"}
 
 
-@pytest.mark.parametrize("size", [0, 5, 100_000])  # found out when it is opened, flushed, written
+@pytest.mark.parametrize(
+    "size", [0, 5, 100_000]
+)  # a short text fails when it is flushed, a long one when it is written
 def test_a_full_disk_leaves_the_old_content_and_nothing_else(tmp_path, size):
     (tmp_path / "a").write_text("old")
     with largest_file(size), pytest.raises(OSError, match="File too large"):

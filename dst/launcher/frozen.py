@@ -50,9 +50,9 @@ def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:
 
 
 def _mark_submitting(folder: Path) -> None:
-    """Record that a run is being submitted; RecordError if a process has begun to carry it out meanwhile."""
+    """Record that a run is being submitted; RecordError if a process has begun to carry it out."""
     if not restate(folder, State.SUBMITTING, durable=False):
-        raise RecordError("a process has begun to carry it out meanwhile")
+        raise RecordError("a process has begun to carry it out")
 
 
 def submitted_code(folder: Path) -> Path:
@@ -116,7 +116,7 @@ def check_code() -> None:
 def _not_as_submitted(place: Path, told: str) -> str:
     """Return the message about changed code. It removes one copy only: the others belong to other jobs."""
     copy = next((path for path in (place, place.parent) if path.parent.name == FROZEN), None)
-    remove = "" if copy is None else f"cancel the jobs that were submitted with it, remove {copy} alone, and "
+    remove = "" if copy is None else f"cancel the jobs that use it, remove {copy} alone, and "
     return (
         f"the code in {place} is not what was submitted: it {told}. It was changed: restore it; or "
         f"{remove}submit again with the same command"

@@ -40,7 +40,7 @@ class State(StrEnum):
     NOT_STARTED = "not started"
     """The sweep was stopped before its turn came."""
     KILLED = "killed"
-    """What wandb is told of a run that its record still calls running."""
+    """wandb's word for a run that is still recorded as running when its record is sent."""
 
     @property
     def exit_code(self) -> int:
@@ -80,7 +80,7 @@ STOPPED: Final = (State.PREEMPTED, State.CANCELLED)
 """``requeue --preempted`` submits these again, too."""
 
 WITHOUT_RECORD: Final = (State.UNREADABLE, State.MISSING)
-"""Nothing can be said of such a run but why."""
+"""The record of such a run cannot be read."""
 
 _EXIT_CODES: Final = {
     State.DONE: 0,

@@ -18,7 +18,7 @@ from dst.launcher import frozen as frozen_module
 from dst.launcher import node, requeue
 from dst.launcher import submit as submitting
 from dst.launcher.executors import imports
-from dst.launcher.frozen import freeze, frozen_code, read_frozen, submitted_code
+from dst.launcher.frozen import freeze, freeze_again, frozen_code, read_frozen, submitted_code
 from dst.launcher.observe import observe
 from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
@@ -140,6 +140,22 @@ def test_what_nobody_changed_is_requeued_beside_what_somebody_did(failed, submit
     assert "config.yaml'): give the run's command again" in capsys.readouterr().err
 
 
+def test_a_run_that_a_process_takes_up_meanwhile_keeps_its_state_and_is_not_submitted(failed):
+    """By hand, between the moment at which it was observed and that at which it would be frozen."""
+    folder = Path(failed.folder)
+    record = Record.open(folder)
+    left = {}
+    with locked(folder):
+        record.write_status("running", attempt=2, step=3)
+        work = {
+            folder: lambda: freeze_again(failed, config()),
+            folder / "x": lambda: (freeze(Cell(config(), folder), ""), config()),
+        }
+        assert submitting._send(work, SETTINGS, folder, left) == ({}, None)
+    assert left == dict.fromkeys(work, "a process has begun to carry it out")
+    assert read_status(folder)["state"] == "running"
+
+
 @pytest.mark.parametrize(
     ("state", "remedy"), [("failed", ""), ("preempted", " --preempted"), ("cancelled", " --preempted"), ("done", None)]
 )
@@ -237,7 +253,7 @@ def test_changed_code_is_not_submitted(code, file, told):
         source.write("# changed\n")
     with pytest.raises(ConfigError, match=f"{code.name} is not what was submitted: .*{told}") as error:
         frozen_code(code.parents[1])
-    assert f"cancel the jobs that were submitted with it, remove {code} alone, and submit again" in str(error.value)
+    assert f"cancel the jobs that use it, remove {code} alone, and submit again" in str(error.value)
     shutil.rmtree(code)
     assert code_digest(frozen_code(code.parents[1]) / "dst") == code.name
 

@@ -233,6 +233,9 @@ def test_two_commands_at_once_submit_a_run_once_and_return(here, capsys):
 
 def test_status_tells_everything_as_json_and_starts_fast(here, capsys):
     assert status.main(["nowhere"]) == 2
+    with pytest.raises(SystemExit):
+        status.main(["outputs", "--state", "runing"])
+    assert "invalid choice: 'runing' (choose from 'submitting', 'not submitted', 'queued'," in capsys.readouterr().err
     (here / "outputs").mkdir()
     assert status.main(["outputs", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []

@@ -1,4 +1,4 @@
-"""What is said of a submission while it goes on, once it was cut off, and once its jobs were cancelled."""
+"""What is observed of a submission while it goes on, once it was cut off, and once its jobs were cancelled."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def act(*arguments, **options):
 setattr(submitting, name, act)
 sys.exit(main(overrides, conf=Path("conf").resolve()))
 """
-"""The command line, that waits at a function of the launcher once it was called so often."""
+"""The command line, which waits at a function of the launcher after this many calls of it."""
 
 SLOW_SBATCH = """#!/bin/bash
 echo asked > "$0.asked"
@@ -111,7 +111,7 @@ def test_a_submission_that_is_cut_off(cluster, command, tmp_path):
         ("not submitted", "interrupted")
     ] * 2
 
-    frozen = command("-c", PAUSES, "submit", "0")
+    frozen = command("-c", PAUSES, "send", "0")
     assert frozen.process.stdout.readline() == "paused\n"
     assert states(tmp_path) == {"submitting": 4}
     assert frozen.end(signal.SIGKILL)[0] == -signal.SIGKILL
