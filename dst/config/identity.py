@@ -9,7 +9,6 @@ from typing import Any
 from dst import registry
 from dst.config.schema import SLOTS, Config, flatten, get, leaves
 from dst.data import published
-from dst.registry import REQUIRED
 
 SCHEMA_VERSION = 1
 """Part of every run id. Raise it when the meaning of an existing key changes."""
@@ -29,8 +28,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def _defaults_of(config: Config, slot: str) -> dict[str, Any]:
-    member = registry.find(SLOTS[slot], get(config, slot).name)
-    return {name: value for name, value in member.options.items() if value is not REQUIRED}
+    return registry.find(SLOTS[slot], get(config, slot).name).defaults
 
 
 def run_id(config: Config) -> str:
