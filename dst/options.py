@@ -1,9 +1,422 @@
-"""How an option is declared. Standard library only: anybody may import this."""
+"""How an option is declared, and what is wrong with values. Standard library only: anybody may import this.
 
-from dataclasses import field
-from typing import Any
+An option is stated once, as ``Annotated[type, what is allowed, "what it does"]``: options of a group are the fields of
+a dataclass, those of a member (``quantile`` of ``threshold``) the keyword-only parameters of its function. The schema
+of configs, their checks, the list of keys and the checks of the parts themselves are made of these declarations.
+"""
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache, wraps
+from itertools import pairwise
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 
-def aside(default: Any) -> Any:
-    """Declare a field that is no part of the run's identity."""
-    return field(default=default, metadata={"identity": False})
+class _Sentinel:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+REQUIRED: Final = _Sentinel("REQUIRED")
+"""Marks an option without a default."""
+
+ASIDE: Final = _Sentinel("ASIDE")
+"""In a declaration: the option is no part of a run's identity."""
+
+Values = Mapping[str, Any]
+"""Options by name, with all others that a condition may look at."""
+
+_WORDS: Final = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class OptionError(ValueError):
+    """Options that cannot be: one problem or more, each naming the option, its value and what is allowed."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is allowed
+
+
+class Condition(Protocol):
+    """What a declaration demands of a value. ``str()`` of it is what people read in the list of keys."""
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return what is wrong with a value of an option among ``values``, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers from ``low`` to ``high``; ``ends`` says which of the two are in it, as in ``[0, 1)``.
+
+    A bound may be the name of another option, whose value it is. One without a value is no bound, nor is one that
+    leaves no number at all: then the other option is to blame, and its own range tells.
+    """
+
+    low: float | str = -math.inf
+    high: float | str = math.inf
+    ends: str = "[]"
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return that a number lies outside."""
+        low, high = _number(self.low, values, -math.inf), _number(self.high, values, math.inf)
+        if low > high or (low == high and self.ends != "[]"):
+            return replace(self, **self._numbers()).problem(option, value, {})
+        above = value >= low if self.ends[0] == "[" else value > low
+        below = value <= high if self.ends[1] == "]" else value < high
+        if not math.isfinite(value):
+            return f"must be a finite number{'' if self == Range() else f' {self._told(values)}'}"
+        return None if above and below else f"must be {self._told(values)}"
+
+    def _numbers(self) -> dict[str, float]:
+        """Return the bounds without those that are names."""
+        return {"low": _number(self.low, {}, -math.inf), "high": _number(self.high, {}, math.inf)}
+
+    def __str__(self) -> str:
+        return self._told({}) if self != Range() else "finite"
+
+    def _told(self, values: Values) -> str:
+        low, high = (
+            f"{bound}={values[bound]}" if isinstance(bound, str) and values.get(bound) is not None else bound
+            for bound in (self.low, self.high)
+        )
+        if high == math.inf:
+            return f"{'>=' if self.ends[0] == '[' else '>'} {low}"
+        return f"in {self.ends[0]}{low}, {high}{self.ends[1]}"
+
+
+def _number(bound: float | str, values: Values, otherwise: float) -> float:
+    """Return a bound's number; ``otherwise`` if it is the name of an option that has none."""
+    found = values.get(bound) if isinstance(bound, str) else bound
+    return float(found) if isinstance(found, Real) and not math.isnan(found) else otherwise
+
+
+@dataclass(frozen=True, init=False)
+class OneOf:
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return that a name is none of them, and which comes near."""
+        return None if value in self.names else suggest(value, self.names)
+
+    def __str__(self) -> str:
+        return " | ".join(self.names)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that matches a regular expression, which is ``told`` to people."""
+
+    pattern: str
+    told: str
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return that a text does not match."""
+        return None if re.fullmatch(self.pattern, value) else f"must be {self.told}"
+
+    def __str__(self) -> str:
+        return self.told
+
+
+SHA256: Final = Text("[0-9a-f]{64}", "a SHA-256, 64 digits of 0-9 and a-f")
+
+
+@dataclass(frozen=True)
+class Each:
+    """A list: what each of its elements must be, how many it has, and its order (``<``, ``<=`` or none)."""
+
+    element: Range | OneOf | Text | None = None
+    least: int = 0
+    most: float = math.inf
+    order: str = ""
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return that a list is too short or too long, out of order, or has an element that cannot be."""
+        ordered = not self.order or all(a < b or (a == b and self.order == "<=") for a, b in pairwise(value))
+        sound = self.element is None or all(self.element.problem(option, item, values) is None for item in value)
+        if ordered and sound and self.least <= len(value) <= self.most:
+            return None
+        return f"must be a list{' of' if self.least else ','} {self}"
+
+    def __str__(self) -> str:
+        number = f"{self.least}" if self.least == self.most else f"{self.least} or more" if self.least else ""
+        order = {"": "", "<": "increasing", "<=": "not decreasing"}[self.order]
+        return ", ".join(filter(None, [number, f"each {self.element}" if self.element else "", order]))
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of no use without another option; ``true`` and whatever is not the default are a use."""
+
+    other: str
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return that the other option is null, false or zero."""
+        if self.other not in values or values[self.other] or not option.is_used(value):
+            return None
+        return f"needs {self.other}, which is {shown(values[self.other])}: set that, or {option.unset()}"
+
+    def __str__(self) -> str:
+        return f"needs {self.other}"
+
+
+@dataclass(frozen=True)
+class Excludes:
+    """Does not go with another option."""
+
+    other: str
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return that the other option is set too."""
+        if not values.get(self.other) or not option.is_used(value):
+            return None
+        return f"does not go with {self.other}={shown(values[self.other])}: leave out one of them ({option.unset()})"
+
+    def __str__(self) -> str:
+        return f"not with {self.other}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A declaration, read
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as it is declared. ``type`` is without None, which it may be if ``nullable``.
+
+    ``default`` may be ``REQUIRED``; ``aside``: no part of a run's identity.
+    """
+
+    name: str
+    type: Any
+    default: Any = REQUIRED
+    conditions: tuple[Condition, ...] = ()
+    help: str = ""
+    nullable: bool = False
+    aside: bool = False
+
+    def problems(self, value: Any, values: Values) -> Iterator[str]:
+        """Yield what is wrong with a value, without the option's name; ``values``: what other options are."""
+        if value is None and self.nullable:
+            return
+        if (misfit := _misfit(self.type, value)) is not None:
+            yield misfit
+            return
+        for condition in self.conditions:
+            if (problem := condition.problem(self, value, values)) is not None:
+                yield problem
+
+    def is_used(self, value: Any) -> bool:
+        """Say whether a value asks for something: true, or another than the default."""
+        return value is True or (value not in (None, False) and value != self.default)
+
+    def unset(self) -> str:
+        """Return how to leave the option out."""
+        return f"{self.name}={'false' if self.type is bool else shown(self.default)}"
+
+    def allowed(self) -> str:
+        """Return what is allowed, for people."""
+        choices = ["true | false"] if self.type is bool else []
+        return "; ".join([*choices, *map(str, self.conditions)])
+
+    def type_name(self) -> str:
+        """Return the type, for people."""
+        return f"list[{get_args(self.type)[0].__name__}]" if get_origin(self.type) is list else str(self.type.__name__)
+
+
+def _misfit(kind: Any, value: Any) -> str | None:
+    """Return that a value is of another type than ``kind``."""
+    if get_origin(kind) is list:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return "must be a list"
+        (inner,) = get_args(kind)
+        return f"must be a list, each {_WORDS[inner]}" if any(_misfit(inner, item) for item in value) else None
+    fits = {
+        int: isinstance(value, Integral) and not isinstance(value, bool),
+        float: isinstance(value, Real) and not isinstance(value, bool),
+        str: isinstance(value, str),
+        bool: isinstance(value, bool),
+    }
+    return None if fits.get(kind, True) else f"must be {_WORDS[kind]}"
+
+
+def read(name: str, annotation: Any, default: Any = REQUIRED) -> Option:
+    """Return the option that an annotation declares."""
+    bare, nullable = _without_none(annotation)
+    extras: tuple[Any, ...] = ()
+    if get_origin(bare) is Annotated:
+        bare, *rest = get_args(bare)
+        extras = tuple(rest)
+        bare, within = _without_none(bare)
+        nullable = nullable or within
+    if get_origin(bare) is Sequence:
+        bare = list[get_args(bare)]  # type: ignore[misc]
+    texts = [extra for extra in extras if isinstance(extra, str)]
+    conditions = tuple(extra for extra in extras if hasattr(extra, "problem"))
+    return Option(name, bare, default, conditions, " ".join(texts), nullable, ASIDE in extras)
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation, False
+    others = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return (others[0] if len(others) == 1 else annotation), len(others) < len(get_args(annotation))
+
+
+def declared(group: type) -> Mapping[str, Option]:
+    """Return the options that a dataclass declares, in order; fields that are dataclasses themselves are left out."""
+    return _declared(group)
+
+
+@cache  # to read annotations takes a while, and a sweep asks for each of its cells
+def _declared(group: type[Any]) -> Mapping[str, Option]:
+    hints = get_type_hints(group, include_extras=True)
+    found = {item.name: read(item.name, hints[item.name], _default(item)) for item in fields(group)}
+    return {name: option for name, option in found.items() if not is_dataclass(option.type)}
+
+
+def _default(item: Any) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else _or_required(item.default, MISSING)
+
+
+def _or_required(default: Any, missing: Any) -> Any:
+    return REQUIRED if default is missing else default
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is wrong
+
+
+def problems(declared: Mapping[str, Option], values: Values, around: Values | None = None) -> Iterator[str]:
+    """Yield what is wrong with values, like ``initial=7.0: must be in (0, 1]``.
+
+    ``around``: further values that may be bounds, or be needed.
+    """
+    known = {**(around or {}), **values}
+    for name, option in declared.items():
+        if name in values:
+            for problem in option.problems(values[name], known):
+                yield f"{name}={shown(values[name])}: {problem}"
+
+
+def exactly_one(*names: str) -> Callable[[_F], _F]:
+    """Declare that exactly one of some options of a part must be given."""
+
+    def mark(part: _F) -> _F:
+        part.exactly_one = names  # type: ignore[attr-defined]
+        return part
+
+    return mark
+
+
+def not_one(names: Sequence[str], values: Values) -> Iterator[str]:
+    """Yield that not exactly one of the options is given, if so."""
+    if names and sum(values.get(name) is not None for name in names) != 1:
+        told = " and ".join(f"{name}={shown(values.get(name))}" for name in names)
+        yield f"exactly one of {' and '.join(names)} is needed, not {told}"
+
+
+def require(instance: Any) -> None:
+    """Raise OptionError if the fields of a dataclass are not what they are declared to be."""
+    _raise(problems(declared(type(instance)), {item.name: getattr(instance, item.name) for item in fields(instance)}))
+
+
+def checked(function: _F) -> _F:
+    """Let a function raise OptionError if its arguments are not what their annotations allow.
+
+    Bounds may also be fields of a dataclass among its arguments, such as ``peak`` of a plan.
+    """
+    signature = inspect.signature(function)
+
+    @cache
+    def takes() -> dict[str, Option]:
+        return _annotated(function)
+
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        _raise(problems(takes(), bound.arguments, _fields_of(bound.args)), function.__qualname__)
+        return function(*arguments, **options)
+
+    return cast(_F, call)
+
+
+def check_part(part: Any, kind: str) -> None:
+    """Raise OptionError if a part cannot be called with the options that ``functools.partial`` has bound to it.
+
+    ``kind``: what the part is given as, which is told. What its author has not annotated is not looked at.
+    """
+    function, given = getattr(part, "func", part), getattr(part, "keywords", {})
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # nothing is known of it
+        return
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        own = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+        _raise((f"{name}={shown(given[name])}: {suggest(name, own)}" for name in given if name not in parameters), kind)
+    needed = (p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
+    _raise((f"{name} is missing: bind it by functools.partial" for name in needed if name not in given), kind)
+    _raise(problems(_annotated(function), given), kind)
+    _raise(not_one(getattr(function, "exactly_one", ()), given), kind)
+
+
+def _annotated(function: Callable[..., Any]) -> dict[str, Option]:
+    """Return the options that the parameters of a function declare; those without a declaration are left out."""
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except (
+        NameError,
+        TypeError,
+        AttributeError,
+    ):  # of a stranger's function, whose annotations need not have a meaning
+        return {}
+    parameters = inspect.signature(function).parameters
+    found = (
+        read(name, hints[name], _or_required(parameter.default, parameter.empty))
+        for name, parameter in parameters.items()
+        if name in hints
+    )
+    return {option.name: option for option in found if option.conditions or option.help}
+
+
+def _fields_of(arguments: Iterable[Any]) -> dict[str, Any]:
+    plans = [value for value in arguments if is_dataclass(value)]
+    return {item.name: getattr(plan, item.name) for plan in plans for item in fields(plan)}
+
+
+def _raise(found: Iterable[str], where: str = "") -> None:
+    if told := "; ".join(found):
+        raise OptionError(f"{where.removesuffix('.__init__')}: {told}" if where else told)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written in an override."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def suggest(word: str, allowed: Iterable[str]) -> str:
+    """Return a sentence for an error message: the nearest allowed word if any, and all of them."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(word.lower().replace("-", "_"), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}allowed: {', '.join(names) or '(nothing)'}"

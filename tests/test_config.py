@@ -2,6 +2,7 @@ import inspect
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -11,7 +12,7 @@ from dst.config.compose import compose_cells
 from dst.config.identity import identity, run_id
 from dst.config.schema import SLOTS, Config, ConfigError, complete, flatten, get, leaves, options
 from dst.data import published
-from dst.registry import REQUIRED
+from dst.options import REQUIRED, read
 from dst.sparsity.marks import marks_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -43,7 +44,15 @@ def test_a_member_takes_exactly_the_options_of_its_signature(kind, name):
     keyword_only = {
         p.name: REQUIRED if p.default is p.empty else p.default for p in parameters if p.kind is p.KEYWORD_ONLY
     }
-    assert dict(member.options) == keyword_only
+    assert {name: option.default for name, option in member.options.items()} == keyword_only
+
+
+@pytest.mark.parametrize(("kind", "name"), MEMBERS)
+def test_what_is_read_of_a_declaration_is_what_it_means(kind, name):
+    member = registry.find(kind, name)
+    hints = get_type_hints(member.load(), include_extras=True)
+    assert member.options == {name: read(name, hints[name], option.default) for name, option in member.options.items()}
+    assert member.exactly_one == getattr(member.load(), "exactly_one", ())
 
 
 @pytest.mark.parametrize(("kind", "name"), MEMBERS)
@@ -148,13 +157,20 @@ def test_where_a_starting_point_lies_is_no_part_of_the_identity_but_what_it_is()
 def test_identity_holds_what_differs_from_the_defaults_and_nothing_else():
     assert identity(Config()) == {}
     assert identity(replace(Config(), seed=3)) == {"seed": 3}
-    assert identity(
-        composed("sparsity=dense", "model=lenet_300_100", "schedule.epochs=10", "schedule.batch_size=128")
-    ) == {
+    assert identity(composed("sparsity=dense", "model=lenet_300_100", "schedule.epochs=10")) == {
         "model.name": "lenet_300_100",
+        "schedule.epochs": 10,
         "schedule.optimizer.weight_decay": 0.0005,
-        "hardware.threads": 2,
     }
+
+
+def test_the_defaults_of_the_schema_are_those_of_the_default_run():
+    """Outside the choice of model, data and method, and options of members: these have their defaults elsewhere."""
+    schema, run = flatten(Config()), flatten(composed())
+    of_members = {f"{slot}.{name}" for slot, kind in SLOTS.items() for name in registry.slot_options(kind)}
+    own = [key for key in schema if not key.startswith("sparsity.") and key not in of_members]
+    assert {key: schema[key] for key in own} == {key: run[key] for key in own}
+    assert len(own) > 60
 
 
 @pytest.mark.parametrize(
@@ -231,9 +247,9 @@ WRONG = {
     "sparsity.density=abc": "sparsity.density=abc: Value 'abc' of type 'str' could not be converted to Float",
     "seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
     "seed=0,1": "seed=0,1 gives several values: to sweep over them, add --multirun",
-    "sparsity.density=0": "sparsity.density=0.0: must be a finite number in (0, 1)",
-    "sparsity.density=1.5": "sparsity.density=1.5: must be a finite number in (0, 1)",
-    "sparsity.density=-1": "sparsity.density=-1.0: must be a finite number in (0, 1)",
+    "sparsity.density=0": "sparsity.density=0.0: must be in (0, 1)",
+    "sparsity.density=1.5": "sparsity.density=1.5: must be in (0, 1)",
+    "sparsity.density=-1": "sparsity.density=-1.0: must be in (0, 1)",
     "sparsity.density=nan": "sparsity.density=nan: must be a finite number in (0, 1)",
     "sparsity.density=inf": "sparsity.density=inf: must be a finite number in (0, 1)",
     "sparsity.density=null": "sparsity.density is missing: sparsity 'rigl_itop' needs it",
@@ -244,51 +260,51 @@ WRONG = {
     "sparsity.density_schedule.name=cubic": "sparsity.density_schedule.end is missing",
     "sparsity.density_schedule.end=0.5": "sparsity.density_schedule.end=0.5 would be ignored",
     "sparsity.density_schedule.pool=layer": "would be ignored without a density schedule",
-    "sparsity=granet sparsity.density_schedule.initial=0.05": "must exceed the final sparsity.density=0.1",
+    "sparsity=granet sparsity.density_schedule.initial=0.05": "initial=0.05: must be in (density=0.1, 1]",
     "sparsity=gmp sparsity.density_schedule.initial=0.5": "would be ignored: the distribution is dense at first",
-    "sparsity=gmp sparsity.density_schedule.start=0.6": "must lie before sparsity.density_schedule.end=0.5",
+    "sparsity=gmp sparsity.density_schedule.start=0.6": "sparsity.density_schedule.start=0.6: must be in [0, end=0.5)",
     "sparsity=gmp sparsity.update.stop=0.4": "the final density would never be reached",
     "sparsity=gmp sparsity.density=null": "sparsity.density is missing: sparsity 'gmp' needs it",
     "sparsity=gmp sparsity.redistribute.name=momentum": "would be ignored: nothing is dropped and grown",
     "sparsity=rigl schedule.update_every=1": "would replace every step by an update",
     "sparsity=rigl sparsity.update.on_last_step=true": "would be ignored: updates stop at 0.75 of training",
     "sparsity=snfs hardware.precision=fp16": "hardware.precision=fp16 does not go with growth or redistribution",
-    "hardware.threads=10000": "hardware.threads=10000: must be a finite number in [1, 1024]",
+    "hardware.threads=10000": "hardware.threads=10000: must be in [1, 1024]",
     "hardware.precision=tf32": "hardware.precision=tf32 would be ignored: only GPUs have it",
-    "schedule.accumulate=65": "schedule.accumulate=65: a batch of 64 samples",
+    "schedule.accumulate=65": "schedule.accumulate=65: must be in [1, batch_size=64]",
     "hydra.run.dir=/tmp/x": "hydra.run.dir=/tmp/x would be ignored",
     "sparsity=glob(*)": "",
-    "output.root=": "output.root is empty",
-    "output.group=a/.b": "output.group='a/.b': must be a folder below output.root",
-    "data.mean=[nan] data.std=[1]": "data.mean=[nan]: must be finite",
-    "data.mean=[0] data.std=[1e-30]": "data.std=[1e-30]: must be positive, finite and not tiny",
+    "output.root=": "output.root=: must be the name of a folder",
+    "output.group=a/.b": "output.group=a/.b: must be a folder below output.root",
+    "data.mean=[nan] data.std=[1]": "data.mean=[nan]: must be a list, each finite",
+    "data.mean=[0] data.std=[1e-30]": "data.std=[1e-30]: must be a list, each >= 1e-06",
     "sparsity.update.order=before": "sparsity.update.order=before: allowed: after_step, replaces_step",
-    "sparsity.update.start=1": "there is no update in the whole run",
+    "sparsity.update.start=1": "sparsity.update.start=1.0: must be in [0, stop=1.0)",
     "sparsity.drop_fraction.name=constant": "sparsity.drop_fraction.floor=0.005 would be ignored",
-    "sparsity.drop_fraction.floor=0.6": "sparsity.drop_fraction.floor=0.6 must not exceed its initial=0.5",
+    "sparsity.drop_fraction.floor=0.6": "sparsity.drop_fraction.floor=0.6: must be in [0, initial=0.5]",
     "sparsity.distribution.name=dense": "leaves nothing to drop and grow",
-    "sparsity.scope.include=[]": "no layer would be sparse",
+    "sparsity.scope.include=[]": "sparsity.scope.include=[]: must be a list of 1 or more",
     "schedule.lr.name=multistep": "schedule.lr.milestones is missing: lr 'multistep' needs it",
     "schedule.lr.gamma=0.1": "schedule.lr.gamma=0.1 would be ignored: lr 'cosine' takes floor",
-    "schedule.lr.floor=1": "schedule.lr.floor=1.0 must not exceed schedule.lr.peak=0.1",
+    "schedule.lr.floor=1": "schedule.lr.floor=1.0: must be in [0, peak=0.1]",
     "schedule.lr.warmup_epochs=50": "schedule.lr.warmup_epochs=50.0 must be less than the 50 epochs",
-    "schedule.optimizer.momentum=0": "add schedule.optimizer.nesterov=false",
+    "schedule.optimizer.momentum=0": "optimizer.nesterov=true: needs momentum, which is 0.0: set that, or nesterov",
     "schedule.optimizer.beta1=0.9": "schedule.optimizer.beta1=0.9 would be ignored: optimizer 'sgd' takes momentum",
-    "schedule.epochs=0": "schedule.epochs=0: must be a finite number >= 1",
+    "schedule.epochs=0": "schedule.epochs=0: must be >= 1",
     "schedule.select=best": "schedule.select=best: did you mean 'best_val'? allowed: best_val, last",
-    "model.hidden=[]": "model.hidden=[]: must be a list of widths in [1, 1000000]",
+    "model.hidden=[]": "model.hidden=[]: must be a list of 1 or more, each in [1, 1000000]",
     "model.hidden=null": "model.hidden is missing: model 'mlp' needs it",
     "model.name=lenet_300_100": "model.hidden=[256, 256] would be ignored",
-    "data.mean=[0.5]": "data.mean and data.std go together",
+    "data.mean=[0.5]": "data.mean=[0.5]: needs std, which is null",
     "data.digest=abc": "data.digest=abc: must be a SHA-256, 64 digits of 0-9 and a-f",
-    f"model.weights_digest={'0' * 64}": "would be ignored without model.weights",
+    f"model.weights_digest={'0' * 64}": ": needs weights, which is null: set that, or weights_digest=null",
     f"sparsity.init.digest={'0' * 64}": "would be ignored: init 'random' takes no options",
-    "data.augment.padding_mode=zeros": "would be ignored with data.augment.crop_padding=0",
-    "data.val_fraction=1": "data.val_fraction=1.0: must be a finite number in (0, 1)",
+    "data.augment.padding_mode=zeros": "padding_mode=zeros: needs crop_padding, which is 0: set that, or",
+    "data.val_fraction=1": "data.val_fraction=1.0: must be in (0, 1)",
     "hardware.device=gpu": "hardware.device=gpu:",
     "sparsity=nm_rigl sparsity.density=0.5": "sparsity.density=0.5 would be ignored: sparsity.pattern.name=n_m says",
     "sparsity=nm_rigl sparsity.distribution.name=erk": "sparsity.distribution.name=erk would be ignored: sparsity.pa",
-    "sparsity=nm_rigl sparsity.pattern.n=4": "sparsity.pattern.n=4 must be less than sparsity.pattern.m=4",
+    "sparsity=nm_rigl sparsity.pattern.n=4": "sparsity.pattern.n=4: must be in [1, m=4)",
     "sparsity=nm_rigl sparsity.pattern.n=null": "sparsity.pattern.n is missing: pattern 'n_m' needs it",
     "sparsity=nm_rigl sparsity.pattern.indivisible=pad": "sparsity.pattern.indivisible=pad: allowed: dense, error",
     "sparsity=static sparsity.init.name=prune_global sparsity.init.rate=0.5": "Use sparsity.density=null sparsity.di",
@@ -296,19 +312,19 @@ WRONG = {
     "sparsity=granet sparsity.init.name=file sparsity.init.path=x": "sparsity.density_schedule.name=cubic leads from",
     "sparsity=static sparsity.distribution.name=none": "nothing says how many weights each layer keeps",
     "sparsity=static sparsity.distribution.clip=true sparsity.distribution.name=uniform": "clip=true would be ignored",
-    "sparsity.drop.name=threshold sparsity.drop_fraction.name=none": "needs exactly one of sparsity.drop.value",
+    "sparsity.drop.name=threshold sparsity.drop_fraction.name=none": "exactly one of value and quantile is needed",
     "sparsity.drop.name=threshold sparsity.drop.value=0.1": "sparsity.drop_fraction.name=cosine would be ignored",
     "sparsity.drop.value=0.1": "sparsity.drop.value=0.1 would be ignored: drop 'magnitude' takes no options",
-    "sparsity=snip sparsity.init.rounds=3": "sparsity.init.rounds=3 would be ignored: criterion 'snip' takes batches",
-    "sparsity=snip sparsity.init.batches=0": "sparsity.init.batches=0: must be a finite number >= 1",
+    "sparsity=snip sparsity.init.rounds=3": "init.rounds=3 would be ignored: init 'saliency' takes criterion, batches",
+    "sparsity=snip sparsity.init.batches=0": "sparsity.init.batches=0: must be >= 1",
     "sparsity=snip sparsity.init.criterion=null": "sparsity.init.criterion is missing: init 'saliency' needs it",
     "sparsity=snip sparsity.init.criterion=snap": "sparsity.init.criterion=snap: did you mean 'snip'?",
     "sparsity=srigl sparsity.redistribute.name=magnitude": "changes how many weights a layer has, which sparsity.pat",
     "sparsity=gmp sparsity.pattern.name=constant_fan_in": "sparsity.density_schedule.name=cubic changes how many weigh",
     "sparsity=gmp sparsity.update.grown_weights=initial": "grown_weights=initial would be ignored: nothing is dropped",
     "sparsity.update.grown_weights=random": "sparsity.update.grown_weights=random: allowed: initial, zero",
-    "sparsity.update.regrow=false sparsity.update.returning_weights=reset": "no just-dropped weight returns",
-    "output.group=../x": "output.group='../x': must be a folder below output.root",
+    "sparsity.update.regrow=false sparsity.update.returning_weights=reset": "=reset: needs regrow, which is false: set",
+    "output.group=../x": "output.group=../x: must be a folder below output.root",
 }
 
 
@@ -325,7 +341,7 @@ def test_all_problems_are_told_at_once():
 
 def test_an_update_key_of_a_static_method_is_refused():
     assert problems("sparsity=static", "sparsity.update.stop=0.5") == [
-        "sparsity.update.stop=0.5 would be ignored: sparsity 'static' never updates its topology"
+        "sparsity.update.stop=0.5 would be ignored: sparsity 'static' never updates its topology. Use 1.0"
     ]
     (problem,) = problems("sparsity=dense", "sparsity.density=0.1")
     assert problem.startswith("sparsity.density=0.1 would be ignored: sparsity 'dense' trains all weights.")

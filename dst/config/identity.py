@@ -10,7 +10,6 @@ from dst.config.schema import SLOTS, Config, flatten, get, leaves
 from dst.data import published
 from dst.files import sha256
 from dst.records.label import labelled
-from dst.registry import REQUIRED
 
 SCHEMA_VERSION = 2
 """Part of every run id. Raise it when the meaning or the default of an existing key changes."""
@@ -30,8 +29,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def _defaults_of(config: Config, slot: str) -> dict[str, Any]:
-    member = registry.find(SLOTS[slot], get(config, slot).name)
-    return {name: value for name, value in member.options.items() if value is not REQUIRED}
+    return registry.find(SLOTS[slot], get(config, slot).name).defaults
 
 
 def run_id(config: Config) -> str:

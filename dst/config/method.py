@@ -1,11 +1,10 @@
 """Which compositions of a sparsity method make sense; what makes none is refused, never ignored."""
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterable, Iterator
 
 from dst import registry
-from dst.config.ranges import shown
-from dst.config.schema import SLOTS, Config, DensitySchedule, Update, get
+from dst.config.schema import SLOTS, Config, get
+from dst.options import declared, shown
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:
@@ -36,22 +35,11 @@ def check_density(config: Config) -> Iterator[str]:
                 f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all "
                 "weights. Remove it, or choose a sparse method, e.g. sparsity=rigl_itop"
             )
-        if schedule.pool != DensitySchedule.pool:
-            yield f"sparsity.density_schedule.pool={schedule.pool} would be ignored without a density schedule"
-    elif sparsity.density is not None and schedule.initial is not None and schedule.initial <= sparsity.density:
-        yield (
-            f"sparsity.density_schedule.initial={schedule.initial} must exceed the final sparsity.density="
-            f"{sparsity.density}"
-        )
+        yield from _ignored(config, ["density_schedule.pool"], " without a density schedule")
     elif sparsity.distribution.name == "dense" and schedule.initial not in (None, 1):
         yield (
             f"sparsity.density_schedule.initial={schedule.initial} would be ignored: the distribution is dense at "
             "first; choose uniform, er or erk, or an initial density of 1"
-        )
-    if schedule.start is not None and schedule.end is not None and schedule.start >= schedule.end:
-        yield (
-            f"sparsity.density_schedule.start={schedule.start} must lie before sparsity.density_schedule.end="
-            f"{schedule.end}"
         )
     if sparsity.distribution.name == "none":
         yield (
@@ -86,19 +74,8 @@ def _check_own_counts(config: Config, own: list[str]) -> Iterator[str]:
 
 def check_parts(config: Config) -> Iterator[str]:
     """Tell what is wrong with the options of distribution, init, pattern and drop among each other."""
-    init, pattern, drop = config.sparsity.init, config.sparsity.pattern, config.sparsity.drop
     yield from _check_all_weights(config)
     yield from _check_fixed_layers(config)
-    if init.name == "saliency" and init.criterion is not None and init.criterion in registry.members("criterion"):
-        takes = registry.find("criterion", init.criterion).options
-        for name in ("batches", "rounds", "temperature"):
-            if getattr(init, name) is not None and name not in takes:
-                yield (
-                    f"sparsity.init.{name}={getattr(init, name)} would be ignored: criterion '{init.criterion}' takes "
-                    f"{', '.join(takes) or 'no options'}. Set sparsity.init.{name}=null"
-                )
-    if pattern.n is not None and pattern.m is not None and pattern.n >= pattern.m:
-        yield f"sparsity.pattern.n={pattern.n} must be less than sparsity.pattern.m={pattern.m}"
     if "structured" in _marks(config, "pattern"):
         for slot in ("redistribute", "density_schedule"):
             if get(config, f"sparsity.{slot}").name != "none":
@@ -111,12 +88,6 @@ def check_parts(config: Config) -> Iterator[str]:
                 f"{_named(config, 'init')} keeps to no pattern, so its masks would break {_named(config, 'pattern')}: "
                 "choose random, magnitude or saliency, or sparsity.pattern.name=unstructured"
             )
-    if drop.name == "threshold" and (drop.value is None) == (drop.quantile is None):
-        yield (
-            f"sparsity.drop.name=threshold needs exactly one of sparsity.drop.value (the magnitude below which weights "
-            f"leave, e.g. 0.001) and sparsity.drop.quantile (the share of each layer that leaves, e.g. 0.2), not "
-            f"value={shown(drop.value)} and quantile={shown(drop.quantile)}"
-        )
 
 
 def _check_all_weights(config: Config) -> Iterator[str]:
@@ -182,11 +153,6 @@ def check_update(config: Config) -> Iterator[str]:
         )
     if update.on_last_step and update.stop < 1:
         yield f"sparsity.update.on_last_step=true would be ignored: updates stop at {update.stop} of training"
-    if update.start >= update.stop:
-        yield (
-            f"sparsity.update.start={update.start} must lie before sparsity.update.stop={update.stop}: as it is, there "
-            "is no update in the whole run"
-        )
     start, end = sparsity.density_schedule.start or 0.0, sparsity.density_schedule.end
     if prunes and update.start > start:
         yield (
@@ -217,16 +183,8 @@ def _check_moves(config: Config) -> Iterator[str]:
             f"{_named(config, 'drop_fraction')} would be ignored: {_named(config, 'drop')} says itself how many leave. "
             "Set sparsity.drop_fraction.name=none"
         )
-    if cuts and sparsity.drop.pool != "layer":
-        yield f"sparsity.drop.pool={sparsity.drop.pool} would be ignored: {_named(config, 'drop')} has no fraction"
-    fraction = sparsity.drop_fraction
-    if fraction.initial is not None and fraction.floor is not None and fraction.floor > fraction.initial:
-        yield f"sparsity.drop_fraction.floor={fraction.floor} must not exceed its initial={fraction.initial}"
-    if not sparsity.update.regrow and sparsity.update.returning_weights != Update.returning_weights:
-        yield (
-            f"sparsity.update.returning_weights={sparsity.update.returning_weights} would be ignored: with "
-            "sparsity.update.regrow=false no just-dropped weight returns"
-        )
+    if cuts:
+        yield from _ignored(config, ["drop.pool"], f": {_named(config, 'drop')} has no fraction")
     if config.hardware.precision == "fp16" and "momentum" in _marks(config, "grow") | _marks(config, "redistribute"):
         yield (
             "hardware.precision=fp16 does not go with growth or redistribution by momentum: scaled gradients overflow "
@@ -235,23 +193,22 @@ def _check_moves(config: Config) -> Iterator[str]:
 
 
 def _ignored_without_moves(config: Config) -> Iterator[str]:
-    defaults = {"redistribute.name": "none", "drop.pool": "layer"}
-    moving = {"update.regrow": Update.regrow, "update.grown_weights": Update.grown_weights}
-    moving["update.returning_weights"] = Update.returning_weights
+    keys = ["redistribute.name", "drop.pool"]
     if config.sparsity.density_schedule.name != "none":  # without it no key of update is of use, which is told anyway
-        defaults |= moving  # type: ignore[arg-type]
-    for key, default in defaults.items():
-        value = get(config, f"sparsity.{key}")
-        if value != default:
-            yield f"sparsity.{key}={shown(value)} would be ignored: nothing is dropped and grown"
+        keys += ["update.regrow", "update.grown_weights", "update.returning_weights"]
+    yield from _ignored(config, keys, ": nothing is dropped and grown")
 
 
 def _ignored_update_keys(config: Config) -> Iterator[str]:
-    defaults, update = Update(), config.sparsity.update
-    for item in fields(update):
-        value = getattr(update, item.name)
-        if value != getattr(defaults, item.name):
-            yield (
-                f"sparsity.update.{item.name}={shown(value)} would be ignored: sparsity '{config.sparsity.label}' "
-                "never updates its topology"
-            )
+    keys = [f"update.{name}" for name in declared(type(config.sparsity.update))]
+    yield from _ignored(config, keys, f": sparsity '{config.sparsity.label}' never updates its topology")
+
+
+def _ignored(config: Config, keys: Iterable[str], why: str) -> Iterator[str]:
+    """Tell which of some keys have another value than their default, which is of no use."""
+    for key in keys:
+        node, name = key.split(".")
+        group = getattr(config.sparsity, node)
+        value, default = getattr(group, name), declared(type(group))[name].default
+        if value != default:
+            yield f"sparsity.{key}={shown(value)} would be ignored{why}. Use {shown(default)}"

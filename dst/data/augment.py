@@ -12,36 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dst.data import options
 from dst.data.dataset import DataError, Shape
+from dst.options import require
 from dst.seeding import derive_seed
 
 _RATIOS = (3 / 4, 4 / 3)
 _TRIES = 10
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Random crop after padding by ``crop_padding`` pixels, then horizontal flip with probability one half.
-
-    ``padding_mode``: ``reflect``, or ``zeros`` (black pixels, before normalisation). ``resized_crop_scale`` is
-    torchvision's random-resized crop instead, of between these two shares of the image's area; for image files only.
-    """
-
-    crop_padding: int = 0
-    padding_mode: str = "reflect"
-    flip: bool = False
-    resized_crop_scale: Sequence[float] | None = None
+@dataclass
+class Augment(options.Augment):
+    """Random crop, then flip; see ``dst.data.options``. Raises ValueError for what cannot be."""
 
     def __post_init__(self) -> None:
-        if self.crop_padding < 0:
-            raise DataError(f"crop_padding={self.crop_padding}: must be a number of pixels >= 0")
-        if self.padding_mode not in ("reflect", "zeros"):
-            raise DataError(f"padding_mode={self.padding_mode}: allowed: reflect, zeros")
-        if self.resized_crop_scale is not None and self.crop_padding:
-            raise DataError(
-                f"crop_padding={self.crop_padding} and resized_crop_scale={list(self.resized_crop_scale)} are two "
-                "kinds of crop: choose one (crop_padding=0 or resized_crop_scale=None)"
-            )
+        require(self)
 
     def check(self, shape: Shape) -> None:
         """Raise DataError if images of this shape cannot be augmented like this."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dst.data.dataset import DataError
+from dst.data.options import CenterCrop, Size
+from dst.options import require
 
 _IMAGES_AT_ONCE = 4096
 
@@ -16,20 +17,15 @@ class Resize:
     """Resize images to ``size`` x ``size`` pixels; ``size=None`` leaves them as they are.
 
     Without ``center_crop``, images are stretched. With it, the shorter side is scaled to round(size / center_crop) and
-    the central square of ``size`` is kept: 224 and 0.875 are ImageNet's Resize(256), CenterCrop(224). ``DataError`` if
+    the central square of ``size`` is kept: 224 and 0.875 are ImageNet's Resize(256), CenterCrop(224). ValueError if
     the numbers make no sense.
     """
 
-    size: int | None = None
-    center_crop: float | None = None
+    size: Size | None = None
+    center_crop: CenterCrop | None = None
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise DataError(f"size={self.size}: must be a number of pixels >= 1; size=None keeps images as they are")
-        if self.center_crop is not None and self.size is None:
-            raise DataError(f"center_crop={self.center_crop} would be ignored without a size, e.g. size=224")
-        if self.center_crop is not None and not 0 < self.center_crop <= 1:
-            raise DataError(f"center_crop={self.center_crop}: must be a fraction in (0, 1]")
+        require(self)
 
     def __str__(self) -> str:
         """Return its part of a file name: nothing, ``-224`` or ``-224-crop0.875``."""

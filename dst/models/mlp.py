@@ -3,19 +3,25 @@
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import nn
 
-from dst.models.shape import ModelError, Shape, require_side
+from dst.models.shape import Shape, require_side
+from dst.options import Each, Range, checked
 
 
-def mlp(shape: Shape, classes: int, *, hidden: Sequence[int]) -> nn.Module:
+@checked
+def mlp(
+    shape: Shape,
+    classes: int,
+    *,
+    hidden: Annotated[Sequence[int], Each(Range(1, 1_000_000), least=1), "widths of the hidden layers"],
+) -> nn.Module:
     """Build a perceptron with ReLU and biases, and one hidden layer for each width in ``hidden``.
 
-    Its linear layers are named ``fc1``, ``fc2``, ... Raises ``ModelError`` for a width below 1.
+    Its linear layers are named ``fc1``, ``fc2``, ...
     """
-    if min(hidden, default=1) < 1:
-        raise ModelError(f"model mlp: hidden={list(hidden)} must hold positive widths, e.g. hidden=[256,256]")
     return _mlp("mlp", shape, classes, hidden)
 
 

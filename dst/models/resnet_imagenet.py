@@ -7,32 +7,42 @@ distribution by fan-in instead of fan-out, as in ITOP's ImageNet command (``-c f
 Names without a suffix mean these networks from 50 layers on, and ``resnet_cifar`` up to 34.
 """
 
+from typing import Annotated
+
 from torch import nn
 
 from dst.models.shape import Shape, require_side
+from dst.options import checked
+
+FanIn = Annotated[bool, "start from Kaiming's normal distribution by fan-in instead of fan-out"]
 
 
-def resnet18_imagenet(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+@checked
+def resnet18_imagenet(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
     """Build torchvision's ResNet-18: 11 689 512 parameters for ImageNet (3x224x224, 1000 classes)."""
     return _resnet("resnet18_imagenet", shape, classes, fan_in=fan_in)
 
 
-def resnet34_imagenet(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+@checked
+def resnet34_imagenet(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
     """Build torchvision's ResNet-34: 21 797 672 parameters for ImageNet (3x224x224, 1000 classes)."""
     return _resnet("resnet34_imagenet", shape, classes, fan_in=fan_in)
 
 
-def resnet50(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+@checked
+def resnet50(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
     """Build torchvision's ResNet-50: 25 557 032 parameters for ImageNet (3x224x224, 1000 classes)."""
     return _resnet("resnet50", shape, classes, fan_in=fan_in)
 
 
-def resnet101(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+@checked
+def resnet101(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
     """Build torchvision's ResNet-101: 44 549 160 parameters for ImageNet (3x224x224, 1000 classes)."""
     return _resnet("resnet101", shape, classes, fan_in=fan_in)
 
 
-def resnet152(shape: Shape, classes: int, *, fan_in: bool = False) -> nn.Module:
+@checked
+def resnet152(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
     """Build torchvision's ResNet-152: 60 192 808 parameters for ImageNet (3x224x224, 1000 classes)."""
     return _resnet("resnet152", shape, classes, fan_in=fan_in)
 

@@ -7,41 +7,53 @@ Convolutions start from N(0, 2 / (kernel height x kernel width x outputs)), the 
 
 from collections import OrderedDict
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from dst.models.shape import ModelError, Shape, require_side
+from dst.models.shape import Shape, require_side
 from dst.models.stages import stages
+from dst.options import Range, checked
+
+Dropout = Annotated[
+    float, Range(0, 1, "[)"), "the fraction of maps that is dropped between the convolutions of a block"
+]
 
 
-def wrn_16_8(shape: Shape, classes: int, *, dropout: float = 0.3) -> nn.Module:
-    """Build WRN-16-8: 10 961 370 parameters for CIFAR-10. ``ModelError`` for a dropout outside [0, 1)."""
+@checked
+def wrn_16_8(shape: Shape, classes: int, *, dropout: Dropout = 0.3) -> nn.Module:
+    """Build WRN-16-8: 10 961 370 parameters for CIFAR-10."""
     return _wrn("wrn_16_8", shape, classes, depth=16, widen=8, dropout=dropout)
 
 
-def wrn_16_10(shape: Shape, classes: int, *, dropout: float = 0.3) -> nn.Module:
-    """Build WRN-16-10: 17 116 634 parameters for CIFAR-10. ``ModelError`` for a dropout outside [0, 1)."""
+@checked
+def wrn_16_10(shape: Shape, classes: int, *, dropout: Dropout = 0.3) -> nn.Module:
+    """Build WRN-16-10: 17 116 634 parameters for CIFAR-10."""
     return _wrn("wrn_16_10", shape, classes, depth=16, widen=10, dropout=dropout)
 
 
-def wrn_22_2(shape: Shape, classes: int, *, dropout: float = 0.3) -> nn.Module:
-    """Build WRN-22-2: 1 079 642 parameters for CIFAR-10. ``ModelError`` for a dropout outside [0, 1)."""
+@checked
+def wrn_22_2(shape: Shape, classes: int, *, dropout: Dropout = 0.3) -> nn.Module:
+    """Build WRN-22-2: 1 079 642 parameters for CIFAR-10."""
     return _wrn("wrn_22_2", shape, classes, depth=22, widen=2, dropout=dropout)
 
 
-def wrn_22_8(shape: Shape, classes: int, *, dropout: float = 0.3) -> nn.Module:
-    """Build WRN-22-8: 17 158 106 parameters for CIFAR-10. ``ModelError`` for a dropout outside [0, 1)."""
+@checked
+def wrn_22_8(shape: Shape, classes: int, *, dropout: Dropout = 0.3) -> nn.Module:
+    """Build WRN-22-8: 17 158 106 parameters for CIFAR-10."""
     return _wrn("wrn_22_8", shape, classes, depth=22, widen=8, dropout=dropout)
 
 
-def wrn_28_2(shape: Shape, classes: int, *, dropout: float = 0.3) -> nn.Module:
-    """Build WRN-28-2: 1 467 610 parameters for CIFAR-10. ``ModelError`` for a dropout outside [0, 1)."""
+@checked
+def wrn_28_2(shape: Shape, classes: int, *, dropout: Dropout = 0.3) -> nn.Module:
+    """Build WRN-28-2: 1 467 610 parameters for CIFAR-10."""
     return _wrn("wrn_28_2", shape, classes, depth=28, widen=2, dropout=dropout)
 
 
-def wrn_28_10(shape: Shape, classes: int, *, dropout: float = 0.0) -> nn.Module:
-    """Build WRN-28-10: 36 479 194 parameters for CIFAR-10. ``ModelError`` for a dropout outside [0, 1)."""
+@checked
+def wrn_28_10(shape: Shape, classes: int, *, dropout: Dropout = 0.0) -> nn.Module:
+    """Build WRN-28-10: 36 479 194 parameters for CIFAR-10."""
     return _wrn("wrn_28_10", shape, classes, depth=28, widen=10, dropout=dropout)
 
 
@@ -72,8 +84,6 @@ class PreActivationBlock(nn.Module):
 
 def _wrn(name: str, shape: Shape, classes: int, *, depth: int, widen: int, dropout: float) -> nn.Module:
     require_side(name, shape, smallest=1)
-    if not 0 <= dropout < 1:
-        raise ModelError(f"model {name}: dropout={dropout} must be in [0, 1), e.g. dropout=0.3")
     blocks = (depth - 4) // 6
     widths = [16 * widen, 32 * widen, 64 * widen]
     rows = stages(partial(PreActivationBlock, dropout=dropout), 16, [(width, blocks) for width in widths])

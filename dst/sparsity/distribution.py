@@ -9,11 +9,18 @@ they look at weights or data, and give each layer its share of the most salient 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
+from dst.options import Range, checked
 from dst.sparsity.marks import marked
 
 Shape = Sequence[int]
 Distribution = Callable[[Sequence[Shape], float], list[float]]
+
+Classifier = Annotated[
+    float, Range(0, 1, "(]"), "density of the last layer, of which those of the others are then independent"
+]
+Clip = Annotated[bool, "cut off layers that would exceed a density of 1; the total then falls short of the density"]
 
 
 @marked("own_counts")
@@ -22,17 +29,27 @@ def dense(shapes: Sequence[Shape], density: float) -> list[float]:
     return [1.0 for _ in shapes]
 
 
-def uniform(shapes: Sequence[Shape], density: float, *, classifier: float | None = None) -> list[float]:
+@checked
+def uniform(shapes: Sequence[Shape], density: float, *, classifier: Classifier | None = None) -> list[float]:
     """Give every layer the same density."""
     return _with_fixed(_same, shapes, density, last=classifier)
 
 
-def uniform_plus(shapes: Sequence[Shape], density: float, *, classifier: float = 0.2) -> list[float]:
+@checked
+def uniform_plus(
+    shapes: Sequence[Shape],
+    density: float,
+    *,
+    classifier: Annotated[float, Range(0, 1, "(]"), "density of the last layer, if the network's is less"] = 0.2,
+) -> list[float]:
     """Keep the first layer dense and ``classifier`` or more of the last; share the rest evenly (Gale et al. 2019)."""
     return _with_fixed(_same, shapes, density, first=1.0, last=max(density, classifier))
 
 
-def er(shapes: Sequence[Shape], density: float, *, classifier: float | None = None, clip: bool = False) -> list[float]:
+@checked
+def er(
+    shapes: Sequence[Shape], density: float, *, classifier: Classifier | None = None, clip: Clip = False
+) -> list[float]:
     """Erdos-Renyi (SET, Mocanu et al. 2018): density proportional to ``(inputs + outputs) / (inputs * outputs)``.
 
     ``clip``: layers that would exceed a density of 1 are cut off there, as in published codes. No other layer gets the
@@ -41,7 +58,10 @@ def er(shapes: Sequence[Shape], density: float, *, classifier: float | None = No
     return _with_fixed(_clipped_er if clip else _er, shapes, density, last=classifier)
 
 
-def erk(shapes: Sequence[Shape], density: float, *, classifier: float | None = None, clip: bool = False) -> list[float]:
+@checked
+def erk(
+    shapes: Sequence[Shape], density: float, *, classifier: Classifier | None = None, clip: Clip = False
+) -> list[float]:
     """Erdos-Renyi-Kernel (RigL, Evci et al. 2020): as ``er``, with the kernel's dimensions in sum and product."""
     return _with_fixed(_clipped_erk if clip else _erk, shapes, density, last=classifier)
 

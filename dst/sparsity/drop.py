@@ -1,11 +1,13 @@
 """Who leaves: scores whose smallest values among the active weights are dropped."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dst.fractions import exact
+from dst.options import Range, exactly_one
 from dst.sparsity.marks import marked
 from dst.sparsity.view import LayerView
 
@@ -40,16 +42,21 @@ def random(layer: LayerView) -> Tensor:
 
 
 @marked("cuts")
-def threshold(layer: LayerView, *, value: float | None = None, quantile: float | None = None) -> Tensor:
+@exactly_one("value", "quantile")
+def threshold(
+    layer: LayerView,
+    *,
+    value: Annotated[float | None, Range(0, ends="(]"), "weights of a smaller magnitude leave"] = None,
+    quantile: Annotated[float | None, Range(0, 1, "()"), "this share of each layer's active weights leaves"] = None,
+) -> Tensor:
     """Drop all active weights of magnitude below ``value``, or the share ``quantile`` of smallest ones of each layer.
 
     The score is the distance to the threshold: whatever is negative leaves. With ties at a quantile fewer leave.
     """
     magnitudes = layer.weight.abs()
-    if value is not None and quantile is None:
+    if value is not None:
         return magnitudes - value
-    if quantile is None or value is not None:
-        raise ValueError(f"threshold: give either value or quantile, not value={value} and quantile={quantile}")
+    assert quantile is not None
     active = magnitudes[layer.mask]
     leaving = min(math.floor(exact(quantile) * active.numel()), active.numel() - 1)
     return magnitudes - active.kthvalue(leaving + 1).values

@@ -4,23 +4,32 @@ Each factory takes the update plan and its own options and returns a curve ``ste
 """
 
 import math
+from typing import Annotated
 
 from dst.fractions import Curve
+from dst.options import OneOf, Range, checked
 from dst.sparsity.plan import UpdatePlan
 
+Initial = Annotated[float, Range(0, 1, "(]"), "the share of a layer's active weights that moves at first"]
+Floor = Annotated[float, Range(0, "initial"), "and at the horizon"]
+Horizon = Annotated[str, OneOf("end", "stop"), "the curve ends at the end of training, or where the updates stop"]
 
-def constant(plan: UpdatePlan, *, initial: float) -> Curve:
+
+@checked
+def constant(plan: UpdatePlan, *, initial: Initial) -> Curve:
     """Drop the same fraction at every update."""
     return lambda step: initial
 
 
-def cosine(plan: UpdatePlan, *, initial: float, floor: float = 0.0, horizon: str = "end") -> Curve:
+@checked
+def cosine(plan: UpdatePlan, *, initial: Initial, floor: Floor = 0.0, horizon: Horizon = "end") -> Curve:
     """Anneal from ``initial`` to ``floor``: ``floor + (initial - floor) (1 + cos(pi t / T)) / 2`` (RigL, ITOP)."""
     steps = _horizon_steps(plan, horizon)
     return lambda step: floor + (initial - floor) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
 
 
-def linear(plan: UpdatePlan, *, initial: float, floor: float = 0.0, horizon: str = "end") -> Curve:
+@checked
+def linear(plan: UpdatePlan, *, initial: Initial, floor: Floor = 0.0, horizon: Horizon = "end") -> Curve:
     """Decrease from ``initial`` to ``floor`` along a straight line."""
     steps = _horizon_steps(plan, horizon)
     return lambda step: initial + (floor - initial) * min(step / steps, 1.0)
@@ -28,7 +37,4 @@ def linear(plan: UpdatePlan, *, initial: float, floor: float = 0.0, horizon: str
 
 def _horizon_steps(plan: UpdatePlan, horizon: str) -> int:
     """Return the step T at which a curve ends: that of training, or that of the updates."""
-    steps = {"end": plan.total_steps, "stop": plan.stop_step}
-    if horizon not in steps:
-        raise ValueError(f"horizon={horizon!r}: allowed are {', '.join(steps)}")
-    return steps[horizon]
+    return {"end": plan.total_steps, "stop": plan.stop_step}[horizon]

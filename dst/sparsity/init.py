@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,15 @@ from torch import Tensor
 from dst import registry
 from dst.files import read_verified
 from dst.fractions import exact
+from dst.options import ASIDE, SHA256, Range, check_part, checked
+from dst.registry import MemberOf
 from dst.sparsity.initial_masks import Start
 from dst.sparsity.marks import marked
 from dst.sparsity.saliency import gradient
 from dst.sparsity.select import pooled_top_k, top_k
+
+Rate = Annotated[float, Range(0, 1, "()"), "the share of the given weights that is removed"]
+Batches = Annotated[int, Range(1), "how many batches of training data the gradient is of"]
 
 
 def random(start: Start) -> list[Tensor]:
@@ -49,22 +55,25 @@ def magnitude(start: Start) -> list[Tensor]:
 
 
 @marked("data")
+@checked
 def saliency(
-    start: Start,
-    *,
-    criterion: str,
-    batches: int | None = None,
-    rounds: int | None = None,
-    temperature: float | None = None,
+    start: Start, *, criterion: Annotated[str, MemberOf("criterion"), "what the weights are ranked by"], **options: Any
 ) -> list[Tensor]:
     """Keep the most salient weights of each layer by a criterion of ``dst.sparsity.saliency`` and its options."""
-    given = {"batches": batches, "rounds": rounds, "temperature": temperature}
-    options = {name: value for name, value in given.items() if value is not None}
-    return start.choose_by(start.rank(partial(registry.find("criterion", criterion).load(), **options), start.counts))
+    given = {name: value for name, value in options.items() if value is not None}
+    ranking = partial(registry.find("criterion", criterion).load(), **given)
+    check_part(ranking, criterion)
+    return start.choose_by(start.rank(ranking, start.counts))
 
 
 @marked("own_counts")
-def file(start: Start, *, path: str, digest: str | None = None) -> list[Tensor]:
+@checked
+def file(
+    start: Start,
+    *,
+    path: Annotated[str, ASIDE, "where the masks are: the folder of a run"],
+    digest: Annotated[str | None, SHA256, "of the checkpoint, which identifies it; null: the newest there"] = None,
+) -> list[Tensor]:
     """Take the masks of another run: of its checkpoint, or of what ``Sparsifier.state_dict`` returned, in a torch file.
 
     Raises ValueError if it has other layers, or another ``digest`` (SHA-256 in hex).
@@ -91,19 +100,22 @@ def _size(shape: torch.Size | None) -> str:
 
 
 @marked("own_counts", "free_form")
-def prune_uniform(start: Start, *, rate: float) -> list[Tensor]:
+@checked
+def prune_uniform(start: Start, *, rate: Rate) -> list[Tensor]:
     """Remove the share ``rate`` of the nonzero weights of every layer, the smallest."""
     return _prune_uniform(start, rate)
 
 
 @marked("own_counts", "free_form")
-def prune_global(start: Start, *, rate: float) -> list[Tensor]:
+@checked
+def prune_global(start: Start, *, rate: Rate) -> list[Tensor]:
     """Remove the share ``rate`` of all nonzero weights, the smallest of all layers together; one a layer stays."""
     return _prune_global(start, rate)
 
 
 @marked("own_counts", "units")
-def prune_structured(start: Start, *, rate: float) -> list[Tensor]:
+@checked
+def prune_structured(start: Start, *, rate: Rate) -> list[Tensor]:
     """Remove the share ``rate`` of the nonzero output units of every layer, those of smallest L1 norm.
 
     The network's last layer keeps its units, which are the outputs. Raises ValueError if no other layer is in scope.
@@ -112,19 +124,22 @@ def prune_structured(start: Start, *, rate: float) -> list[Tensor]:
 
 
 @marked("own_counts", "data", "free_form")
-def prune_and_grow_uniform(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
+@checked
+def prune_and_grow_uniform(start: Start, *, rate: Rate, batches: Batches = 1) -> list[Tensor]:
     """Prune as ``prune_uniform``, then grow as many in each layer by gradient, starting from zero."""
     return _regrown(start, rate, batches, _prune_uniform)
 
 
 @marked("own_counts", "data", "free_form")
-def prune_and_grow_global(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
+@checked
+def prune_and_grow_global(start: Start, *, rate: Rate, batches: Batches = 1) -> list[Tensor]:
     """Prune as ``prune_global``, then grow each layer to its former number of weights by gradient, from zero."""
     return _regrown(start, rate, batches, _prune_global)
 
 
 @marked("own_counts", "data", "units")
-def prune_and_grow_structured(start: Start, *, rate: float, batches: int = 1) -> list[Tensor]:
+@checked
+def prune_and_grow_structured(start: Start, *, rate: Rate, batches: Batches = 1) -> list[Tensor]:
     """Prune as ``prune_structured``, then grow as many units by the L1 norm of their gradients, from zero."""
     before = _nonzero(start)
     slopes = _gradients(start, batches)

@@ -1,44 +1,25 @@
 """When the topology is updated, and how an update meets the optimizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from dst.fractions import step_at
-
-ORDERS = ("after_step", "replaces_step")
-GROWN = ("zero", "initial")
-RETURNING = ("keep", "reset")
+from dst.options import Range, require
+from dst.sparsity.options import Every, Update
 
 
-@dataclass(frozen=True)
-class UpdatePlan:
+@dataclass(kw_only=True)
+class UpdatePlan(Update):
     """Update after each ``every`` steps, from ``start`` to ``stop`` (fractions of ``total_steps``, ends included).
 
-    Steps count from 1. ``order``: ``after_step`` updates after the optimizer step (ITOP, GraNet), ``replaces_step``
-    instead of it (RigL). ``regrow``: just-dropped weights may return in the same update. ``on_last_step``: update also
-    after the last step, when nothing can be learned any more (as the published ITOP code does). ``grown_weights``
-    start from ``zero`` or from their ``initial`` value, in any case without optimizer state; ``returning_weights``,
-    dropped and grown in the same update, ``keep`` value and state (ITOP, GraNet) or are ``reset`` as if grown.
+    Steps count from 1. What the fields mean is said in ``dst.sparsity.options``; ValueError for what they cannot be.
     """
 
-    every: int
-    total_steps: int
-    start: float = 0.0
-    stop: float = 1.0
-    order: str = "after_step"
-    regrow: bool = True
-    on_last_step: bool = False
-    grown_weights: str = "zero"
-    returning_weights: str = "keep"
+    every: Every = field()
+    total_steps: Annotated[int, Range(1), "steps of the whole training"]
 
     def __post_init__(self) -> None:
-        choices = {"order": ORDERS, "grown_weights": GROWN, "returning_weights": RETURNING}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(allowed)}")
-        if self.every < 1 or self.total_steps < 1:
-            raise ValueError(f"every={self.every} and total_steps={self.total_steps} must be at least 1")
-        if not 0 <= self.start < self.stop <= 1:
-            raise ValueError(f"need 0 <= start < stop <= 1, got start={self.start}, stop={self.stop}")
+        require(self)
 
     @property
     def start_step(self) -> int:

@@ -6,15 +6,16 @@ leaves the model and torch's global random states as they were, bit by bit. Scor
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from dst.options import Range, checked
 from dst.seeding import derive_seed
 from dst.sparsity.marks import marked
 from dst.sparsity.scope import Layer
@@ -50,6 +51,8 @@ class Saliency:
     forward_passes: int
 
 
+Batches = Annotated[int, Range(1), "how many batches of training data are looked at"]
+
 Criterion = Callable[..., Saliency]
 """A function ``(probe, layers, keep, *, options)``; ``keep``: how many weights stay, of all layers or of each."""
 
@@ -61,7 +64,8 @@ def magnitude(probe: Probe | None, layers: Sequence[Layer], keep: int | Sequence
 
 
 @marked("ranks", "data")
-def gradient(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, batches: int = 1) -> Saliency:
+@checked
+def gradient(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, batches: Batches = 1) -> Saliency:
     """Keep the weights where the loss is steepest: ``|dL/dw|``, with ``L`` and the cost as for ``snip``."""
     with _twin(probe) as model:
         weights = _weights(probe, model, layers)
@@ -71,7 +75,8 @@ def gradient(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *
 
 
 @marked("ranks", "data")
-def snip(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, batches: int = 1) -> Saliency:
+@checked
+def snip(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, batches: Batches = 1) -> Saliency:
     """Keep the weights whose removal changes the loss most: ``|w dL/dw|`` (SNIP, Lee et al. 2019).
 
     ``L`` is the mean loss over the first ``batches`` training batches, every sample alike, at the model's own
@@ -86,8 +91,14 @@ def snip(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, ba
 
 
 @marked("ranks", "data")
+@checked
 def grasp(
-    probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, batches: int = 1, temperature: float = 200.0
+    probe: Probe,
+    layers: Sequence[Layer],
+    keep: int | Sequence[int],
+    *,
+    batches: Batches = 1,
+    temperature: Annotated[float, Range(0, ends="(]"), "logits are divided by it"] = 200.0,
 ) -> Saliency:
     """Keep the weights whose removal reduces the gradient flow ``g.g`` most: ``w (H g)`` (GraSP, Wang et al. 2020).
 
@@ -96,10 +107,8 @@ def grasp(
     derivative of ``g.v`` for a constant ``v = g``. Costs 9 forward passes a sample: 1 forward, 2 backward, and 6 for
     the second derivative, since each of the 3 products of a layer that it differentiates costs two. With several
     batches ``v`` must be known before the first second derivative: 3 more, and the batches are read twice. Raises
-    ValueError as ``snip``, and for a ``temperature`` that is not positive.
+    ValueError as ``snip``.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature={temperature}: must be a positive number (the paper's is 200)")
     with _twin(probe) as model:
         weights = _weights(probe, model, layers)
         flow: Sequence[Tensor] = ()
@@ -125,7 +134,14 @@ def grasp(
 
 
 @marked("ranks", "data")
-def synflow(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, rounds: int = 100) -> Saliency:
+@checked
+def synflow(
+    probe: Probe,
+    layers: Sequence[Layer],
+    keep: int | Sequence[int],
+    *,
+    rounds: Annotated[int, Range(1), "the weights are pruned in so many rounds"] = 100,
+) -> Saliency:
     """Keep the strongest paths, without data: ``|w dR/dw|``, in ``rounds`` of pruning (SynFlow, Tanaka et al. 2020).
 
     ``R`` is the sum of the outputs for one input of ones, for which the data gives only the shape, with the absolute
@@ -139,7 +155,7 @@ def synflow(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *,
     are exactly the last round's. Costs a forward and a backward pass of one sample a round. Raises ValueError for
     impossible ``keep`` and ``rounds``, no batch, layers without gradient, and scores that overflow or are all zero.
     """
-    paths = _paths([layer.size for layer in layers], keep, _at_least_one("rounds", rounds))
+    paths = _paths([layer.size for layer in layers], keep, rounds)
     with _twin(probe) as model:
         ones = _input_of_ones(probe, layers[0].weight.device)
         _make_positive(model, ones.dtype)
@@ -219,7 +235,7 @@ def _mean(
     """Return the mean of ``derive(loss)`` over the first ``count`` batches, every sample alike, and their samples."""
     mean: list[Tensor] = []
     given, samples = 0, 0
-    for inputs, labels in islice(probe.batches(_at_least_one("batches", count)), count):
+    for inputs, labels in islice(probe.batches(count), count):
         _seed(probe.model, derive_seed(probe.seed, "saliency", given))  # a batch has the same dropout at every call
         values = derive(probe.loss(model(inputs) / temperature, labels))
         given, samples = given + 1, samples + len(inputs)
@@ -328,9 +344,3 @@ def _append(ranks: Sequence[Tensor], where: Sequence[Tensor], scores: Sequence[T
 def _effects(weight: Tensor, gradient: Tensor, where: Tensor) -> Tensor:
     """Return ``|w g|`` at the flat indices ``where``."""
     return (weight.detach().flatten()[where] * gradient.flatten()[where]).abs()
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value}: must be a whole number of at least 1")
-    return value

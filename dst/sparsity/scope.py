@@ -10,7 +10,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from dst.registry import suggest
+from dst.options import require, suggest
+from dst.sparsity import options
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,18 +43,12 @@ class Layer:
         return [v for v in state.values() if isinstance(v, Tensor) and v.shape == self.weight.shape and v.dim() > 0]
 
 
-@dataclass(frozen=True)
-class Scope:
-    """Which layers are maskable: convolutions and linear layers whose name matches glob patterns.
+@dataclass
+class Scope(options.Scope):
+    """Which layers are maskable; see ``dst.sparsity.options``. Raises ValueError for what cannot be."""
 
-    A layer is in scope if it matches any of ``include`` and none of ``exclude``. ``dense_first`` and ``dense_last``
-    take the first and last remaining layer out: it stays dense and does not count in the density.
-    """
-
-    include: Sequence[str] = ("*",)
-    exclude: Sequence[str] = ()
-    dense_first: bool = False
-    dense_last: bool = False
+    def __post_init__(self) -> None:
+        require(self)
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the layers in scope in the order of ``model.named_modules()``; a shared weight appears once.

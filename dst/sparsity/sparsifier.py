@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.fractions import Curve, exact
+from dst.options import OptionError, Range, check_part, checked
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
@@ -27,6 +28,7 @@ from dst.sparsity.held import (
 )
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, first_masks
 from dst.sparsity.marks import Mark, marks_of
+from dst.sparsity.options import Pool
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
@@ -36,7 +38,6 @@ from dst.sparsity.select import bottom_k, count_true, pooled_top_k, top_k
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.view import LayerView, Score
 
-POOLS = ("layer", "global")
 DEFAULT: Final = "default"
 """Stands for a drop by magnitude and growth by gradient where there is a plan, and for neither where there is none."""
 
@@ -67,11 +68,12 @@ class Sparsifier:
         seed: all random choices are derived from it.
         verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
 
-    Raises ValueError for unknown names, impossible densities, parts that do not go together, and for layers that cannot
-    be held sparse. Warns of weights that no scope can make sparse.
+    Raises ValueError for unknown names, options that are not allowed, impossible densities, parts that do not go
+    together, and for layers that cannot be held sparse. Warns of weights that no scope can make sparse.
 
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -86,13 +88,13 @@ class Sparsifier:
         redistribute: str | Statistic | None = None,
         plan: UpdatePlan | None = None,
         drop_fraction: float | Curve | None = None,
-        drop_pool: str = "layer",
+        drop_pool: Pool = "layer",
         density_curve: Curve | None = None,
-        prune_pool: str = "global",
+        prune_pool: Pool = "global",
         scope: Scope | None = None,
         probe: Probe | None = None,
         seed: int = 0,
-        verify_every: int | None = None,
+        verify_every: Annotated[int | None, Range(1)] = None,
     ) -> None:
         self.optimizer = optimizer
         self.plan = plan
@@ -140,13 +142,8 @@ class Sparsifier:
         if self.plan is not None and (self._drop is None) != (self._grow is None):
             raise ValueError("drop and grow go together: give both, or neither to prune only")
         self._check_ignored(drop_fraction)
-        for pool in (self._drop_pool, self._prune_pool):
-            if pool not in POOLS:
-                raise ValueError(f"pool {pool!r}: allowed are {', '.join(POOLS)}")
         if "cuts" in marks_of(self._drop) and self._drop_pool != "layer":
             raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop decides how many leave")
-        if self.verify_every is not None and self.verify_every < 1:
-            raise ValueError(f"verify_every={self.verify_every}: must be at least 1, or None")
         late = [self._redistribute, *([self._grow] if "after_drop" in marks_of(self._grow) else [])]
         if any("dense_gradient" in marks_of(part) for part in late):
             raise ValueError("a part that sees layers after the drop finds no dense gradients there to read")
@@ -546,13 +543,19 @@ def _curve(drop_fraction: float | Curve, plan: UpdatePlan | None) -> Curve:
     """Return a drop fraction as a curve."""
     if callable(drop_fraction):
         return drop_fraction
-    if not 0 < drop_fraction <= 1:
-        raise ValueError(f"drop_fraction={drop_fraction}: must lie in (0, 1]")
-    return constant(plan, initial=drop_fraction) if plan else lambda step: 0.0
+    if plan is None:
+        return lambda step: 0.0
+    try:
+        return constant(plan, initial=drop_fraction)
+    except OptionError as error:
+        raise OptionError(f"drop_fraction={drop_fraction}: {error}") from error
 
 
 def _part(kind: str, value: Any) -> Any:
     """Return a part given by name or as itself."""
     if value == registry.NONE:
         raise ValueError(f"{kind}='none': leave it out, or give {kind}=None")
-    return registry.find(kind, value).load() if isinstance(value, str) else value
+    part = registry.find(kind, value).load() if isinstance(value, str) else value
+    if part is not None:
+        check_part(part, kind)
+    return part

@@ -6,10 +6,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from dst.options import checked
+from dst.training.options import Decay
+
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-def parameter_groups(model: nn.Module, decay: str) -> list[dict[str, Any]]:
+@checked
+def parameter_groups(model: nn.Module, decay: Decay) -> list[dict[str, Any]]:
     """Return the optimizer's parameter groups: one that decays and, if needed, one with a decay of zero.
 
     ``decay``: ``all`` parameters decay; all except those of normalisation layers (``not_norms``), recognised by the

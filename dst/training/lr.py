@@ -4,17 +4,23 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from dst.fractions import Curve, step_at
+from dst.options import Each, Range, checked, require
+from dst.training.options import Peak
 
 
 @dataclass(frozen=True)
 class LRPlan:
     """The numbers that every curve needs: the ``peak`` rate, and the lengths of training and warm-up in steps."""
 
-    peak: float
+    peak: Peak
     total_steps: int
     warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        require(self)
 
 
 def constant(plan: LRPlan) -> Curve:
@@ -22,7 +28,8 @@ def constant(plan: LRPlan) -> Curve:
     return _warmed_up(plan, lambda step: plan.peak)
 
 
-def cosine(plan: LRPlan, *, floor: float = 0.0) -> Curve:
+@checked
+def cosine(plan: LRPlan, *, floor: Annotated[float, Range(0, "peak"), "the rate at the end"] = 0.0) -> Curve:
     """Fall from the peak after the warm-up to ``floor`` at the end along half a cosine (Loshchilov & Hutter 2017)."""
     length = plan.total_steps - plan.warmup_steps
 
@@ -33,7 +40,15 @@ def cosine(plan: LRPlan, *, floor: float = 0.0) -> Curve:
     return _warmed_up(plan, curve)
 
 
-def multistep(plan: LRPlan, *, milestones: Sequence[float], gamma: float = 0.1) -> Curve:
+@checked
+def multistep(
+    plan: LRPlan,
+    *,
+    milestones: Annotated[
+        Sequence[float], Each(Range(0, 1, "()"), least=1, order="<"), "fractions of training at which the rate falls"
+    ],
+    gamma: Annotated[float, Range(0, 1, "(]"), "the rate is multiplied by it at each"] = 0.1,
+) -> Curve:
     """Multiply the rate by ``gamma`` at each milestone, a fraction of training."""
     steps = [step_at(milestone, plan.total_steps) for milestone in milestones]
     return _warmed_up(plan, lambda step: plan.peak * gamma ** bisect_right(steps, step))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+from dst.options import checked
+from dst.training.options import PrecisionName
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALLEST_SCALE = 2.0**-10
@@ -18,9 +19,8 @@ _SMALLEST_SCALE = 2.0**-10
 class Precision:
     """Casts forward passes and scales losses on ``device`` ("cpu" or "cuda")."""
 
-    def __init__(self, name: str, device: str) -> None:
-        if name not in PRECISIONS:
-            raise ValueError(f"precision={name!r}: allowed are {', '.join(PRECISIONS)}")
+    @checked
+    def __init__(self, name: PrecisionName, device: str) -> None:
         self._device, self._dtype = device, _AUTOCAST.get(name)
         # Both switches, since by default PyTorch allows TF32 in convolutions but not in matrix products.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"

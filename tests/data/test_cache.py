@@ -135,7 +135,7 @@ def test_resizing_to_the_size_it_has_changes_nothing(tmp_path):
 
 
 def test_a_size_below_one_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"size=0"):
+    with pytest.raises(ValueError, match=r"size=0: must be in \[1, 4096\]"):
         prepare(tmp_path, Reader(), size=0)
 
 

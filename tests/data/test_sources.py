@@ -209,15 +209,30 @@ def problems(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.center_crop=0.875"], "data.center_crop=0.875 would be ignored without data.size"),
-        (["data.center_crop=1.2", "data.size=8"], "data.center_crop=1.2: must be a finite number in (0, 1]"),
+        (["data.center_crop=0.875"], "data.center_crop=0.875: needs size, which is null"),
+        (["data.center_crop=1.2", "data.size=8"], "data.center_crop=1.2: must be in (0, 1]"),
         (["data.storage=disk"], "data.storage=disk: allowed: auto, resident, stream"),
         (["data=imagenet", "data.storage=resident"], "set data.storage=auto, or data.augment.resized_crop_scale=null"),
-        (["data=imagenet", "data.size=null", "data.center_crop=null"], "data.size is missing"),
-        (["data=imagenet", "data.augment.crop_padding=4"], "are two kinds of crop"),
-        (["data=imagenet", "data.augment.resized_crop_scale=[0.5]"], "must be two shares of the area"),
-        (["data=imagenet", "data.augment.resized_crop_scale=[0.5,0.2]"], "must be two shares of the area"),
-        (["data=imagenet", "data.augment.resized_crop_scale=[0,1]"], "must be two shares of the area"),
+        (
+            ["data=imagenet", "data.size=null", "data.center_crop=null"],
+            "data.augment.resized_crop_scale=[0.08, 1.0]: needs size, which is null",
+        ),
+        (
+            ["data=imagenet", "data.augment.crop_padding=4"],
+            "resized_crop_scale=[0.08, 1.0]: does not go with crop_padding=4",
+        ),
+        (
+            ["data=imagenet", "data.augment.resized_crop_scale=[0.5]"],
+            "must be a list of 2, each in (0, 1], not decreasing",
+        ),
+        (
+            ["data=imagenet", "data.augment.resized_crop_scale=[0.5,0.2]"],
+            "must be a list of 2, each in (0, 1], not decreasing",
+        ),
+        (
+            ["data=imagenet", "data.augment.resized_crop_scale=[0,1]"],
+            "must be a list of 2, each in (0, 1], not decreasing",
+        ),
     ],
 )
 def test_options_of_data_that_do_not_fit_together_are_told(overrides, message):

@@ -183,7 +183,7 @@ def test_what_does_not_fit_the_images_is_refused(root):
         stream(root, Augment(), batch_size=0)
     with pytest.raises(DataError, match="cannot start at batch 6"):
         stream(root, Augment()).epoch(0, start=6)
-    with pytest.raises(DataError, match="two kinds of crop"):
+    with pytest.raises(ValueError, match="does not go with crop_padding=1"):
         Augment(crop_padding=1, resized_crop_scale=[0.1, 1])
     resident = prepare(root, "resident").train
     assert isinstance(resident, Split)

@@ -43,9 +43,17 @@ def test_ramp_to_the_end_ends_at_the_last_update_that_takes_place(stop, on_last_
     assert curve(ends_at) == 0.1 < curve(ends_at - 10)
 
 
-@pytest.mark.parametrize(("initial", "final"), [(0.1, 0.1), (0.1, 0.5), (1.5, 0.1), (1.0, 0.0)])
-def test_densities_that_do_not_fall(initial, final):
-    with pytest.raises(ValueError, match="need 0 < final < initial <= 1, got final="):
+@pytest.mark.parametrize(
+    ("initial", "final", "told"),
+    [
+        (0.1, 0.1, r"initial=0.1: must be in \(density=0.1, 1\]"),
+        (0.1, 0.5, r"initial=0.1: must be in \(density=0.5, 1\]"),
+        (1.5, 0.1, r"initial=1.5: must be in \(density=0.1, 1\]"),
+        (1.0, 0.0, r"density=0.0: must be in \(0, 1\)"),
+    ],
+)
+def test_densities_that_do_not_fall(initial, final, told):
+    with pytest.raises(ValueError, match=told):
         cubic(UpdatePlan(every=10, total_steps=100), final, initial=initial, end=0.5)
 
 

@@ -141,9 +141,9 @@ def test_indivisible_layers_are_an_error_unless_said_otherwise():
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: n_m(n=4, m=4), "need 1 <= n < m"),
-        (lambda: n_m(n=1, m=4, indivisible="pad"), "allowed are error, dense"),
-        (lambda: constant_fan_in(ablation=1.0), r"must lie in \[0, 1\)"),
+        (lambda: n_m(n=4, m=4), r"n=4: must be in \[1, m=4\)"),
+        (lambda: n_m(n=1, m=4, indivisible="pad"), "indivisible=pad: allowed: dense, error"),
+        (lambda: constant_fan_in(ablation=1.0), r"ablation=1.0: must be in \[0, 1\)"),
     ],
 )
 def test_impossible_options(make, told):

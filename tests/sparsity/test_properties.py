@@ -49,7 +49,7 @@ def numbers(tensor, kind, generator):
         regrow=st.booleans(),
         grown_weights=st.sampled_from(["zero", "initial"]),
         returning_weights=st.sampled_from(["keep", "reset"]),
-    ),
+    ).map(lambda plan: plan if plan["regrow"] else {**plan, "returning_weights": "keep"}),
     weights=VALUES,
     gradients=VALUES,
     adam=st.booleans(),

@@ -26,7 +26,7 @@ def test_horizons_and_ends():
     assert linear(plan, initial=0.4, floor=0.2)(500) == pytest.approx(0.3)
     assert linear(plan, initial=0.4, floor=0.2, horizon="stop")(750) == pytest.approx(0.2)
     assert constant(plan, initial=0.3)(999) == 0.3
-    with pytest.raises(ValueError, match="horizon='never': allowed are end, stop"):
+    with pytest.raises(ValueError, match="horizon=never: allowed: end, stop"):
         cosine(plan, initial=0.3, horizon="never")
 
 
@@ -78,7 +78,11 @@ def test_number_of_updates_is_the_number_of_due_steps(every, total, start, stop,
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"every": 0}, "every=0"), ({"start": 0.8, "stop": 0.5}, "start=0.8"), ({"order": "before"}, "order='before'")],
+    [
+        ({"every": 0}, "every=0: must be >= 1"),
+        ({"start": 0.8, "stop": 0.5}, r"start=0.8: must be in \[0, stop=0.5\)"),
+        ({"order": "before"}, "order=before: allowed: after_step, replaces_step"),
+    ],
 )
 def test_impossible_plans(wrong, told):
     with pytest.raises(ValueError, match=told):

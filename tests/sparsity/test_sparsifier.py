@@ -522,8 +522,8 @@ def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
     ("wrong", "told"),
     [
         ({"drop": None}, "drop and grow go together"),
-        ({"verify_every": 0}, "verify_every=0: must be at least 1"),
-        ({"drop_pool": "all"}, "pool 'all': allowed are layer, global"),
+        ({"verify_every": 0}, "verify_every=0: must be >= 1"),
+        ({"drop_pool": "all"}, "pool=all: allowed: global, layer"),
         ({"redistribute": "momentums"}, "did you mean 'momentum'"),
         ({"drop": None, "grow": None, "redistribute": "momentum"}, "redistribute would be ignored"),
         ({"drop": partial(drops.threshold, value=0.1), "drop_pool": "global"}, "drop_pool='global' would be ignored"),
@@ -592,7 +592,7 @@ def test_shares_of_counts_are_exact(drop, options, dropped):
 
 @pytest.mark.parametrize("options", [{}, {"value": 0.1, "quantile": 0.1}])
 def test_threshold_needs_exactly_one_of_value_and_quantile(options):
-    with pytest.raises(ValueError, match="either value or quantile"):
+    with pytest.raises(ValueError, match="drop: exactly one of value and quantile is needed, not value="):
         threshold_update(**options)
 
 

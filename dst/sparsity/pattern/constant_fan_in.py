@@ -1,10 +1,12 @@
 """Constant fan-in: every output unit has the same number of incoming weights, or none (SRigL, Lasby et al. 2023)."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Size, Tensor
 
+from dst.options import Range, checked
 from dst.sparsity.marks import marked
 from dst.sparsity.pattern import Budget
 from dst.sparsity.pattern.rows import Rows
@@ -19,8 +21,6 @@ class ConstantFanIn(Rows):
     """
 
     def __init__(self, ablation: float) -> None:
-        if not 0 <= ablation < 1:
-            raise ValueError(f"constant_fan_in: ablation={ablation}: must lie in [0, 1)")
         self.ablation = ablation
 
     def admissible(self, shape: Size, count: int) -> int:
@@ -54,7 +54,13 @@ class ConstantFanIn(Rows):
 
 
 @marked("structured", "units")
-def constant_fan_in(*, ablation: float = 0.0) -> ConstantFanIn:
+@checked
+def constant_fan_in(
+    *,
+    ablation: Annotated[
+        float, Range(0, 1, "[)"), "units with fewer salient weights than this share of their fan-in lose all"
+    ] = 0.0,
+) -> ConstantFanIn:
     """Return the pattern; units with fewer salient weights than the share ``ablation`` of their fan-in are ablated.
 
     0 keeps all units. The network's last layer, whose units are its outputs, keeps them in any case.

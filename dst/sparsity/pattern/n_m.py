@@ -1,25 +1,21 @@
 """N:M sparsity: N of every M consecutive input channels, for each output channel and kernel position."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Size, Tensor
 
+from dst.options import OneOf, Range, checked
 from dst.sparsity.marks import marked
 from dst.sparsity.pattern import Budget
 from dst.sparsity.pattern.rows import Rows
-
-INDIVISIBLE = ("error", "dense")
 
 
 class NM(Rows):
     """Rows are M consecutive input channels at one output channel and kernel position, the quota is N."""
 
     def __init__(self, n: int, m: int, indivisible: str) -> None:
-        if not 1 <= n < m:
-            raise ValueError(f"n_m: n={n} of m={m} weights: need 1 <= n < m")
-        if indivisible not in INDIVISIBLE:
-            raise ValueError(f"n_m: indivisible={indivisible!r}: allowed are {', '.join(INDIVISIBLE)}")
         self.n, self.m, self.indivisible = n, m, indivisible
 
     def admissible(self, shape: Size, count: int) -> int:
@@ -48,6 +44,12 @@ class NM(Rows):
 
 
 @marked("structured", "units", "own_counts")
-def n_m(*, n: int, m: int, indivisible: str = "error") -> NM:
+@checked
+def n_m(
+    *,
+    n: Annotated[int, Range(1, "m", "[)"), "so many weights are active"],
+    m: Annotated[int, Range(2), "of so many consecutive input channels"],
+    indivisible: Annotated[str, OneOf("error", "dense"), "what a layer is that m does not divide"] = "error",
+) -> NM:
     """Return the N:M pattern (Zhou et al. 2021); ``indivisible`` layers are an ``error`` or stay ``dense``."""
     return NM(n, m, indivisible)

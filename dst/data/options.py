@@ -1,0 +1,61 @@
+"""Options of data sets and batches. Needs no torch, so that configs are checked without it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from dst.options import ASIDE, SHA256, Each, Excludes, Needs, OneOf, Range, Text
+
+Size = Annotated[int, Range(1, 4096), "images are brought to size x size pixels; null: as they are"]
+CenterCrop = Annotated[
+    float,
+    Range(0, 1, "(]"),
+    Needs("size"),
+    "scale and crop to this fraction of the shorter side around the centre (ImageNet: 224 and 0.875); null: stretch",
+]
+Mean = Annotated[list[float], Each(Range()), Needs("std"), "of the pixels, per channel; null: the training split's"]
+Std = Annotated[
+    list[float], Each(Range(1e-6)), Needs("mean"), "deviation of the pixels, per channel; null: the training split's"
+]
+Folder = Text(r".*\S.*", "the name of a folder")
+
+
+@dataclass
+class Augment:
+    """Training-time augmentation: random crop after padding, then horizontal flip with probability one half."""
+
+    crop_padding: Annotated[int, Range(0, 1024), "pixels around an image before it is cropped at random"] = 0
+    padding_mode: Annotated[
+        str, OneOf("reflect", "zeros"), Needs("crop_padding"), "what they are; zeros: black before normalisation"
+    ] = "reflect"
+    flip: Annotated[bool, "flip every second image, left to right"] = False
+    resized_crop_scale: Annotated[
+        list[float] | None,
+        Each(Range(0, 1, "(]"), least=2, most=2, order="<="),
+        Needs("size"),
+        Excludes("crop_padding"),
+        "torchvision's random-resized crop instead, of between these two shares of the area; for image files",
+    ] = None
+
+
+@dataclass
+class Data:
+    """The data set. The validation split is a stratified part of the training set."""
+
+    digest: Annotated[
+        str | None, SHA256, "of its content, which identifies it; null: what is published, or lies in the root"
+    ] = None
+    val_fraction: Annotated[float, Range(0, 1, "()"), "of the training set that validates"] = 0.1
+    split_seed: Annotated[int, Range(0), "chooses what validates"] = 0
+    size: Size | None = None
+    center_crop: CenterCrop | None = None
+    mean: Mean | None = None
+    std: Std | None = None
+    storage: Annotated[
+        str,
+        ASIDE,
+        OneOf("auto", "resident", "stream"),
+        "image files: in memory, decoded when needed, or in memory up to 4 GiB; it changes no batch",
+    ] = "auto"
+    root: Annotated[str, ASIDE, Folder, "where raw files lie or are downloaded to"] = "outputs/.datasets"
+    cache: Annotated[str, ASIDE, Folder, "where decoded sets are kept"] = "outputs/.cache"
+    download: Annotated[bool, ASIDE, "fetch what is missing"] = True

@@ -1,0 +1,63 @@
+"""Options of the sparsifier that are no member's own. Needs no torch, so that configs are checked without it."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from dst.options import Each, Needs, OneOf, Range
+
+Density = Annotated[float, Range(0, 1, "()"), "active / maskable weights; the final ones where a schedule leads there"]
+Every = Annotated[int, Range(1), "steps from one update to the next"]
+Pool = Annotated[str, OneOf("layer", "global"), "each layer by itself, or all layers together"]
+
+
+@dataclass
+class Scope:
+    """Which layers are maskable: convolutions and linear layers whose name matches glob patterns.
+
+    A layer is in scope if it matches any of ``include`` and none of ``exclude``. ``dense_first`` and ``dense_last``
+    take the first and last remaining layer out: it stays dense and does not count in the density.
+    """
+
+    include: Annotated[list[str], Each(least=1), "glob patterns of layers that may be sparse"] = field(
+        default_factory=lambda: ["*"]
+    )
+    exclude: Annotated[list[str], "glob patterns of layers that stay dense"] = field(default_factory=list)
+    dense_first: Annotated[bool, "the first of these layers stays dense and does not count in the density"] = False
+    dense_last: Annotated[bool, "so does the last"] = False
+
+
+@dataclass
+class Drop:
+    """Who leaves."""
+
+    pool: Annotated[Pool, "have the drop fraction"] = "layer"
+
+
+@dataclass
+class DensitySchedule:
+    """How dense over time."""
+
+    pool: Annotated[Pool, "are pruned by magnitude to the density"] = "global"
+
+
+@dataclass
+class Update:
+    """When the topology is updated, and how an update meets the optimizer."""
+
+    every: Every | None = None
+    start: Annotated[float, Range(0, "stop", "[)"), "updates begin at this fraction of training"] = 0.0
+    stop: Annotated[float, Range(0, 1, "(]"), "and end at this one"] = 1.0
+    order: Annotated[
+        str, OneOf("after_step", "replaces_step"), "after the optimizer step (ITOP, GraNet), or instead of it (RigL)"
+    ] = "after_step"
+    regrow: Annotated[bool, "just-dropped weights may return in the same update"] = True
+    on_last_step: Annotated[bool, "also update after the last step, when nothing can be learned any more"] = False
+    grown_weights: Annotated[
+        str, OneOf("zero", "initial"), "what grown weights start from, in any case without optimizer state"
+    ] = "zero"
+    returning_weights: Annotated[
+        str,
+        OneOf("keep", "reset"),
+        Needs("regrow"),
+        "dropped and grown in the same update, they keep value and state or are as if grown",
+    ] = "keep"

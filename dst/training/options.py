@@ -1,0 +1,68 @@
+"""Options of training. Needs no torch, so that configs are checked without it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from dst.options import ASIDE, OneOf, Range
+
+Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
+Decay = Annotated[
+    str,
+    OneOf("all", "not_norms", "weights"),
+    "weight decay acts on all parameters, on all but those of norms, or on weights of convolutions and linear layers",
+]
+PrecisionName = Annotated[
+    str,
+    OneOf("fp32", "tf32", "bf16", "fp16"),
+    "number format; tf32: on GPUs that have it; bf16, fp16: mixed, fp16 with loss scaling",
+]
+Accumulate = Annotated[int, Range(1, "batch_size"), "the gradients of a batch are accumulated over so many parts"]
+LabelSmoothing = Annotated[float, Range(0, 1, "[)"), "this much of every label is spread over all classes"]
+Select = Annotated[
+    str,
+    OneOf("last", "best_val"),
+    "test the last weights, or those of the best validation accuracy at the final density",
+]
+EvalEveryEpochs = Annotated[int, Range(1), "epochs from one validation to the next"]
+
+
+@dataclass
+class Optimizer:
+    """The optimizer."""
+
+    decay: Decay = "all"
+
+
+@dataclass
+class LearningRate:
+    """The learning rate as a function of the step: linear warm-up to the peak, then a curve."""
+
+    peak: Peak = 0.1
+    warmup_epochs: Annotated[float, Range(0), "epochs in which the rate rises to its peak"] = 0.0
+
+
+@dataclass
+class Schedule:
+    """How long and how fast to train."""
+
+    epochs: Annotated[int, Range(1), "passes over the training set"] = 50
+    batch_size: Annotated[int, Range(1), "samples of a step"] = 64
+    accumulate: Accumulate = 1
+    multiplier: Annotated[
+        int, Range(1), "train so many times as long, milestones and horizons with it, but not update_every"
+    ] = 1
+    update_every: Annotated[
+        int, ASIDE, Range(1), "steps between updates, which methods take as sparsity.update.every"
+    ] = 50
+    label_smoothing: LabelSmoothing = 0.0
+    select: Select = "last"
+    eval_every_epochs: EvalEveryEpochs = 1
+
+
+@dataclass
+class Checkpoint:
+    """When to save."""
+
+    every_min: Annotated[float, ASIDE, Range(0, ends="(]"), "minutes from one checkpoint to the next"] = 1.0
+    every_steps: Annotated[int | None, ASIDE, Range(1), "and steps; null: by time only"] = None
+    keep: Annotated[int, ASIDE, Range(1), "so many of the newest are kept"] = 2
