@@ -312,7 +312,7 @@ def _check_gpus(world: int) -> None:
     identifiers: list[str] = [""] * world
     dist.all_gather_object(identifiers, str(torch.cuda.get_device_properties().uuid))
     if len(set(identifiers)) < world:
-        raise StartError(f"{world} processes were started on {len(set(identifiers))} GPUs: start one for each")
+        raise StartError(f"{world} processes were started on {len(set(identifiers))} GPUs: start one for each GPU")
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dst.config.compose import compose_cells
 from dst.config.schema import Config, ConfigError, leaves
@@ -95,6 +97,12 @@ def test_the_search_finds_keys_and_nothing_else(source, found):
 def test_parameters_become_keys(message, nodes, others, expected):
     assert translated(message, *nodes, **others) == expected
     assert translated(expected, *nodes, **others) == expected
+
+
+@given(st.lists(st.sampled_from(["root", "size", "data", "None", "True", "=", ".", "/", "-", " ", "x"]), max_size=12))
+def test_to_translate_twice_changes_nothing(pieces):
+    once = translated("".join(pieces), "data")
+    assert translated(once, "data") == once
 
 
 def test_an_error_keeps_its_type_and_its_cause():

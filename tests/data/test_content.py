@@ -203,7 +203,7 @@ def test_files_that_change_while_they_are_decoded_are_refused(tmp_path, monkeypa
         return found
 
     monkeypatch.setattr(cache, "decode_all", meddle)
-    with pytest.raises(DataError, match=r"class_0/0\.jpg was changed while the set was read"):
+    with pytest.raises(DataError, match=r"class_0/0\.jpg changed while the set was read"):
         load("image_folder", image_folder, root=str(root), cache=str(tmp_path / "cache"), download=False)
     assert not list(tmp_path.glob("cache/*.bin"))
 

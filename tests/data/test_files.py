@@ -134,8 +134,8 @@ def test_different_classes_in_train_and_val_are_named(tmp_path):
     [
         ("val_1.JPEG", "val_9.JPEG", r"'val_9.JPEG n01' is not the name of an image"),
         ("n01", "n09", r"'val_1.JPEG n09' is not the name of an image.* and a class"),
-        ("val_1.JPEG\tn01\t0\t0\t9\t9\n", "", r"says nothing of 1 images of val/images \(val_1.JPEG\)"),
-        ("\tn01\t", "\tn02\t", r"names none of 1 classes \(n01\)"),
+        ("val_1.JPEG\tn01\t0\t0\t9\t9\n", "", r"leaves out 1 images of val/images \(val_1.JPEG\)"),
+        ("\tn01\t", "\tn02\t", r"and 1 classes \(n01\)"),
     ],
 )
 def test_tiny_imagenet_annotations_that_do_not_fit_are_refused(tmp_path, old, new, message):

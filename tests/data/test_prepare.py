@@ -67,7 +67,7 @@ def test_all_damaged_files_of_all_parts_are_named_at_once(tmp_path, storage):
     cut = root / "train" / "class_1" / "0.png"
     cut.write_bytes(cut.read_bytes()[:-13])
     told = refused(tmp_path, storage)
-    assert told.startswith(f"4 of what should be images cannot be used: {damaged[1]} (it is damaged between bytes ")
+    assert told.startswith(f"4 files that should be images cannot be used: {damaged[1]} (it is damaged between bytes ")
     assert re.findall(r"(/\S+\.png) \(", told) == list(map(str, [damaged[1], cut, damaged[2], damaged[0]]))
     assert f"{cut} (it is truncated)" in told
 
@@ -78,9 +78,9 @@ def test_of_very_many_damaged_files_the_first_are_named_and_all_counted(tmp_path
     for path in (root / "train").glob("*/*.png"):
         path.write_bytes(b"no image")
     told = refused(tmp_path, storage)
-    assert told.startswith("40 of what should be images cannot be used: ")
+    assert told.startswith("40 files that should be images cannot be used: ")
     assert told.count(".png (it is neither JPEG nor PNG") == 20
-    assert " and 20 more; of each: replace it" in told
+    assert " and 20 more; for each: replace it" in told
 
 
 @STORAGES
@@ -98,7 +98,7 @@ def test_a_crash_of_the_decoder_names_the_file_and_takes_nothing_along(tmp_path,
         data[-30] ^= 0x55
         path.write_bytes(data)
     told = refused(tmp_path, storage)
-    assert told.startswith("3 of what should be images cannot be used: ")
+    assert told.startswith("3 files that should be images cannot be used: ")
     for path in paths:
         assert f"{path} (the decoder crashed: SIGSEGV)" in told
 
@@ -113,8 +113,8 @@ def test_a_jpeg_that_the_decoder_finds_fault_with_is_told(tmp_path, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        f"image_folder: verifying: the decoder finds fault with 1 of the images, which are used all the same: {path} "
-        "(Warning: unknown JFIF revision number 84.01)"
+        "image_folder: verifying: the decoder finds fault with 1 of the images but can decode them; they are used: "
+        f"{path} (Warning: unknown JFIF revision number 84.01)"
     )
 
 

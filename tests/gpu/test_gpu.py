@@ -163,7 +163,7 @@ def test_processes_need_a_gpu_each(tmp_path):
     count = torch.cuda.device_count()
     for error in call_together(ranks.share_a_gpu, cwd=tmp_path, processes=count + 1):
         assert f"{count + 1} processes were started on" in error
-        assert "start one a GPU" in error
+        assert "start one for each GPU" in error
 
 
 def test_runs_side_by_side_on_a_gpu_are_runs_by_themselves(tmp_path):
