@@ -74,7 +74,7 @@ def _left_open(by_member: Mapping[str, Option]) -> Any:
     """Return the type of an option that only some members of a slot take, as they declare it."""
     option, *_ = by_member.values()
     extras = (ASIDE,) if option.aside else ()
-    return Annotated[option.type, option.help, *extras] | None
+    return Annotated[option.type | None, option.help, *extras]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
