@@ -13,7 +13,7 @@ from dst.sparsity.plan import UpdatePlan
 Curve = Callable[[int], float]
 
 Initial = Annotated[float, Range(0, 1, "(]"), "the share of a layer's active weights that moves at first"]
-Floor = Annotated[float, Range(0, "initial"), "and at the horizon"]
+Floor = Annotated[float, Range(0, "initial"), "the share that moves at the horizon"]
 Horizon = Annotated[str, OneOf("end", "stop"), "the curve ends at the end of training, or where the updates stop"]
 
 
