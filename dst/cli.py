@@ -22,6 +22,7 @@ A run is model x data x sparsity x schedule x hardware. Choose an option of a gr
   python run.py -m sparsity=static,set_itop,rigl_itop seed=0,1,2   nine runs
   python run.py data=mnist model=lenet_300_100 schedule=mnist      another problem
   python run.py sparsity=rigl --cfg job                            show the config, run nothing
+  python run.py --keys sparsity.drop                               keys that begin so: what is allowed, what they do
   python run.py -m sparsity=set_itop seed=0,1,2 --forecast         what a sweep will cost
   python run.py -m hardware=slurm seed=0,1,2                       the sweep as SLURM jobs; hydra/launcher=local: here
   python -m dst.launcher.status outputs                            the state of all runs; also cancel, requeue, sync
@@ -46,11 +47,20 @@ def main(arguments: Sequence[str], conf: Path) -> int:
         parser.error("--resolve and --package go with --cfg job")
     if options.cfg and (options.multirun or options.forecast):
         parser.error("--cfg job shows one config and runs nothing: leave out -m and --forecast")
+    if options.markdown and options.keys is None:
+        parser.error("--markdown goes with --keys")
+    if options.keys is not None and (options.overrides or options.cfg or options.multirun or options.forecast):
+        parser.error("--keys shows keys and runs nothing: give it a prefix and nothing else")
     wait_without_spinning()
     speaks = _speaks()
     try:
-        if not speaks and (options.cfg or options.forecast):
+        if not speaks and (options.cfg or options.forecast or options.keys is not None):
             return 0
+        if options.keys is not None:
+            from dst.config.keys import keys, markdown, text
+
+            print((markdown if options.markdown else text)(keys(options.keys)), end="" if options.markdown else "\n")
+            return shown()
         _check_text(options.overrides)
         if options.cfg:
             from dst.config.compose import compose, show
@@ -104,6 +114,10 @@ def _parser(conf: Path) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--cfg", choices=["job"], help="print the composed config and stop")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in ${...}")
     parser.add_argument("-p", "--package", help="with --cfg: only this part, e.g. sparsity.update")
+    parser.add_argument(
+        "--keys", nargs="?", const="", metavar="PREFIX", help="print every key, or those that begin so, and stop"
+    )
+    parser.add_argument("--markdown", action="store_true", help="with --keys: as docs/keys.md")
     parser.add_argument("--forecast", action="store_true", help="show the cost (FLOPs, memory, time) and stop")
     parser.add_argument("--info", metavar="WHAT", help="Hydra's own information, e.g. --info defaults-tree")
     return parser
@@ -121,9 +135,7 @@ def _groups_help(conf: Path) -> str:
             with path.open(errors="replace") as file:
                 about = file.readline().strip().lstrip("# ")
             lines.append(f"    {path.relative_to(folder).with_suffix('')!s:<16} {about}")
-    lines.append(
-        "\nkeys: --cfg job shows them all with their values; hydra.launcher.wait, .max_parallel, .runs_per_job."
-    )
+    lines.append("\nkeys: --keys says what each may be and does; --cfg job shows them with their values.")
     lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving.")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, wraps
 from itertools import pairwise
 from numbers import Integral, Real
@@ -36,6 +36,7 @@ Values = Mapping[str, Any]
 """Options by name, with all others that a condition may look at."""
 
 _WORDS: Final = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_KINDS: Final = {int: Integral, float: Real, str: str, bool: bool}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -69,18 +70,18 @@ class Range:
 
     def problem(self, option: "Option", value: Any, values: Values) -> str | None:
         """Return that a number lies outside."""
-        low, high = _number(self.low, values, -math.inf), _number(self.high, values, math.inf)
+        low, high = self._bounds(values)
         if low > high or (low == high and self.ends != "[]"):
-            return replace(self, **self._numbers()).problem(option, value, {})
+            values = {}
+            low, high = self._bounds(values)
         above = value >= low if self.ends[0] == "[" else value > low
         below = value <= high if self.ends[1] == "]" else value < high
         if not math.isfinite(value):
             return f"must be a finite number{'' if self == Range() else f' {self._told(values)}'}"
         return None if above and below else f"must be {self._told(values)}"
 
-    def _numbers(self) -> dict[str, float]:
-        """Return the bounds without those that are names."""
-        return {"low": _number(self.low, {}, -math.inf), "high": _number(self.high, {}, math.inf)}
+    def _bounds(self, values: Values) -> tuple[float, float]:
+        return _number(self.low, values, -math.inf), _number(self.high, values, math.inf)
 
     def __str__(self) -> str:
         return self._told({}) if self != Range() else "finite"
@@ -97,7 +98,9 @@ class Range:
 
 def _number(bound: float | str, values: Values, otherwise: float) -> float:
     """Return a bound's number; ``otherwise`` if it is the name of an option that has none."""
-    found = values.get(bound) if isinstance(bound, str) else bound
+    if not isinstance(bound, str):
+        return bound
+    found = values.get(bound)
     return float(found) if isinstance(found, Real) and not math.isnan(found) else otherwise
 
 
@@ -241,18 +244,15 @@ class Option:
 
 def _misfit(kind: Any, value: Any) -> str | None:
     """Return that a value is of another type than ``kind``."""
+    if type(value) is kind:
+        return None
     if get_origin(kind) is list:
         if not isinstance(value, Sequence) or isinstance(value, str):
             return "must be a list"
         (inner,) = get_args(kind)
         return f"must be a list, each {_WORDS[inner]}" if any(_misfit(inner, item) for item in value) else None
-    fits = {
-        int: isinstance(value, Integral) and not isinstance(value, bool),
-        float: isinstance(value, Real) and not isinstance(value, bool),
-        str: isinstance(value, str),
-        bool: isinstance(value, bool),
-    }
-    return None if fits.get(kind, True) else f"must be {_WORDS[kind]}"
+    fits = isinstance(value, _KINDS.get(kind, object)) and (kind is bool or not isinstance(value, bool))
+    return None if fits else f"must be {_WORDS.get(kind, kind)}"
 
 
 def read(name: str, annotation: Any, default: Any = REQUIRED) -> Option:

@@ -33,16 +33,16 @@ class Slurm:
     """What the SLURM launcher asks the cluster for, for each job. What is null is left to the cluster's defaults."""
 
     timeout_min: Annotated[int, ASIDE, Range(1), "the time limit"] = 60
-    signal_delay_s: Annotated[int, ASIDE, Range(1), "so long before it the run saves and is requeued"] = 120
-    max_requeues: Annotated[int, ASIDE, Range(0), "at most so many times"] = 100
-    nodes: Annotated[int, ASIDE, Range(1), "that share the run's processes evenly"] = 1
-    gpus: Annotated[int | None, ASIDE, Range(0), "per node; null: one a process on CUDA"] = None
-    cpus: Annotated[int | None, ASIDE, Range(1), "per process; null: threads and workers"] = None
-    memory_gb: Annotated[float | None, ASIDE, Range(0, ends="(]"), "per node"] = None
-    partition: Annotated[str | None, ASIDE, "SLURM's"] = None
-    account: Annotated[str | None, ASIDE, "SLURM's"] = None
-    qos: Annotated[str | None, ASIDE, "SLURM's"] = None
-    constraint: Annotated[str | None, ASIDE, "SLURM's, e.g. a100|h100"] = None
+    signal_delay_s: Annotated[int, ASIDE, Range(1), "so long before the time limit the run saves and is requeued"] = 120
+    max_requeues: Annotated[int, ASIDE, Range(0), "it is requeued at most so many times"] = 100
+    nodes: Annotated[int, ASIDE, Range(1), "nodes that share the run's processes evenly"] = 1
+    gpus: Annotated[int | None, ASIDE, Range(0), "GPUs per node; null: one a process on CUDA"] = None
+    cpus: Annotated[int | None, ASIDE, Range(1), "CPUs per process; null: threads and workers"] = None
+    memory_gb: Annotated[float | None, ASIDE, Range(0, ends="(]"), "memory per node"] = None
+    partition: Annotated[str | None, ASIDE, "the partition of the cluster"] = None
+    account: Annotated[str | None, ASIDE, "the account that is charged"] = None
+    qos: Annotated[str | None, ASIDE, "the quality of service"] = None
+    constraint: Annotated[str | None, ASIDE, "features that nodes must have, e.g. a100|h100"] = None
     setup: Annotated[list[str], ASIDE, 'shell lines before the program, e.g. ["module load cuda"]'] = field(
         default_factory=list
     )

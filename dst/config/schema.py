@@ -60,7 +60,7 @@ def of_members(kind: str) -> Callable[[_S], _S]:
     """Make a slot of a dataclass: it gets every option that a member of this kind takes, null until it is set."""
 
     def derive(group: _S) -> _S:
-        name = Annotated[str, MemberOf(kind), f"which {kind.replace('_', ' ')}"]
+        name = Annotated[str, MemberOf(kind), _first_line(group)]
         own = [("name", name, field(default=group.name))]  # type: ignore[attr-defined]
         taken = [(name, _left_open(by_member), None) for name, by_member in registry.slot_options(kind).items()]
         made = make_dataclass(group.__name__, [*own, *taken], bases=(group,))
@@ -70,11 +70,15 @@ def of_members(kind: str) -> Callable[[_S], _S]:
     return derive
 
 
+def _first_line(group: type) -> str:
+    return (group.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
 def _left_open(by_member: Mapping[str, Option]) -> Any:
     """Return the type of an option that only some members of a slot take, as they declare it."""
     option, *_ = by_member.values()
     extras = (ASIDE,) if option.aside else ()
-    return Annotated[option.type, option.help, *extras] | None
+    return Annotated[option.type | None, option.help, *extras]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,12 +88,12 @@ def _left_open(by_member: Mapping[str, Option]) -> Any:
 @of_members("model")
 @dataclass
 class Model(Slot):
-    """The network, and what it starts from."""
+    """The network."""
 
     name: str = "mlp"
     weights: Annotated[str | None, ASIDE, "start from those of another run: its folder"] = None
     weights_digest: Annotated[
-        str | None, SHA256, Needs("weights"), "of the checkpoint, which identifies it; null: the newest there"
+        str | None, SHA256, Needs("weights"), "digest of the checkpoint, which identifies it; null: of the newest there"
     ] = None
 
 
@@ -188,7 +192,7 @@ class Optimizer(training_options.Optimizer, Slot):
 @of_members("lr")
 @dataclass
 class LearningRate(training_options.LearningRate, Slot):
-    """The learning rate as a function of the step: linear warm-up to ``peak``, then the curve ``name``."""
+    """How the learning rate falls, after a linear warm-up to its peak."""
 
     name: str = "cosine"
 
@@ -207,14 +211,14 @@ class Hardware:
 
     device: Annotated[str, OneOf("cpu", "cuda"), "what computes"] = "cpu"
     determinism: Annotated[
-        str, OneOf("strict", "fast"), "resume bit-identically on the same kind of machine, or perhaps not"
+        str, OneOf("strict", "fast"), "a resume on the same kind of machine is bit-identical, or perhaps not"
     ] = "strict"
-    threads: Annotated[int, Range(1, 1024), "on a CPU; they change bits, so they identify a run"] = 2
+    threads: Annotated[int, Range(1, 1024), "of the CPU; their number changes bits, so it identifies a run"] = 2
     precision: training_options.PrecisionName = "fp32"
     channels_last: Annotated[bool, "the memory layout of images that tensor cores want"] = False
-    compile: Annotated[bool, "the model by torch.compile"] = False
+    compile: Annotated[bool, "compile the model by torch.compile"] = False
     workers: Annotated[int, ASIDE, Range(0), "processes that load streamed data"] = 0
-    processes: Annotated[int, Range(1, 1024), "that share every batch, one GPU each"] = 1
+    processes: Annotated[int, Range(1, 1024), "processes that share every batch, one GPU each"] = 1
     sync_batch_norm: Annotated[bool, "batch statistics over all processes instead of each by itself"] = False
     slurm: Slurm = field(default_factory=Slurm)
 
@@ -231,7 +235,7 @@ class Output:
         str,
         ASIDE,
         Text(r"(?!\.)[^/]+(/(?!\.)[^/]+)*/?", "a folder below output.root, without hidden parts"),
-        "of this run",
+        "the folder of this run and others",
     ] = "default"
     resume: Annotated[str, ASIDE, OneOf("auto", "never"), "never: start a new attempt folder"] = "auto"
 
@@ -251,7 +255,7 @@ class Tracking:
     entity: Annotated[str | None, ASIDE, "wandb's user or team; null: your own"] = None
     tags: Annotated[list[str], ASIDE, "wandb's tags, besides model, data and method"] = field(default_factory=list)
     notes: Annotated[str | None, ASIDE, "wandb's notes"] = None
-    timeout_s: Annotated[float, ASIDE, Range(0, ends="(]"), "how long it may hold up a run at its end"] = 20.0
+    timeout_s: Annotated[float, ASIDE, Range(0, ends="(]"), "how long wandb may hold up a run at its end"] = 20.0
 
 
 @dataclass

@@ -12,9 +12,14 @@ CenterCrop = Annotated[
     Needs("size"),
     "scale and crop to this fraction of the shorter side around the centre (ImageNet: 224 and 0.875); null: stretch",
 ]
-Mean = Annotated[list[float], Each(Range()), Needs("std"), "of the pixels, per channel; null: the training split's"]
+Mean = Annotated[
+    list[float], Each(Range()), Needs("std"), "mean of the pixels, per channel; null: the training split's"
+]
 Std = Annotated[
-    list[float], Each(Range(1e-6)), Needs("mean"), "deviation of the pixels, per channel; null: the training split's"
+    list[float],
+    Each(Range(1e-6)),
+    Needs("mean"),
+    "standard deviation of the pixels, per channel; null: the training split's",
 ]
 Folder = Text(r".*\S.*", "the name of a folder")
 
@@ -25,7 +30,7 @@ class Augment:
 
     crop_padding: Annotated[int, Range(0, 1024), "pixels around an image before it is cropped at random"] = 0
     padding_mode: Annotated[
-        str, OneOf("reflect", "zeros"), Needs("crop_padding"), "what they are; zeros: black before normalisation"
+        str, OneOf("reflect", "zeros"), Needs("crop_padding"), "what the padding is: mirrored pixels, or black ones"
     ] = "reflect"
     flip: Annotated[bool, "flip every second image, left to right"] = False
     resized_crop_scale: Annotated[
@@ -42,10 +47,12 @@ class Data:
     """The data set. The validation split is a stratified part of the training set."""
 
     digest: Annotated[
-        str | None, SHA256, "of its content, which identifies it; null: what is published, or lies in the root"
+        str | None,
+        SHA256,
+        "digest of the content, which identifies it; null: of what is published, or else of what lies there",
     ] = None
-    val_fraction: Annotated[float, Range(0, 1, "()"), "of the training set that validates"] = 0.1
-    split_seed: Annotated[int, Range(0), "chooses what validates"] = 0
+    val_fraction: Annotated[float, Range(0, 1, "()"), "the share of the training set that validates"] = 0.1
+    split_seed: Annotated[int, Range(0), "chooses which samples validate"] = 0
     size: Size | None = None
     center_crop: CenterCrop | None = None
     mean: Mean | None = None
@@ -58,4 +65,4 @@ class Data:
     ] = "auto"
     root: Annotated[str, ASIDE, Folder, "where raw files lie or are downloaded to"] = "outputs/.datasets"
     cache: Annotated[str, ASIDE, Folder, "where decoded sets are kept"] = "outputs/.cache"
-    download: Annotated[bool, ASIDE, "fetch what is missing"] = True
+    download: Annotated[bool, ASIDE, "download what is missing"] = True

@@ -18,7 +18,7 @@ def cubic(
     *,
     initial: Annotated[float, Range("density", 1, "(]"), "the density at first"] = 1.0,
     start: Annotated[float, Range(0, "end", "[)"), "the density falls from this fraction of training"] = 0.0,
-    end: Annotated[float, Range(0, 1, "(]"), "and has its final value from this one on"],
+    end: Annotated[float, Range(0, 1, "(]"), "the density has its final value from this fraction of training on"],
     ends_early: Annotated[bool, "stop one update short of the final value, as the published GraNet"] = False,
 ) -> Curve:
     """Fall from ``initial`` to ``density`` along ``d_f + (d_i - d_f) (1 - (k - k0) / (k1 - k0))^3`` (Zhu & Gupta 2018).

@@ -11,7 +11,7 @@ from dst.options import OneOf, Range, checked
 from dst.sparsity.plan import UpdatePlan
 
 Initial = Annotated[float, Range(0, 1, "(]"), "the share of a layer's active weights that moves at first"]
-Floor = Annotated[float, Range(0, "initial"), "and at the horizon"]
+Floor = Annotated[float, Range(0, "initial"), "the share that moves at the horizon"]
 Horizon = Annotated[str, OneOf("end", "stop"), "the curve ends at the end of training, or where the updates stop"]
 
 

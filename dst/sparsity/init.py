@@ -71,8 +71,10 @@ def saliency(
 def file(
     start: Start,
     *,
-    path: Annotated[str, ASIDE, "where the masks are: the folder of a run"],
-    digest: Annotated[str | None, SHA256, "of the checkpoint, which identifies it; null: the newest there"] = None,
+    path: Annotated[str, ASIDE, "the folder of the run whose masks are taken"],
+    digest: Annotated[
+        str | None, SHA256, "digest of the checkpoint, which identifies it; null: of the newest there"
+    ] = None,
 ) -> list[Tensor]:
     """Take the masks of another run: of its checkpoint, or of what ``Sparsifier.state_dict`` returned, in a torch file.
 

@@ -5,9 +5,11 @@ from typing import Annotated
 
 from dst.options import Each, Needs, OneOf, Range
 
-Density = Annotated[float, Range(0, 1, "()"), "active / maskable weights; the final ones where a schedule leads there"]
+Density = Annotated[
+    float, Range(0, 1, "()"), "active / maskable weights; at the end, where a density schedule leads there"
+]
 Every = Annotated[int, Range(1), "steps from one update to the next"]
-Pool = Annotated[str, OneOf("layer", "global"), "each layer by itself, or all layers together"]
+Pool = Annotated[str, OneOf("layer", "global")]
 
 
 @dataclass
@@ -23,21 +25,21 @@ class Scope:
     )
     exclude: Annotated[list[str], "glob patterns of layers that stay dense"] = field(default_factory=list)
     dense_first: Annotated[bool, "the first of these layers stays dense and does not count in the density"] = False
-    dense_last: Annotated[bool, "so does the last"] = False
+    dense_last: Annotated[bool, "the last of these layers stays dense and does not count in the density"] = False
 
 
 @dataclass
 class Drop:
     """Who leaves."""
 
-    pool: Annotated[Pool, "have the drop fraction"] = "layer"
+    pool: Annotated[Pool, "what has the drop fraction: each layer by itself, or all layers together"] = "layer"
 
 
 @dataclass
 class DensitySchedule:
     """How dense over time."""
 
-    pool: Annotated[Pool, "are pruned by magnitude to the density"] = "global"
+    pool: Annotated[Pool, "what is pruned to the density: each layer by itself, or all layers together"] = "global"
 
 
 @dataclass
@@ -46,9 +48,11 @@ class Update:
 
     every: Every | None = None
     start: Annotated[float, Range(0, "stop", "[)"), "updates begin at this fraction of training"] = 0.0
-    stop: Annotated[float, Range(0, 1, "(]"), "and end at this one"] = 1.0
+    stop: Annotated[float, Range(0, 1, "(]"), "updates end at this fraction of training"] = 1.0
     order: Annotated[
-        str, OneOf("after_step", "replaces_step"), "after the optimizer step (ITOP, GraNet), or instead of it (RigL)"
+        str,
+        OneOf("after_step", "replaces_step"),
+        "updates come after the optimizer step (ITOP, GraNet), or instead of it (RigL)",
     ] = "after_step"
     regrow: Annotated[bool, "just-dropped weights may return in the same update"] = True
     on_last_step: Annotated[bool, "also update after the last step, when nothing can be learned any more"] = False
@@ -59,5 +63,5 @@ class Update:
         str,
         OneOf("keep", "reset"),
         Needs("regrow"),
-        "dropped and grown in the same update, they keep value and state or are as if grown",
+        "what is dropped and grown in the same update keeps its value and state, or starts as if it was grown",
     ] = "keep"

@@ -98,7 +98,7 @@ def grasp(
     keep: int | Sequence[int],
     *,
     batches: Batches = 1,
-    temperature: Annotated[float, Range(0, ends="(]"), "logits are divided by it"] = 200.0,
+    temperature: Annotated[float, Range(0, ends="(]"), "logits are divided by it before the loss"] = 200.0,
 ) -> Saliency:
     """Keep the weights whose removal reduces the gradient flow ``g.g`` most: ``w (H g)`` (GraSP, Wang et al. 2020).
 

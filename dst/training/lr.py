@@ -47,7 +47,7 @@ def multistep(
     milestones: Annotated[
         Sequence[float], Each(Range(0, 1, "()"), least=1, order="<"), "fractions of training at which the rate falls"
     ],
-    gamma: Annotated[float, Range(0, 1, "(]"), "the rate is multiplied by it at each"] = 0.1,
+    gamma: Annotated[float, Range(0, 1, "(]"), "the rate is multiplied by it at each milestone"] = 0.1,
 ) -> Curve:
     """Multiply the rate by ``gamma`` at each milestone, a fraction of training."""
     steps = [step_at(milestone, plan.total_steps) for milestone in milestones]

@@ -46,7 +46,7 @@ class Schedule:
     """How long and how fast to train."""
 
     epochs: Annotated[int, Range(1), "passes over the training set"] = 50
-    batch_size: Annotated[int, Range(1), "samples of a step"] = 64
+    batch_size: Annotated[int, Range(1), "samples that a step is taken on"] = 64
     accumulate: Accumulate = 1
     multiplier: Annotated[
         int, Range(1), "train so many times as long, milestones and horizons with it, but not update_every"
@@ -64,5 +64,7 @@ class Checkpoint:
     """When to save."""
 
     every_min: Annotated[float, ASIDE, Range(0, ends="(]"), "minutes from one checkpoint to the next"] = 1.0
-    every_steps: Annotated[int | None, ASIDE, Range(1), "and steps; null: by time only"] = None
-    keep: Annotated[int, ASIDE, Range(1), "so many of the newest are kept"] = 2
+    every_steps: Annotated[
+        int | None, ASIDE, Range(1), "steps from one checkpoint to the next, besides; null: by time only"
+    ] = None
+    keep: Annotated[int, ASIDE, Range(1), "so many of the newest checkpoints are kept"] = 2

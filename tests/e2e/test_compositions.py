@@ -4,8 +4,8 @@ import re
 from dataclasses import fields
 
 from dst.config.compose import compose_cells
-from dst.config.schema import Update
 from dst.registry import members
+from dst.sparsity.options import Update
 from tests.processes import REPOSITORY
 
 FOLDER = REPOSITORY / "conf" / "sparsity"
@@ -27,7 +27,8 @@ def slot(node):
     """A member with the options that the method sets."""
     if node.name == "none":
         return ""
-    given = {item.name: getattr(node, item.name) for item in fields(node)}
+    names = sorted((item.name for item in fields(node)), key=lambda name: name == "pool")  # last, as in the files
+    given = {name: getattr(node, name) for name in names}
     options = [f"{key}={shown(value)}" for key, value in given.items() if key != "name" and value is not None]
     is_default_pool = "pool" in given and node == type(node)(name=node.name)
     return f"{node.name}({', '.join(options)})" if options and not is_default_pool else node.name

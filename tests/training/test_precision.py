@@ -7,24 +7,24 @@ import torch
 from torch import nn
 
 from dst.config.schema import (
-    Augment,
     Config,
     Data,
     Distribution,
     Drop,
     DropFraction,
+    Grow,
     Hardware,
     LearningRate,
     Model,
     Optimizer,
     Schedule,
-    Slot,
     Sparsity,
-    Update,
     complete,
 )
+from dst.data.options import Augment
 from dst.models.resnet_cifar import resnet18
 from dst.run.build import build
+from dst.sparsity.options import Update
 from dst.training.decay import parameter_groups
 from dst.training.guard import DivergedError
 from dst.training.loop import NoObserver
@@ -45,7 +45,7 @@ def training(tmp_path_factory):
                 density=0.1,
                 distribution=Distribution("erk"),
                 drop=Drop("magnitude"),
-                grow=Slot("gradient"),
+                grow=Grow("gradient"),
                 drop_fraction=DropFraction(name="cosine", initial=0.5),
                 update=Update(every=10),
             ),
@@ -196,7 +196,7 @@ def test_scale_is_part_of_the_state():
 
 
 def test_unknown_precision():
-    with pytest.raises(ValueError, match="precision='fp8': allowed are fp32, tf32, bf16, fp16"):
+    with pytest.raises(ValueError, match="name=fp8: did you mean 'fp32'\\? allowed: bf16, fp16, fp32, tf32"):
         Precision("fp8", "cpu")
 
 

@@ -47,9 +47,11 @@ class NM(Rows):
 @checked
 def n_m(
     *,
-    n: Annotated[int, Range(1, "m", "[)"), "so many weights are active"],
-    m: Annotated[int, Range(2), "of so many consecutive input channels"],
-    indivisible: Annotated[str, OneOf("error", "dense"), "what a layer is that m does not divide"] = "error",
+    n: Annotated[int, Range(1, "m", "[)"), "so many of m weights are active"],
+    m: Annotated[int, Range(2), "the weights of so many consecutive input channels are a group"],
+    indivisible: Annotated[
+        str, OneOf("error", "dense"), "a layer that m does not divide is an error, or stays dense"
+    ] = "error",
 ) -> NM:
     """Return the N:M pattern (Zhou et al. 2021); ``indivisible`` layers are an ``error`` or stay ``dense``."""
     return NM(n, m, indivisible)
