@@ -15,6 +15,7 @@ from tests.golden.facts import REFUSED
 
 HEAVY = {"torch", "torchvision", "numpy", "pandas", "sklearn", "matplotlib", "wandb"}
 BESIDES = {"hydra", "omegaconf", "yaml", "submitit"}
+"""Help and keys do without these as well."""
 SOME = (
     # shown
     ("--help", 0),
