@@ -4,6 +4,7 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,8 +28,8 @@ def layers() -> tuple[frozenset[str], ...]:
 
 
 def ground() -> frozenset[str]:
-    """Return the modules of the ground floor."""
-    return layers()[-1]
+    """Return the modules of the ground floor: the lowest layers, which have no rooms."""
+    return frozenset().union(*takewhile(lambda layer: layer <= top_modules(), reversed(layers())))
 
 
 def floor(room: str) -> int:
