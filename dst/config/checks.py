@@ -1,6 +1,6 @@
 """What is wrong with a config, all at once: names, ignored options, ranges, combinations.
 
-Only what can be seen without data and without torch; ``dst.run.build.check`` sees the rest.
+Only what can be seen without data and without torch; ``dst.run.feasible.check`` sees the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

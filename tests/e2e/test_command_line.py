@@ -421,17 +421,6 @@ def test_cells_that_are_the_same_run_are_run_once(tmp_path):
 # -- help --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["sparsity=rigl_itp"], ["sparsity.density=2"]])
-def test_what_needs_no_torch_does_not_import_it(arguments, tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from dst.cli import main\n"
-        "try: main(sys.argv[1:], Path('conf'))\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'pandas', 'sklearn', 'wandb'} & set(sys.modules), sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPOSITORY, check=True, capture_output=True)
-
-
 def test_help_lists_every_group_and_option():
     text = shell("--help").stdout
     for path in (REPOSITORY / "conf").glob("*/*.yaml"):
