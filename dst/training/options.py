@@ -52,7 +52,7 @@ class Schedule:
         int, Range(1), "train so many times as long, milestones and horizons with it, but not update_every"
     ] = 1
     update_every: Annotated[
-        int, ASIDE, Range(1), "steps between updates, which methods take as sparsity.update.every"
+        int, ASIDE, Range(1), "steps from one update of the topology to the next, which methods take"
     ] = 50
     label_smoothing: LabelSmoothing = 0.0
     select: Select = "last"

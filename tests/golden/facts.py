@@ -40,6 +40,7 @@ from dst.data.resize import Resize
 from dst.run import build as building
 from dst.run import feasible
 from dst.run import forecast as forecasting
+from dst.run.cell import Cell
 from dst.run.sources import identified
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -282,7 +283,7 @@ def _fact(command: str) -> dict[str, Any]:
 def _config(command: str) -> tuple[Config, dict[str, Any]]:
     """Return the complete config of a command, and the settings of its launcher, if any."""
     composed = compose_command(CONF, shlex.split(command), multirun=False)
-    ((_, config),) = composed.cells
+    config = composed.cells[0].config
     if problems := check(config):
         raise ConfigError(problems)
     launcher = vars(composed.launcher) if composed.launcher else {}
@@ -296,7 +297,8 @@ def _counts(config: Config) -> dict[str, Any]:
             config = with_value(with_value(config, key, _source()), digest, None)
     config = with_value(config, "hardware", Config().hardware)  # which changes no count
     feasible.check(config)
-    (forecast,) = forecasting.forecasts([with_value(config, "hardware.device", "cuda")])  # which is not here
+    elsewhere = with_value(config, "hardware.device", "cuda")  # which is not here
+    (forecast,) = forecasting.forecasts([Cell(elsewhere, None)])
     found = {name: getattr(forecast, name) for name in ("steps", "parameters", "maskable", "active", "dense_flops")}
     if {config.sparsity.distribution.name, config.sparsity.init.name} & set(SALIENT):
         return found
