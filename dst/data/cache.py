@@ -114,7 +114,7 @@ def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None)
 def _compare(root: str, found: str, wanted: str | None) -> None:
     if wanted not in (None, found):
         raise DataError(
-            f"root={root}: the content is not the one that was asked for: its digest is {found}, but digest={wanted}. "
+            f"root={root}: this is not the content that was asked for: its digest is {found}, but digest={wanted}. "
             f"Bring that content back, or ask for this one (digest={found}, or no digest at all), which is another run"
         )
 

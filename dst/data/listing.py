@@ -154,9 +154,9 @@ def unusable(problems: Sequence[str]) -> DataError:
     count = len(problems)
     named = ", ".join(problems[:_PROBLEMS_SHOWN])
     if count == 1:
-        return DataError(f"a file that should be an image cannot be used: {named}; {AGAIN}")
+        return DataError(f"a path that should be an image cannot be used: {named}; {AGAIN}")
     more = f" and {count - _PROBLEMS_SHOWN} more" if count > _PROBLEMS_SHOWN else ""
-    return DataError(f"{count} files that should be images cannot be used: {named}{more}; for each: {AGAIN}")
+    return DataError(f"{count} paths that should be images cannot be used: {named}{more}; for each: {AGAIN}")
 
 
 def same_classes(root: Path, train: Mapping[str, object], other: Mapping[str, object], part: str) -> None:

@@ -102,7 +102,7 @@ def test_damaged_pngs_end_no_process_but_are_named(storage, options, tmp_path):
         path.write_bytes(data)
     result = run(*options, f"data.root={root}", f"data.storage={storage}", cwd=tmp_path)
     assert result.code == 2, result.output
-    assert "2 files that should be images cannot be used" in result.output
+    assert "2 paths that should be images cannot be used" in result.output
     assert all(str(path) in result.output for path in damaged)
     assert "Traceback" not in result.output
     assert not list((tmp_path / "outputs").glob("default/*"))

@@ -52,7 +52,7 @@ def test_what_is_named_like_an_image_and_is_none_is_named(root, reason, name):
     path = root / "train" / "class_1" / name
     FAULTS[reason](path)
     told = refused(root)
-    assert f"a file that should be an image cannot be used: {path} ({reason}); replace it" in told
+    assert f"a path that should be an image cannot be used: {path} ({reason}); replace it" in told
 
 
 def test_all_of_it_is_named_at_once_in_the_order_of_paths(root):
@@ -63,11 +63,11 @@ def test_all_of_it_is_named_at_once_in_the_order_of_paths(root):
             path.parent.mkdir(exist_ok=True)
             make(path)
             expected.append(f"{path} ({reason})")
-    assert f"20 files that should be images cannot be used: {', '.join(expected)}; for each: replace" in refused(root)
+    assert f"20 paths that should be images cannot be used: {', '.join(expected)}; for each: replace" in refused(root)
     for number in range(300):
         (root / "train" / "class_0" / f"empty{number:03}.png").touch()
     told = refused(root)
-    assert told.startswith("320 files that should be images cannot be used: ")
+    assert told.startswith("320 paths that should be images cannot be used: ")
     assert told.count(" (empty)") < 20
     assert " and 300 more; for each: " in told
 
@@ -85,7 +85,7 @@ def test_links_to_folders_that_are_gone_or_contain_them(root, tmp_path):
     assert f"{root}/train/class_0/up (a link to a folder that it lies in)" in told
     assert f"{root}/train/class_1/here (a link to a folder that it lies in)" in told
     assert f"{root}/test/class_0/root (a link to a folder that it lies in)" in told
-    assert told.startswith("5 of")
+    assert told.startswith("5 paths")
 
 
 def test_loops_in_many_classes_end(tmp_path):
@@ -93,7 +93,7 @@ def test_loops_in_many_classes_end(tmp_path):
     for label in range(12):
         for number in range(3):
             link(root / "train" / f"class_{label}" / f"up{number}", "..")
-    assert refused(root).startswith("36 files that should be images cannot be used: ")
+    assert refused(root).startswith("36 paths that should be images cannot be used: ")
 
 
 def test_a_class_folder_with_nothing_but_faults_is_told_by_them(root):
@@ -119,7 +119,7 @@ def test_tiny_imagenet_is_listed_likewise(tmp_path):
     link(train, "gone.JPEG")
     val.touch()
     told = refused(root, tiny_imagenet)
-    assert f"2 files that should be images cannot be used: {train} (a link to gone.JPEG: No such file" in told
+    assert f"2 paths that should be images cannot be used: {train} (a link to gone.JPEG: No such file" in told
     assert f"{val} (empty)" in told
 
 
@@ -137,7 +137,7 @@ def test_what_may_not_be_read_is_named():
     assert f"{closed} (a folder that cannot be read: Permission denied)" in told
     assert f"{unsearchable}/0.png (Permission denied)" in told
     assert f"{unsearchable}/1.png (Permission denied)" in told
-    assert told.startswith("4 of")
+    assert told.startswith("4 paths")
 
 
 def test_all_files_that_may_not_be_read_are_named():
@@ -149,7 +149,7 @@ def test_all_files_that_may_not_be_read_are_named():
             os.chmod(path, 0o000)
         for storage in ("resident", "stream"):
             assert told_to_nobody(root, storage).startswith(
-                f"2 files that should be images cannot be used: {one} (Permission denied), {other} (Permission denied)"
+                f"2 paths that should be images cannot be used: {one} (Permission denied), {other} (Permission denied)"
             )
 
 

@@ -67,7 +67,7 @@ def test_all_damaged_files_of_all_parts_are_named_at_once(tmp_path, storage):
     cut = root / "train" / "class_1" / "0.png"
     cut.write_bytes(cut.read_bytes()[:-13])
     told = refused(tmp_path, storage)
-    assert told.startswith(f"4 files that should be images cannot be used: {damaged[1]} (it is damaged between bytes ")
+    assert told.startswith(f"4 paths that should be images cannot be used: {damaged[1]} (it is damaged between bytes ")
     assert re.findall(r"(/\S+\.png) \(", told) == list(map(str, [damaged[1], cut, damaged[2], damaged[0]]))
     assert f"{cut} (it is truncated)" in told
 
@@ -78,7 +78,7 @@ def test_of_very_many_damaged_files_the_first_are_named_and_all_counted(tmp_path
     for path in (root / "train").glob("*/*.png"):
         path.write_bytes(b"no image")
     told = refused(tmp_path, storage)
-    assert told.startswith("40 files that should be images cannot be used: ")
+    assert told.startswith("40 paths that should be images cannot be used: ")
     assert told.count(".png (it is neither JPEG nor PNG") == 20
     assert " and 20 more; for each: replace it" in told
 
@@ -98,7 +98,7 @@ def test_a_crash_of_the_decoder_names_the_file_and_takes_nothing_along(tmp_path,
         data[-30] ^= 0x55
         path.write_bytes(data)
     told = refused(tmp_path, storage)
-    assert told.startswith("3 files that should be images cannot be used: ")
+    assert told.startswith("3 paths that should be images cannot be used: ")
     for path in paths:
         assert f"{path} (the decoder crashed: SIGSEGV)" in told
 

@@ -256,7 +256,7 @@ def test_parts_that_do_not_go_together(options, told):
 
 
 def test_given_weights_that_are_all_zero():
-    with pytest.raises(ValueError, match="layer  has no weight but zeros"):
+    with pytest.raises(ValueError, match="layer  has only zeros"):
         sparse(linear([0.0, 0.0]), init=partial(inits.prune_uniform, rate=0.5))
 
 

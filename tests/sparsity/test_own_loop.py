@@ -561,7 +561,7 @@ def test_there_is_no_way_around_the_mark():
     with pytest.raises(AttributeError):
         train(model, sparse(model, grow=by_attribute), 2)
     model = net()
-    with pytest.raises(RuntimeError, match="without being marked"):
+    with pytest.raises(RuntimeError, match="not marked to do so"):
         train(model, sparse(model, redistribute=lambda layer: layer.dense_gradient().abs().sum()), 2)
 
 
