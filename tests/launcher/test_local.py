@@ -127,7 +127,7 @@ def test_an_edit_of_the_code_blocks_none_but_the_runs_that_began_before_it(here,
     launch = read_launch(failed[1])
     Record.open(failed[1]).write_launch({**launch, "code": "/nowhere/elsewhere"})
 
-    with (code / "dst" / "app.py").open("a") as file:
+    with (code / "dst" / "cli.py").open("a") as file:
         file.write("# an edit\n")
     exit_code, told, why = submit("seed=0,1,2,3")
     assert (exit_code, told) == (1, "4 runs: 1 finished already, 2 left alone, 1 submitted")
@@ -152,7 +152,7 @@ def test_an_edit_of_the_code_blocks_none_but_the_runs_that_began_before_it(here,
     assert Path(read_launch(failed[0])["code"]).name == begun_with
     assert (failed[0] / "config.yaml").read_bytes() == before
     assert requeue.main([str(here / "outputs")]) == 2
-    assert "the code elsewhere that it was submitted with is in no .code above" in capsys.readouterr().err
+    assert "the code elsewhere with which it was submitted is in no .code above" in capsys.readouterr().err
     assert state(failed[1]) == "failed"
 
 
