@@ -11,6 +11,7 @@ from dst.config.identity import SCHEMA_VERSION
 from dst.config.schema import ConfigError
 from dst.launcher.executors import imports
 from dst.launcher.frozen import check_copy, submitted_code
+from dst.records.provenance import code_version
 from dst.records.read import read_launch, read_run
 from dst.run.verified import other_schema
 
@@ -23,15 +24,18 @@ def is_of_other_schema(folder: Path) -> bool:
 def own_code(folder: Path) -> Path:
     """Return the folder to import the package from that a run of another schema was submitted with.
 
-    Raises ConfigError, which names the schema, if it was never submitted or that code is gone.
+    Raises ConfigError, which names the schema, if it was never submitted, or that code is gone or no other one.
     """
     told = f"{folder} is left alone: {other_schema(read_run(folder).get('schema'))}"
     if read_launch(folder) is None:
         raise ConfigError([f"{told}; it was not submitted as a job, so there is no copy of that code"])
     try:
-        return submitted_code(folder)
+        code = submitted_code(folder)
     except ConfigError as error:
         raise ConfigError([f"{told}, and {problem}" for problem in error.problems]) from error
+    if code.name == code_version()["digest"]:  # which would ask itself for ever
+        raise ConfigError([f"{told}, and it was submitted with this very code: somebody changed {folder}/run.json"])
+    return code
 
 
 def requeue_by_own_code(folders: Sequence[Path], code: Path, options: Sequence[str]) -> int:

@@ -237,6 +237,16 @@ def test_another_runs_config_is_refused_where_it_lies(failed, capsys):
     assert f"is the config of run {folder.name}: the folder was renamed" in capsys.readouterr().err
 
 
+def test_a_schema_that_somebody_changed_is_told_and_nothing_asks_itself_for_ever(failed, submitted, capsys):
+    folder = Path(failed.folder)
+    Record.open(folder).write_run({**read_json(folder / "run.json"), "schema": 0})
+    assert requeue.main(["outputs"]) == 2
+    assert f"it was submitted with this very code: somebody changed outputs/default/{folder.name}/run.json" in (
+        capsys.readouterr().err
+    )
+    assert submitted == []
+
+
 @pytest.fixture
 def code(tmp_path):
     place = frozen_code(tmp_path)
