@@ -14,12 +14,14 @@ from torch.optim import Optimizer
 from dst.data.loader import Loader, samples_of
 from dst.fractions import Curve
 from dst.metrics.flops import Flops
+from dst.options import require
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, Processes
 from dst.training.evaluate import Evaluation, evaluate
 from dst.training.guard import DivergedError, Guard
+from dst.training.options import Accumulate, EvalEveryEpochs, LabelSmoothing, Select
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag, StopRequestedError
 
@@ -33,14 +35,17 @@ class Settings:
 
     seed: int
     epochs: int
-    label_smoothing: float
-    accumulate: int
+    label_smoothing: LabelSmoothing
+    accumulate: Accumulate
     channels_last: bool
-    select: str
-    eval_every_epochs: int
+    select: Select
+    eval_every_epochs: EvalEveryEpochs
     log_every_steps: int
     checkpoint_every_s: float
     checkpoint_every_steps: int | None
+
+    def __post_init__(self) -> None:
+        require(self)
 
 
 class Observer(Protocol):

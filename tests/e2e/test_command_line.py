@@ -279,7 +279,7 @@ def tree(folder):
         ("model=lenet_5", "set data.size=16 or more"),
         ("hardware.slurm.partition=gpu", "hardware.slurm.partition=gpu would be ignored: add hydra/launcher=slurm"),
         ("hydra/launcher=local", "hydra/launcher=local launches sweeps: add -m"),
-        ("-m hydra/launcher=local hydra.launcher.runs_per_job=0", "hydra.launcher.runs_per_job=0: must be an integer"),
+        ("-m hydra/launcher=local hydra.launcher.runs_per_job=0", "hydra.launcher.runs_per_job=0: must be >= 1"),
         ("-m hydra/launcher=local hydra.launcher.wait=maybe", "hydra.launcher.wait=maybe: must be true or false"),
         (
             "sparsity=nm_rigl sparsity.pattern.m=5 sparsity.pattern.indivisible=error",
@@ -393,7 +393,7 @@ def test_a_sweep_trains_only_what_is_new(tmp_path):
 def test_one_bad_cell_means_that_nothing_runs(tmp_path):
     result = run("-m", "sparsity.density=0.1,2", "seed=0,1", *TINY, cwd=tmp_path)
     assert result.code == 2
-    assert result.output.count("sparsity.density=2.0: must be a finite number in (0, 1)") == 2
+    assert result.output.count("sparsity.density=2.0: must be in (0, 1)") == 2
     assert tree(tmp_path) == []
 
 

@@ -1,0 +1,114 @@
+"""Every option is declared whole, the list of keys is current, and none of it needs torch."""
+
+import json
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+from dst import registry
+from dst.config.keys import keys, markdown
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import SLOTS, Config, flatten, nodes
+from dst.options import Each, OneOf, Range, Text, declared
+from dst.registry import MemberOf
+from tests.processes import REPOSITORY
+from tests.test_config import WRONG
+
+KINDS = sorted({*SLOTS.values(), "criterion"})
+SCORES = ("drop", "grow", "redistribute")
+"""Kinds whose members are called at every update: their options are checked when they are handed over."""
+
+FREE = {
+    *["model.weights", "sparsity.label", "sparsity.init.path", "sparsity.scope.include", "sparsity.scope.exclude"],
+    *[f"hardware.slurm.{name}" for name in ("partition", "account", "qos", "constraint", "setup", "options")],
+    *[f"tracking.{name}" for name in ("project", "entity", "tags", "notes")],
+}
+"""Keys with texts that are nobody's closed set."""
+
+
+def leaves():
+    """Every declaration of every key, those of members by member."""
+    for key, node, _ in nodes(Config()):
+        of_members = registry.slot_options(SLOTS[key]) if key in SLOTS else {}
+        for name, option in declared(type(node)).items():
+            full = f"{key}.{name}" if key else name
+            yield from ((full, each) for each in of_members.get(name, {"": option}).values())
+    launcher = declared(LauncherSettings)
+    yield from ((f"hydra.launcher.{name}", launcher[name]) for name in launcher if name != "cluster")
+
+
+LEAVES = list(leaves())
+
+
+def kind_of(option):
+    return get_args(option.type)[0] if get_args(option.type) else option.type
+
+
+def test_every_leaf_is_looked_at_and_says_what_it_does():
+    assert {key for key, _ in LEAVES if not key.startswith("hydra.")} == set(flatten(Config()))
+    assert [key for key, option in LEAVES if len(option.help.split()) < 2] == []
+
+
+def test_every_number_has_a_range():
+    def conditions(option):
+        return [item.element if isinstance(item, Each) else item for item in option.conditions]
+
+    numbers = [(key, option) for key, option in LEAVES if kind_of(option) in (int, float)]
+    assert len(numbers) > 50
+    assert [key for key, option in numbers if not any(isinstance(item, Range) for item in conditions(option))] == []
+
+
+def test_every_closed_set_of_names_has_its_choices():
+    texts = {key: option for key, option in LEAVES if kind_of(option) is str}
+    closed = {
+        key for key, o in texts.items() if any(isinstance(item, OneOf | MemberOf | Text) for item in o.conditions)
+    }
+    assert texts.keys() - closed == FREE
+    assert all(kind_of(option) in (int, float, str, bool) for _, option in LEAVES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_part_checks_its_own_options(kind):
+    unchecked = [
+        name
+        for name, member in registry.members(kind).items()
+        if member.options and kind not in SCORES and not hasattr(member.load(), "__wrapped__")
+    ]
+    assert unchecked == []
+
+
+def test_the_list_of_keys_is_current():
+    page = (REPOSITORY / "docs" / "keys.md").read_text()
+    assert page == markdown(keys()), "make it anew: python run.py --keys --markdown > docs/keys.md"
+    assert all(f"`{key}`" in page for key in flatten(Config()))
+
+
+SCRIPT = """
+import contextlib, io, json, sys, time
+from pathlib import Path
+from dst.cli import main
+
+codes = []
+for arguments in json.loads(sys.stdin.read()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            codes.append(main(arguments, Path("conf")))
+        except SystemExit as end:
+            codes.append(end.code)
+print(json.dumps([codes, "torch" in sys.modules]))
+"""
+
+
+def test_help_keys_and_refusals_load_no_torch():
+    refused = [override.split() for override, told in WRONG.items() if told]
+    commands = [["--help"], ["--keys"], ["--keys", "sparsity.", "--markdown"], ["--cfg", "job"], *refused]
+    commands += [["--keys", "modle"], ["-m", "seed=-1,-2", "hydra/launcher=local"]]
+    script = [sys.executable, "-c", SCRIPT]
+    text = json.dumps(commands)
+    done = subprocess.run(script, cwd=REPOSITORY, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    codes, loads_torch = json.loads(done.stdout)
+    assert codes == [0] * 4 + [2] * (len(commands) - 4)
+    assert not loads_torch
