@@ -26,12 +26,12 @@ from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, flatten
 from dst.records.label import labelled
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 COMMANDS = int(os.environ.get("DST_COMMANDS", "60"))
 """How many random commands are compared with Hydra, which takes a fifth of a second for each: CI has time for few.
 
-All of them: ``DST_COMMANDS=2400 python -m pytest tests/test_compose.py -k random -s``.
+All of them: ``DST_COMMANDS=2400 python -m pytest tests/config/test_compose.py -k random -s``.
 """
 
 INTERPOLATIONS = {

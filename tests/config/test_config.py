@@ -15,7 +15,7 @@ from dst.data import published
 from dst.options import REQUIRED, read
 from dst.sparsity.marks import marks_of
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(*overrides):

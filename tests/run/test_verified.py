@@ -13,7 +13,7 @@ from dst.config.schema import Config, ConfigError
 from dst.run.verified import from_yaml
 
 TEXT = to_yaml(Config())
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 BOMB = "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(30))
 
