@@ -234,7 +234,7 @@ class Output:
     group: Annotated[
         str,
         ASIDE,
-        Text(r"(?!\.)[^/]+(/(?!\.)[^/]+)*/?", "a folder below output.root, without hidden parts"),
+        Text(r"(?s)(?![/.])(?!.*/\.).+", "a folder below output.root, without hidden parts"),
         "the folder of this run and others",
     ] = "default"
     resume: Annotated[str, ASIDE, OneOf("auto", "never"), "never: start a new attempt folder"] = "auto"

@@ -21,7 +21,7 @@ Std = Annotated[
     Needs("mean"),
     "standard deviation of the pixels, per channel; null: the training split's",
 ]
-Folder = Text(r".*\S.*", "the name of a folder")
+Folder = Text(r"(?s).*\S.*", "the name of a folder")
 
 
 @dataclass
