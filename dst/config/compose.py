@@ -263,7 +263,8 @@ class Composer:
             ConfigLoaderImpl._apply_overrides_to_config(setting, raw)
             config = self._typed(raw, chosen, setting)
             own = self._chosen(chosen.method)
-            is_own = chosen.sparsity == own.sparsity and not any(map(_is_of_method, setting))
+            has_own_file = chosen is own or chosen.sparsity == own.sparsity
+            is_own = has_own_file and not any(map(_is_of_method, setting))
             return ComposedCell(list(overrides), config, {} if is_own else _changed(config, raw, own, setting))
 
     def _typed(self, raw: DictConfig, chosen: _Chosen, setting: Sequence[Override]) -> Config:

@@ -458,9 +458,24 @@ def test_weights_that_overflow_are_never_saved_nor_called_done(tmp_path):
 def test_a_changed_method_does_not_keep_the_name_of_the_original(tmp_path):
     result = run(*TINY, "sparsity.grow.name=random", "sparsity.density=0.2", cwd=tmp_path)
     assert "digits mlp rigl_itop grow=random density=0.2 seed=0" in result.output
-    assert (
-        read_json(run_folder(tmp_path / "outputs") / "run.json")["config"]["sparsity.label"] == "rigl_itop grow=random"
-    )
+    about = read_json(run_folder(tmp_path / "outputs") / "run.json")
+    assert (about["config"]["sparsity.label"], about["changed"]) == ("rigl_itop", {"sparsity.grow.name": "random"})
+
+
+def test_a_run_that_goes_on_under_another_name_of_its_method_is_the_same_run(tmp_path):
+    """And is called as it was called last."""
+    begun = run(*TINY, "sparsity=rigl_itop", "checkpoint.every_steps=5", cwd=tmp_path, fault="kill:step:12")
+    assert begun.code == -9
+    folder = run_folder(tmp_path / "outputs")
+    named = ("sparsity=dst", "checkpoint.every_steps=5")
+    result = run(*TINY, *named, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert f"run {folder.name}: digits mlp dst density=0.1 seed=0; continuing from step 10" in result.output
+    about = read_json(run_folder(tmp_path / "outputs") / "run.json")
+    assert (about["name"], about["config"]["sparsity.label"]) == ("digits mlp dst density=0.1 seed=0", "dst")
+    again = run("-m", *TINY, "sparsity=rigl_itop,dst,static", cwd=tmp_path)
+    assert "3 cells are 2 distinct runs: sparsity=rigl_itop, sparsity=dst\n" in again.output
+    assert "2 runs: 1 finished already, 1 to train" in again.output
 
 
 def test_a_default_said_aloud_does_not_change_the_name(tmp_path, finished):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dst.config.compose import compose_cells
+from dst.config.compose import ComposedCell, compose_cells
 from dst.config.identity import run_id
 from dst.config.schema import ConfigError, complete, with_value
 from dst.data import content
@@ -110,7 +110,7 @@ def test_a_digest_is_looked_up_once_for_all_cells(tmp_path, monkeypatch):
     cache = f"data.cache={tmp_path / 'cache'}"
     seeds = ",".join(map(str, range(30)))
     cells = composed(*PICTURES, cache, f"data.root={one},{other}", f"seed={seeds}", multirun=True)
-    configs = sweep._identified(cells)
+    configs = sweep._identified([ComposedCell(*cell, {}) for cell in cells])
     assert len({run_id(config) for config in configs}) == 60
     assert len({config.data.digest for config in configs}) == 2
     assert len(reads) == 2
@@ -119,10 +119,9 @@ def test_a_digest_is_looked_up_once_for_all_cells(tmp_path, monkeypatch):
 def test_data_that_is_not_there_is_asked_for_and_a_digest_stands_for_it_elsewhere(tmp_path, capsys):
     options = (*PICTURES, f"data.root={tmp_path / 'nowhere'}", f"data.cache={tmp_path / 'cache'}")
     ((_, config),) = composed(*options)
-    with pytest.raises(
-        ConfigError, match=r"there is no such folder.*say by data\.digest=DIGEST.*dst\.run\.sources"
-    ) as told:
-        sweep._identified([([], config)])
+    meant = r"there is no such folder.*say by data\.digest=DIGEST.*dst\.run\.sources"
+    with pytest.raises(ConfigError, match=meant) as told:
+        sweep._identified([ComposedCell([], config, {})])
     assert len(told.value.problems) == 1
     ((_, config),) = composed(*options, f"data.digest={'0' * 64}")
     config = identified(complete(config), {})

@@ -121,7 +121,7 @@ def test_a_changed_config_is_executed_by_nobody(failed, submitted, capsys, monke
 def test_a_job_leaves_a_run_alone_that_was_continued_with_another_config_meanwhile(failed, capsys, state):
     folder = Path(failed.folder)
     record = Record.open(folder)
-    refreeze(record, config("checkpoint.keep=3"))
+    refreeze(record, config("checkpoint.keep=3"), {})
     record.write_status(state, attempt=2, step=1, error="as it ended by hand")
     status = read_status(folder)
     assert node.main([failed.folder, "--digest", failed.digest]) == 2
