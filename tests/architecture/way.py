@@ -47,13 +47,16 @@ class Way:
         return sum(int(mask.sum()) for mask in value) == round(self.number * sum(mask.numel() for mask in value))
 
     def _print(self, last: FrameType, masks: Any) -> None:
-        """Print the frames from the command line to the masks, and those of them that are given the density."""
+        """Print the frames from the command line to the masks, and those of them that are given the density.
+
+        Decorators, which stand between a function and who calls it, are left out.
+        """
         frames: list[FrameType] = []
         frame: FrameType | None = last
         while frame is not None:
-            frames.insert(0, frame)
+            if _is_ours(frame.f_code) and not (frames and _decorates(frame, frames[0].f_code)):
+                frames.insert(0, frame)
             frame = frame.f_back
-        frames = [frame for frame in frames if _is_ours(frame.f_code)]
         given = [frame for frame in frames if self._is_given(frame, str) or self._is_given(frame, float)]
         found = {
             "calls": [_name(frame.f_code) for frame in frames],
@@ -88,6 +91,12 @@ class Way:
 
 def _is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(_PACKAGE) and not code.co_name.startswith("<")
+
+
+def _decorates(frame: FrameType, called: CodeType) -> bool:
+    """Say whether a function encloses the one that it calls, as the inner function of a decorator does."""
+    enclosed = (frame.f_locals.get(name) for name in frame.f_code.co_freevars)
+    return any(getattr(value, "__code__", None) is called for value in enclosed)
 
 
 def _name(code: CodeType) -> str:
