@@ -202,7 +202,7 @@ RESIDENT = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 
 
 def pretended(name: str, read: Any, *, digest: str, size: int | None = None, **_: Any) -> Dataset:
-    """Return a set as ``dst.data.load`` would, whose images are no pictures."""
+    """Return a set as ``dst.data.cache.load`` would, whose images are no pictures."""
     return _pretended(name, digest, size)
 
 
