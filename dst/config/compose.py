@@ -1,7 +1,6 @@
 """Hydra composition inside our own guard: overrides -> typed configs, with errors a user can act on.
 
-The only module, beside the launcher's plugin, that knows Hydra. Everything wrong with the overrides is found before
-Hydra sees them, all at once; what only Hydra can find (types, YAML syntax) is translated.
+With ``dst.config.overrides`` and the launcher's plugin the only module that knows Hydra.
 """
 
 import pickle
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from functools import cache, cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -22,16 +20,28 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf._impl import _resolve_container_value
-from omegaconf.errors import OmegaConfBaseException
 
-from dst.config.launcher import LAUNCHER_OPTIONS, LauncherSettings
+from dst.config.launcher import LauncherSettings
+from dst.config.overrides import (
+    LAUNCHER,
+    cells_of,
+    check_overrides,
+    check_single,
+    is_label,
+    is_launchers,
+    is_of_method,
+    known_keys,
+    override_text,
+    parse,
+    parse_one,
+    told,
+    without_launchers,
+)
 from dst.config.schema import Config, ConfigError, Sparsity, complete, flatten, leaves
 from dst.records.label import LABEL
 from dst.registry import suggest
@@ -43,9 +53,6 @@ ConfigStore.instance().store(name=SCHEMA_NAME, node=Config)
 
 # Hydra takes plugins from its own namespace only; this makes ours importable without installing anything.
 sys.path.append(str(Path(__file__).parents[1] / "launcher" / "plugin"))
-
-LAUNCHER: Final = "hydra/launcher"
-"""The group that says who runs the cells of a sweep."""
 
 IN_PROCESS: Final = "basic"
 """Hydra's own launcher, which stands for running one cell after another in this process."""
@@ -65,10 +72,10 @@ def groups(conf: Path) -> dict[str, list[str]]:
 def compose(conf: Path, overrides: Sequence[str], *, resolve: bool = True) -> DictConfig:
     """Return one composed config as Hydra has it; ConfigError if that fails."""
     with _hydra(conf):
-        _check_overrides(_parse(overrides), groups(conf))
+        check_overrides(parse(overrides), groups(conf))
         config = _run(_by_hydra(overrides))
         if resolve:
-            with _told():
+            with told():
                 OmegaConf.resolve(config)
                 OmegaConf.to_container(config, throw_on_missing=True)
         return config
@@ -100,15 +107,15 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
     Raises ConfigError with the problems of all overrides, or of all cells.
     """
     with _hydra(conf):
-        parsed = _parse(overrides)
-        _check_overrides(parsed, groups(conf))
+        parsed = parse(overrides)
+        check_overrides(parsed, groups(conf))
         if multirun:
-            cells, composer = _product(parsed), Composer()
+            cells, composer = cells_of(parsed), Composer()
             composed = _composed(composer, cells)
             first, *_ = [_compared(composer, cell) for cell in _ends(cells)]
             return Composed(composed, _launcher(first, cells[0]))
-        _check_single(parsed)
-        raw = _by_hydra(_unset(overrides))
+        check_single(parsed)
+        raw = _by_hydra(without_launchers(overrides))
         launcher, own = _launcher(raw, overrides), _composed_once(_method(raw))
         config = _to_typed(_run(raw))
         return Composed([ComposedCell(list(overrides), config, _changed(config, raw, own, parsed))], launcher)
@@ -122,7 +129,7 @@ def compose_cells(conf: Path, overrides: Sequence[str], *, multirun: bool) -> li
 def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[ComposedCell]:
     """Return cells given by their overrides, which sweep nothing; ConfigError as in ``compose_command``."""
     with _hydra(conf):
-        _check_overrides(_parse(list(dict.fromkeys(text for cell in cells for text in cell))), groups(conf))
+        check_overrides(parse(list(dict.fromkeys(text for cell in cells for text in cell))), groups(conf))
         composer = Composer()
         composed = _composed(composer, [list(cell) for cell in cells])
         for cell in _ends(cells):
@@ -132,50 +139,6 @@ def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[ComposedCel
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The cells of a sweep
-
-
-def _product(parsed: Sequence[Override]) -> list[list[str]]:
-    """Return the overrides of each cell: those of a single run, each with one of its values.
-
-    Of a key that is swept twice the last counts, as in a single run and in Hydra's own sweeper; that one would also
-    drop the first of two mappings, which are merged, and a group's option for the sake of a mapping.
-    """
-    choices: dict[str, list[str]] = {}
-    with _told():
-        for override in parsed:
-            merges = any(isinstance(value, dict) for value in _options(override))
-            key = str(override.input_line if merges else override.get_key_element())
-            choices.pop(key, None)
-            choices[key] = _texts(override)
-    cells = [list(cell) for cell in product(*choices.values())]
-    if not cells:
-        empty = [override.input_line for override in parsed if not _texts(override)]
-        raise ConfigError([f"{text}: there is no such value, so the sweep has no cells" for text in empty])
-    return cells
-
-
-def _texts(override: Override) -> list[str]:
-    """Return what an override is in the cells of a sweep, one text a value."""
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    return [_text(override.get_key_element(), element) for element in override.sweep_iterator()]
-
-
-def _text(key: str, element: Any) -> str:
-    """Return the override that gives a key one of the values swept.
-
-    Hydra's own text for it can be another value (``str(3)``) or unreadable (an interpolation with quotes inside).
-    """
-    text = f"{key}={Override._get_value_element_as_str(element)}"
-    if not isinstance(element, str) or isinstance(element, QuotedString):
-        return text
-    try:
-        if _parsed(text).value() == element:
-            return text
-    except (HydraException, OmegaConfBaseException):
-        pass
-    quote = Quote.double if "'" in element else Quote.single
-    return f"{key}={QuotedString(element, quote).with_quotes()}"
 
 
 def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[ComposedCell]:
@@ -198,7 +161,7 @@ def _ends(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 def _compared(composer: "Composer", cell: Sequence[str]) -> DictConfig:
     """Return Hydra's own config for a cell; RuntimeError, an internal error, if Hydra composes another run of it."""
-    found = _by_hydra(_unset(cell))
+    found = _by_hydra(without_launchers(cell))
     own = OmegaConf.masked_copy(found, "hydra")
     there = to_yaml(_to_typed(_run(found), composer.moment))
     here = to_yaml(composer.config(cell))
@@ -254,8 +217,8 @@ class Composer:
 
     def cell(self, overrides: Sequence[str]) -> ComposedCell:
         """Return the cell that has these overrides; ConfigError if Hydra cannot compose it."""
-        with _told():
-            parsed = [_parsed(text) for text in overrides]
+        with told():
+            parsed = [parse_one(text) for text in overrides]
             ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
             chosen = self._chosen(tuple(str(item.input_line) for item in parsed if self._chooses(item)))
             setting = [item for item in parsed if not (self._chooses(item) or item.is_hydra_override())]
@@ -264,7 +227,7 @@ class Composer:
             config = self._typed(raw, chosen, setting)
             own = self._chosen(chosen.method)
             has_own_file = chosen is own or chosen.sparsity == own.sparsity
-            is_own = has_own_file and not any(map(_is_of_method, setting))
+            is_own = has_own_file and not any(map(is_of_method, setting))
             return ComposedCell(list(overrides), config, {} if is_own else _changed(config, raw, own, setting))
 
     def _typed(self, raw: DictConfig, chosen: _Chosen, setting: Sequence[Override]) -> Config:
@@ -343,30 +306,20 @@ def _leaf_keys() -> frozenset[str]:
 # Who launches the cells
 
 
-def _is_launchers(text: str) -> bool:
-    """Say whether an override sets an option of the launcher."""
-    return str(_parsed(text).key_or_group).startswith("hydra.launcher.")
-
-
-def _unset(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without the options of the launcher, which the one that is chosen may not have."""
-    return [text for text in overrides if not _is_launchers(text)]
-
-
 def _launcher(chosen: DictConfig, overrides: Sequence[str]) -> LauncherSettings | None:
     """Return the settings of the launcher that is chosen, or None for running in this process.
 
     ``chosen``: what Hydra composes of the overrides without the launcher's options.
     """
-    settings = [text for text in overrides if _is_launchers(text)]
+    settings = [text for text in overrides if is_launchers(text)]
     if chosen.hydra.runtime.choices.get(LAUNCHER) == IN_PROCESS:
         if settings:
-            told = "would be ignored: runs go one after another in this process"
-            raise ConfigError([f"{text} {told}; add hydra/launcher=slurm or hydra/launcher=local" for text in settings])
+            why = "would be ignored: runs go one after another in this process"
+            raise ConfigError([f"{text} {why}; add hydra/launcher=slurm or hydra/launcher=local" for text in settings])
         return None
     config = _by_hydra(overrides) if settings else chosen
     context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-    with _told():
+    with told():
         launcher: Any = Plugins.instance().instantiate_launcher(context, _no_task, config)
     found: LauncherSettings = launcher.settings
     return found
@@ -383,7 +336,7 @@ def _no_task(config: Any) -> None:
 def _method(composed: DictConfig) -> tuple[str, ...]:
     """Return the overrides that choose the same method as something that Hydra has composed, and nothing else."""
     choice = composed.hydra.runtime.choices.get("sparsity")
-    return () if choice is None else (_text("sparsity", str(choice)),)
+    return () if choice is None else (override_text("sparsity", str(choice)),)
 
 
 def _changed(config: Config, raw: DictConfig, own: _Chosen, overrides: Sequence[Override]) -> dict[str, Any]:
@@ -400,7 +353,7 @@ def _changed(config: Config, raw: DictConfig, own: _Chosen, overrides: Sequence[
         old = _leaves(Sparsity(label=label))
     except ValueError:  # there is no such part: the checks will say so
         return {}
-    is_given = label != old[LABEL] or any(map(_is_label, overrides))
+    is_given = label != old[LABEL] or any(map(is_label, overrides))
     changed = {
         key: value
         for key, value in new.items()
@@ -415,7 +368,7 @@ _NOT_SHOWN: Final = frozenset({LABEL, "sparsity.density", "sparsity.update.every
 
 def _placed(own: _Chosen, raw: DictConfig) -> Sparsity:
     """Return the method of one choice of files within another config, which this changes."""
-    with _told():
+    with told():
         raw.sparsity = pickle.loads(own.raw).sparsity
         OmegaConf.resolve(raw.sparsity)
         return cast(Sparsity, OmegaConf.to_object(raw.sparsity))
@@ -432,26 +385,13 @@ def _has_another_name(key: str, new: dict[str, Any], old: dict[str, Any]) -> boo
     return new.get(name) != old.get(name)
 
 
-def _is_of_method(override: Override) -> bool:
-    """Say whether an override changes the method rather than choosing it."""
-    key = str(override.key_or_group)
-    return key.startswith("sparsity.") or (key == "sparsity" and isinstance(override.value(), dict))
-
-
-def _is_label(override: Override) -> bool:
-    value = override.value()
-    return override.key_or_group == LABEL or (
-        override.key_or_group == "sparsity" and isinstance(value, dict) and "label" in value
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Typed configs and text
 
 
 def _to_typed(raw: DictConfig, moment: DictConfig | None = None) -> Config:
     """Return the config with its interpolations resolved, which changes ``raw``; ConfigError if that fails."""
-    with _told(), _at(raw, moment):
+    with told(), _at(raw, moment):
         OmegaConf.resolve(raw)
         return cast(Config, OmegaConf.to_object(raw))
 
@@ -474,10 +414,10 @@ def to_yaml(config: Config) -> str:
 
 def show(config: DictConfig, package: str | None) -> str:
     """Return a composed config, or the part of it at a dotted key, as YAML; ConfigError if there is no such part."""
-    with _told(f"--package {package}: " if package else ""):
+    with told(f"--package {package}: " if package else ""):
         part = OmegaConf.select(config, package) if package else config
         if part is None:
-            groups_and_keys = suggest(str(package), [key for key in _known_keys() if "." not in key])
+            groups_and_keys = suggest(str(package), [key for key in known_keys() if "." not in key])
             raise ConfigError([f"--package {package}: no such part of the config: {groups_and_keys}"])
         return OmegaConf.to_yaml(part).rstrip() if OmegaConf.is_config(part) else str(part)
 
@@ -489,99 +429,9 @@ def _hydra(conf: Path) -> Iterator[None]:
         yield
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    parsed, problems = [], []
-    for text in overrides:
-        try:
-            parsed.append(_parsed(text))
-            parsed[-1].config_loader = GlobalHydra.instance().config_loader()  # for glob, which asks it for the options
-            _texts(parsed[-1])  # some of what can be parsed cannot be swept, such as a range among other values
-        except Exception as error:  # Hydra's own, but also AssertionError, ValueError and others
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            problems.append(
-                f"cannot read '{text}': {reason}. Write key=value or group=option; quote special characters"
-            )
-    if problems:
-        raise ConfigError(problems)
-    return parsed
-
-
-@cache
-def _parsed(text: str) -> Override:
-    OmegaConf.create([text])  # Hydra keeps the text in its own config, which refuses what is no interpolation
-    return OverridesParser.create().parse_override(text)
-
-
-def _check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str]]) -> None:
-    """Raise ConfigError naming every unknown group, option and key among the overrides."""
-    keys = _known_keys()
-    problems: list[str] = []
-    for override in parsed:
-        name, text = override.key_or_group, override.input_line
-        if name == "hydra" or name.startswith(("hydra.", "hydra/")):
-            problems += _check_hydra(override, known_groups[LAUNCHER])
-            continue
-        if override.is_delete():
-            problems.append(f"{text}: keys and groups cannot be deleted; set the key to its default or to null instead")
-            continue
-        if name in known_groups:
-            for option in _options(override):
-                if option not in known_groups[name] and not isinstance(option, dict):  # which sets keys of the group
-                    problems.append(f"{name}={option}: unknown {name}: {suggest(str(option), known_groups[name])}")
-        elif name not in keys:
-            near = suggest(name, [*keys, *known_groups]).split("allowed:")[0].strip()
-            siblings = _siblings(name, keys) or [*known_groups, *(key for key in keys if "." not in key)]
-            problems.append(f"{text}: unknown key '{name}': {near} allowed here: {', '.join(sorted(set(siblings)))}")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _check_single(parsed: Sequence[Override]) -> None:
-    """Raise ConfigError naming every override that gives several values, which only a sweep has."""
-    swept = [override.input_line for override in parsed if override.is_sweep_override()]
-    if swept:
-        raise ConfigError([f"{text} gives several values: to sweep over them, add --multirun (-m)" for text in swept])
-
-
-def _check_hydra(override: Override, launchers: list[str]) -> Iterator[str]:
-    """Yield what is wrong with an override of Hydra's own config, of which users choose and set the launcher only."""
-    name, text = str(override.key_or_group), override.input_line
-    options = [f"hydra.launcher.{item}" for item in LAUNCHER_OPTIONS]
-    if name not in (LAUNCHER, *options):
-        allowed = suggest(name, [LAUNCHER, *options])
-        yield f"{text} would be ignored: of Hydra's own keys only the launcher's count; {allowed}"
-    elif override.is_delete() or override.is_sweep_override():
-        yield f"{text}: a sweep has one launcher; give {name} one value"
-    elif name == LAUNCHER and override.value() not in launchers:
-        yield f"{text}: unknown launcher: {suggest(str(override.value()), launchers)}"
-
-
-def _options(override: Override) -> list[Any]:
-    """Return the values that an override gives."""
-    if not override.is_sweep_override():
-        return [override.value()]
-    return [Override._convert_value(element) for element in override.sweep_iterator()]
-
-
-@cache
-def _known_keys() -> list[str]:
-    """Return every dotted key, those of nodes included."""
-    found = dict.fromkeys(flatten(Config()))
-    for key in list(found):
-        parts = key.split(".")
-        found |= dict.fromkeys(".".join(parts[:i]) for i in range(1, len(parts)))
-    return list(found)
-
-
-def _siblings(name: str, keys: Sequence[str]) -> list[str]:
-    """Return the keys at the same place as a dotted name that does not exist, if the place exists."""
-    parent = name.rpartition(".")[0]
-    return [key for key in keys if parent and key.rpartition(".")[0] == parent]
-
-
 def _by_hydra(overrides: Sequence[str]) -> DictConfig:
     """Return what Hydra composes of overrides, its own config (under ``hydra``) included; ConfigError if it cannot."""
-    with _told():
+    with told():
         return hydra_compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
@@ -590,29 +440,3 @@ def _run(config: DictConfig) -> DictConfig:
     with open_dict(config):
         del config["hydra"]
     return config
-
-
-@contextmanager
-def _told(before: str = "") -> Iterator[None]:
-    """Let whatever Hydra and OmegaConf raise, bare AssertionErrors and ValueErrors too, become a ConfigError."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = f"a file of the config cannot be read: {' '.join(str(error).split())}"
-        raise ConfigError([before + reason]) from error
-    except Exception as error:
-        raise ConfigError([before + _explain(error)]) from error
-
-
-def _explain(error: BaseException) -> str:
-    """Return what Hydra and OmegaConf say of a failure, without their decoration."""
-    parts: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        parts += [line for line in lines if not line.startswith(("reference_type", "object_type", "provider="))]
-        cause = cause.__cause__
-    told = "; ".join(dict.fromkeys(part.replace("full_key: ", "at key ") for part in parts)) or repr(error)
-    return told.removeprefix("Error merging override ").replace("; ", ": ", 1)

@@ -1,0 +1,221 @@
+"""Overrides as a user types them: what they say, what is wrong with them, and the cells that they make.
+
+Everything wrong with them is found before Hydra composes anything, all at once; what only Hydra can find (types, YAML
+syntax) is told in its words, without their decoration.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import product
+from typing import Any, Final
+
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dst.config.launcher import LAUNCHER_OPTIONS
+from dst.config.schema import Config, ConfigError, flatten
+from dst.records.label import LABEL
+from dst.registry import suggest
+
+LAUNCHER: Final = "hydra/launcher"
+"""The group that says who runs the cells of a sweep."""
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Return overrides as Hydra reads them, which must be initialised; ConfigError naming all that it cannot read."""
+    parsed, problems = [], []
+    for text in overrides:
+        try:
+            parsed.append(parse_one(text))
+            parsed[-1].config_loader = GlobalHydra.instance().config_loader()  # for glob, which asks it for the options
+            _texts(parsed[-1])  # some of what can be parsed cannot be swept, such as a range among other values
+        except Exception as error:  # Hydra's own, but also AssertionError, ValueError and others
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            problems.append(
+                f"cannot read '{text}': {reason}. Write key=value or group=option; quote special characters"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+@cache
+def parse_one(text: str) -> Override:
+    """Return one override as Hydra reads it; whatever Hydra raises if it cannot."""
+    OmegaConf.create([text])  # Hydra keeps the text in its own config, which refuses what is no interpolation
+    return OverridesParser.create().parse_override(text)
+
+
+def _texts(override: Override) -> list[str]:
+    """Return what an override is in the cells of a sweep, one text a value."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return [override_text(override.get_key_element(), element) for element in override.sweep_iterator()]
+
+
+def override_text(key: str, element: Any) -> str:
+    """Return the override that gives a key one of the values swept.
+
+    Hydra's own text for it can be another value (``str(3)``) or unreadable (an interpolation with quotes inside).
+    """
+    text = f"{key}={Override._get_value_element_as_str(element)}"
+    if not isinstance(element, str) or isinstance(element, QuotedString):
+        return text
+    try:
+        if parse_one(text).value() == element:
+            return text
+    except (HydraException, OmegaConfBaseException):
+        pass
+    quote = Quote.double if "'" in element else Quote.single
+    return f"{key}={QuotedString(element, quote).with_quotes()}"
+
+
+def _options(override: Override) -> list[Any]:
+    """Return the values that an override gives."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    return [Override._convert_value(element) for element in override.sweep_iterator()]
+
+
+def cells_of(parsed: Sequence[Override]) -> list[list[str]]:
+    """Return the overrides of each cell: those of a single run, each with one of its values.
+
+    Of a key that is swept twice the last counts, as in a single run and in Hydra's own sweeper; that one would also
+    drop the first of two mappings, which are merged, and a group's option for the sake of a mapping.
+    """
+    choices: dict[str, list[str]] = {}
+    with told():
+        for override in parsed:
+            merges = any(isinstance(value, dict) for value in _options(override))
+            key = str(override.input_line if merges else override.get_key_element())
+            choices.pop(key, None)
+            choices[key] = _texts(override)
+    cells = [list(cell) for cell in product(*choices.values())]
+    if not cells:
+        empty = [override.input_line for override in parsed if not _texts(override)]
+        raise ConfigError([f"{text}: there is no such value, so the sweep has no cells" for text in empty])
+    return cells
+
+
+def is_of_method(override: Override) -> bool:
+    """Say whether an override changes the method rather than choosing it."""
+    key = str(override.key_or_group)
+    return key.startswith("sparsity.") or (key == "sparsity" and isinstance(override.value(), dict))
+
+
+def is_label(override: Override) -> bool:
+    """Say whether an override gives the method its label."""
+    value = override.value()
+    return override.key_or_group == LABEL or (
+        override.key_or_group == "sparsity" and isinstance(value, dict) and "label" in value
+    )
+
+
+def is_launchers(text: str) -> bool:
+    """Say whether an override sets an option of the launcher."""
+    return str(parse_one(text).key_or_group).startswith("hydra.launcher.")
+
+
+def without_launchers(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without the options of the launcher, which the one that is chosen may not have."""
+    return [text for text in overrides if not is_launchers(text)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is wrong with them
+
+
+def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str]]) -> None:
+    """Raise ConfigError naming every unknown group, option and key among the overrides."""
+    keys = known_keys()
+    problems: list[str] = []
+    for override in parsed:
+        name, text = override.key_or_group, override.input_line
+        if name == "hydra" or name.startswith(("hydra.", "hydra/")):
+            problems += _check_hydra(override, known_groups[LAUNCHER])
+            continue
+        if override.is_delete():
+            problems.append(f"{text}: keys and groups cannot be deleted; set the key to its default or to null instead")
+            continue
+        if name in known_groups:
+            for option in _options(override):
+                if option not in known_groups[name] and not isinstance(option, dict):  # which sets keys of the group
+                    problems.append(f"{name}={option}: unknown {name}: {suggest(str(option), known_groups[name])}")
+        elif name not in keys:
+            near = suggest(name, [*keys, *known_groups]).split("allowed:")[0].strip()
+            siblings = _siblings(name, keys) or [*known_groups, *(key for key in keys if "." not in key)]
+            problems.append(f"{text}: unknown key '{name}': {near} allowed here: {', '.join(sorted(set(siblings)))}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_single(parsed: Sequence[Override]) -> None:
+    """Raise ConfigError naming every override that gives several values, which only a sweep has."""
+    swept = [override.input_line for override in parsed if override.is_sweep_override()]
+    if swept:
+        raise ConfigError([f"{text} gives several values: to sweep over them, add --multirun (-m)" for text in swept])
+
+
+def _check_hydra(override: Override, launchers: list[str]) -> Iterator[str]:
+    """Yield what is wrong with an override of Hydra's own config, of which users choose and set the launcher only."""
+    name, text = str(override.key_or_group), override.input_line
+    options = [f"hydra.launcher.{item}" for item in LAUNCHER_OPTIONS]
+    if name not in (LAUNCHER, *options):
+        allowed = suggest(name, [LAUNCHER, *options])
+        yield f"{text} would be ignored: of Hydra's own keys only the launcher's count; {allowed}"
+    elif override.is_delete() or override.is_sweep_override():
+        yield f"{text}: a sweep has one launcher; give {name} one value"
+    elif name == LAUNCHER and override.value() not in launchers:
+        yield f"{text}: unknown launcher: {suggest(str(override.value()), launchers)}"
+
+
+@cache
+def known_keys() -> list[str]:
+    """Return every dotted key, those of nodes included."""
+    found = dict.fromkeys(flatten(Config()))
+    for key in list(found):
+        parts = key.split(".")
+        found |= dict.fromkeys(".".join(parts[:i]) for i in range(1, len(parts)))
+    return list(found)
+
+
+def _siblings(name: str, keys: Sequence[str]) -> list[str]:
+    """Return the keys at the same place as a dotted name that does not exist, if the place exists."""
+    parent = name.rpartition(".")[0]
+    return [key for key in keys if parent and key.rpartition(".")[0] == parent]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What Hydra says
+
+
+@contextmanager
+def told(before: str = "") -> Iterator[None]:
+    """Let whatever Hydra and OmegaConf raise, bare AssertionErrors and ValueErrors too, become a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = f"a file of the config cannot be read: {' '.join(str(error).split())}"
+        raise ConfigError([before + reason]) from error
+    except Exception as error:
+        raise ConfigError([before + _explain(error)]) from error
+
+
+def _explain(error: BaseException) -> str:
+    """Return what Hydra and OmegaConf say of a failure, without their decoration."""
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        parts += [line for line in lines if not line.startswith(("reference_type", "object_type", "provider="))]
+        cause = cause.__cause__
+    told = "; ".join(dict.fromkeys(part.replace("full_key: ", "at key ") for part in parts)) or repr(error)
+    return told.removeprefix("Error merging override ").replace("; ", ": ", 1)
