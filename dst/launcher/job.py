@@ -222,6 +222,8 @@ class _Supervisor:
         if code > 0 and self.is_main and state not in ENDED:
             when = " before it began" if state == State.QUEUED else ""
             _fail(child.run, f"it ended with exit code {code}{when}; see {child.log}")
+        if code < 0 and state in ENDED:  # killed while it left; its end is on record, and true
+            return state.exit_code
         if code < 0:
             signal_name = _signal_name(-code)
             hint = " (was its memory too small?)" if -code == signal.SIGKILL else ""

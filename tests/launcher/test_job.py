@@ -255,3 +255,12 @@ def test_a_killed_run_has_failed(supervisor, run, tmp_path):
     assert "killed by SIGKILL (was its memory too small?)" in read_status(job.Path(run.folder))["error"]
     (attempt,) = read_attempts(job.Path(run.folder))
     assert (attempt["attempt"], attempt["state"]) == (3, "failed")
+
+
+@pytest.mark.parametrize(("state", "code"), [("done", 0), ("diverged", 3), ("failed", 1)])
+def test_a_run_that_is_killed_after_its_end_was_recorded_keeps_that_end(supervisor, run, tmp_path, state, code):
+    (tmp_path / "log.txt").write_text("")
+    Record.open(job.Path(run.folder)).write_status(state, attempt=1, step=5, error="as it was")
+    assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), -signal.SIGABRT) == code
+    status = read_status(job.Path(run.folder))
+    assert (status["state"], status["error"]) == (state, "as it was")
