@@ -10,7 +10,9 @@ from torch import Tensor
 from dst.data.augment import Augment, Draws, draw
 from dst.data.dataset import DataError, Samples
 from dst.data.normalise import Normalise
+from dst.data.options import BatchSize
 from dst.data.shard import WHOLE, Shard
+from dst.options import checked
 
 
 class Epochs(ABC):
@@ -18,14 +20,15 @@ class Epochs(ABC):
 
     Every batch is a pure function of (seed, phase, epoch, sample). ``mean`` and ``std``: one number a channel, of
     pixels scaled to [0, 1]; give a validation or test split those of the training split. ``DataError`` if they or
-    ``augment`` do not fit the images.
+    ``augment`` do not fit the images, ``OptionError`` for an impossible ``batch_size``.
     """
 
+    @checked
     def __init__(
         self,
         samples: Samples,
         *,
-        batch_size: int,
+        batch_size: BatchSize,
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str = "cpu",
@@ -33,8 +36,6 @@ class Epochs(ABC):
         seed: int = 0,
         shuffle: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise DataError(f"batch_size={batch_size}: must be at least 1")
         self.samples = len(samples)
         """Number of samples of an epoch."""
         self.batch_size = batch_size

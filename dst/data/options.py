@@ -21,6 +21,7 @@ Std = Annotated[
     Needs("mean"),
     "standard deviation of the pixels, per channel; null: the training split's",
 ]
+BatchSize = Annotated[int, Range(1), "samples that a step is taken on"]
 Folder = Text(r"(?s).*\S.*", "the name of a folder")
 
 

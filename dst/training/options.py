@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from dst.data.options import BatchSize
 from dst.options import ASIDE, OneOf, Range
 
 Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
@@ -46,7 +47,7 @@ class Schedule:
     """How long and how fast to train."""
 
     epochs: Annotated[int, Range(1), "passes over the training set"] = 50
-    batch_size: Annotated[int, Range(1), "samples that a step is taken on"] = 64
+    batch_size: BatchSize = 64
     accumulate: Accumulate = 1
     multiplier: Annotated[
         int, Range(1), "train so many times as long, milestones and horizons with it, but not update_every"

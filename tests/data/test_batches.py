@@ -10,6 +10,7 @@ from dst.data.augment import Augment
 from dst.data.batches import Batches
 from dst.data.dataset import DataError, Split
 from dst.data.normalise import channel_statistics
+from dst.options import OptionError
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -205,7 +206,6 @@ def test_channel_statistics_by_hand():
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"batch_size": 0}, "batch_size=0"),
         ({"mean": [0.5], "std": [0.5]}, r"mean=\[0.5\] has 1 numbers, but the images have 3"),
         ({"mean": [0.5] * 3, "std": [0.5]}, r"std=\[0.5\] has 1 numbers"),
         ({"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, "std=.*positive"),
@@ -217,6 +217,11 @@ def test_channel_statistics_by_hand():
 def test_what_does_not_fit_is_refused(options, key):
     with pytest.raises(DataError, match=key):
         Batches(make_split(4), **{"batch_size": 2, **options})
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(OptionError, match=r"batch_size=0: must be >= 1"):
+        Batches(make_split(4), batch_size=0)
 
 
 def test_bad_augmentation_and_bad_start_are_refused():

@@ -21,6 +21,7 @@ from dst.data.folder import image_folder
 from dst.data.loader import loader
 from dst.data.stream import Stream
 from dst.data.stream import _heed_parent_only as heed_parent_only
+from dst.options import OptionError
 from tests.data.pictures import write_folder
 
 pytestmark = pytest.mark.filterwarnings(
@@ -179,7 +180,7 @@ def test_what_does_not_fit_the_images_is_refused(root):
         stream(root, Augment(), mean=[0.5])
     with pytest.raises(DataError, match="reflection needs less than the image size"):
         stream(root, Augment(crop_padding=10))
-    with pytest.raises(DataError, match="batch_size=0"):
+    with pytest.raises(OptionError, match=r"batch_size=0: must be >= 1"):
         stream(root, Augment(), batch_size=0)
     with pytest.raises(DataError, match="cannot start at batch 6"):
         stream(root, Augment()).epoch(0, start=6)
