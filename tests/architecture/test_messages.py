@@ -19,7 +19,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("sparsity", "data", "models", "training", "metrics", "tracking", "records")
 KEYS = [key for key, _, _ in leaves(Config()) if "." in key]
 NODES = sorted({key.rpartition(".")[0] for key in KEYS})
-OF_A_RECORD = {"dst/tracking/mirrored.py": "looks keys up in the config that a record holds, to label it in wandb"}
+OF_A_RECORD = {
+    "dst/records/label.py": "looks the method's label up in the config that a record holds",
+    "dst/tracking/mirrored.py": "looks keys up in the config that a record holds, to label it in wandb",
+}
 """Files in which a key is a field of a record, and why."""
 
 HOLE = "\0"

@@ -13,8 +13,8 @@ from dst.config.launcher import LauncherSettings
 from dst.config.schema import SLOTS, Config, flatten, nodes
 from dst.options import Each, OneOf, Range, Text, declared
 from dst.registry import MemberOf
+from tests.config.test_config import WRONG
 from tests.processes import REPOSITORY
-from tests.test_config import WRONG
 
 KINDS = sorted({*SLOTS.values(), "criterion"})
 SCORES = ("drop", "grow", "redistribute")
