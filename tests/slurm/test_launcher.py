@@ -12,7 +12,7 @@ import pytest
 from dst.config.compose import compose_cells
 from dst.config.launcher import LauncherSettings
 from dst.launcher import slurm
-from dst.launcher.executors import submit as submit_runs
+from dst.launcher.executors import send
 from dst.launcher.job import FrozenRun
 from dst.launcher.observe import observe
 from dst.records.catalog import find_runs
@@ -232,7 +232,7 @@ def held(tmp_path, monkeypatch):
 
     def submit_held(max_parallel):
         settings = LauncherSettings("slurm", max_parallel=max_parallel)
-        return submit_runs(frozen, settings, root=tmp_path / "outputs", code=REPOSITORY).jobs
+        return send(frozen, settings, root=tmp_path / "outputs", code=REPOSITORY).jobs
 
     return submit_held, [run for run, _ in frozen]
 
