@@ -134,7 +134,7 @@ def test_without_its_own_code_an_old_run_does_not_go_on_and_the_schema_is_why(ol
     for name in (FAILED, PREEMPTED):
         (line,) = [line for line in told if f"{name} is left alone" in line]
         assert f"it has schema 1, and this code has schema {SCHEMA_VERSION}" in line
-        assert "8c819a46891f90d9 that it was submitted with is in no .code" in line
+        assert "8c819a46891f90d9 with which it was submitted is in no .code" in line
         (old / name / "launch.json").unlink()
     assert requeue.main([str(old), "--preempted"]) == 2
     assert capsys.readouterr().err.count("it was not submitted as a job") == 2
