@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from analysis.tables import LABELS, VALUES, accuracy_figures, cell_text
-from dst.records.catalog import recorded
+from analysis.tables import LABELS, VALUES, accuracy_figures, cell_text, comparable
 from dst.records.read import read_metrics
 
 COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
@@ -57,22 +56,26 @@ def accuracy_against_flops(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def history(frame: pd.DataFrame, value: str, label: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw a value of the history, such as ``sparsity/rs``, over the steps: one line per run, one colour per method.
 
-    Runs that never logged the value are left out. ``label`` is the name of the axis (default: the value's name).
+    As in ``accuracy_against_flops``, other settings of a method get a line style and a legend entry of their own. Runs
+    that never logged the value are left out. ``label`` is the name of the axis (default: the value's name).
     """
     ax, own_figure = _axes(ax)
-    runs = recorded(frame).sort_values("id")
-    runs = runs.rename(columns={column: name for name, column in LABELS.items()}).reindex(columns=[*LABELS, "folder"])
+    runs, columns = comparable(frame)
+    runs = runs[[*columns.values(), "folder"]].set_axis([*columns, "folder"], axis="columns")
     names, title = _series(runs)
-    for style, (name, members) in zip(_styles(), runs.groupby(names, sort=True), strict=False):
-        shown = name
-        for folder in members["folder"]:
-            rows = [row for row in read_metrics(Path(folder)) if row.get(value) is not None]
-            if rows:
-                ax.plot(
-                    [row["step"] for row in rows], [row[value] for row in rows], color=style["color"],
-                    linewidth=1.4, alpha=0.85, label=shown,
-                )  # fmt: skip
-                shown = "_"  # the legend names a method once
+    settings = _settings(runs)
+    for style, (name, method) in zip(_styles(), runs.groupby(names, sort=True), strict=False):
+        variants = method.groupby(settings[method.index], sort=True)
+        for variant, (setting, members) in zip(cycle(_VARIANTS), variants, strict=False):
+            shown = f"{name}, {setting}" if variants.ngroups > 1 else name
+            for folder in members["folder"]:
+                rows = [row for row in read_metrics(Path(folder)) if row.get(value) is not None]
+                if rows:
+                    ax.plot(
+                        [row["step"] for row in rows], [row[value] for row in rows], color=style["color"],
+                        linestyle=variant["linestyle"], linewidth=1.4, alpha=0.85, label=shown,
+                    )  # fmt: skip
+                    shown = "_"  # the legend names an experiment once
     ax.set(xlabel="step", ylabel=label or value, title=title)
     return _finish(ax, own_figure)
 
@@ -100,7 +103,7 @@ def _styles() -> Iterator[dict[str, Any]]:
 
 def _settings(figures: pd.DataFrame) -> pd.Series:
     """Return, as text, the settings in which rows of equal labels differ."""
-    keys = figures.columns.drop([*LABELS, *VALUES])
+    keys = figures.columns.drop([*LABELS, *VALUES, "folder"], errors="ignore")
     words = [", ".join(f"{key}={cell_text(row[key])}" for key in keys) for row in figures.to_dict("records")]
     return pd.Series(words, index=figures.index, dtype=object)
 

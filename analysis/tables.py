@@ -63,8 +63,7 @@ def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
     ``expected``, those that any experiment of its groups has; ``missing`` says what became of the others.
     ``TableError`` if a seed of an experiment occurs twice.
     """
-    runs, texts = _comparable(frame)
-    shown = {**LABELS, **{key.removeprefix("config."): key for key in _distinguishing(runs, texts)}}
+    runs, shown = comparable(frame)
     seeds = {group: set(members[SEED]) for group, members in runs.groupby("group")}
     rows = []
     for _, members in runs.groupby("experiment"):
@@ -144,11 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the runs in order of seed, and as text what makes their experiments: schema and identity without the seed.
+def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return the newest runs that can be read, in order of seed, and the columns that tell their experiments apart.
 
-    A key that is not in a run's identity has its default there, whether its config knows the key already or not.
-    The runs have their ``experiment`` as a column. One whose method has several names has all of them as ``method``.
+    These are ``LABELS`` and whatever else experiments of equal labels differ in: name in a table -> column. The runs
+    have their ``experiment`` as a column: their schema and identity without the seed, as text. If runs of one
+    experiment give its method several names, all of them have all these as their method.
     """
     runs = recorded(newest(frame))
     wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), *FIGURES.values()]
@@ -156,11 +156,11 @@ def _comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     identities = [json.loads(text) for text in runs["identity"]]
     keys = sorted({key for identity in identities for key in identity} - {SEED.removeprefix("config.")})
     texts = pd.DataFrame({SCHEMA: runs[SCHEMA].map(_text)}, index=runs.index)
-    for key in keys:
+    for key in keys:  # a key that is not in a run's identity has its default there
         texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
     runs["experiment"] = ["\n".join(row) for row in texts.itertuples(index=False)]
     runs[METHOD] = runs.groupby("experiment")[METHOD].transform(_names)
-    return runs, texts
+    return runs, {**LABELS, **{key.removeprefix("config."): key for key in _distinguishing(runs, texts)}}
 
 
 def _distinguishing(runs: pd.DataFrame, texts: pd.DataFrame) -> list[str]:

@@ -32,6 +32,9 @@ REQUIRED: Final = _Sentinel("REQUIRED")
 ASIDE: Final = _Sentinel("ASIDE")
 """In a declaration: the option is no part of a run's identity."""
 
+Names = Callable[[str], str]
+"""What an option is called in messages, by its name: in a config, its key."""
+
 Values = Mapping[str, Any]
 """Options by name, with all others that a condition may look at."""
 
@@ -51,7 +54,7 @@ class OptionError(ValueError):
 class Condition(Protocol):
     """What a declaration demands of a value. ``str()`` of it is what people read in the list of keys."""
 
-    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return what is wrong with a value of an option among ``values``, or None."""
         ...
 
@@ -68,7 +71,7 @@ class Range:
     high: float | str = math.inf
     ends: str = "[]"
 
-    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return that a number lies outside."""
         low, high = self._bounds(values)
         if low > high or (low == high and self.ends != "[]"):
@@ -77,18 +80,18 @@ class Range:
         above = value >= low if self.ends[0] == "[" else value > low
         below = value <= high if self.ends[1] == "]" else value < high
         if not math.isfinite(value):
-            return f"must be a finite number{'' if self == Range() else f' {self._told(values)}'}"
-        return None if above and below else f"must be {self._told(values)}"
+            return f"must be a finite number{'' if self == Range() else f' {self._told(values, called)}'}"
+        return None if above and below else f"must be {self._told(values, called)}"
 
     def _bounds(self, values: Values) -> tuple[float, float]:
         return _number(self.low, values, -math.inf), _number(self.high, values, math.inf)
 
     def __str__(self) -> str:
-        return self._told({}) if self != Range() else "finite"
+        return self._told({}, str) if self != Range() else "finite"
 
-    def _told(self, values: Values) -> str:
+    def _told(self, values: Values, called: Names) -> str:
         low, high = (
-            f"{bound}={values[bound]}" if isinstance(bound, str) and values.get(bound) is not None else bound
+            f"{called(bound)}={values[bound]}" if isinstance(bound, str) and values.get(bound) is not None else bound
             for bound in (self.low, self.high)
         )
         if high == math.inf:
@@ -113,7 +116,7 @@ class OneOf:
     def __init__(self, *names: str) -> None:
         object.__setattr__(self, "names", names)
 
-    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return that a name is none of them, and which comes near."""
         return None if value in self.names else suggest(value, self.names)
 
@@ -128,7 +131,7 @@ class Text:
     pattern: str
     told: str
 
-    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return that a text does not match."""
         return None if re.fullmatch(self.pattern, value) else f"must be {self.told}"
 
@@ -148,10 +151,11 @@ class Each:
     most: float = math.inf
     order: str = ""
 
-    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return that a list is too short or too long, out of order, or has an element that cannot be."""
         ordered = not self.order or all(a < b or (a == b and self.order == "<=") for a, b in pairwise(value))
-        sound = self.element is None or all(self.element.problem(option, item, values) is None for item in value)
+        of = self.element
+        sound = of is None or all(of.problem(option, item, values, called) is None for item in value)
         if ordered and sound and self.least <= len(value) <= self.most:
             return None
         return f"must be a list{' of' if self.least else ','} {self}"
@@ -168,11 +172,11 @@ class Needs:
 
     other: str
 
-    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return that the other option is null, false or zero."""
         if self.other not in values or values[self.other] or not option.is_used(value):
             return None
-        return f"needs {self.other}, which is {shown(values[self.other])}: set that, or {option.unset()}"
+        return f"needs {called(self.other)}, which is {shown(values[self.other])}: set that, or {option.unset(called)}"
 
     def __str__(self) -> str:
         return f"needs {self.other}"
@@ -184,11 +188,12 @@ class Excludes:
 
     other: str
 
-    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return that the other option is set too."""
         if not values.get(self.other) or not option.is_used(value):
             return None
-        return f"does not go with {self.other}={shown(values[self.other])}: leave out one of them ({option.unset()})"
+        other = f"{called(self.other)}={shown(values[self.other])}"
+        return f"does not go with {other}: leave out one of them ({option.unset(called)})"
 
     def __str__(self) -> str:
         return f"not with {self.other}"
@@ -213,7 +218,7 @@ class Option:
     nullable: bool = False
     aside: bool = False
 
-    def problems(self, value: Any, values: Values) -> Iterator[str]:
+    def problems(self, value: Any, values: Values, called: Names) -> Iterator[str]:
         """Yield what is wrong with a value, without the option's name; ``values``: what other options are."""
         if value is None and self.nullable:
             return
@@ -221,16 +226,16 @@ class Option:
             yield misfit
             return
         for condition in self.conditions:
-            if (problem := condition.problem(self, value, values)) is not None:
+            if (problem := condition.problem(self, value, values, called)) is not None:
                 yield problem
 
     def is_used(self, value: Any) -> bool:
         """Say whether a value asks for something: true, or another than the default."""
         return value is True or (value not in (None, False) and value != self.default)
 
-    def unset(self) -> str:
+    def unset(self, called: Names = str) -> str:
         """Return how to leave the option out."""
-        return f"{self.name}={'false' if self.type is bool else shown(self.default)}"
+        return f"{called(self.name)}={'false' if self.type is bool else shown(self.default)}"
 
     def allowed(self) -> str:
         """Return what is allowed, for people."""
@@ -302,16 +307,18 @@ def _or_required(default: Any, missing: Any) -> Any:
 # What is wrong
 
 
-def problems(declared: Mapping[str, Option], values: Values, around: Values | None = None) -> Iterator[str]:
+def problems(
+    declared: Mapping[str, Option], values: Values, around: Values | None = None, called: Names = str
+) -> Iterator[str]:
     """Yield what is wrong with values, like ``initial=7.0: must be in (0, 1]``.
 
-    ``around``: further values that may be bounds, or be needed.
+    ``around``: further values that may be bounds, or be needed. ``called``: what options are called.
     """
     known = {**(around or {}), **values}
     for name, option in declared.items():
         if name in values:
-            for problem in option.problems(values[name], known):
-                yield f"{name}={shown(values[name])}: {problem}"
+            for problem in option.problems(values[name], known, called):
+                yield f"{called(name)}={shown(values[name])}: {problem}"
 
 
 def exactly_one(*names: str) -> Callable[[_F], _F]:

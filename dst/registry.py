@@ -20,6 +20,7 @@ from dst.options import (
     SHA256,
     Each,
     Excludes,
+    Names,
     Needs,
     OneOf,
     Option,
@@ -87,7 +88,7 @@ class MemberOf:
 
     kind: str
 
-    def problem(self, option: Option, value: Any, values: Values) -> str | None:
+    def problem(self, option: Option, value: Any, values: Values, called: Names) -> str | None:
         """Return that there is no such member, and which comes near."""
         return None if value in members(self.kind) else suggest(value, members(self.kind))
 

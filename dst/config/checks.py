@@ -16,7 +16,7 @@ from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_n
 
 def _check_options(config: Config) -> Iterator[str]:
     """Tell what is wrong with every option as it is declared."""
-    for key, node, around in nodes(config):
+    for key, node, around, keys in nodes(config):
         options, values = declared(type(node)), vars(node)
         if key in SLOTS:
             of_members = registry.slot_options(SLOTS[key])
@@ -32,7 +32,7 @@ def _check_options(config: Config) -> Iterator[str]:
                 name: option.default if values[name] is None else values[name] for name, option in options.items()
             }
         given = {name: value for name, value in values.items() if value is not REQUIRED}
-        yield from (f"{key and f'{key}.'}{problem}" for problem in problems(options, given, around))
+        yield from problems(options, given, around, keys.__getitem__)
 
 
 def _check_member(key: str, member: str, values: Values, taken: Mapping[str, Option]) -> Iterator[str]:

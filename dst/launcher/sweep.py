@@ -14,7 +14,8 @@ from dst.config.checks import check, check_launcher
 from dst.config.compose import Composed, ComposedCell, compose_command, compose_each
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
-from dst.records.read import read_summary
+from dst.records.label import LABEL
+from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
 from dst.records.store import RecordError
 from dst.run import attempt
@@ -237,6 +238,7 @@ def _single(cell: Cell, stop: "StopFlag | None" = None, processes: "Processes | 
     assert cell.found is not None
     if cell.state == State.DONE:
         print(report(cell.found))
+    _note_names([cell])
     print(f"run {cell.id} is {cell.state} already, nothing was trained; output.resume=never trains it anew")
     return cell.state.exit_code
 
@@ -257,6 +259,7 @@ def _sweep(cells: Sequence[Cell]) -> int:
                 if stop.requested:
                     break
     print(_report(cells, states))
+    _note_names(cells)
     if len(states) < len(cells):
         print("stopped on request; run the same command to continue")
     unfinished = State.PREEMPTED.exit_code if len(states) < len(cells) else 0
@@ -274,6 +277,7 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
         print(f"error: {error}", file=sys.stderr)
         return State.FAILED.exit_code
     print(_summary(cells, submitted, settings), flush=True)
+    _note_names(cells)
     left = [State.REFUSED.exit_code] * len(submitted.left)
     if submitted.left:
         print(submitted.told(), file=sys.stderr, flush=True)
@@ -344,11 +348,24 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> State:
 def _report(cells: Sequence[Cell], states: Mapping[str, State]) -> str:
     rows = []
     for cell in looked_up(cells):
-        state, summary = states.get(cell.id, State.NOT_STARTED), None
+        name, state, summary = cell.name, states.get(cell.id, State.NOT_STARTED), None
         with suppress(OSError, RecordError):  # a record that was damaged or removed meanwhile must not hide the others
+            name = read_run(cell.found).get("name", name) if cell.found else name
             summary = read_summary(cell.found) if state == State.DONE and cell.found else None
-        rows.append((cell.name, state, summary or {}))
+        rows.append((name, state, summary or {}))
     return sweep_report(rows)
+
+
+def _note_names(cells: Sequence[Cell]) -> None:
+    """Say which runs keep another name than the label of this command gives them: they are over or under way."""
+    for cell in looked_up([cell for cell in cells if LABEL in cell.changed]):
+        with suppress(OSError, RecordError):
+            recorded = read_run(cell.found).get("name", cell.name) if cell.found else cell.name
+            if recorded != cell.name:
+                print(
+                    f"note: run {cell.id} keeps its name '{recorded}', since sparsity.label names a run when it begins "
+                    "or goes on; output.resume=never trains it anew"
+                )
 
 
 def _command() -> str:

@@ -165,7 +165,7 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
         "group": Path(os.path.relpath(member.holder, root)).as_posix(),
         "folder": str(folder),
         "attempt_folder": attempt_folder(folder),
-        "state": member.state or State.UNKNOWN,
+        "state": (member.state or State.UNKNOWN).value,
         "step": None,
         "error": member.why,
         "created": None,
@@ -178,10 +178,11 @@ def _row(root: Path, member: Member) -> dict[str, Any]:
     try:
         run, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
     except (OSError, RecordError) as error:
-        return place | {"state": State.UNREADABLE, "error": str(error)}
+        return place | {"state": State.UNREADABLE.value, "error": str(error)}
     identity = run.get("identity", {})
     place |= {name: run[name] for name in ("id", "name", "created", "schema") if name in run}
-    place |= {name: status[name] for name in ("state", "step", "error") if name in status}
+    place |= {name: status[name] for name in ("step", "error") if name in status}
+    place |= {"state": status["state"].value} if "state" in status else {}
     place |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(run)}
     config = identity | run.get("config", {})
     return place | {f"config.{key}": _cell(value) for key, value in config.items()} | summary

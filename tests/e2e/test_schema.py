@@ -123,6 +123,25 @@ def test_what_was_changed_is_on_record_and_the_same_by_a_sweep_and_by_a_single_c
     assert "digits mlp rigl_itop grow=random" in told.output
 
 
+def test_a_label_that_comes_too_late_is_said_to_name_nothing(mixed):
+    """By a single command and in a sweep, whose report shows what is on record."""
+    again = (*IN_GROUP, "sparsity=rigl_itop", "sparsity.grow.name=random", "seed=1", "sparsity.label=mine")
+    for command in (again, ("-m", *again)):
+        told = run(*command, cwd=mixed.parent)
+        assert "keeps its name 'digits mlp rigl_itop grow=random density=0.1 seed=1'" in told.output
+        assert "digits mlp mine" not in told.output
+
+
+def test_a_history_has_one_colour_for_two_names_of_one_composition(mixed):
+    runs = catalog(mixed).query(f"schema == {SCHEMA_VERSION}")
+    colours = {line.get_color() for line in history(runs, "sparsity/rs").lines}
+    assert len(colours) == len(accuracy_figures(runs)) == 3
+
+
+def test_states_of_a_catalog_are_plain_words(mixed):
+    assert {type(state) for state in catalog(mixed)["state"]} == {str}
+
+
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 

@@ -90,8 +90,20 @@ def differs(then: Path, now: Path, problem: str, methods: list[str]) -> bool:
 
 
 def outcomes(code: Path, problem: str, methods: list[str], *, kill: bool) -> dict[str, Any]:
-    """Train every method in one sweep; return what it came to, by method."""
-    outputs = code / f"{problem}{kill}"
+    """Train every method, in as few sweeps as can be; return what it came to, by method.
+
+    In one sweep, two names of one composition may be one run.
+    """
+    found: dict[str, Any] = {}
+    while left := [method for method in methods if method not in found]:
+        new = swept(code, code / f"{problem}{kill}{len(found)}", problem, left, kill=kill)
+        assert new.keys() & set(left), f"none of {', '.join(left)} was trained"
+        found |= new
+    return found
+
+
+def swept(code: Path, outputs: Path, problem: str, methods: list[str], *, kill: bool) -> dict[str, Any]:
+    """Train methods in one sweep; return what the runs came to, by the method that gives them their name."""
     options = (*PROBLEMS[problem], f"schedule.update_every={EVERY[problem]}", *COMMON, f"output.root={outputs}")
     command = [sys.executable, "run.py", "-m", f"sparsity={','.join(methods)}", *options]
     if kill:
