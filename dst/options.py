@@ -63,8 +63,8 @@ class Condition(Protocol):
 class Range:
     """Finite numbers from ``low`` to ``high``; ``ends`` says which of the two are in it, as in ``[0, 1)``.
 
-    A bound may be the name of another option, whose value it is. One without a value is no bound, nor is one that
-    leaves no number at all: then the other option is to blame, and its own range tells.
+    A bound may be the name of another option, whose value it is. One without a value is no bound. Bounds that leave no
+    number are ignored; the other option's check reports it.
     """
 
     low: float | str = -math.inf
@@ -126,7 +126,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that matches a regular expression, which is ``told`` to people."""
+    """A text that matches a regular expression. ``told``: how messages describe it."""
 
     pattern: str
     told: str
@@ -168,7 +168,7 @@ class Each:
 
 @dataclass(frozen=True)
 class Needs:
-    """Of no use without another option; ``true`` and whatever is not the default are a use."""
+    """Has an effect only with another option; it counts as used if it is true or not the default."""
 
     other: str
 
@@ -367,7 +367,7 @@ def checked(function: _F) -> _F:
 def check_part(part: Any, kind: str) -> None:
     """Raise OptionError if a part cannot be called with the options that ``functools.partial`` has bound to it.
 
-    ``kind``: what the part is given as, which is told. What its author has not annotated is not looked at.
+    ``kind``: the argument's name in messages. Undeclared parameters are not checked.
     """
     function, given = getattr(part, "func", part), getattr(part, "keywords", {})
     try:

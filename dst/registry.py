@@ -98,7 +98,7 @@ class MemberOf:
 
 @dataclass(frozen=True)
 class Member:
-    """One choice: where its code is, the options it takes, its marks, and of which options it needs exactly one.
+    """One choice: where its code is, the options it takes, its marks, and the options of which exactly one is needed.
 
     ``passes_on``: it takes any others too, and gives them to the member that one of its options names.
     """
@@ -140,7 +140,7 @@ def find(kind: str, name: str) -> Member:
 def options(kind: str, name: str, given: Values) -> dict[str, Option]:
     """Return what a member takes: its own options, and those that it gives to the member that one of them names.
 
-    ``given``: the values of its options. Those that it passes on may be left out, and the other then has its own way.
+    ``given``: the values of its options. Passed-on options are optional; the other member then uses its defaults.
     """
     member = find(kind, name)
     found = dict(member.options)
@@ -172,7 +172,7 @@ def slot_options(kind: str) -> Mapping[str, Mapping[str, Option]]:
 
 
 def _named(member: Member) -> list[tuple[str, str]]:
-    """Return the kinds of which options of a member name members, each with the option."""
+    """Return ``(kind, option)`` for each option that names a member of another kind."""
     return [
         (condition.kind, option.name)
         for option in member.options.values()
@@ -229,7 +229,7 @@ def _options(function: ast.FunctionDef, names: dict[str, Any], where: str) -> li
     found = []
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         if argument.annotation is None:
-            raise DeclarationError(f"{where}: {argument.arg} has no annotation, so nobody knows what it may be")
+            raise DeclarationError(f"{where}: {argument.arg} has no annotation: declare what it may be")
         annotation = _evaluated(argument.annotation, names, f"{where}: {argument.arg}")
         found.append(read(argument.arg, annotation, REQUIRED if default is None else ast.literal_eval(default)))
     return found

@@ -133,7 +133,7 @@ _SLURM_KEYS = {
     **{"ntasks-per-node": "processes", "ntasks": "processes"},
 }
 _SLURM_OWN = ("array", "error", "job-name", "no-requeue", "open-mode", "output", "requeue", "wait", "wrap")
-"""Options of sbatch that have a key of their own, and those that nobody else may set."""
+"""Options of sbatch that only the launcher may set."""
 
 _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _check_options,

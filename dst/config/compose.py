@@ -1,6 +1,6 @@
 """Hydra composition inside our own guard: overrides -> typed configs, with errors a user can act on.
 
-With ``dst.config.overrides`` and the launcher's plugin the only module that knows Hydra.
+Only this module composes; ``dst.config.overrides`` parses by Hydra, ``dst.cli`` and the launcher's plugin answer to it.
 """
 
 import pickle

@@ -12,9 +12,9 @@ from dst.registry import suggest
 _ABOUT = """\
 # Keys
 
-Made by `python run.py --keys --markdown > docs/keys.md`; `python run.py --keys PREFIX` shows those that begin so. An
-option of a member is of use with that member only, which is named in front of what the option does; `null`, which it
-is until it is set, stands for the member's own default, shown here.
+Made by `python run.py --keys --markdown > docs/keys.md`; `python run.py --keys PREFIX` shows the keys that begin with
+PREFIX. An option with members named before its help works with these only. While such an option is null, the member's
+default applies, which is shown here.
 """
 
 
@@ -89,5 +89,9 @@ def _meanings(full: str, by_member: Mapping[str, Option]) -> Iterator[Key]:
 def _key(full: str, option: Option) -> Key:
     default = "(required)" if option.default is REQUIRED else shown(option.default)
     return Key(
-        full, option.type_name() + (" or null" if option.nullable else ""), default, option.allowed(), option.help
+        full,
+        option.type_name() + (" or null" if option.nullable else ""),
+        default,
+        option.allowed(),
+        option.help.replace("``", "`"),  # of a docstring
     )

@@ -15,7 +15,7 @@ class LauncherSettings:
     cluster: Cluster
     wait: Annotated[bool, "block until all cells are over and report, instead of returning at once"] = False
     max_parallel: Annotated[
-        int | None, Range(1), "at most so many jobs at once; null: SLURM's limits, or what processors and GPUs allow"
+        int | None, Range(1), "at most this many jobs at once; null: SLURM's limits, or what processors and GPUs allow"
     ] = None
     runs_per_job: Annotated[int, Range(1), "cells side by side in one job, each a process on the same device"] = 1
 
@@ -32,13 +32,15 @@ LAUNCHER_OPTIONS: Final = tuple(name for name in declared(LauncherSettings) if n
 class Slurm:
     """What the SLURM launcher asks the cluster for, for each job. What is null is left to the cluster's defaults."""
 
-    timeout_min: Annotated[int, ASIDE, Range(1), "the time limit"] = 60
-    signal_delay_s: Annotated[int, ASIDE, Range(1), "so long before the time limit the run saves and is requeued"] = 120
-    max_requeues: Annotated[int, ASIDE, Range(0), "it is requeued at most so many times"] = 100
+    timeout_min: Annotated[int, ASIDE, Range(1), "the time limit of a job, in minutes"] = 60
+    signal_delay_s: Annotated[
+        int, ASIDE, Range(1), "how long before the time limit the run saves and is requeued, in seconds"
+    ] = 120
+    max_requeues: Annotated[int, ASIDE, Range(0), "how often it may be requeued"] = 100
     nodes: Annotated[int, ASIDE, Range(1), "nodes that share the run's processes evenly"] = 1
-    gpus: Annotated[int | None, ASIDE, Range(0), "GPUs per node; null: one a process on CUDA"] = None
-    cpus: Annotated[int | None, ASIDE, Range(1), "CPUs per process; null: threads and workers"] = None
-    memory_gb: Annotated[float | None, ASIDE, Range(0, ends="(]"), "memory per node"] = None
+    gpus: Annotated[int | None, ASIDE, Range(0), "GPUs per node; null: one per process if hardware.device=cuda"] = None
+    cpus: Annotated[int | None, ASIDE, Range(1), "CPUs per process; null: one per thread and per worker"] = None
+    memory_gb: Annotated[float | None, ASIDE, Range(0, ends="(]"), "memory per node, in GB"] = None
     partition: Annotated[str | None, ASIDE, "the partition of the cluster"] = None
     account: Annotated[str | None, ASIDE, "the account that is charged"] = None
     qos: Annotated[str | None, ASIDE, "the quality of service"] = None

@@ -1,4 +1,4 @@
-"""Which compositions of a sparsity method make sense; what makes none is refused, never ignored."""
+"""Refuse compositions of a sparsity method that make no sense; ignore nothing."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,7 +8,7 @@ from dst.options import declared, shown
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:
-    """Return the marks of a slot's member; none if there is no such member, which is told elsewhere."""
+    """Return the marks of a slot's member; none if there is no such member, which another check reports."""
     member = registry.members(SLOTS[f"sparsity.{slot}"]).get(get(config, f"sparsity.{slot}").name)
     return member.marks if member else frozenset()
 
@@ -93,7 +93,7 @@ def check_parts(config: Config) -> Iterator[str]:
 def _check_all_weights(config: Config) -> Iterator[str]:
     """Tell which init and pattern would find nothing to choose, since all weights are kept."""
     sparsity, schedule = config.sparsity, config.sparsity.density_schedule
-    if _with_own_counts(config):  # which do not go with a distribution, as is told elsewhere
+    if _with_own_counts(config):  # another check reports those that also have a distribution
         return
     if sparsity.distribution.name == "dense":
         why, mend = "sparsity.distribution.name=dense", "uniform, er or erk, and a density"
@@ -194,7 +194,7 @@ def _check_moves(config: Config) -> Iterator[str]:
 
 def _ignored_without_moves(config: Config) -> Iterator[str]:
     keys = ["redistribute.name", "drop.pool"]
-    if config.sparsity.density_schedule.name != "none":  # without it no key of update is of use, which is told anyway
+    if config.sparsity.density_schedule.name != "none":  # without it every key of update is reported anyway
         keys += ["update.regrow", "update.grown_weights", "update.returning_weights"]
     yield from _ignored(config, keys, ": nothing is dropped and grown")
 

@@ -1,7 +1,7 @@
 """Overrides as a user types them: what they say, what is wrong with them, and the cells that they make.
 
 Everything wrong with them is found before Hydra composes anything, all at once; what only Hydra can find (types, YAML
-syntax) is told in its words, without their decoration.
+syntax) is reported in Hydra's words, without their decoration.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ LAUNCHER: Final = "hydra/launcher"
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Return overrides as Hydra reads them, which must be initialised; ConfigError naming all that it cannot read."""
+    """Return overrides as Hydra reads them; it must be initialised. ConfigError names every one that it cannot read."""
     parsed, problems = [], []
     for text in overrides:
         try:
@@ -163,7 +163,7 @@ def check_single(parsed: Sequence[Override]) -> None:
 
 
 def _check_hydra(override: Override, launchers: list[str]) -> Iterator[str]:
-    """Yield what is wrong with an override of Hydra's own config, of which users choose and set the launcher only."""
+    """Yield problems of Hydra's own keys; users set the launcher only."""
     name, text = str(override.key_or_group), override.input_line
     options = [f"hydra.launcher.{item}" for item in LAUNCHER_OPTIONS]
     if name not in (LAUNCHER, *options):

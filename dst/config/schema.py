@@ -92,9 +92,9 @@ class Model(Slot):
     """The network."""
 
     name: str = "mlp"
-    weights: Annotated[str | None, ASIDE, "start from those of another run: its folder"] = None
+    weights: Annotated[str | None, ASIDE, "start from the weights of another run, given by its folder"] = None
     weights_digest: Annotated[
-        str | None, SHA256, Needs("weights"), "digest of the checkpoint, which identifies it; null: of the newest there"
+        str | None, SHA256, Needs("weights"), "identifies the checkpoint; null: the newest in the folder"
     ] = None
 
 
@@ -210,17 +210,17 @@ class Schedule(training_options.Schedule):
 class Hardware:
     """Where and how the run computes."""
 
-    device: Annotated[str, OneOf("cpu", "cuda"), "what computes"] = "cpu"
+    device: Annotated[str, OneOf("cpu", "cuda"), "the device to compute on"] = "cpu"
     determinism: Annotated[
-        str, OneOf("strict", "fast"), "a resume on the same kind of machine is bit-identical, or perhaps not"
+        str, OneOf("strict", "fast"), "strict: resumes bit-identically; fast: may differ in the last bits"
     ] = "strict"
-    threads: Annotated[int, Range(1, 1024), "of the CPU; their number changes bits, so it identifies a run"] = 2
+    threads: Annotated[int, Range(1, 1024), "CPU threads; part of the run id, since they change bits"] = 2
     precision: training_options.PrecisionName = "fp32"
-    channels_last: Annotated[bool, "the memory layout of images that tensor cores want"] = False
-    compile: Annotated[bool, "compile the model by torch.compile"] = False
+    channels_last: Annotated[bool, "store images channels-last, as tensor cores prefer"] = False
+    compile: Annotated[bool, "compile the model with torch.compile"] = False
     workers: Annotated[int, ASIDE, Range(0), "processes that load streamed data"] = 0
     processes: Annotated[int, Range(1, 1024), "processes that share every batch, one GPU each"] = 1
-    sync_batch_norm: Annotated[bool, "batch statistics over all processes instead of each by itself"] = False
+    sync_batch_norm: Annotated[bool, "take batch statistics over all processes instead of in each"] = False
     slurm: Slurm = field(default_factory=Slurm)
 
 
@@ -238,7 +238,9 @@ class Output:
         Text(r"(?s)(?![/.])(?!.*/\.).+", "a folder below output.root, without hidden parts"),
         "the folder of this run and others",
     ] = "default"
-    resume: Annotated[str, ASIDE, OneOf("auto", "never"), "never: start a new attempt folder"] = "auto"
+    resume: Annotated[
+        str, ASIDE, OneOf("auto", "never"), "auto: continue the run; never: start a new attempt folder"
+    ] = "auto"
 
 
 @dataclass
@@ -250,7 +252,10 @@ class Tracking:
     ] = "auto"
     every_steps: Annotated[int, ASIDE, Range(1), "steps from one line of the history to the next"] = 100
     mode: Annotated[
-        str, ASIDE, OneOf("none", "offline", "online"), "wandb's mirror: none, sent on request, or while training"
+        str,
+        ASIDE,
+        OneOf("none", "offline", "online"),
+        "wandb's mirror; none: there is none; offline: sent on request; online: while training",
     ] = "offline"
     project: Annotated[str | None, ASIDE, "wandb's project"] = "dst"
     entity: Annotated[str | None, ASIDE, "wandb's user or team; null: your own"] = None

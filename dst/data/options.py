@@ -21,7 +21,7 @@ Std = Annotated[
     Needs("mean"),
     "standard deviation of the pixels, per channel; null: the training split's",
 ]
-BatchSize = Annotated[int, Range(1), "samples that a step is taken on"]
+BatchSize = Annotated[int, Range(1), "samples per step"]
 Folder = Text(r"(?s).*\S.*", "the name of a folder")
 
 
@@ -29,17 +29,22 @@ Folder = Text(r"(?s).*\S.*", "the name of a folder")
 class Augment:
     """Training-time augmentation: random crop after padding, then horizontal flip with probability one half."""
 
-    crop_padding: Annotated[int, Range(0, 1024), "pixels around an image before it is cropped at random"] = 0
+    crop_padding: Annotated[
+        int, Range(0, 1024), "pixels added on each side of an image before it is cropped at random"
+    ] = 0
     padding_mode: Annotated[
-        str, OneOf("reflect", "zeros"), Needs("crop_padding"), "what the padding is: mirrored pixels, or black ones"
+        str,
+        OneOf("reflect", "zeros"),
+        Needs("crop_padding"),
+        "reflect: pad with mirrored pixels; zeros: with black ones",
     ] = "reflect"
-    flip: Annotated[bool, "flip every second image, left to right"] = False
+    flip: Annotated[bool, "flip images left to right with probability one half"] = False
     resized_crop_scale: Annotated[
         list[float] | None,
         Each(Range(0, 1, "(]"), least=2, most=2, order="<="),
         Needs("size"),
         Excludes("crop_padding"),
-        "torchvision's random-resized crop instead, of between these two shares of the area; for image files",
+        "random-resized crop with an area between these shares; image files only",
     ] = None
 
 
@@ -50,10 +55,10 @@ class Data:
     digest: Annotated[
         str | None,
         SHA256,
-        "digest of the content, which identifies it; null: of what is published, or else of what lies there",
+        "identifies the content; null: the digest of the published set, or of what is in root",
     ] = None
-    val_fraction: Annotated[float, Range(0, 1, "()"), "the share of the training set that validates"] = 0.1
-    split_seed: Annotated[int, Range(0), "chooses which samples validate"] = 0
+    val_fraction: Annotated[float, Range(0, 1, "()"), "the share of the training set to validate on"] = 0.1
+    split_seed: Annotated[int, Range(0), "chooses the samples to validate on"] = 0
     size: Size | None = None
     center_crop: CenterCrop | None = None
     mean: Mean | None = None
@@ -62,8 +67,8 @@ class Data:
         str,
         ASIDE,
         OneOf("auto", "resident", "stream"),
-        "image files: in memory, decoded when needed, or in memory up to 4 GiB; it changes no batch",
+        "image files; resident: decoded in memory; stream: when needed; auto: resident up to 4 GiB; same batches",
     ] = "auto"
-    root: Annotated[str, ASIDE, Folder, "where raw files lie or are downloaded to"] = "outputs/.datasets"
+    root: Annotated[str, ASIDE, Folder, "where raw files are, or are downloaded to"] = "outputs/.datasets"
     cache: Annotated[str, ASIDE, Folder, "where decoded sets are kept"] = "outputs/.cache"
     download: Annotated[bool, ASIDE, "download what is missing"] = True

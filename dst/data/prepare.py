@@ -56,7 +56,7 @@ def sizes_differ(files: Files, one: int, image: Tensor, other: int, other_image:
 
 
 def verify(files: Files, key: str, memory: Path, title: str) -> None:
-    """Decode all files once, on all processors, and show the progress; ``DataError`` that names all that fail.
+    """Decode all files once, on all processors, and show the progress; ``DataError`` names all that fail.
 
     ``key``: the key of the set, in hex. ``memory``: a file that remembers files that were decoded before, by names,
     sizes and times of change; they are not decoded again.

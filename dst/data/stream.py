@@ -72,7 +72,7 @@ class Stream(Epochs):
         """Yield the batches as the workers make them."""
         labels = self._labels[draws.order].to(self.device)
         self._jobs.now = jobs = (_job(draws, batch) for batch in parts)
-        with blocked(REQUESTS):  # workers would heed these signals until they are told not to
+        with blocked(REQUESTS):  # workers would heed these signals until they ignore them
             made_ahead = iter(self._loader)
         for batch, made in zip(parts, made_ahead, strict=True):
             images = _checked(made).to(self.device, non_blocking=True)

@@ -22,9 +22,9 @@ def is_of_other_schema(folder: Path) -> bool:
 
 
 def own_code(folder: Path) -> Path:
-    """Return the folder to import the package from that a run of another schema was submitted with.
+    """Return the folder of the code with which a run of another schema was submitted.
 
-    Raises ConfigError, which names the schema, if it was never submitted, or that code is gone or no other one.
+    Raises ConfigError, which names the schema, if it was never submitted, or that code is gone or is this code.
     """
     told = f"{folder} is left alone: {other_schema(read_run(folder).get('schema'))}"
     if read_launch(folder) is None:
@@ -34,7 +34,7 @@ def own_code(folder: Path) -> Path:
     except ConfigError as error:
         raise ConfigError([f"{told}, and {problem}" for problem in error.problems]) from error
     if code.name == code_version()["digest"]:  # which would ask itself for ever
-        raise ConfigError([f"{told}, and it was submitted with this very code: somebody changed {folder}/run.json"])
+        raise ConfigError([f"{told}, and it was submitted with this very code: {folder}/run.json was changed"])
     return code
 
 
@@ -42,7 +42,7 @@ def requeue_by_own_code(folders: Sequence[Path], code: Path, options: Sequence[s
     """Let the code that runs were submitted with submit them again, all in one call; return its exit code.
 
     ``options``: of its ``dst.launcher.requeue``, which is given one folder that has links to those of the runs. Raises
-    ConfigError if somebody has changed that code.
+    ConfigError if that code was changed.
     """
     check_copy(code)
     with tempfile.TemporaryDirectory() as place:

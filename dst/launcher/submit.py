@@ -41,10 +41,10 @@ _Decision = Literal["to do", "finished", "under way"]
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a command has submitted: the run folders of all its cells, in order, and those that it submitted, and how.
+    """The outcome: folders of all cells, in order, those submitted, and the submission.
 
-    ``left``: those that could not be submitted, by folder, and why. ``finished``, ``under_way``: how many did not need
-    it. ``stopping``: how many of those under way are stopping, since their jobs have just been cancelled or preempted.
+    ``left``: why the others could not be submitted, by folder. ``finished``, ``under_way``: how many did not need it.
+    ``stopping``: how many of those under way are stopping, since their jobs have just been cancelled or preempted.
     """
 
     folders: list[Path]

@@ -27,7 +27,7 @@ from dst.run.sources import Known, identified
 from dst.training.rank import Rank
 
 _LISTED = 8
-"""Of the cells that are the same run, no more are told."""
+"""At most this many groups of equal cells are listed."""
 
 if TYPE_CHECKING:
     from dst.config.launcher import LauncherSettings

@@ -25,11 +25,9 @@ def restate(
 ) -> bool:
     """Replace the state in a run's ``status.json``; return whether it was replaced.
 
-    It is left alone if a process carries the run out, which then says itself what becomes of it, or if the run has a
-    state that is not ``among`` those given. Where the run stands (attempt, step, of how many) stays; what else is known
-    of the attempt, its last heartbeat included, stays with ``keep_attempt``. ``more``: further fields. ``durable``: as
-    in ``Record.create``.
-    Raises RecordError if there is no record, or a damaged one.
+    Nothing changes if a process carries out the run, or its state is not in ``among``. Attempt and step stay; other
+    fields, the last heartbeat included, only with ``keep_attempt``. ``more``: further fields. ``durable``: as in
+    ``Record.create``. Raises RecordError if there is no record, or a damaged one.
     """
     record = Record.open(folder, durable=durable)
     before = read_status(folder) or {}

@@ -127,7 +127,7 @@ def load_dataset(config: Config) -> Dataset:
 
 @cache
 def _load_once(name: str, **options: Any) -> Dataset | DataError:
-    """Load a data set; return an error of its content, which can take as long to find and which many cells share."""
+    """Load a data set once; an error of its content is cached too, since many cells share it."""
     try:
         return load(name, registry.find("data", name).load(), **options)
     except DataError as error:

@@ -180,21 +180,35 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
     A source that is still training replaces its checkpoints, so this tries several times before it says that there is
     none.
     """
+    folder = Path(get(config, key), "checkpoints")
+    none = ConfigError([f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}"])
+    if _is_absent(folder):  # said without torch, which takes seconds to import
+        raise none
     from dst.training.checkpoint import CheckpointError, Checkpoints
 
     for attempt in range(_TRIES):
         time.sleep(_PAUSE_S * (attempt > 0))
         try:
-            newest = Checkpoints(Path(get(config, key)) / "checkpoints").newest()
+            newest = Checkpoints(folder).newest()
             if newest is not None:
                 return newest, sha256(newest.read_bytes())
         except FileNotFoundError:
             continue
         except (CheckpointError, OSError) as error:
             raise ConfigError([f"{key}={get(config, key)}: {error}; {_GIVE}"]) from error
-        if not Path(get(config, key), "checkpoints").is_dir():
+        if not folder.is_dir():
             break
-    raise ConfigError([f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}"])
+    raise none
+
+
+def _is_absent(folder: Path) -> bool:
+    try:
+        folder.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # reading it says why
+        return False
+    return False
 
 
 # -- python -m dst.run.sources -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def cubic(
     plan: UpdatePlan,
     density: Density,
     *,
-    initial: Annotated[float, Range("density", 1, "(]"), "the density at first"] = 1.0,
+    initial: Annotated[float, Range("density", 1, "(]"), "the density at the beginning"] = 1.0,
     start: Annotated[float, Range(0, "end", "[)"), "the density falls from this fraction of training"] = 0.0,
     end: Annotated[float, Range(0, 1, "(]"), "the density has its final value from this fraction of training on"],
     ends_early: Annotated[bool, "stop one update short of the final value, as the published GraNet"] = False,

@@ -17,10 +17,8 @@ from dst.sparsity.marks import marked
 Shape = Sequence[int]
 Distribution = Callable[[Sequence[Shape], float], list[float]]
 
-Classifier = Annotated[
-    float, Range(0, 1, "(]"), "density of the last layer, of which those of the others are then independent"
-]
-Clip = Annotated[bool, "cut off layers that would exceed a density of 1; the total then falls short of the density"]
+Classifier = Annotated[float, Range(0, 1, "(]"), "density of the last layer; the others share the rest"]
+Clip = Annotated[bool, "limit layers that would exceed a density of 1 to 1; the total then falls short of the density"]
 
 
 @marked("own_counts")
@@ -40,7 +38,7 @@ def uniform_plus(
     shapes: Sequence[Shape],
     density: float,
     *,
-    classifier: Annotated[float, Range(0, 1, "(]"), "density of the last layer, if the network's is less"] = 0.2,
+    classifier: Annotated[float, Range(0, 1, "(]"), "density of the last layer, unless the network's is higher"] = 0.2,
 ) -> list[float]:
     """Keep the first layer dense and ``classifier`` or more of the last; share the rest evenly (Gale et al. 2019)."""
     return _with_fixed(_same, shapes, density, first=1.0, last=max(density, classifier))

@@ -10,9 +10,9 @@ from dst.fractions import Curve
 from dst.options import OneOf, Range, checked
 from dst.sparsity.plan import UpdatePlan
 
-Initial = Annotated[float, Range(0, 1, "(]"), "the share of a layer's active weights that moves at first"]
+Initial = Annotated[float, Range(0, 1, "(]"), "the share of a layer's active weights that moves at the beginning"]
 Floor = Annotated[float, Range(0, "initial"), "the share that moves at the horizon"]
-Horizon = Annotated[str, OneOf("end", "stop"), "the curve ends at the end of training, or where the updates stop"]
+Horizon = Annotated[str, OneOf("end", "stop"), "where the curve ends; end: with training; stop: with the updates"]
 
 
 @checked

@@ -1,4 +1,4 @@
-"""Checks that an optimizer and a training loop, which need not be ours, can keep weights sparse, and that they do."""
+"""Check that any optimizer and loop can keep weights sparse, and do."""
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence

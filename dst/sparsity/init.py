@@ -25,8 +25,8 @@ from dst.sparsity.marks import marked
 from dst.sparsity.saliency import gradient
 from dst.sparsity.select import pooled_top_k, top_k
 
-Rate = Annotated[float, Range(0, 1, "()"), "the share of the given weights that is removed"]
-Batches = Annotated[int, Range(1), "how many batches of training data the gradient is of"]
+Rate = Annotated[float, Range(0, 1, "()"), "the share of the weights that is removed"]
+Batches = Annotated[int, Range(1), "training batches over which the gradient is averaged"]
 
 
 def random(start: Start) -> list[Tensor]:
@@ -72,9 +72,7 @@ def file(
     start: Start,
     *,
     path: Annotated[str, ASIDE, "the folder of the run whose masks are taken"],
-    digest: Annotated[
-        str | None, SHA256, "digest of the checkpoint, which identifies it; null: of the newest there"
-    ] = None,
+    digest: Annotated[str | None, SHA256, "identifies the checkpoint; null: the newest in the folder"] = None,
 ) -> list[Tensor]:
     """Take the masks of another run: of its checkpoint, or of what ``Sparsifier.state_dict`` returned, in a torch file.
 

@@ -5,9 +5,7 @@ from typing import Annotated
 
 from dst.options import Each, Needs, OneOf, Range
 
-Density = Annotated[
-    float, Range(0, 1, "()"), "active / maskable weights; at the end, where a density schedule leads there"
-]
+Density = Annotated[float, Range(0, 1, "()"), "active / maskable weights; with a density schedule, at its end"]
 Every = Annotated[int, Range(1), "steps from one update to the next"]
 Pool = Annotated[str, OneOf("layer", "global")]
 
@@ -24,22 +22,22 @@ class Scope:
         default_factory=lambda: ["*"]
     )
     exclude: Annotated[list[str], "glob patterns of layers that stay dense"] = field(default_factory=list)
-    dense_first: Annotated[bool, "the first of these layers stays dense and does not count in the density"] = False
-    dense_last: Annotated[bool, "the last of these layers stays dense and does not count in the density"] = False
+    dense_first: Annotated[bool, "the first matching layer stays dense and does not count in the density"] = False
+    dense_last: Annotated[bool, "the last matching layer stays dense and does not count in the density"] = False
 
 
 @dataclass
 class Drop:
     """Who leaves."""
 
-    pool: Annotated[Pool, "what has the drop fraction: each layer by itself, or all layers together"] = "layer"
+    pool: Annotated[Pool, "apply the drop fraction to each layer, or to all together"] = "layer"
 
 
 @dataclass
 class DensitySchedule:
     """How dense over time."""
 
-    pool: Annotated[Pool, "what is pruned to the density: each layer by itself, or all layers together"] = "global"
+    pool: Annotated[Pool, "prune each layer to the density, or all together"] = "global"
 
 
 @dataclass
@@ -57,11 +55,11 @@ class Update:
     regrow: Annotated[bool, "just-dropped weights may return in the same update"] = True
     on_last_step: Annotated[bool, "also update after the last step, when nothing can be learned any more"] = False
     grown_weights: Annotated[
-        str, OneOf("zero", "initial"), "what grown weights start from, in any case without optimizer state"
+        str, OneOf("zero", "initial"), "the value that grown weights start from, always without optimizer state"
     ] = "zero"
     returning_weights: Annotated[
         str,
         OneOf("keep", "reset"),
         Needs("regrow"),
-        "what is dropped and grown in the same update keeps its value and state, or starts as if it was grown",
+        "keep: a weight dropped and grown in one update keeps its value and state; reset: it starts as if it was grown",
     ] = "keep"

@@ -31,7 +31,7 @@ class Probe:
     """What a criterion may look at besides the weights: the model, training batches and the loss.
 
     ``batches(n)`` gives the first n training batches (inputs, labels) on the model's device, the same at every call;
-    ``loss(logits, labels)`` is a scalar, the mean over the batch. ``seed``: from which dropout is derived.
+    ``loss(logits, labels)`` is a scalar, the mean over the batch. ``seed``: seeds dropout.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class Saliency:
     forward_passes: int
 
 
-Batches = Annotated[int, Range(1), "how many batches of training data are looked at"]
+Batches = Annotated[int, Range(1), "training batches to look at"]
 
 Criterion = Callable[..., Saliency]
 """A function ``(probe, layers, keep, *, options)``; ``keep``: how many weights stay, of all layers or of each."""
@@ -140,7 +140,7 @@ def synflow(
     layers: Sequence[Layer],
     keep: int | Sequence[int],
     *,
-    rounds: Annotated[int, Range(1), "the weights are pruned in so many rounds"] = 100,
+    rounds: Annotated[int, Range(1), "rounds of pruning"] = 100,
 ) -> Saliency:
     """Keep the strongest paths, without data: ``|w dR/dw|``, in ``rounds`` of pruning (SynFlow, Tanaka et al. 2020).
 

@@ -27,8 +27,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate in eval mode with one host synchronisation at the end; every sample counts once.
 
-    ``forward`` maps inputs to logits, if that takes more than calling the model. With several ``processes`` each calls
-    this with its own samples, of which there may be none, and gets the figures over all samples.
+    ``forward`` maps inputs to logits, if that takes more than calling the model. Each of several ``processes`` passes
+    its own samples, perhaps none, and gets the figures over all.
     """
     forward = forward or model
     training = model.training

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from dst.options import Needs, Range, checked
 
-WeightDecay = Annotated[float, Range(0), "how strongly weights decay"]
+WeightDecay = Annotated[float, Range(0), "the coefficient of weight decay"]
 
 
 @checked
@@ -15,7 +15,7 @@ def sgd(
     groups: list[dict[str, Any]],
     lr: float,
     *,
-    momentum: Annotated[float, Range(0, 1, "[)"), "how much of the last step goes into the next"] = 0.9,
+    momentum: Annotated[float, Range(0, 1, "[)"), "the share of the last step that goes into the next"] = 0.9,
     nesterov: Annotated[bool, Needs("momentum"), "Nesterov's momentum"] = True,
     weight_decay: WeightDecay = 0.0,
 ) -> Optimizer:
@@ -28,8 +28,8 @@ def adamw(
     groups: list[dict[str, Any]],
     lr: float,
     *,
-    beta1: Annotated[float, Range(0, 1, "[)"), "of the moving average of gradients"] = 0.9,
-    beta2: Annotated[float, Range(0, 1, "[)"), "of the moving average of their squares"] = 0.999,
+    beta1: Annotated[float, Range(0, 1, "[)"), "decay rate of the average of gradients"] = 0.9,
+    beta2: Annotated[float, Range(0, 1, "[)"), "decay rate of the average of squared gradients"] = 0.999,
     weight_decay: WeightDecay = 0.0,
 ) -> Optimizer:
     """Return Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""

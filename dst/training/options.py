@@ -10,19 +10,19 @@ Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
 Decay = Annotated[
     str,
     OneOf("all", "not_norms", "weights"),
-    "weight decay acts on all parameters, on all but those of norms, or on weights of convolutions and linear layers",
+    "what weight decay acts on: all parameters, all but those of norms, or weights of convolutions and linear layers",
 ]
 PrecisionName = Annotated[
     str,
     OneOf("fp32", "tf32", "bf16", "fp16"),
     "number format; tf32: on GPUs that have it; bf16, fp16: mixed, fp16 with loss scaling",
 ]
-Accumulate = Annotated[int, Range(1, "batch_size"), "the gradients of a batch are accumulated over so many parts"]
-LabelSmoothing = Annotated[float, Range(0, 1, "[)"), "this much of every label is spread over all classes"]
+Accumulate = Annotated[int, Range(1, "batch_size"), "number of parts over which a batch's gradients are accumulated"]
+LabelSmoothing = Annotated[float, Range(0, 1, "[)"), "the share of every label that is spread over all classes"]
 Select = Annotated[
     str,
     OneOf("last", "best_val"),
-    "test the last weights, or those of the best validation accuracy at the final density",
+    "last: test the last weights; best_val: those of the best validation accuracy at the final density",
 ]
 EvalEveryEpochs = Annotated[int, Range(1), "epochs from one validation to the next"]
 
@@ -50,11 +50,9 @@ class Schedule:
     batch_size: BatchSize = 64
     accumulate: Accumulate = 1
     multiplier: Annotated[
-        int, Range(1), "train so many times as long, milestones and horizons with it, but not update_every"
+        int, Range(1), "train this many times as long; milestones and horizons scale with it, update_every stays"
     ] = 1
-    update_every: Annotated[
-        int, ASIDE, Range(1), "steps from one update of the topology to the next, which methods take"
-    ] = 50
+    update_every: Annotated[int, ASIDE, Range(1), "steps from one update of the topology to the next"] = 50
     label_smoothing: LabelSmoothing = 0.0
     select: Select = "last"
     eval_every_epochs: EvalEveryEpochs = 1
@@ -66,6 +64,6 @@ class Checkpoint:
 
     every_min: Annotated[float, ASIDE, Range(0, ends="(]"), "minutes from one checkpoint to the next"] = 1.0
     every_steps: Annotated[
-        int | None, ASIDE, Range(1), "steps from one checkpoint to the next, besides; null: by time only"
+        int | None, ASIDE, Range(1), "steps from one checkpoint to the next, in addition; null: by time only"
     ] = None
-    keep: Annotated[int, ASIDE, Range(1), "so many of the newest checkpoints are kept"] = 2
+    keep: Annotated[int, ASIDE, Range(1), "number of newest checkpoints to keep"] = 2

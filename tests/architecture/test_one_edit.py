@@ -1,4 +1,7 @@
-"""One edit adds an option: in the one file of its member or group, and everything else knows of it."""
+"""One edit adds an option: in the one file of its member or group, and everything else knows of it.
+
+The edits are of different files, so that one copy of the package and one process can have them all.
+"""
 
 import json
 import shutil
@@ -14,23 +17,31 @@ import contextlib, io, json, sys
 from pathlib import Path
 from dst.cli import main
 
-told = []
-for arguments in json.loads(sys.argv[1]):
+def command(arguments):
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = main(arguments, Path("conf"))
-    told.append((code, out.getvalue()))
+    return code, out.getvalue()
+
+def core(text):
+    try:
+        exec(text)
+        return 0, ""
+    except ValueError as error:
+        return 1, str(error)
+
+asked = json.load(sys.stdin)
+told = {name: [command(arguments) for arguments in commands] for name, commands in asked["commands"].items()}
 assert "torch" not in sys.modules
 import torch
 from functools import partial
 from dst.sparsity import Sparsifier, UpdatePlan
 from dst.sparsity.drop import magnitude
+from dst.sparsity.drop_fraction import cosine
 model = torch.nn.Linear(8, 8)
-try:
-    exec(sys.argv[2])
-    told.append((0, ""))
-except ValueError as error:
-    told.append((1, str(error)))
+for name, text in asked["core"].items():
+    told[name].append(core(text))
+told["run"] = command(asked["run"])
 print(json.dumps(told))
 """
 TINY = ["model.hidden=[8]", "schedule.epochs=1", "schedule.update_every=5", "hardware.threads=1", "tracking=none"]
@@ -68,8 +79,7 @@ EDITS = {
             "sparsity.drop_fraction.name=constant",
             "cycles=2 would be ignored: drop_fraction 'constant' takes initial",
         ),
-        "core": "from dst.sparsity.drop_fraction import cosine\n"
-        "cosine(UpdatePlan(every=1, total_steps=9), initial=0.3, cycles=10)",
+        "core": "cosine(UpdatePlan(every=1, total_steps=9), initial=0.3, cycles=10)",
         "told": "cosine: cycles=10: must be in [1, 9]",
     },
     "a field of a group": {
@@ -89,33 +99,63 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_one_edit_adds_an_option(edit, tmp_path):
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory):
+    """A copy of the package with all edits, and what its commands, its core and a run with every new option say."""
+    place = tmp_path_factory.mktemp("edited")
     for name in ("dst", "conf", "run.py"):
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-        copy(REPOSITORY / name, tmp_path / name)
-    path = tmp_path / edit["file"]
-    source = path.read_text()
-    for old, new in ((edit["old"], edit["new"]), edit["then"]):
-        assert old in source
-        source = source.replace(old, new)
-    path.write_text(source)
-    key, (bad, refused), (elsewhere, ignored) = edit["key"], edit["bad"], edit["elsewhere"]
-    good = f"{key}={edit['good']}"
-    commands = [["--cfg", "job"], ["--keys", key], [f"{key}={bad}"], [good, elsewhere]]
-    script = [sys.executable, "-c", SCRIPT, json.dumps(commands), edit["core"]]
-    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+        copy(REPOSITORY / name, place / name)
+    for edit in EDITS.values():
+        path = place / edit["file"]
+        source = path.read_text()
+        for old, new in ((edit["old"], edit["new"]), edit["then"]):
+            assert old in source
+            source = source.replace(old, new)
+        path.write_text(source)
+    good = {name: f"{edit['key']}={edit['good']}" for name, edit in EDITS.items()}
+    asked = {
+        "commands": {
+            name: [
+                ["--cfg", "job"],
+                ["--keys", edit["key"]],
+                [f"{edit['key']}={edit['bad'][0]}"],
+                [good[name], edit["elsewhere"][0]],
+            ]
+            for name, edit in EDITS.items()
+        },
+        "core": {name: edit["core"] for name, edit in EDITS.items()},
+        "run": [*TINY, *good.values()],
+    }
+    script = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(script, cwd=place, input=json.dumps(asked), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shown, keys, out_of_range, of_another, core = json.loads(done.stdout)
+    return place, json.loads(done.stdout)
+
+
+def test_every_edit_is_of_a_file_of_its_own():
+    assert len({edit["file"] for edit in EDITS.values()}) == len(EDITS)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_one_edit_adds_an_option(name, edited):
+    edit, (_, told) = EDITS[name], edited
+    shown, keys, out_of_range, of_another, core = told[name]
     assert shown[0] == keys[0] == 0
     assert all(line in shown[1] for line in edit["shown"]), shown[1]
     assert keys[1] == edit["keys"]
     assert (out_of_range[0], of_another[0]) == (2, 2)
-    assert refused in out_of_range[1]
-    assert ignored in of_another[1]
+    assert edit["bad"][1] in out_of_range[1]
+    assert edit["elsewhere"][1] in of_another[1]
     assert core == [1, edit["told"]]
-    run = [sys.executable, "run.py", *TINY, good]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (record,) = tmp_path.glob("outputs/default/*/run.json")
-    assert json.loads(record.read_text())["config"][key] == json.loads(edit["good"])
+
+
+def test_a_run_trains_with_the_new_options(edited):
+    place, told = edited
+    code, shown = told["run"]
+    assert code == 0, shown
+    (record,) = place.glob("outputs/default/*/run.json")
+    config = json.loads(record.read_text())["config"]
+    assert {edit["key"]: config[edit["key"]] for edit in EDITS.values()} == {
+        edit["key"]: json.loads(edit["good"]) for edit in EDITS.values()
+    }

@@ -1,8 +1,5 @@
-"""Every option is declared whole, the list of keys is current, and none of it needs torch."""
+"""Every option is declared whole, and the list of keys is current."""
 
-import json
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
@@ -13,7 +10,6 @@ from dst.config.launcher import LauncherSettings
 from dst.config.schema import SLOTS, Config, flatten, nodes
 from dst.options import Each, OneOf, Range, Text, declared
 from dst.registry import MemberOf
-from tests.config.test_config import WRONG
 from tests.processes import REPOSITORY
 
 KINDS = sorted({*SLOTS.values(), "criterion"})
@@ -83,32 +79,3 @@ def test_the_list_of_keys_is_current():
     page = (REPOSITORY / "docs" / "keys.md").read_text()
     assert page == markdown(keys()), "make it anew: python run.py --keys --markdown > docs/keys.md"
     assert all(f"`{key}`" in page for key in flatten(Config()))
-
-
-SCRIPT = """
-import contextlib, io, json, sys, time
-from pathlib import Path
-from dst.cli import main
-
-codes = []
-for arguments in json.loads(sys.stdin.read()):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            codes.append(main(arguments, Path("conf")))
-        except SystemExit as end:
-            codes.append(end.code)
-print(json.dumps([codes, "torch" in sys.modules]))
-"""
-
-
-def test_help_keys_and_refusals_load_no_torch():
-    refused = [override.split() for override, told in WRONG.items() if told]
-    commands = [["--help"], ["--keys"], ["--keys", "sparsity.", "--markdown"], ["--cfg", "job"], *refused]
-    commands += [["--keys", "modle"], ["-m", "seed=-1,-2", "hydra/launcher=local"]]
-    script = [sys.executable, "-c", SCRIPT]
-    text = json.dumps(commands)
-    done = subprocess.run(script, cwd=REPOSITORY, input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    codes, loads_torch = json.loads(done.stdout)
-    assert codes == [0] * 4 + [2] * (len(commands) - 4)
-    assert not loads_torch

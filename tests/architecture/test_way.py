@@ -5,9 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
+from dst.config.compose import compose_cells
+from dst.config.schema import complete
+from dst.launcher import node
+from dst.launcher.frozen import freeze
+from dst.run.cell import cells
 from tests.architecture.rooms import DOC, REPOSITORY, floor
 
 DENSITY = "0.0731"
@@ -64,6 +71,18 @@ def test_it_ends_at_masks_of_this_density(way):
     assert way["active"] == round(float(DENSITY) * way["size"]) > 1000
 
 
-def test_a_job_comes_in_where_the_text_says():
-    source, entry = re.search(r"comes in at the third stop, from `(.+?)`", SECTION)[1], "attempt.run("
-    assert entry in (REPOSITORY / source).read_text()
+def test_a_job_comes_in_where_the_text_says(tmp_path, monkeypatch):
+    """The third stop is called by the file that the text names, with the config that was frozen."""
+    monkeypatch.chdir(tmp_path)
+    room, function = re.search(r"^3\. `(.+?)\.py:(\w+)`", SECTION, flags=re.MULTILINE).groups()
+    ((_, config),) = compose_cells(REPOSITORY / "conf", [f"sparsity.density={DENSITY}"], multirun=False)
+    frozen, came = freeze(cells([complete(config)])[0], "a command"), []
+
+    def third(cell, *_, **__):
+        came.append((sys._getframe(1).f_code.co_filename, cell.config.sparsity.density))
+        return SimpleNamespace(exit_code=0)
+
+    monkeypatch.setattr(import_module(room.replace("/", ".")), function, third)
+    assert node.main([frozen.folder, "--digest", frozen.digest]) == 0
+    source = REPOSITORY / re.search(r"comes in at the third stop, from `(.+?)`", SECTION)[1]
+    assert came == [(str(source), float(DENSITY))]

@@ -241,7 +241,7 @@ def test_a_schema_that_somebody_changed_is_told_and_nothing_asks_itself_for_ever
     folder = Path(failed.folder)
     Record.open(folder).write_run({**read_json(folder / "run.json"), "schema": 0})
     assert requeue.main(["outputs"]) == 2
-    assert f"it was submitted with this very code: somebody changed outputs/default/{folder.name}/run.json" in (
+    assert f"it was submitted with this very code: outputs/default/{folder.name}/run.json was changed" in (
         capsys.readouterr().err
     )
     assert submitted == []

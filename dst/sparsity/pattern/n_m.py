@@ -47,10 +47,10 @@ class NM(Rows):
 @checked
 def n_m(
     *,
-    n: Annotated[int, Range(1, "m", "[)"), "so many of m weights are active"],
-    m: Annotated[int, Range(2), "the weights of so many consecutive input channels are a group"],
+    n: Annotated[int, Range(1, "m", "[)"), "active weights in each group of m"],
+    m: Annotated[int, Range(2), "consecutive input channels in a group"],
     indivisible: Annotated[
-        str, OneOf("error", "dense"), "a layer that m does not divide is an error, or stays dense"
+        str, OneOf("error", "dense"), "refuse a layer that m does not divide (error), or leave it dense"
     ] = "error",
 ) -> NM:
     """Return the N:M pattern (Zhou et al. 2021); ``indivisible`` layers are an ``error`` or stay ``dense``."""
