@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from dst.launcher import slurm
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.observe import Observed, observe, process_lives
+from dst.records.lock import this_host
 from dst.records.read import read_launch
 from dst.records.restate import restate
 from dst.records.states import State
@@ -63,7 +63,7 @@ def _cancel_slurm(runs: Sequence[Observed]) -> str | None:
 
 def _cancel_local(run: Observed) -> str | None:
     launch = read_launch(Path(run.folder)) or {}
-    if launch.get("host") != socket.gethostname():
+    if launch.get("host") != this_host():
         return f"job {run.job} runs on host {launch.get('host')}: cancel it there"
     try:
         if process_lives(launch):  # otherwise it has ended, and its number may belong to another process

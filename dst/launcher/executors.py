@@ -4,7 +4,6 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,12 @@ from dst.config.schema import Config, Hardware
 from dst.launcher import slurm
 from dst.launcher.job import FrozenRun, Job, visible_gpus
 from dst.launcher.observe import LAUNCHER, process_started
+from dst.records.lock import this_host
 from dst.records.restate import restate
 from dst.records.states import State
 from dst.records.store import Record, RecordError
 from dst.run.environment import CODE
-from dst.signals import blocked
+from dst.signals import REQUESTS, blocked
 
 _FOREVER_MIN: Final = 60 * 24 * 365
 """Jobs on this machine have no time limit."""
@@ -100,7 +100,7 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
         asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
         executor.update_parameters(**asked, job_name=name)
         with _handing_over(jobs, settings):
-            with blocked(_STOPS):  # Ctrl-C in the terminal would end sbatch half-way
+            with blocked(REQUESTS):  # Ctrl-C in the terminal would end sbatch half-way
                 submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
             for job, found in zip(jobs, submitted, strict=True):
                 _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
@@ -173,7 +173,7 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
         with _handing_over([job], settings):
             with _in_background(code, logs / "controller.log"):
                 found = executor.submit(job)
-            facts = {"host": socket.gethostname(), "process_started": process_started(int(found.job_id))}
+            facts = {"host": this_host(), "process_started": process_started(int(found.job_id))}
             _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code), **facts)
         yield found.job_id
 
@@ -230,7 +230,7 @@ def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[N
     Requests such as Ctrl-C wait until the end of the block: a job without a record would be submitted a second time.
     """
     asked: list[int] = []
-    heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    heeded = [number for number in REQUESTS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded}
     try:
         runs = [run for job in jobs for run in job.runs]
@@ -247,9 +247,6 @@ def _handing_over(jobs: Sequence[Job], settings: LauncherSettings) -> Iterator[N
             signal.signal(number, handler)
         if asked:
             signal.raise_signal(asked[0])
-
-
-_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _note(runs: Sequence[FrozenRun], settings: LauncherSettings, **facts: Any) -> None:

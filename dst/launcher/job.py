@@ -29,6 +29,7 @@ from dst.records.states import ENDED, State, worst
 from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.terminal import secure
+from dst.signals import REQUESTS
 
 _POLL_S: Final = 0.2
 _STOPPED: Final = State.PREEMPTED.exit_code
@@ -124,7 +125,7 @@ class _Supervisor:
         if self.environment.cluster == "slurm" and self.is_main:
             slurm.rename(self.environment.job_id, self.job.title)
         requeue = signal.getsignal(signal.SIGUSR2)
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        for number in set(REQUESTS) - {signal.SIGHUP}:  # the end of the terminal from which it was submitted
             signal.signal(number, self._request)
         forwarded, asked = None, 0.0
         while self.running or (self.waiting and self.requested is None):

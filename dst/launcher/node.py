@@ -41,11 +41,11 @@ def main(arguments: Sequence[str]) -> int:
             print(error.text(), file=sys.stderr)
             return State.REFUSED.exit_code
         except ConfigError as error:
-            _fail(options.folder, error.text())
+            _record_unbegun(options.folder, error.text())
             print(error.text(), file=sys.stderr)
             return State.REFUSED.exit_code
         except Exception as error:
-            _fail(options.folder, f"{type(error).__name__}: {error}", traceback.format_exc())
+            _record_unbegun(options.folder, f"{type(error).__name__}: {error}", traceback.format_exc())
             traceback.print_exc()
             return State.FAILED.exit_code
 
@@ -75,7 +75,7 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
     return attempt.run(cell, command, stop, with_tables=True, processes=processes).exit_code
 
 
-def _fail(folder: Path, error: str, trace: str | None = None) -> None:
+def _record_unbegun(folder: Path, error: str, trace: str | None = None) -> None:
     """Record that the run could not begin, unless its end is recorded already. Only the main process does so."""
     if int(os.environ.get("RANK", "0")) == 0:
         restate(folder, State.FAILED, error, among=UNFINISHED, traceback=trace)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dst.launcher import slurm
-from dst.records.lock import STALE_S, Holder, holder
+from dst.records.lock import STALE_S, Holder, holder, this_host
 from dst.records.read import read_launch, read_run, read_status, read_summary
 from dst.records.states import State
 from dst.records.store import RecordError
@@ -81,7 +80,7 @@ def _submitters(group: Path) -> Iterator[Holder]:
     """Yield the other commands that are submitting runs to the output root of a group."""
     for root in (group.resolve(), *group.resolve().parents):
         found = holder(root / LAUNCHER) if (root / LAUNCHER / "lock").exists() else None
-        if found is not None and (found.host, found.pid) != (socket.gethostname(), os.getpid()):
+        if found is not None and (found.host, found.pid) != (this_host(), os.getpid()):
             yield found
 
 
@@ -98,7 +97,7 @@ def _observed(
     if not is_held and _is_unsubmitted(state, launch):
         state, why = _unsubmitted(status, submitters)
     elif not is_held:
-        may_be_back = has_job and (job is not None or launch.get("host") == os.uname().nodename)
+        may_be_back = has_job and (job is not None or launch.get("host") == this_host())
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
     measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
     waits = state in _MAY_WAIT and has_job
@@ -180,13 +179,13 @@ def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bo
 
 def _is_forsaken(status: dict[str, Any], launch: dict[str, Any]) -> bool:
     """Say whether an unlocked run shows that its local job on another host is gone: its heartbeat has stopped."""
-    is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != os.uname().nodename
+    is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != this_host()
     return is_elsewhere and status["state"] == State.RUNNING and time.time() - status.get("heartbeat", 0.0) > STALE_S
 
 
 def process_lives(launch: dict[str, Any]) -> bool:
     """Say whether a local job's process is alive. Its start time tells it from a later process of the same number."""
-    if launch.get("host") != os.uname().nodename:
+    if launch.get("host") != this_host():
         return True  # this cannot be seen from here
     started = process_started(int(launch["job"]))
     return started is not None and started == launch.get("process_started")

@@ -12,7 +12,7 @@ from dst.launcher.arguments import command, members_below
 from dst.launcher.observe import Observed, observe
 from dst.records.catalog import Member
 from dst.records.states import OBSERVED
-from dst.run.report import table
+from dst.run.report import duration, table
 from dst.run.terminal import program
 
 _DESCRIPTION = """\
@@ -85,16 +85,10 @@ def _row(run: Observed, *, with_slurm: bool) -> list[str]:
         *([run.slurm or "-"] if with_slurm else []),
         str(run.attempt),
         f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
-        "-" if run.eta_s is None else _duration(run.eta_s),
+        "-" if run.eta_s is None else duration(run.eta_s),
         "-" if run.accuracy is None else f"{run.accuracy:.4f}",
         run.job or "-",
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 if __name__ == "__main__":

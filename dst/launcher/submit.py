@@ -82,7 +82,7 @@ def _submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> 
     left: dict[Path, str] = {}
     decided: dict[_Decision, dict[Path, Cell]] = {"to do": {}, "finished": {}, "under way": {}}
     for cell in cells:
-        with _apart(_folder(cell), left):
+        with _left_alone(_folder(cell), left):
             decision = "to do" if cell.found is None else _decision(cell, observed[cell.found])
             decided[decision][_folder(cell)] = cell
     todo = decided["to do"]
@@ -158,7 +158,7 @@ def _frozen(cell: Cell, command: str) -> Run:
 
 
 @contextmanager
-def _apart(folder: Path, left: dict[Path, str]) -> Iterator[None]:
+def _left_alone(folder: Path, left: dict[Path, str]) -> Iterator[None]:
     """Leave a run alone if something is wrong with it, and note why, so that the others are not affected."""
     try:
         yield
@@ -184,7 +184,7 @@ def submit_again(
         todo: dict[Path, Callable[[], Run]] = {}
         others = superseded(runs)
         for (folder, run), now in zip(runs.items(), observe(runs), strict=True):
-            with _apart(folder, left):
+            with _left_alone(folder, left):
                 if now.state in states and not now.is_taken and folder not in others:
                     _check_continuable(folder, run[1], code.name)
                     todo[folder] = partial(freeze_again, *run)
@@ -244,7 +244,7 @@ def _send(
     runs: dict[Path, Run] = {}
     try:
         for folder, frozen in work.items():
-            with _apart(folder, left):
+            with _left_alone(folder, left):
                 runs[folder] = frozen()
         if not runs or code is None:
             return runs, None
@@ -263,7 +263,7 @@ def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -
     why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
     without_job: list[Path] = []
     for folder in frozen:
-        with _apart(folder, {}):
+        with _left_alone(folder, {}):
             state, job = (read_status(folder) or {}).get("state"), (read_launch(folder) or {}).get("job")
             if state == State.SUBMITTING or (state == State.QUEUED and job is None):
                 without_job.append(folder)

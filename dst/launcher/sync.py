@@ -18,14 +18,10 @@ from dst.records.store import RecordError
 from dst.run.terminal import program
 from dst.tracking.limits import wrong_name
 from dst.tracking.mirror import Sending
-from dst.tracking.mirrored import PLACE, contents, destination, read_book
+from dst.tracking.mirrored import PLACE, NotSentError, contents, destination, read_book
 
 SENT, FAILED, LEFT_OUT, UP_TO_DATE, WOULD_SEND = "sent", "failed", "left out", "up to date", "would send"
 """What can be the result of sending a run."""
-
-
-class NotSentError(RuntimeError):
-    """A record did not arrive; the message says why."""
 
 
 @dataclass(frozen=True)

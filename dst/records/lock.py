@@ -41,6 +41,11 @@ class Holder:
         return f"host {self.host}, process {self.pid}" + (f", job {self.job}" if self.job else "")
 
 
+def this_host() -> str:
+    """Return the name of this host, by which records and locks tell hosts apart."""
+    return socket.gethostname()
+
+
 _UNKNOWN: Final = Holder("unknown", 0)
 """The holder of a lock whose content is damaged."""
 
@@ -61,7 +66,7 @@ def locked(folder: Path, job: str | None = None) -> Iterator[None]:
     try:
         _acquire(handle, folder)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(Holder(socket.gethostname(), os.getpid(), job))).encode(), 0)
+        os.pwrite(handle, json.dumps(asdict(Holder(this_host(), os.getpid(), job))).encode(), 0)
         over = threading.Event()
         beats = threading.Thread(target=_beat, args=(path, over), daemon=True)
         beats.start()
@@ -82,7 +87,7 @@ def holder(folder: Path) -> Holder | None:
     found = _read(folder)
     if found is None or not _may_live(folder, found):
         return None
-    if found.host != socket.gethostname():
+    if found.host != this_host():
         return found
     try:
         handle = os.open(folder / NAME, os.O_RDWR | os.O_CLOEXEC)
@@ -103,7 +108,7 @@ def _acquire(handle: int, folder: Path) -> None:
             raise LockedError(folder, found)
         time.sleep(0.1)
     found = _read(folder)
-    if found is None or (is_ours and found.host == socket.gethostname()):  # we have its flock, so it is dead
+    if found is None or (is_ours and found.host == this_host()):  # we have its flock, so it is dead
         return
     # Here the flock does not tell. If the holder has just died, no further heartbeat comes: wait and see.
     path = folder / NAME
@@ -129,7 +134,7 @@ def _flock(handle: int) -> bool | None:
 
 def _may_live(folder: Path, found: Holder) -> bool:
     """Say whether a holder may be alive: judged by its process on this host, by its heartbeat on another."""
-    if found.host == socket.gethostname():
+    if found.host == this_host():
         try:
             os.kill(found.pid, 0)
         except ProcessLookupError:
@@ -146,7 +151,7 @@ def _beats(folder: Path) -> bool:
 
 def _age(path: Path) -> float:
     """Return how many seconds ago a file was touched, by the clock of its file system: clocks of hosts differ."""
-    probe = path.with_name(f".clock.{socket.gethostname()}.{os.getpid()}")
+    probe = path.with_name(f".clock.{this_host()}.{os.getpid()}")
     try:
         probe.touch()
         now = probe.stat().st_mtime

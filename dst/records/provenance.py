@@ -1,7 +1,6 @@
 """Where a run comes from: its code, libraries and machine."""
 
 import platform
-import socket
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dst.files import sha256
+from dst.records.lock import this_host
 
 PACKAGE: Final = Path(__file__).resolve().parents[1]
 """The folder of the package."""
@@ -62,7 +62,7 @@ def _is_source(name: Path, path: Path) -> bool:
 
 def machine() -> dict[str, str]:
     """Return the host's name and its processor's architecture."""
-    return {"host": socket.gethostname(), "platform": platform.platform(), "machine": platform.machine()}
+    return {"host": this_host(), "platform": platform.platform(), "machine": platform.machine()}
 
 
 def _version(name: str) -> str | None:

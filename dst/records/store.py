@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from dst.files import replace_text, sync_folder
+from dst.records.lock import this_host
 from dst.records.states import RECORDED, State
 
 RESUME_EVENT: Final = "resume"
@@ -104,7 +104,7 @@ class Record:
             "total_steps": total_steps,
             "error": error,
             "heartbeat": time.time(),
-            "host": socket.gethostname(),
+            "host": this_host(),
             "pid": os.getpid(),
             **more,
         }

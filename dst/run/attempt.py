@@ -1,7 +1,6 @@
 """One attempt at a run: find or make its record, build, train, finish, and report."""
 
 import os
-import socket
 import sys
 import time
 import traceback
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dst.config.compose import to_yaml
 from dst.config.schema import Config, ConfigError
 from dst.files import sha256
+from dst.records.lock import this_host
 from dst.records.read import read_attempts, read_status
 from dst.records.states import State
 from dst.records.store import Record
@@ -193,7 +193,7 @@ class _Attempt:
         from dst.tracking.progress import progress
 
         training, config = self.training, self.cell.config
-        place = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get(JOB)}
+        place = {"host": this_host(), "pid": os.getpid(), "job": os.environ.get(JOB)}
         executed = sha256(to_yaml(frozen(config)))
         self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
         with in_config_terms("model", path="sparsity.init.path"):

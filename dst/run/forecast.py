@@ -17,7 +17,7 @@ from dst.config.schema import Config, Hardware
 from dst.data.shard import Shard
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
-from dst.run.report import table
+from dst.run.report import duration, table
 from dst.training.loop import NoObserver
 
 _WARM_UP = 2
@@ -67,7 +67,7 @@ def text(found: Sequence[Forecast]) -> str:
     if len(found) > 1:
         flops, steps = sum(f.train_flops for f in found), sum(f.steps for f in found)
         times = [f.measured[2] for f in found if f.measured is not None]
-        seconds = _duration(sum(times)) if len(times) == len(found) else _UNKNOWN
+        seconds = _time(sum(times)) if len(times) == len(found) else _UNKNOWN
         blank = [""] * 4
         rows.append([f"sum of {len(found)}", "", "", f"{steps:,}", "", f"{flops:.3e}", *blank, seconds])
     notes = []
@@ -102,7 +102,7 @@ def _measured(f: Forecast) -> list[str]:
     if f.measured is None:
         return [_UNKNOWN] * 3
     memory_bytes, step_s, total_s = f.measured
-    return [_size(memory_bytes), f"{1e3 * step_s:.1f} ms", _duration(total_s)]
+    return [_size(memory_bytes), f"{1e3 * step_s:.1f} ms", _time(total_s)]
 
 
 def _forecast(config: Config) -> Forecast:
@@ -216,7 +216,5 @@ def _size(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds_left = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{seconds_left:02}" if seconds >= 60 else f"{seconds:.1f} s"
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 60 else f"{seconds:.1f} s"

@@ -23,6 +23,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])
 
 
+def duration(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds: ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
 def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | None = None) -> str:
     """Return one line for each layer and their total: size, active weights, density, Rs; then what is ``outside``."""
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import dst
+from dst.signals import REQUESTS, blocked
 
 _EXIT_S = 1.0
 """How long a process that has finished may take to end."""
@@ -110,9 +111,7 @@ class Sending:
 def _start(arguments: list[str], temporary: str) -> "subprocess.Popen[bytes]":
     # Signals are meant for the run. They are blocked in the new process and in wandb's own from the first instruction
     # on, so that a request to stop a whole group or SLURM step does not kill them too early.
-    wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    try:
+    with blocked({*REQUESTS, signal.SIGUSR1}):
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "dst.tracking.send", *arguments],
             stdin=subprocess.PIPE,
@@ -121,8 +120,6 @@ def _start(arguments: list[str], temporary: str) -> "subprocess.Popen[bytes]":
             env=_environment(temporary),
             start_new_session=True,
         )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _environment(temporary: str) -> dict[str, str]:

@@ -29,6 +29,10 @@ _FILES: Final = ("run.json", "metrics.jsonl", "layers.jsonl", "summary.json")
 _DEFAULT_PROJECT: Final = "dst"
 
 
+class NotSentError(RuntimeError):
+    """A record did not arrive; the message says why."""
+
+
 # -- where to, and as what ---------------------------------------------------------------------------------------------
 
 

@@ -21,8 +21,9 @@ from dst.records.lock import LockedError, locked
 from dst.records.read import read_summary
 from dst.records.states import State
 from dst.tracking import mirrored
+from dst.tracking.mirrored import NotSentError
 
-_EXIT_CODES: Final = {State.DONE: 0, State.KILLED: 254}
+_WANDB_CODES: Final = {State.DONE: 0, State.KILLED: 254}
 """Exit codes that wandb shows as finished and as crashed; any other one is failed."""
 
 _POLL_S: Final = 1.0
@@ -31,10 +32,6 @@ _RETRY_S: Final = 60.0
 _GRACE_S: Final = 5.0
 
 Report = Callable[[str], None]
-
-
-class _NotSentError(RuntimeError):
-    """A record has not arrived."""
 
 
 def main() -> None:
@@ -94,7 +91,7 @@ class _Sender:
                 try:
                     run = self._start()
                     return self._mirror(run)
-                except (_NotSentError, TimeoutError):
+                except (NotSentError, TimeoutError):
                     raise
                 except Exception as error:  # SIGTERM to a whole SLURM step ends wandb's own process, for instance
                     _tear_down()
@@ -115,7 +112,7 @@ class _Sender:
                 return
             except LockedError as error:
                 if not may_wait:
-                    raise _NotSentError(f"it is being sent already ({error.holder})") from error
+                    raise NotSentError(f"it is being sent already ({error.holder})") from error
                 time.sleep(_POLL_S)
 
     def _start(self) -> Any:
@@ -134,7 +131,7 @@ class _Sender:
         return run
 
     def _mirror(self, run: Any) -> None:
-        """Send the history until it ends, then the rest; ``_NotSentError`` if lines of it have not arrived."""
+        """Send the history until it ends, then the rest; ``NotSentError`` if lines of it have not arrived."""
         path, start = f"{run.entity}/{run.project}/{run.id}", mirrored.began(self.folder)
         lines = _lines(path, self._share) if run.resumed else 0
         history = mirrored.History(self.folder, run.starting_step, mirrored.read_book(self.folder).get("last") or {})
@@ -168,7 +165,7 @@ class _Sender:
             self.report(f"no table of layers: {_first_line(error)}")
         if end == State.PREEMPTED:
             run.mark_preempting()
-        run.finish(exit_code=_EXIT_CODES.get(end, 1))
+        run.finish(exit_code=_WANDB_CODES.get(end, 1))
 
 
 def _settings(share: float, began_at: float) -> Any:
@@ -217,7 +214,7 @@ def _confirm(path: str, lines: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while (found := _lines(path, timeout_s)) < lines:
         if time.monotonic() > deadline:
-            raise _NotSentError(f"the server has {found} of {lines} lines of the history")
+            raise NotSentError(f"the server has {found} of {lines} lines of the history")
         time.sleep(_POLL_S / 2)
 
 

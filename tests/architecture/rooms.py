@@ -53,19 +53,24 @@ def top_modules(package: Path = PACKAGE) -> set[str]:
     return {path.stem for path in package.glob("*.py")} - {"__init__"}
 
 
-def room_of(path: Path) -> str:
-    """Return the room of a file of the package."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 def imported(room: str) -> set[str]:
     """Return the modules that the files of a room import, early or late or for types, as dotted names."""
     files = [PACKAGE / f"{room}.py"] if room in top_modules() else (PACKAGE / room).rglob("*.py")
-    return {name for file in files for name in _imports(ast.parse(file.read_text()))}
+    return {name for file in files for name in _imports(file)}
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def importers(package: str) -> set[str]:
+    """Return the files that import a package, relative to ours."""
+    files = PACKAGE.rglob("*.py")
+    return {
+        file.relative_to(PACKAGE).as_posix()
+        for file in files
+        if any(name.partition(".")[0] == package for name in _imports(file))
+    }
+
+
+def _imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
