@@ -340,7 +340,7 @@ def not_one(names: Sequence[str], values: Values) -> Iterator[str]:
 
 def require(instance: Any) -> None:
     """Raise OptionError if the fields of a dataclass are not what they are declared to be."""
-    _raise(problems(declared(type(instance)), {item.name: getattr(instance, item.name) for item in fields(instance)}))
+    refuse(problems(declared(type(instance)), {item.name: getattr(instance, item.name) for item in fields(instance)}))
 
 
 def checked(function: _F) -> _F:
@@ -358,7 +358,7 @@ def checked(function: _F) -> _F:
     def call(*arguments: Any, **options: Any) -> Any:
         bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
-        _raise(problems(takes(), bound.arguments, _fields_of(bound.args)), function.__qualname__)
+        refuse(problems(takes(), bound.arguments, _fields_of(bound.args)), function.__qualname__)
         return function(*arguments, **options)
 
     return cast(_F, call)
@@ -376,11 +376,11 @@ def check_part(part: Any, kind: str) -> None:
         return
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         own = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
-        _raise((f"{name}={shown(given[name])}: {suggest(name, own)}" for name in given if name not in parameters), kind)
+        refuse((f"{name}={shown(given[name])}: {suggest(name, own)}" for name in given if name not in parameters), kind)
     needed = (p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
-    _raise((f"{name} is missing: bind it by functools.partial" for name in needed if name not in given), kind)
-    _raise(problems(_annotated(function), given), kind)
-    _raise(not_one(getattr(function, "exactly_one", ()), given), kind)
+    refuse((f"{name} is missing: bind it by functools.partial" for name in needed if name not in given), kind)
+    refuse(problems(_annotated(function), given), kind)
+    refuse(not_one(getattr(function, "exactly_one", ()), given), kind)
 
 
 def _annotated(function: Callable[..., Any]) -> dict[str, Option]:
@@ -407,7 +407,8 @@ def _fields_of(arguments: Iterable[Any]) -> dict[str, Any]:
     return {item.name: getattr(plan, item.name) for plan in plans for item in fields(plan)}
 
 
-def _raise(found: Iterable[str], where: str = "") -> None:
+def refuse(found: Iterable[str], where: str = "") -> None:
+    """Raise OptionError with all problems, if there are any; ``where``: the part that has them."""
     if told := "; ".join(found):
         raise OptionError(f"{where.removesuffix('.__init__')}: {told}" if where else told)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dst import registry
 from dst.config.schema import SLOTS, Config, get
 from dst.options import declared, shown
+from dst.sparsity.options import ramp_problems
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:
@@ -129,9 +130,9 @@ def _check_fixed_layers(config: Config) -> Iterator[str]:
 
 def check_update(config: Config) -> Iterator[str]:
     """Tell what is wrong with who moves, how much and when."""
-    sparsity, update = config.sparsity, config.sparsity.update
+    sparsity, update, ramp = config.sparsity, config.sparsity.update, config.sparsity.density_schedule
     moves = any(get(config, f"sparsity.{slot}").name != "none" for slot in ("drop", "grow", "drop_fraction"))
-    prunes = sparsity.density_schedule.name != "none"
+    prunes = ramp.name != "none"
     yield from _check_moves(config) if moves else _ignored_without_moves(config)
     if moves and sparsity.distribution.name == "dense" and not prunes:
         yield (
@@ -153,17 +154,9 @@ def check_update(config: Config) -> Iterator[str]:
         )
     if update.on_last_step and update.stop < 1:
         yield f"sparsity.update.on_last_step=true would be ignored: updates stop at {update.stop} of training"
-    start, end = sparsity.density_schedule.start or 0.0, sparsity.density_schedule.end
-    if prunes and update.start > start:
-        yield (
-            f"sparsity.update.start={update.start} lies behind sparsity.density_schedule.start={start}: the first "
-            "update would prune at once to where the ramp is by then. Let the ramp start where the updates do"
-        )
-    if end is not None and end > update.stop:
-        yield (
-            f"sparsity.density_schedule.end={end} must not lie behind sparsity.update.stop={update.stop}: the final "
-            "density would never be reached"
-        )
+    if prunes and ramp.end is not None:
+        found = ramp_problems(ramp.start or 0.0, ramp.end, update)
+        yield from (f"sparsity.density_schedule.{problem.replace('plan.', 'sparsity.update.')}" for problem in found)
 
 
 def _check_moves(config: Config) -> Iterator[str]:
@@ -187,8 +180,8 @@ def _check_moves(config: Config) -> Iterator[str]:
         yield from _ignored(config, ["drop.pool"], f": {_named(config, 'drop')} has no fraction")
     if config.hardware.precision == "fp16" and "momentum" in _marks(config, "grow") | _marks(config, "redistribute"):
         yield (
-            "hardware.precision=fp16 does not go with growth or redistribution by momentum: scaled gradients overflow "
-            "now and then, and their moving average would keep it; use bf16 or fp32"
+            "hardware.precision=fp16 does not go with growth or redistribution by momentum: gradients are read before "
+            "they are unscaled, so that their moving average would mix different loss scales; use bf16 or fp32"
         )
 
 

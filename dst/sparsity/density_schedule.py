@@ -6,8 +6,8 @@ Each factory takes the update plan, the final density and its own options and re
 from typing import Annotated
 
 from dst.fractions import Curve, step_at
-from dst.options import Range, checked
-from dst.sparsity.options import Density
+from dst.options import Range, checked, refuse
+from dst.sparsity.options import Density, ramp_problems
 from dst.sparsity.plan import UpdatePlan
 
 
@@ -26,8 +26,10 @@ def cubic(
     ``k`` counts updates; ``k0`` and ``k1`` are those at the fractions ``start`` and ``end`` of training, ``k1`` at most
     the last update that takes place. From ``k1`` on the density is exactly that. ``ends_early``: the last pruning
     is that of ``k1 - 1``, as in the published GraNet, so that the density stays ``(d_i - d_f) / (k1 - k0)^3`` above
-    ``density``. Raises ValueError if there is no update between the two, or if the density would not fall.
+    ``density``. Raises ValueError if there is no update between the two, if they are not within the time of updates, or
+    if the density would not fall.
     """
+    refuse(ramp_problems(start, end, plan), "cubic")
     first, last = (step_at(fraction, plan.total_steps) // plan.every for fraction in (start, end))
     if not ends_early:
         last = min(last, plan.last_step // plan.every)

@@ -1,5 +1,6 @@
 """Options of the sparsifier that are no member's own. Needs no torch, so that configs are checked without it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -63,3 +64,14 @@ class Update:
         Needs("regrow"),
         "keep: a weight dropped and grown in one update keeps its value and state; reset: it starts as if it was grown",
     ] = "keep"
+
+
+def ramp_problems(start: float, end: float, plan: Update) -> Iterator[str]:
+    """Yield what is wrong with a density that falls from ``start`` to ``end``, where updates come as in ``plan``."""
+    if start < plan.start:
+        yield (
+            f"start={start}: updates begin later, at plan.start={plan.start}, and the first would prune at once to "
+            "where the ramp is by then; let the ramp start where the updates do"
+        )
+    if end > plan.stop:
+        yield (f"end={end}: the ramp would be cut short at the last update (plan.stop={plan.stop}); set end <= stop")

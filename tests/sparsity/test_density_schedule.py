@@ -27,6 +27,24 @@ def test_a_window_without_updates_is_an_error():
         cubic(UpdatePlan(every=50, total_steps=200), 0.1, start=0.5, end=0.52)
 
 
+@pytest.mark.parametrize(
+    ("plan", "ramp", "told"),
+    [
+        (
+            {"stop": 0.8},
+            {"end": 0.9},
+            r"end=0\.9: .* cut short at the last update \(plan\.stop=0\.8\); set end <= stop",
+        ),
+        ({"start": 0.25}, {"end": 0.5}, r"start=0\.0: updates begin later, at plan\.start=0\.25"),
+    ],
+)
+def test_a_ramp_outside_the_time_of_updates_is_an_error(plan, ramp, told):
+    with pytest.raises(ValueError, match=told):
+        cubic(UpdatePlan(every=10, total_steps=1000, **plan), 0.1, **ramp)
+    inside = {"stop": 0.9} if "stop" in plan else {"start": 0.0}
+    cubic(UpdatePlan(every=10, total_steps=1000, **inside), 0.1, **ramp)
+
+
 def test_ramp_that_ends_one_update_early_as_the_published_one():
     plan = UpdatePlan(every=10, total_steps=200)
     curve = cubic(plan, 0.05, initial=0.5, end=0.5, ends_early=True)
@@ -38,7 +56,7 @@ def test_ramp_that_ends_one_update_early_as_the_published_one():
 @pytest.mark.parametrize(("stop", "on_last_step", "ends_at"), [(1.0, False, 90), (1.0, True, 100), (0.75, False, 70)])
 def test_ramp_to_the_end_ends_at_the_last_update_that_takes_place(stop, on_last_step, ends_at):
     plan = UpdatePlan(every=10, total_steps=100, stop=stop, on_last_step=on_last_step)
-    curve = cubic(plan, 0.1, end=1.0)
+    curve = cubic(plan, 0.1, end=stop)
     assert plan.due(ends_at)
     assert curve(ends_at) == 0.1 < curve(ends_at - 10)
 

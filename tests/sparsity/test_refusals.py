@@ -48,7 +48,7 @@ REFUSED = {
         "or sparsity.distribution.classifier=null"
     ],
     "sparsity=gmp sparsity.update.start=0.25": [
-        "sparsity.update.start=0.25 lies behind sparsity.density_schedule.start=0.0: the first update would prune"
+        "sparsity.density_schedule.start=0.0: updates begin later, at sparsity.update.start=0.25, and the first would"
     ],
 }
 
