@@ -277,7 +277,7 @@ def _arm_mask(number: str) -> None:
 
 
 def _arm_fsize(limit: str) -> None:
-    """Let no file grow beyond so many bytes, as a full disk would."""
+    """Let no file grow beyond a number of bytes, as a full disk would."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 
 

@@ -68,7 +68,7 @@ def test_a_bound_is_the_value_of_another_option():
 
 @pytest.mark.parametrize("stop", [None, math.nan, -1.0, 0, "late"])
 def test_what_is_no_bound_is_none(stop):
-    """The other option is missing or itself impossible, which is told of it."""
+    """The other option is missing or itself impossible, which is reported for it."""
     assert told(STOP, 7.0, stop=stop) == []
     assert told(STOP, 7.0) == []
     assert told(STOP, -1.0, stop=stop) != []

@@ -15,7 +15,7 @@ from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_n
 
 
 def _check_options(config: Config) -> Iterator[str]:
-    """Tell what is wrong with every option as it is declared."""
+    """Yield problems of every option by its declaration."""
     for key, node, around, keys in nodes(config):
         options, values = declared(type(node)), vars(node)
         if key in SLOTS:
@@ -36,7 +36,7 @@ def _check_options(config: Config) -> Iterator[str]:
 
 
 def _check_member(key: str, member: str, values: Values, taken: Mapping[str, Option]) -> Iterator[str]:
-    """Tell which options of a slot its member does not take, and which it lacks."""
+    """Yield options of a slot that its member does not take, and those that it lacks."""
     for name in sorted(registry.slot_options(SLOTS[key])):
         if values[name] is None:
             if name in taken and taken[name].default is REQUIRED:

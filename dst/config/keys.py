@@ -37,7 +37,7 @@ def keys(prefix: str = "") -> list[Key]:
     found = [key for key in every if key.key.startswith(prefix)]
     if not found:
         near = suggest(prefix, dict.fromkeys(key.key for key in every)).split("allowed:")[0].strip()
-        raise ConfigError([f"--keys {prefix}: no key begins so; {near or 'leave the prefix out to see all'}"])
+        raise ConfigError([f"--keys {prefix}: no key begins with that; {near or 'leave the prefix out to see all'}"])
     return found
 
 

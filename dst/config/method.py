@@ -24,7 +24,7 @@ def _with_own_counts(config: Config) -> list[str]:
 
 
 def check_density(config: Config) -> Iterator[str]:
-    """Tell what is wrong with the density: who says how many weights are kept, first and last."""
+    """Yield problems of the density: what says how many weights are kept, first and last."""
     sparsity, schedule = config.sparsity, config.sparsity.density_schedule
     own = _with_own_counts(config)
     if own:
@@ -74,7 +74,7 @@ def _check_own_counts(config: Config, own: list[str]) -> Iterator[str]:
 
 
 def check_parts(config: Config) -> Iterator[str]:
-    """Tell what is wrong with the options of distribution, init, pattern and drop among each other."""
+    """Yield options of distribution, init, pattern and drop that do not go together."""
     yield from _check_all_weights(config)
     yield from _check_fixed_layers(config)
     if "structured" in _marks(config, "pattern"):
@@ -92,7 +92,7 @@ def check_parts(config: Config) -> Iterator[str]:
 
 
 def _check_all_weights(config: Config) -> Iterator[str]:
-    """Tell which init and pattern would find nothing to choose, since all weights are kept."""
+    """Yield inits and patterns that would find nothing to choose, since all weights are kept."""
     sparsity, schedule = config.sparsity, config.sparsity.density_schedule
     if _with_own_counts(config):  # another check reports those that also have a distribution
         return
@@ -111,7 +111,7 @@ def _check_all_weights(config: Config) -> Iterator[str]:
 
 
 def _check_fixed_layers(config: Config) -> Iterator[str]:
-    """Tell which layers of a density of their own are not in scope."""
+    """Yield layers with a density of their own that are not in scope."""
     distribution, scope = config.sparsity.distribution, config.sparsity.scope
     is_plus = distribution.name == "uniform_plus"
     fixes_last = is_plus or distribution.classifier is not None
@@ -129,7 +129,7 @@ def _check_fixed_layers(config: Config) -> Iterator[str]:
 
 
 def check_update(config: Config) -> Iterator[str]:
-    """Tell what is wrong with who moves, how much and when."""
+    """Yield problems of what moves, how much and when."""
     sparsity, update, ramp = config.sparsity, config.sparsity.update, config.sparsity.density_schedule
     moves = any(get(config, f"sparsity.{slot}").name != "none" for slot in ("drop", "grow", "drop_fraction"))
     prunes = ramp.name != "none"
@@ -160,7 +160,7 @@ def check_update(config: Config) -> Iterator[str]:
 
 
 def _check_moves(config: Config) -> Iterator[str]:
-    """Tell what is wrong with drop, grow and drop fraction, which go together."""
+    """Yield problems of drop, grow and drop fraction, which go together."""
     sparsity = config.sparsity
     cuts = "cuts" in _marks(config, "drop")
     slots = ("drop", "grow") if cuts else ("drop", "grow", "drop_fraction")
@@ -198,7 +198,7 @@ def _ignored_update_keys(config: Config) -> Iterator[str]:
 
 
 def _ignored(config: Config, keys: Iterable[str], why: str) -> Iterator[str]:
-    """Tell which of some keys have another value than their default, which is of no use."""
+    """Yield those of some keys that differ from their default, which would be ignored."""
     for key in keys:
         node, name = key.split(".")
         group = getattr(config.sparsity, node)

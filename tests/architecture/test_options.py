@@ -21,7 +21,7 @@ FREE = {
     *[f"hardware.slurm.{name}" for name in ("partition", "account", "qos", "constraint", "setup", "options")],
     *[f"tracking.{name}" for name in ("project", "entity", "tags", "notes")],
 }
-"""Keys with texts that are nobody's closed set."""
+"""Keys whose texts are free."""
 
 
 def leaves():

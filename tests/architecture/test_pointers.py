@@ -14,7 +14,7 @@ SOURCES = [
     for path in sorted((REPOSITORY / room).rglob(pattern))
     if path != Path(__file__)  # which says what is not there
 ]
-TO_BE_MADE = {"conf/sparsity/sensitivity.yaml", "dst/new.py", "dst.config.former"}
+TO_BE_MADE = {"conf/sparsity/movement.yaml", "dst/new.py", "dst.config.former"}
 """What the README has its readers write, and tests put into copies of the package."""
 
 

@@ -12,7 +12,7 @@ ALL = [room for layer in layers() for room in sorted(layer)]
 
 
 def test_the_contract_of_layers_holds_every_room_and_top_module():
-    """A new folder, or file at the top, that is in no layer would be checked by nobody."""
+    """A new folder, or file at the top, that is in no layer would not be checked."""
     assert rooms.folders() | rooms.top_modules() == set(ALL)
 
 

@@ -4,7 +4,7 @@
 in turns in one process; figures are medians over the rounds, ratios are medians of the ratios of each round. On a busy
 machine two threads wait for each other: there, take ``--threads 1``.
 
-The comparison favours the others where it must favour somebody: the pipeline gets padded uint8 tensors in memory (no
+The comparison favours the others where it must favour a side: the pipeline gets padded uint8 tensors in memory (no
 decoding, no PIL, no padding a sample) and workers that are already running; the pure compute reads a few ready batches
 over and over, so they stay in the processor's cache.
 """

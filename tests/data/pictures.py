@@ -28,7 +28,7 @@ def write(path: Path, image: Tensor) -> Path:
 def write_folder(
     root: Path, parts: Mapping[str, int], classes: int = 2, height: int = 12, width: int = 12, suffix: str = ".jpg"
 ) -> Path:
-    """Write so many pictures for each class of each part: ``root``/part/class_0/0.jpg ..."""
+    """Write a number of pictures for each class of each part: ``root``/part/class_0/0.jpg ..."""
     number = 0
     for part, count in parts.items():
         for label in range(classes):

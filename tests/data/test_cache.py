@@ -200,7 +200,7 @@ def test_processes_that_prepare_at_once_all_get_the_data(tmp_path):
     go.touch()
     outputs = [racer.communicate(timeout=120) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0], outputs
-    assert [errors for _, errors in outputs] == ["", ""]  # nobody saw half a file: that would have been a warning
+    assert [errors for _, errors in outputs] == ["", ""]  # no process saw half a file: that would have been a warning
     digests = [line for output, _ in outputs for line in output.split()]
     assert len(digests) == 20
     assert len(set(digests)) == 1

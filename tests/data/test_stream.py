@@ -1,4 +1,4 @@
-"""Streams: the batches of the decoded set, to the last bit, whoever decodes them."""
+"""Streams: the batches of the decoded set, to the last bit, whichever process decodes them."""
 
 import os
 import signal
@@ -220,7 +220,7 @@ def test_a_program_that_leaves_an_epoch_half_way_still_ends(root):
 
 
 def test_requests_to_stop_while_the_workers_start_do_not_kill_them(root, monkeypatch):
-    """They are told to leave such requests alone only when they run: one that comes before must wait."""
+    """They ignore such requests only once they run: one that comes before must wait."""
     monkeypatch.setattr("dst.data.stream._heed_parent_only", slow_to_heed)
     ours = stream(root, Augment(), workers=2, batch_size=1)
     assert len(list(ours.epoch(0))) == 30

@@ -1,4 +1,4 @@
-"""A sweep's group holds all its cells, whichever command began them and whoever carries them out."""
+"""A sweep's group holds all its cells, whichever command began them and whichever process carries them out."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ SWEEP = ("-m", "sparsity=static,dense", "seed=0,1", "output.group=paper", *TINY)
 
 
 def table(folder, capsys):
-    """Return the cells of the printed table, and what is told below it."""
+    """Return the cells of the printed table, and the lines below it."""
     assert tables.main([str(folder)]) == 0
     rows, _, notes = capsys.readouterr().out.partition("\n\n")
     return [line.split() for line in rows.splitlines()], notes.splitlines()

@@ -172,17 +172,22 @@ def test_growth_that_is_added_is_counted_in_training_flops_or_told(tmp_path):
 
 @pytest.mark.slow
 def test_adding_a_method_is_a_function_and_a_yaml(tmp_path):
-    """As the text says, in a copy of the repository."""
+    """As the text says, in a copy of the repository; then with the option that the text adds to the function."""
     copied(tmp_path)
     recipe = README[README.index("## Adding a method") :]
     function, yaml = (
         re.search(rf"In `({re.escape(path)})`.*?\n```\w+\n(.*?)```", recipe, flags=re.DOTALL)
-        for path in ("dst/sparsity/drop.py", "conf/sparsity/sensitivity.yaml")
+        for path in ("dst/sparsity/drop.py", "conf/sparsity/movement.yaml")
     )
-    with (tmp_path / function[1]).open("a") as file:
-        file.write(f"\n\n{function[2]}")
+    (with_option,) = re.findall(r"```python\n(def movement\(\n.*?)```", recipe, flags=re.DOTALL)
     (tmp_path / yaml[1]).write_text(yaml[2])
-    command = [sys.executable, "run.py", "sparsity=sensitivity", "schedule.epochs=5"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "digits mlp sensitivity density=0.1" in result.stdout
+    source = (tmp_path / function[1]).read_text()
+    command = [sys.executable, "run.py", "sparsity=movement", "schedule.epochs=1", "schedule.update_every=5"]
+    for text, option, name in (
+        (function[2], [], "movement"),
+        (with_option, ["sparsity.drop.power=2"], "movement drop.power=2.0"),
+    ):
+        (tmp_path / function[1]).write_text(f"{source}\n\n{text}")
+        result = subprocess.run([*command, *option], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert f"digits mlp {name} density=0.1" in result.stdout

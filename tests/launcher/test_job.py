@@ -76,7 +76,7 @@ def test_preemption_may_be_announced_by_sigterm(supervisor, monkeypatch):
     ],
 )
 def test_the_cause_is_what_slurm_says(supervisor, monkeypatch, notice, cause):
-    """Whoever sends this signal, the job goes back into the queue."""
+    """Wherever this signal comes from, the job goes back into the queue."""
     monkeypatch.setattr(job.slurm, "notice", lambda job: notice)
     assert stopped(supervisor, signal.SIGUSR2)[:2] == (cause, 1)
 

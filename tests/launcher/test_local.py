@@ -210,7 +210,7 @@ def test_a_changed_frozen_config_is_refused(here):
     assert node.main([frozen.folder, "--digest", frozen.digest]) == 2
     assert "is not what was submitted" in read_status(folder)["error"]
 
-    with locked(folder):  # somebody runs it meanwhile, by hand
+    with locked(folder):  # it is run by hand meanwhile
         Record.open(folder).write_status("running", attempt=1, step=0)
         assert node.main([frozen.folder, "--digest", frozen.digest]) == 2
         assert state(folder) == "running"

@@ -280,7 +280,7 @@ def test_runs_that_go_on_or_have_not_begun_are_left_out(tmp_path, sendings, caps
         assert "--running sends what there is\nleft out    " in out
         assert out.endswith("  it has not begun\n2 left out\n")
         assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent", "bbb": "left out"})
-    Record.open(running).write_status("running", attempt=1, step=9)  # killed, since nobody has the lock
+    Record.open(running).write_status("running", attempt=1, step=9)  # killed, since no process has the lock
     assert sync(capsys, tmp_path) == (0, {"aaa": "up to date", "bbb": "left out"})
 
 

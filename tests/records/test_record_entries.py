@@ -134,7 +134,7 @@ def test_a_torn_entry_is_told(root, text):
 
 
 def test_sweeps_may_write_the_same_entries_at_the_same_time(root):
-    """Each follows the run where it saw it last; whoever reads meanwhile finds every one whole."""
+    """Each follows the run where it saw it last; a reader meanwhile finds every one whole."""
     shutil.copytree(root / "default", root / "other")
 
     def write(under):

@@ -1,4 +1,4 @@
-"""One process a run folder, whoever died before."""
+"""One process per run folder, whichever died before."""
 
 import json
 import os
@@ -26,7 +26,7 @@ with locked(pathlib.Path(sys.argv[1]), "7"):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Another process that holds the lock until it is told to end."""
+    """Another process that holds the lock until it is asked to end."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -147,7 +147,7 @@ def test_the_heart_beats(tmp_path, monkeypatch):
 
 
 def test_clocks_may_differ(tmp_path, monkeypatch):
-    """The age of a heartbeat is told by the file system's own clock."""
+    """The age of a heartbeat is measured by the file system's own clock."""
     forge(tmp_path, "another", 1, age=0)
     monkeypatch.setattr(lock.time, "time", lambda: 1e12)
     assert holder(tmp_path) is not None

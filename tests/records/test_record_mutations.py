@@ -157,7 +157,7 @@ def root(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("records")
     assert run(*TINY, cwd=cwd, fault="kill:step:30").code == -9
     killed = run_folder(cwd / "outputs")
-    (killed / "checkpoints").rename(cwd / "checkpoints")  # copied a thousand times, and read by nobody here
+    (killed / "checkpoints").rename(cwd / "checkpoints")  # copied a thousand times, and not read here
     (killed / "checkpoints").mkdir()
     assert run(*TINY, "seed=1", cwd=cwd).code == 0
     root = cwd / "outputs"
@@ -214,7 +214,7 @@ def copy(root, tmp_path, monkeypatch):
 
 
 class Problems(list[str]):
-    """What went wrong with each mutation; all of it is told at the end."""
+    """What went wrong with each mutation, reported at the end."""
 
     @contextmanager
     def of(self, mutation: Mutation | None) -> Iterator[None]:
@@ -237,7 +237,7 @@ READ = (
     *("config is", "config/seed", "config/data.name", "config/model.name", "config/model.hidden", "config/tracking."),
     *("config/sparsity.label", "config/sparsity.density", "config/output.group"),
 )
-"""The keys of a config that somebody reads who only looks at runs; the others are passed on as they are."""
+"""The keys of a config that commands read which only look at runs; the others are passed on as they are."""
 
 
 def is_read(mutation: Mutation) -> bool:

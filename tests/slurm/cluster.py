@@ -236,14 +236,14 @@ class Cluster:
 def remove_stale() -> None:
     """Stop and remove the clusters of test runs that were killed."""
     for folder in Path("/tmp").glob(f"{_PREFIX}*"):
-        # Whoever uses a cluster holds its lock, and loses it by dying.
+        # A process that uses a cluster holds its lock, and loses it by dying.
         with suppress(OSError), (folder / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(folder)
 
 
 def _own(folder: Path) -> IO[str]:
-    """Return the lock of a new folder; it gets its name once it is held, so that nobody finds it free."""
+    """Return the lock of a new folder; it gets its name once it is held, so that no process finds it free."""
     unnamed = folder / f".{_LOCK}"
     lock = unnamed.open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -269,7 +269,7 @@ def _row(job: Mapping[str, str]) -> dict[str, str]:
 
 
 def _free_ports(number: int) -> list[int]:
-    """Return ports that nobody listens on; all are held until the last is found, so that they differ."""
+    """Return ports that no process listens on; all are held until the last is found, so that they differ."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:

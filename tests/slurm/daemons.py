@@ -1,4 +1,4 @@
-"""Starting daemons in one folder, and stopping all that ever ran there, whoever started it."""
+"""Starting daemons in one folder, and stopping every one that ever ran there."""
 
 import os
 import signal

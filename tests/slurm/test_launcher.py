@@ -130,7 +130,7 @@ def test_a_run_interrupted_three_times(cluster, tmp_path):
     cluster.run("scontrol", "requeue", job)
     cluster.start_now(job)
     wait_until(lambda: is_moving(folder, 3), "not running after the second requeue")
-    # Of eight CPUs, so many that only the interrupted run has to go, not the undisturbed one, which nothing preempts.
+    # As many of eight CPUs that only the interrupted run has to go, not the undisturbed one, which nothing preempts.
     other = cluster.sbatch("true", "--partition=high", "--cpus-per-task=7", cwd=tmp_path)
     cluster.wait_for(other, "COMPLETED", timeout=300)
     cluster.start_now(job)

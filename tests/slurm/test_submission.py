@@ -135,7 +135,7 @@ def test_a_submission_that_is_cut_off(cluster, command, tmp_path):
 
 
 def test_what_was_cancelled_is_submitted_by_the_same_command(cluster, tmp_path):
-    """At once, and whoever cancelled the pending array, as a whole or a task of it."""
+    """At once, whether the pending array was cancelled as a whole or by task."""
     assert submit(cluster, tmp_path) == "4 runs: 4 submitted"
     cancel = [sys.executable, "-m", "dst.launcher.cancel", "outputs"]
     told = cluster.run(*cancel, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})

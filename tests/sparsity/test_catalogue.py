@@ -1,6 +1,7 @@
 """Every method x model x optimizer: it composes, trains two updates on real digits, keeps its promises, resumes."""
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from dst.config.checks import check
 from dst.config.compose import compose_cells
+from dst.config.identity import run_id
 from dst.config.schema import complete
 from dst.run.build import build
 from dst.run.feasible import check as check_feasible
@@ -36,6 +38,15 @@ ADAMW = (
     "schedule.optimizer.nesterov=null",
     "schedule.optimizer.beta1=0.9",
 )
+
+
+def test_these_methods_are_the_same_composition_and_no_others():
+    """As long as nothing else is overridden: two names of one run."""
+    names = defaultdict(list)
+    for method in METHODS:
+        ((_, config),) = compose_cells(CONF, [f"sparsity={method}"], multirun=False)
+        names[run_id(complete(config))].append(method)
+    assert [same for same in names.values() if len(same) > 1] == [["dst", "rigl_itop"], ["random_pruning", "static"]]
 
 
 def composed(method, model, options):

@@ -172,7 +172,7 @@ def test_erk_with_a_dense_classifier_is_erk_on_the_rest(resnet50):
     [(0.2, 0.1959, 5e-5), (0.05, 0.0500, 5e-5), (0.3, 0.2832, 3e-4), (0.1, 0.0992, 8e-4)],
 )
 def test_clipped_erk_falls_short_as_the_published_one_does(asked, realised, within, resnet50):
-    """ITOP's ImageNet initialisation on ResNet-50: layers saturate and nobody gets the rest (specs, section 2).
+    """ITOP's ImageNet initialisation on ResNet-50: layers saturate and no layer gets the rest (specs, section 2).
 
     The published code searches for the scale, which ours solves for: two of its four figures are a little off.
     """

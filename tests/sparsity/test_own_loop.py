@@ -191,7 +191,7 @@ def test_every_optimizer_of_torch_is_held_or_refused_by_name(name, order):
 
 
 class Mixing(torch.optim.SGD):
-    """Somebody's optimizer whose step of a weight depends on its neighbours."""
+    """An optimizer of a user whose step of a weight depends on its neighbours."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -230,7 +230,7 @@ def test_a_second_sparsifier_on_the_same_weights_is_refused():
     assert (len(first.layers), len(beside.layers)) == (2, 1)
     first.release()
     beside.release()
-    for _ in range(2):  # one that is no longer used holds nothing, though nobody has collected garbage
+    for _ in range(2):  # one that is no longer used holds nothing, though no garbage was collected
         sparse(model, optimizer)
 
 

@@ -1,4 +1,4 @@
-"""Parts that do not go together are told as such, with the keys to blame and how to mend it."""
+"""Parts that do not go together are refused, with the keys to blame and how to mend it."""
 
 from pathlib import Path
 

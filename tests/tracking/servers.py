@@ -14,7 +14,7 @@ LONGEST_S = 60.0
 def server(kind: str) -> Iterator[str]:
     """Yield the address of a server that refuses, hangs, or answers ``500`` to everything."""
     if kind == "refuse":
-        with socket.socket() as bound:  # bound but not listening: nobody else gets the port
+        with socket.socket() as bound:  # bound but not listening: no other process gets the port
             bound.bind(("127.0.0.1", 0))
             yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         return

@@ -1,4 +1,4 @@
-"""What wandb is told of a run: what is on record, cut to what wandb takes, each row of the history once and whole."""
+"""What wandb gets of a run: what is on record, cut to what wandb takes, each row of the history once and whole."""
 
 import json
 import math

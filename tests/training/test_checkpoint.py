@@ -108,7 +108,7 @@ def no_descriptors_left(folder):
 
 @contextmanager
 def no_permission(folder):
-    """EACCES: the folder, or its files, are somebody else's."""
+    """EACCES: the folder, or its files, belong to another user."""
     if os.geteuid() == 0:  # whom permissions do not bind
         os.seteuid(65534)
         try:
