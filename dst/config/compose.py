@@ -43,8 +43,8 @@ from dst.config.overrides import (
     without_launchers,
 )
 from dst.config.schema import Config, ConfigError, Sparsity, complete, flatten, leaves
+from dst.options import suggest
 from dst.records.label import LABEL
-from dst.registry import suggest
 
 CONFIG_NAME = "config"
 SCHEMA_NAME = "schema"
