@@ -153,7 +153,7 @@ def check_launcher(overrides: Sequence[str], settings: LauncherSettings | None, 
     problems = []
     if settings is not None and not multirun:
         problems.append(
-            f"hydra/launcher={settings.cluster} launches sweeps: add -m (a sweep may be a single run), or "
+            f"hydra/launcher={settings.cluster} submits sweeps: add -m (a sweep may be a single run), or "
             "hydra/launcher=basic to run in this process"
         )
     if settings is None or settings.cluster != "slurm":

@@ -43,8 +43,8 @@ from dst.config.overrides import (
     without_launchers,
 )
 from dst.config.schema import Config, ConfigError, Sparsity, complete, flatten, leaves
+from dst.options import suggest
 from dst.records.label import LABEL
-from dst.registry import suggest
 
 CONFIG_NAME = "config"
 SCHEMA_NAME = "schema"
@@ -95,7 +95,7 @@ class ComposedCell(NamedTuple):
 
 @dataclass
 class Composed:
-    """The cells of a command, and who launches them (None: they run in this process)."""
+    """The cells of a command, and who runs them (None: they run in this process)."""
 
     cells: list[ComposedCell]
     launcher: LauncherSettings | None = None
@@ -303,7 +303,7 @@ def _leaf_keys() -> frozenset[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Who launches the cells
+# Who runs the cells
 
 
 def _launcher(chosen: DictConfig, overrides: Sequence[str]) -> LauncherSettings | None:

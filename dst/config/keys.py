@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from dst import registry
 from dst.config.launcher import LAUNCHER_OPTIONS, LauncherSettings
 from dst.config.schema import SLOTS, Config, ConfigError, nodes
-from dst.options import REQUIRED, Option, declared, shown
-from dst.registry import suggest
+from dst.options import REQUIRED, Option, declared, shown, suggest
 
 _ABOUT = """\
 # Keys

@@ -1,18 +1,16 @@
 """What a user can say of the launcher that carries out a sweep: ``hydra.launcher.*`` and ``hardware.slurm.*``."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
-from dst.options import ASIDE, Range, declared, problems
-
-Cluster = Literal["slurm", "local"]
+from dst.options import ASIDE, OneOf, Range, declared, problems
 
 
 @dataclass(frozen=True)
 class LauncherSettings:
-    """Where and how the cells of a sweep run. ``cluster``: SLURM jobs, or processes on this machine."""
+    """Where and how the cells of a sweep run."""
 
-    cluster: Cluster
+    cluster: Annotated[str, OneOf("slurm", "local"), "SLURM jobs, or processes on this machine"]
     wait: Annotated[bool, "block until all cells are over and report, instead of returning at once"] = False
     max_parallel: Annotated[
         int | None, Range(1), "at most this many jobs at once; null: SLURM's limits, or what processors and GPUs allow"
@@ -24,8 +22,10 @@ class LauncherSettings:
         return [f"hydra.launcher.{problem}" for problem in problems(declared(LauncherSettings), vars(self))]
 
 
-LAUNCHER_OPTIONS: Final = tuple(name for name in declared(LauncherSettings) if name != "cluster")
-"""The keys of ``hydra.launcher`` that users set."""
+LAUNCHER_OPTIONS: Final = {
+    name: option.default for name, option in declared(LauncherSettings).items() if name != "cluster"
+}
+"""The keys of ``hydra.launcher`` that users set, with their defaults."""
 
 
 @dataclass

@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dst.config.launcher import LAUNCHER_OPTIONS
 from dst.config.schema import Config, ConfigError, flatten
+from dst.options import suggest
 from dst.records.label import LABEL
-from dst.registry import suggest
 
 LAUNCHER: Final = "hydra/launcher"
 """The group that says who runs the cells of a sweep."""

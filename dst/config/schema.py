@@ -357,7 +357,7 @@ SLOTS = {
 """Dotted key of each slot -> its registry."""
 
 
-def options(config: Config, slot: str) -> dict[str, Any]:
+def bound_options(config: Config, slot: str) -> dict[str, Any]:
     """Return the options of a slot's member as keyword arguments, defaults filled in."""
     node = get(config, slot)
     taken = registry.options(SLOTS[slot], node.name, vars(node))
@@ -374,7 +374,7 @@ def complete(config: Config) -> Config:
         for parent in parents:
             setattr(node, parent, replace(getattr(node, parent)))
             node = getattr(node, parent)
-        setattr(node, last, replace(getattr(node, last), **options(config, slot)))
+        setattr(node, last, replace(getattr(node, last), **bound_options(config, slot)))
     if done.data.digest is None:
         done.data.digest = published.digest(done.data.name)
     return done

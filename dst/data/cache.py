@@ -58,8 +58,8 @@ def load(
     warning; damaged raw files are a ``DataError``. Processes that prepare the same set at once do not disturb each
     other.
     """
-    fit, folder = Resize(size, center_crop), Path(cache).expanduser()
-    path = _path(folder, name, digest, fit)
+    resize, folder = Resize(size, center_crop), Path(cache).expanduser()
+    path = _path(folder, name, digest, resize)
     if storage == "resident" or (storage == "auto" and path.exists() and path.stat().st_size <= RESIDENT_BYTES):
         dataset = _cached(path, name, digest)
         if dataset is not None:
@@ -69,7 +69,7 @@ def load(
     if isinstance(train, Files) and isinstance(test, Files):
         content = files_digest(name, train, test, folder)
         _compare(root, content, digest)
-        train, test = replace(train, fit=fit), replace(test, fit=fit)
+        train, test = replace(train, resize=resize), replace(test, resize=resize)
         return _of_files(name, train, test, classes, content, folder, storage)
     assert isinstance(train, Split)
     assert isinstance(test, Split)
@@ -80,7 +80,7 @@ def load(
             f"storage=stream: {name} is not a set of image files and always lives in memory; choose storage=auto, and "
             "resized_crop_scale=None, which would ask for streaming"
         )
-    return _stored(path, name, _fitted(train, fit), _fitted(test, fit), classes, digest)
+    return _stored(path, name, _resized(train, resize), _resized(test, resize), classes, digest)
 
 
 def content_digest(name: str, read: Reader, *, root: str, cache: str, download: bool) -> str:
@@ -119,13 +119,13 @@ def _compare(root: str, found: str, wanted: str | None) -> None:
         )
 
 
-def _path(cache: Path, name: str, content: str | None, fit: Resize) -> Path:
-    return cache / f"{name}{f'-{content[:16]}' if content else ''}{fit}.bin"
+def _path(cache: Path, name: str, content: str | None, resize: Resize) -> Path:
+    return cache / f"{name}{f'-{content[:16]}' if content else ''}{resize}.bin"
 
 
 def _of_files(name: str, train: Files, test: Files, classes: int, content: str, cache: Path, storage: str) -> Dataset:
     """Return a set of image files, resident or streamed."""
-    path = _path(cache, name, content, train.fit)
+    path = _path(cache, name, content, train.resize)
     if storage == "auto":
         storage = "resident" if _decoded_bytes(path, train, test) <= RESIDENT_BYTES else "stream"
     if storage == "resident":
@@ -146,7 +146,7 @@ def _decoded_bytes(path: Path, train: Files, test: Files) -> int:
     """Return how much memory the decoded set takes; without a size, all images are taken to be like the first."""
     if path.exists():
         return path.stat().st_size
-    image = 3 * train.fit.size**2 if train.fit.size is not None else _first_bytes(train)
+    image = 3 * train.resize.size**2 if train.resize.size is not None else _first_bytes(train)
     return image * (len(train) + len(test))
 
 
@@ -240,5 +240,5 @@ def _read(path: Path, name: str, raw: str | None) -> Dataset:
     return Dataset(name, train, test, content["classes"], manifest["sha256"])
 
 
-def _fitted(split: Split, fit: Resize) -> Split:
-    return Split(fit(split.images), split.labels)
+def _resized(split: Split, resize: Resize) -> Split:
+    return Split(resize(split.images), split.labels)

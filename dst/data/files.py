@@ -30,14 +30,14 @@ class Files:
     """Image files below ``root``, as arrays, which processes share without copies: a set may have millions.
 
     ``names``: their paths as bytes [N]; ``stamps``: size and time of change, int64 [N, 2]; ``labels``: int64 [N]. All
-    images are decoded to three channels and resized by ``fit``.
+    images are decoded to three channels and resized by ``resize``.
     """
 
     root: Path
     names: np.ndarray
     stamps: np.ndarray
     labels: Tensor
-    fit: Resize = field(default_factory=Resize)
+    resize: Resize = field(default_factory=Resize)
 
     @classmethod
     def of(cls, root: Path, classes: Iterable[Iterable[Entry]]) -> "Files":
@@ -56,12 +56,12 @@ class Files:
     @property
     def shape(self) -> Shape:
         """Channels, height and width of a resized image; ``DataError`` without a size, since only decoding shows it."""
-        if self.fit.size is None:
+        if self.resize.size is None:
             raise DataError(
                 "size=None: images that are streamed must be brought to one size, e.g. size=224; or keep the set in "
                 "memory with storage=resident if all have the same size"
             )
-        return CHANNELS, self.fit.size, self.fit.size
+        return CHANNELS, self.resize.size, self.resize.size
 
     def path(self, number: int) -> Path:
         """Return the path of a file."""
@@ -81,9 +81,9 @@ class Files:
         at = index.numpy()
         return replace(self, names=self.names[at], stamps=self.stamps[at], labels=self.labels[index])
 
-    def fitted(self, number: int) -> Tensor:
+    def resized(self, number: int) -> Tensor:
         """Decode a file and resize it: uint8 [C, H, W]."""
-        return self.fit(decode(self.path(number)).unsqueeze(0)).squeeze(0)
+        return self.resize(decode(self.path(number)).unsqueeze(0)).squeeze(0)
 
 
 def listing_digest(*parts: Files) -> str:

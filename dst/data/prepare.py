@@ -32,13 +32,13 @@ def decode_all(files: Files, title: str) -> Split:
     Raises ``DataError`` that names all files that cannot be decoded, or two whose images have different sizes.
     """
 
-    def fitted(number: int) -> np.ndarray:
-        made: np.ndarray = files.fit(pixels(files.path(number)).unsqueeze(0)).squeeze(0).numpy()
+    def resized(number: int) -> np.ndarray:
+        made: np.ndarray = files.resize(pixels(files.path(number)).unsqueeze(0)).squeeze(0).numpy()
         return made
 
     images: Tensor | None = None
     first = -1
-    for answer in _decoded(files, range(len(files)), fitted, f"{title}: decoding"):
+    for answer in _decoded(files, range(len(files)), resized, f"{title}: decoding"):
         image = torch.from_numpy(answer.result)
         if images is None:
             images, first = torch.empty((len(files), *image.shape), dtype=torch.uint8), answer.number

@@ -155,7 +155,7 @@ class _Pictures(TorchDataset[Tensor | DataError]):
         if draws.seeds is not None:
             cropped = zip(order, draws.seeds.tolist(), strict=True)
             return torch.stack([self._resized_crop(number, seed) for number, seed in cropped])
-        images = [self._files.fitted(number) for number in order]
+        images = [self._files.resized(number) for number in order]
         for number, image in zip(order, images, strict=True):
             if image.shape != images[0].shape:
                 raise sizes_differ(self._files, order[0], images[0], number, image)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dst.records.catalog import Member, members
+from dst.records.catalog import GroupRun, runs_of
 
 
 def command(name: str, description: str) -> argparse.ArgumentParser:
@@ -23,22 +23,22 @@ def folders_below(root: Path) -> list[Path] | None:
 
     Print a warning for each run that is not where its group says.
     """
-    held = members_below(root)
-    if held is None:
+    found = runs_below(root)
+    if found is None:
         return None
-    for one in held:
-        if one.state is not None:
-            print(f"warning: {one.why}", file=sys.stderr)
-    return [one.folder for one in held if one.state is None]
+    for run in found:
+        if run.state is not None:
+            print(f"warning: {run.why}", file=sys.stderr)
+    return [run.folder for run in found if run.state is None]
 
 
-def members_below(root: Path) -> list[Member] | None:
+def runs_below(root: Path) -> list[GroupRun] | None:
     """Return the runs that a folder holds, missing ones too; print an error and return None if it cannot be read."""
     if not root.is_dir():
         print(f"error: there is no folder {root}; give an output root, a group, or a run's folder", file=sys.stderr)
         return None
     try:
-        return members(root)
+        return runs_of(root)
     except OSError as error:
         print(f"error: cannot look for runs in {root}: {error}", file=sys.stderr)
         return None

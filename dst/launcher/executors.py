@@ -21,7 +21,7 @@ from dst.config.launcher import LauncherSettings
 from dst.config.schema import Config, Hardware
 from dst.launcher import slurm
 from dst.launcher.job import FrozenRun, Job, visible_gpus
-from dst.launcher.observe import LAUNCHER, process_started
+from dst.launcher.observe import JOB_FILES, process_started
 from dst.records.lock import this_host
 from dst.records.restate import restate
 from dst.records.states import State
@@ -58,7 +58,7 @@ def send(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: P
     ``root``: the logs go to ``.launch`` below it. ``code``: the folder from which the jobs import the package.
     Raises SubmissionError.
     """
-    logs = root.resolve() / LAUNCHER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    logs = root.resolve() / JOB_FILES / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     logs.mkdir(parents=True)
     to_cluster = _to_slurm if settings.cluster == "slurm" else _to_this_machine
     try:

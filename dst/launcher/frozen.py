@@ -76,30 +76,30 @@ def frozen_code(root: Path) -> Path:
     has changed since it was made.
     """
     version = code_version()["digest"]
-    place = root.resolve() / FROZEN / str(version)
-    if not (place / PACKAGE.name).is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=".partial-"))
+    copy = root.resolve() / FROZEN / str(version)
+    if not (copy / PACKAGE.name).is_dir():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=copy.parent, prefix=".partial-"))
         shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=passed_over)
         partial.chmod(0o755)
         if code_digest(partial / PACKAGE.name) != version:
             shutil.rmtree(partial)
             raise ConfigError([f"the code in {PACKAGE} was changed while it was being submitted: submit again"])
         try:
-            os.rename(partial, place)
+            os.rename(partial, copy)
         except OSError:  # another submission was faster
             shutil.rmtree(partial)
-    check_copy(place)
-    return place
+    check_copy(copy)
+    return copy
 
 
-def check_copy(place: Path) -> None:
+def check_copy(copy: Path) -> None:
     """Raise ConfigError unless a folder below ``.code`` holds exactly the code whose digest is its name."""
-    beside = sorted(path.name for path in place.iterdir() if path.name != PACKAGE.name)  # jobs would import it too
-    found = code_digest(place / PACKAGE.name)
-    if beside or found != place.name:
+    beside = sorted(path.name for path in copy.iterdir() if path.name != PACKAGE.name)  # jobs would import it too
+    found = code_digest(copy / PACKAGE.name)
+    if beside or found != copy.name:
         told = f"has {', '.join(beside)} beside the package" if beside else f"has the digest {found}"
-        raise ConfigError([_not_as_submitted(place, told)])
+        raise ConfigError([_not_as_submitted(copy, told)])
 
 
 def check_code() -> None:
@@ -113,11 +113,11 @@ def check_code() -> None:
         raise ConfigError([_not_as_submitted(PACKAGE, told)])
 
 
-def _not_as_submitted(place: Path, told: str) -> str:
+def _not_as_submitted(folder: Path, told: str) -> str:
     """Return the message about changed code. It removes one copy only: the others belong to other jobs."""
-    copy = next((path for path in (place, place.parent) if path.parent.name == FROZEN), None)
+    copy = next((path for path in (folder, folder.parent) if path.parent.name == FROZEN), None)
     remove = "" if copy is None else f"cancel the jobs that use it, remove {copy} alone, and "
     return (
-        f"the code in {place} is not what was submitted: it {told}. It was changed: restore it; or "
+        f"the code in {folder} is not what was submitted: it {told}. It was changed: restore it; or "
         f"{remove}submit again with the same command"
     )

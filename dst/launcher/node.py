@@ -17,7 +17,7 @@ from dst.records.read import read_run
 from dst.records.restate import restate
 from dst.records.states import UNFINISHED, State
 from dst.run.environment import wait_without_spinning
-from dst.run.processes import check_start, started, together
+from dst.run.processes import check_start, run_in_processes, started
 from dst.run.resume import RunningError
 from dst.run.terminal import program
 from dst.run.verified import ContinuedError, frozen_config
@@ -56,7 +56,7 @@ def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
     check_start([config], here)
     if here.world == 1:
         return _lead(config, folder, stop)
-    return together(config, here, stop, lambda processes: _lead(config, folder, stop, processes))
+    return run_in_processes(config, here, stop, lambda processes: _lead(config, folder, stop, processes))
 
 
 def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None" = None) -> int:

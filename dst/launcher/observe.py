@@ -14,7 +14,7 @@ from dst.records.read import read_launch, read_run, read_status, read_summary
 from dst.records.states import State
 from dst.records.store import RecordError
 
-LAUNCHER: Final = ".launch"
+JOB_FILES: Final = ".launch"
 """The folder below an output root with the logs of jobs. A command that submits runs holds its lock."""
 
 _MAY_WAIT: Final = frozenset(
@@ -79,7 +79,7 @@ def _launch(folder: Path) -> dict[str, Any]:
 def _submitters(group: Path) -> Iterator[Holder]:
     """Yield the other commands that are submitting runs to the output root of a group."""
     for root in (group.resolve(), *group.resolve().parents):
-        found = holder(root / LAUNCHER) if (root / LAUNCHER / "lock").exists() else None
+        found = holder(root / JOB_FILES) if (root / JOB_FILES / "lock").exists() else None
         if found is not None and (found.host, found.pid) != (this_host(), os.getpid()):
             yield found
 

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from dst.config.launcher import Cluster, LauncherSettings
+from dst.config.launcher import LauncherSettings
 from dst.config.schema import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.executors import Run, SubmissionError
@@ -151,7 +151,7 @@ def _settings(launch: Mapping[str, Any]) -> LauncherSettings | None:
         settings = LauncherSettings(**launch["settings"])
     except (KeyError, TypeError):
         return None
-    return settings if settings.cluster in get_args(Cluster) and not settings.problems() else None
+    return None if settings.problems() else settings
 
 
 if __name__ == "__main__":

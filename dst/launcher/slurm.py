@@ -160,14 +160,14 @@ def cancel(ids: Iterable[str]) -> str | None:
     """Cancel jobs; return SLURM's message if it refuses."""
     try:
         done = subprocess.run(
-            ["scancel", *_together(ids)], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S
+            ["scancel", *_by_array(ids)], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError) as error:
         return f"scancel: {error}"
     return done.stderr.strip() or f"scancel exits with {done.returncode}" if done.returncode else None
 
 
-def _together(ids: Iterable[str]) -> list[str]:
+def _by_array(ids: Iterable[str]) -> list[str]:
     """Return jobs as ``scancel`` takes them, the tasks of an array in one word: ``12_[0,2,3]``."""
     tasks: dict[str, list[str]] = {}
     for job in sorted(ids):

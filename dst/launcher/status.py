@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dst.launcher.arguments import command, members_below
+from dst.launcher.arguments import command, runs_below
 from dst.launcher.observe import Observed, observe
-from dst.records.catalog import Member
+from dst.records.catalog import GroupRun
 from dst.records.states import OBSERVED
 from dst.run.report import duration, table
 from dst.run.terminal import program
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print all fields, as JSON")
     options = parser.parse_args(arguments)
     while True:
-        held = members_below(options.dir)
-        if held is None:
+        found = runs_below(options.dir)
+        if found is None:
             return 2
-        found = [*observe([one.folder for one in held if one.state is None]), *map(_lacking, held)]
-        runs = [run for run in found if run and (not options.state or run.state in options.state)]
+        observed = [*observe([run.folder for run in found if run.state is None]), *map(_lacking, found)]
+        runs = [run for run in observed if run and (not options.state or run.state in options.state)]
         text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
         if not options.watch or not any(run.is_taken for run in runs):
@@ -66,15 +66,13 @@ def show(runs: Sequence[Observed]) -> str:
     return "\n".join([*([table(header, rows)] if rows else []), *told, total])
 
 
-def _lacking(member: Member) -> Observed | None:
+def _lacking(run: GroupRun) -> Observed | None:
     """Return the observation of a run that is not where its group says; None if it is there."""
-    if member.state is None:
+    if run.state is None:
         return None
     nothing = dict.fromkeys(("total_steps", "accuracy", "eta_s", "cluster", "job", "slurm"))
-    name, folder = member.name or member.id, str(member.folder)
-    return Observed(
-        folder, name, member.state, attempt=0, step=0, is_taken=False, has_job=False, why=member.why, **nothing
-    )
+    name, folder = run.name or run.id, str(run.folder)
+    return Observed(folder, name, run.state, attempt=0, step=0, is_taken=False, has_job=False, why=run.why, **nothing)
 
 
 def _row(run: Observed, *, with_slurm: bool) -> list[str]:

@@ -15,7 +15,7 @@ from dst.config.launcher import LauncherSettings
 from dst.config.schema import Config, ConfigError
 from dst.launcher.executors import Run, Submission, send
 from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
-from dst.launcher.observe import LAUNCHER, Observed, observe
+from dst.launcher.observe import JOB_FILES, Observed, observe
 from dst.records.catalog import attempt_folder, find_runs
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
@@ -218,8 +218,8 @@ def _submitting(roots: Iterable[Path]) -> Iterator[None]:
     with ExitStack() as stack:
         for root in sorted(root.resolve() for root in roots):
             try:
-                (root / LAUNCHER).mkdir(parents=True, exist_ok=True)
-                _wait_for_lock(stack, root / LAUNCHER)
+                (root / JOB_FILES).mkdir(parents=True, exist_ok=True)
+                _wait_for_lock(stack, root / JOB_FILES)
             except OSError as error:
                 raise ConfigError([f"output.root={root}: cannot write there: {error}"]) from error
         yield

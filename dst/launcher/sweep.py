@@ -21,7 +21,7 @@ from dst.records.store import RecordError
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
 from dst.run.cell import cells as cells_of
-from dst.run.processes import check_start, started, together
+from dst.run.processes import check_start, run_in_processes, started
 from dst.run.report import sweep_report
 from dst.run.sources import Known, identified
 from dst.training.rank import Rank
@@ -48,7 +48,7 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
         here, by_launcher = started(), composed.launcher is not None
         check_start([cell.config for cell in composed.cells], here, multirun=multirun, by_launcher=by_launcher)
         if here.world > 1:
-            return _together(composed.cells, here)
+            return _in_processes(composed.cells, here)
     cells = _checked(composed, _identified(composed.cells), forecast=forecast)
     if forecast:
         return _forecast([cell for cell in cells if not _is_over(cell)])
@@ -193,7 +193,7 @@ def _forecast(cells: Sequence[Cell]) -> int:
     return 0
 
 
-def _together(composed: Sequence[ComposedCell], here: Rank) -> int:
+def _in_processes(composed: Sequence[ComposedCell], here: Rank) -> int:
     """Run the one cell of a command in several processes."""
     from dst.training.stopping import StopFlag
 
@@ -210,7 +210,7 @@ def _together(composed: Sequence[ComposedCell], here: Rank) -> int:
         return _single(cell, stop, processes)
 
     with StopFlag() as stop:
-        return together(complete(config), here, stop, lead)
+        return run_in_processes(complete(config), here, stop, lead)
 
 
 def _refuse_second(cells: Sequence[Cell]) -> None:

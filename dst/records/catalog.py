@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -34,7 +33,7 @@ def find_runs(root: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupRun:
     """A run that a group holds: its id, its folder, and the folder that holds it or the entry for it.
 
     ``state`` and ``why`` are set if no run can be read there: it is missing, or its entry is damaged (unreadable).
@@ -42,47 +41,47 @@ class Member:
 
     id: str
     folder: Path
-    holder: Path
+    group: Path
     name: str | None = None
     state: State | None = None
     why: str | None = None
 
 
-def members(root: Path) -> list[Member]:
+def runs_of(root: Path) -> list[GroupRun]:
     """Return the runs that lie at or below ``root``, and those elsewhere for which a group there has an entry.
 
     Each run occurs once. A missing run is left out if another folder of it was found.
     """
     paths = list(_walk(root))
-    found = [Member(_id(path), path, path.parent) for path in sorted(paths) if not _is_entry(path)]
+    found = [GroupRun(_id(path), path, path.parent) for path in sorted(paths) if not _is_entry(path)]
     beside = cache(_newest_in)
     entries = [_entered(path, beside) for path in sorted(paths) if _is_entry(path)]
     if not entries:
         return found
-    known = {os.path.realpath(member.folder) for member in found}
-    for member in entries:
-        if member.state is None and (place := os.path.realpath(member.folder)) not in known:
-            known.add(place)
-            found.append(member)
-    ids = {member.id for member in found}
-    lacking = {member.id: member for member in entries if member.state is not None and member.id not in ids}
-    return sorted([*found, *lacking.values()], key=lambda member: member.folder)
+    known = {os.path.realpath(run.folder) for run in found}
+    for run in entries:
+        if run.state is None and (real := os.path.realpath(run.folder)) not in known:
+            known.add(real)
+            found.append(run)
+    ids = {run.id for run in found}
+    lacking = {run.id: run for run in entries if run.state is not None and run.id not in ids}
+    return sorted([*found, *lacking.values()], key=lambda run: run.folder)
 
 
 def _is_entry(path: Path) -> bool:
     return path.name.endswith(SUFFIX)
 
 
-def _entered(path: Path, beside: Callable[[Path], dict[str, Path]]) -> Member:
+def _entered(path: Path, beside: Callable[[Path], dict[str, Path]]) -> GroupRun:
     """Return the run of an entry, in its newest attempt folder, which may be newer than the entry."""
     try:
         entry = read_entry(path)
         folder = beside(entry.folder.parent).get(_id(entry.folder), entry.folder)
         is_there = (folder / "run.json").exists()
     except (OSError, RecordError) as error:
-        return Member(path.name.removesuffix(SUFFIX), path, path.parent, state=State.UNREADABLE, why=str(error))
+        return GroupRun(path.name.removesuffix(SUFFIX), path, path.parent, state=State.UNREADABLE, why=str(error))
     state, why = (None, None) if is_there else (State.MISSING, entry.lack)
-    return Member(entry.id, folder, path.parent, entry.name, state, why)
+    return GroupRun(entry.id, folder, path.parent, entry.name, state, why)
 
 
 def _newest_in(group: Path) -> dict[str, Path]:
@@ -96,12 +95,6 @@ def _id(folder: Path) -> str:
     return folder.name.removesuffix(f".{attempt_folder(folder)}")
 
 
-def find_run(root: Path, run_id: str) -> list[Path]:
-    """Return the folders ``<run_id>``, ``<run_id>.2``, ... of a run anywhere below ``root``, oldest first."""
-    wanted = re.compile(rf"{re.escape(run_id)}(\.\d+)?")
-    return sorted((p for p in find_runs(root) if wanted.fullmatch(p.name)), key=lambda p: (attempt_folder(p), p))
-
-
 def attempt_folder(folder: Path) -> int:
     """Return which attempt folder of its run this is: 1 for ``<run_id>``, 2 for ``<run_id>.2``, and so on."""
     number = folder.name.rpartition(".")[2] if "." in folder.name else ""
@@ -109,16 +102,16 @@ def attempt_folder(folder: Path) -> int:
 
 
 def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
-    """Return a table of the runs that ``root`` holds (see ``members``): one row for each run, in any state.
+    """Return a table of the runs that ``root`` holds (see ``runs_of``): one row for each run, in any state.
 
     Columns: ``COLUMNS``, of which ``method`` is the label and what was changed in the method; every config key as
     ``config.<dotted key>``, lists as JSON text; every value of the summary by its name. Only the newest attempt folder
     of a run counts, unless ``all_attempts``. The state of a run is ``unreadable`` if its record cannot be read
     (``error`` says why), ``unknown`` if it has no status, and ``missing`` if it is not where its group says.
     """
-    import pandas as pd  # here: find_run is part of the start of every run, and importing pandas takes half a second
+    import pandas as pd  # here: this module is part of the start of every run, and importing pandas takes half a second
 
-    rows = [_row(root, member) for member in members(root)]
+    rows = [_row(root, run) for run in runs_of(root)]
     frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
     return frame if all_attempts else newest(frame)
 
@@ -157,35 +150,35 @@ def _raise_unless_gone(error: OSError) -> None:
         raise error
 
 
-def _row(root: Path, member: Member) -> dict[str, Any]:
-    folder = member.folder
-    place = {
-        "id": member.id,
-        "name": member.name,
-        "group": Path(os.path.relpath(member.holder, root)).as_posix(),
+def _row(root: Path, run: GroupRun) -> dict[str, Any]:
+    folder = run.folder
+    row = {
+        "id": run.id,
+        "name": run.name,
+        "group": Path(os.path.relpath(run.group, root)).as_posix(),
         "folder": str(folder),
         "attempt_folder": attempt_folder(folder),
-        "state": (member.state or State.UNKNOWN).value,
+        "state": (run.state or State.UNKNOWN).value,
         "step": None,
-        "error": member.why,
+        "error": run.why,
         "created": None,
         "schema": None,
         "identity": "{}",
         "method": None,
     }
-    if member.state is not None:
-        return place
+    if run.state is not None:
+        return row
     try:
-        run, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
+        about, status, summary = read_run(folder), read_status(folder) or {}, read_summary(folder) or {}
     except (OSError, RecordError) as error:
-        return place | {"state": State.UNREADABLE.value, "error": str(error)}
-    identity = run.get("identity", {})
-    place |= {name: run[name] for name in ("id", "name", "created", "schema") if name in run}
-    place |= {name: status[name] for name in ("step", "error") if name in status}
-    place |= {"state": status["state"].value} if "state" in status else {}
-    place |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(run)}
-    config = identity | run.get("config", {})
-    return place | {f"config.{key}": _cell(value) for key, value in config.items()} | summary
+        return row | {"state": State.UNREADABLE.value, "error": str(error)}
+    identity = about.get("identity", {})
+    row |= {name: about[name] for name in ("id", "name", "created", "schema") if name in about}
+    row |= {name: status[name] for name in ("step", "error") if name in status}
+    row |= {"state": status["state"].value} if "state" in status else {}
+    row |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(about)}
+    config = identity | about.get("config", {})
+    return row | {f"config.{key}": _cell(value) for key, value in config.items()} | summary
 
 
 def _cell(value: Any) -> Any:

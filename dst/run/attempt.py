@@ -18,7 +18,7 @@ from dst.records.store import Record
 from dst.run.cell import Cell
 from dst.run.environment import JOB
 from dst.run.report import layer_table, outside_line, run_report
-from dst.run.resume import found_here, frozen, held
+from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
 
@@ -43,9 +43,9 @@ def run(
     """
     parts = _built(cell.building, processes)
     outside = parts.training.sparsifier.outside
-    here = found_here(parts.device_name, parts.dataset, sources(cell.config), outside)
+    facts = found_here(parts.device_name, parts.dataset, sources(cell.config), outside)
     record = cell.record(command)
-    with held(record, cell.config, cell.changed, here):
+    with locked_record(record, cell.config, cell.changed, facts):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
 
 
@@ -193,9 +193,9 @@ class _Attempt:
         from dst.tracking.progress import progress
 
         training, config = self.training, self.cell.config
-        place = {"host": this_host(), "pid": os.getpid(), "job": os.environ.get(JOB)}
+        process = {"host": this_host(), "pid": os.getpid(), "job": os.environ.get(JOB)}
         executed = sha256(to_yaml(frozen(config)))
-        self.record.log_attempt(self.attempt, **self._started, **place, config_digest=executed)
+        self.record.log_attempt(self.attempt, **self._started, **process, config_digest=executed)
         with in_config_terms("model", path="sparsity.init.path"):
             state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dst import registry
-from dst.config.schema import SLOTS, Config, ConfigError, Hardware, get, options
+from dst.config.schema import SLOTS, Config, ConfigError, Hardware, bound_options, get
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -97,7 +97,7 @@ def part(config: Config, slot: str) -> Any:
     if name == registry.NONE:
         return None
     function = registry.find(SLOTS[slot], name).load()
-    return partial(function, **options(config, slot))
+    return partial(function, **bound_options(config, slot))
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def initial_density(config: Config) -> float | None:
     sparsity = config.sparsity
     if first_parts(config).own_counts:
         return None
-    initial = options(config, "sparsity.density_schedule").get("initial")
+    initial = bound_options(config, "sparsity.density_schedule").get("initial")
     return sparsity.density if initial is None else float(initial)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dst import registry
-from dst.config.schema import Config, ConfigError, options
+from dst.config.schema import Config, ConfigError, bound_options
 from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
@@ -207,7 +207,7 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
 def _check_batches(config: Config, available: int) -> None:
     """Raise ConfigError if a part looks at more batches of data than there are."""
     for slot in ("sparsity.distribution", "sparsity.init"):
-        wanted = options(config, slot).get("batches")
+        wanted = bound_options(config, slot).get("batches")
         if wanted is not None and wanted > available:
             raise ConfigError([f"{slot}.batches={wanted}: the training set has {available}; ask for fewer"])
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dst.training.stopping import StopFlag
 
 
-def together(config: Config, here: Rank, stop: "StopFlag", lead: Callable[["Group"], int]) -> int:
+def run_in_processes(config: Config, here: Rank, stop: "StopFlag", lead: Callable[["Group"], int]) -> int:
     """Run a config in several processes, each of which calls this; return the exit code, the same in all of them.
 
     The main process calls ``lead``. It does what must be done once, such as checking the config and preparing the data;

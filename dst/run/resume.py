@@ -178,8 +178,10 @@ class RunningError(ConfigError):
 
 
 @contextmanager
-def held(record: Record, config: Config, changed: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[None]:
-    """Lock the record and write down where the run starts (``here``).
+def locked_record(
+    record: Record, config: Config, changed: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Iterator[None]:
+    """Lock the record and write down where the run starts (``facts``).
 
     Raises RunningError if another process holds it, ConfigError if the run cannot be continued as it was begun.
     """
@@ -193,21 +195,21 @@ def held(record: Record, config: Config, changed: Mapping[str, Any], here: Mappi
         stack.enter_context(record)
         _check_own(record.folder, config)
         check_unchanged(record.folder, config)
-        _begin_or_continue(record, here, strict=config.hardware.determinism == "strict")
+        _begin_or_continue(record, facts, strict=config.hardware.determinism == "strict")
         refreeze(record, config, changed)
         yield
 
 
-def _begin_or_continue(record: Record, here: Mapping[str, Any], *, strict: bool) -> None:
+def _begin_or_continue(record: Record, facts: Mapping[str, Any], *, strict: bool) -> None:
     """Record what the run begins with, or check that it continues with the same."""
     about = read_run(record.folder)
     if "dataset" in about:
-        return _check_continuation(record.folder, about, here, strict=strict)
+        return _check_continuation(record.folder, about, facts, strict=strict)
     # What a run begins with is recorded before its first checkpoint.
     if "code" not in about or record.checkpoints.is_dir():
         raise ConfigError([_INCOMPLETE.format(record.folder)])
-    _check_same(record.folder, about, {"code": here["code"]}, strict=strict)
-    return record.write_run({**about, **here, "code": about["code"]})
+    _check_same(record.folder, about, {"code": facts["code"]}, strict=strict)
+    return record.write_run({**about, **facts, "code": about["code"]})
 
 
 def _check_own(folder: Path, config: Config) -> None:
@@ -222,17 +224,17 @@ def _check_own(folder: Path, config: Config) -> None:
             raise ConfigError([f"{told}: it was changed; restore it, or {_ALONE}"])
 
 
-def _check_continuation(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
+def _check_continuation(folder: Path, begun: Mapping[str, Any], facts: Mapping[str, Any], *, strict: bool) -> None:
     """Raise ConfigError if the data, or in strict mode the code or a library, differs from the run's beginning."""
     _check_complete(folder, begun)
     name = folder.name
-    if begun["dataset"] != here["dataset"]:
+    if begun["dataset"] != facts["dataset"]:
         raise ConfigError(
-            [f"run {name} was begun with other data ({begun['dataset']}, now {here['dataset']}); {_ANEW}"]
+            [f"run {name} was begun with other data ({begun['dataset']}, now {facts['dataset']}); {_ANEW}"]
         )
-    if begun.get("sources", {}) != here["sources"]:
+    if begun.get("sources", {}) != facts["sources"]:
         raise ConfigError([f"run {name} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
-    _check_same(folder, begun, here, strict=strict)
+    _check_same(folder, begun, facts, strict=strict)
 
 
 def _check_complete(folder: Path, begun: Mapping[str, Any]) -> None:
@@ -241,14 +243,14 @@ def _check_complete(folder: Path, begun: Mapping[str, Any]) -> None:
         raise ConfigError([_INCOMPLETE.format(folder)])
 
 
-def _check_same(folder: Path, begun: Mapping[str, Any], here: Mapping[str, Any], *, strict: bool) -> None:
+def _check_same(folder: Path, begun: Mapping[str, Any], facts: Mapping[str, Any], *, strict: bool) -> None:
     """Raise ConfigError (strict mode) or warn if code, device or libraries have changed since the run was begun."""
     changes = []
-    if begun["code"]["digest"] != here["code"]["digest"]:
-        changes.append(f"the code (was {_code(begun)}, is {_code(here)})")
-    if "device" in here and begun["device"] != here["device"]:
-        changes.append(f"the device (was {begun['device']}, is {here['device']})")
-    for name, version in here.get("versions", {}).items():
+    if begun["code"]["digest"] != facts["code"]["digest"]:
+        changes.append(f"the code (was {_code(begun)}, is {_code(facts)})")
+    if "device" in facts and begun["device"] != facts["device"]:
+        changes.append(f"the device (was {begun['device']}, is {facts['device']})")
+    for name, version in facts.get("versions", {}).items():
         if begun["versions"].get(name) != version:
             changes.append(f"{name} (was {begun['versions'].get(name)}, is {version})")
     told = ", ".join(changes)

@@ -38,8 +38,8 @@ def identified(config: Config, known: Known) -> Config:
     """
     data = config.data
     if data.digest is None:
-        place = ("data", data.name, data.root, data.cache, str(data.download))
-        config = with_value(config, "data.digest", _once(known, place, partial(_data_digest, config)))
+        what = ("data", data.name, data.root, data.cache, str(data.download))
+        config = with_value(config, "data.digest", _once(known, what, partial(_data_digest, config)))
     return with_checkpoints(config, known)
 
 
@@ -76,13 +76,13 @@ def sources(config: Config) -> dict[str, str]:
     return {key: get(config, digest_key) for key, digest_key in CHECKPOINTS.items() if get(config, key) is not None}
 
 
-def _once(known: Known, place: tuple[str, ...], look: Callable[[], str]) -> str:
-    if place not in known:
+def _once(known: Known, what: tuple[str, ...], look: Callable[[], str]) -> str:
+    if what not in known:
         try:
-            known[place] = look()
+            known[what] = look()
         except ConfigError as error:
-            known[place] = error
-    found = known[place]
+            known[what] = error
+    found = known[what]
     if isinstance(found, ConfigError):
         raise found
     return found

@@ -10,7 +10,7 @@ from dst import registry
 from dst.config.checks import check
 from dst.config.compose import compose_cells
 from dst.config.identity import identity, run_id
-from dst.config.schema import SLOTS, Config, ConfigError, complete, flatten, get, leaves, options
+from dst.config.schema import SLOTS, Config, ConfigError, bound_options, complete, flatten, get, leaves
 from dst.data import published
 from dst.options import REQUIRED, read
 from dst.sparsity.marks import marks_of
@@ -231,7 +231,7 @@ def test_complete_fills_in_what_will_be_used_and_leaves_the_original_alone():
         0.0,
     )
     assert done.schedule.optimizer.beta1 is None
-    assert options(done, "sparsity.drop_fraction") == {"initial": 0.5, "floor": 0.005, "horizon": "end"}
+    assert bound_options(done, "sparsity.drop_fraction") == {"initial": 0.5, "floor": 0.005, "horizon": "end"}
     assert flatten(complete(done)) == flatten(done)
 
 
@@ -357,7 +357,7 @@ def test_milestones():
 
 def test_changing_the_optimizer_is_one_override():
     assert problems("schedule.optimizer.name=adamw") == []
-    assert options(composed("schedule.optimizer.name=adamw"), "schedule.optimizer") == {
+    assert bound_options(composed("schedule.optimizer.name=adamw"), "schedule.optimizer") == {
         "beta1": 0.9,
         "beta2": 0.999,
         "weight_decay": 0.0005,

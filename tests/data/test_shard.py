@@ -57,7 +57,7 @@ def test_streamed_shards_make_the_whole_batch(workers, tmp_path):
     root = write_folder(tmp_path / "set", {"train": 17, "val": 1})
     files, _, _ = image_folder(root, download=False)
     loader = Stream(
-        replace(files, fit=Resize(10, None)),
+        replace(files, resize=Resize(10, None)),
         batch_size=5,
         mean=[0.5] * 3,
         std=[0.25] * 3,

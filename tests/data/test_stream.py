@@ -113,7 +113,7 @@ def test_augmentation_depends_on_neither_batch_size_nor_order(root):
     files = prepare(root, "stream").train
 
     def by_sample(**options) -> dict[int, torch.Tensor]:
-        numbered = Files(files.root, files.names, files.stamps, torch.arange(len(files)), files.fit)
+        numbered = Files(files.root, files.names, files.stamps, torch.arange(len(files)), files.resize)
         made = Stream(numbered, augment=augment, seed=3, **STATISTICS, **options).epoch(2, phase=1)
         return {int(n): image for images, labels in made for image, n in zip(images, labels, strict=True)}
 

@@ -278,7 +278,7 @@ def tree(folder):
         ("sparsity.update.every=100000", "there is no update in the whole run, which has 42 steps"),
         ("model=lenet_5", "set data.size=16 or more"),
         ("hardware.slurm.partition=gpu", "hardware.slurm.partition=gpu would be ignored: add hydra/launcher=slurm"),
-        ("hydra/launcher=local", "hydra/launcher=local launches sweeps: add -m"),
+        ("hydra/launcher=local", "hydra/launcher=local submits sweeps: add -m"),
         ("-m hydra/launcher=local hydra.launcher.runs_per_job=0", "hydra.launcher.runs_per_job=0: must be >= 1"),
         ("-m hydra/launcher=local hydra.launcher.wait=maybe", "hydra.launcher.wait=maybe: must be true or false"),
         (

@@ -239,7 +239,7 @@ def test_the_tasks_that_slurm_lists_are_those_it_means(tasks, step):
 
 
 def test_jobs_are_cancelled_an_array_at_a_time():
-    assert slurm._together(["12_3", "12_10", "9", "12_0"]) == ["12_[0,10,3]", "9"]
+    assert slurm._by_array(["12_3", "12_10", "9", "12_0"]) == ["12_[0,10,3]", "9"]
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,6 @@ def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkey
         (LauncherSettings("local", max_parallel=0), [], "hydra.launcher.max_parallel=0: must be >= 1"),
     ],
 )
-def test_what_cannot_be_launched(settings, overrides, told):
+def test_what_cannot_be_submitted(settings, overrides, told):
     with pytest.raises(ValueError, match=told):
         submitting.check_settings(settings, [config(*overrides)])

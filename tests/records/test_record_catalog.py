@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from dst.records.catalog import COLUMNS, attempt_folder, catalog, find_run, find_runs
+from dst.records.catalog import COLUMNS, attempt_folder, catalog, find_runs
 from dst.records.store import Record
 
 
@@ -42,7 +44,6 @@ def test_nothing_is_sought_inside_a_run_or_in_hidden_folders(tmp_path, add):
 
 def test_no_root_no_runs(tmp_path):
     assert find_runs(tmp_path / "missing") == []
-    assert find_run(tmp_path / "missing", "abc") == []
 
 
 def test_a_root_that_is_a_file_is_an_error(tmp_path):
@@ -59,18 +60,9 @@ def test_links_are_followed_once(tmp_path, add):
     assert find_runs(tmp_path / "outputs") == [tmp_path / "outputs" / "link" / "run"]
 
 
-def test_a_run_is_found_with_its_attempts_oldest_first(tmp_path, add):
-    tenth, first, second = add("z/abc.10"), add("x/y/abc"), add("abc.2")
-    add("abcd")
-    add("abc.old")
-    add("x/xabc")
-    assert find_run(tmp_path, "abc") == [first, second, tenth]
-    assert [attempt_folder(folder) for folder in (first, second, tenth)] == [1, 2, 10]
-
-
-def test_an_id_is_text_and_no_pattern(tmp_path, add):
-    add("abc")
-    assert find_run(tmp_path, "a.c") == []
+@pytest.mark.parametrize(("name", "number"), [("abc", 1), ("abc.2", 2), ("abc.10", 10), ("abc.old", 1)])
+def test_a_folder_says_which_attempt_folder_of_its_run_it_is(name, number):
+    assert attempt_folder(Path("x.3", name)) == number
 
 
 def test_the_catalog_has_config_and_summary_of_every_run(tmp_path, add):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dst.records.catalog import catalog, find_runs, members
+from dst.records.catalog import catalog, find_runs, runs_of
 from dst.records.entries import Entry, entry_path, read_entry, write_entry
 from dst.records.store import Record, RecordError
 
@@ -33,7 +33,7 @@ def enter(root, run_id, group="paper/one", under="default"):
 
 
 def held(root):
-    return [(one.id, one.folder, one.state) for one in members(root)]
+    return [(one.id, one.folder, one.state) for one in runs_of(root)]
 
 
 @pytest.mark.parametrize("group", ["paper", "paper/one"])
@@ -47,7 +47,7 @@ def test_a_group_holds_what_lies_elsewhere(root, group):
 
 
 def test_in_the_whole_root_a_run_is_shown_once_where_it_lies(root):
-    assert [one.folder for one in members(root)] == find_runs(root)
+    assert [one.folder for one in runs_of(root)] == find_runs(root)
     assert catalog(root)["group"].tolist() == ["default", "default", "paper/one"]
 
 
@@ -58,7 +58,7 @@ def test_the_root_can_be_moved_and_read_from_anywhere(root, monkeypatch, where):
     root.rename(moved)
     assert [one[0] for one in held(moved / where)] == ["a", "b", "c"]
     monkeypatch.chdir(moved / where)
-    assert [(one.id, one.state) for one in members(Path())] == [("a", None), ("b", None), ("c", None)]
+    assert [(one.id, one.state) for one in runs_of(Path())] == [("a", None), ("b", None), ("c", None)]
     link = root.parent / "link"
     link.symlink_to(moved / where)
     assert [one[0] for one in held(link)][-1] == "c"
@@ -71,9 +71,9 @@ def test_a_run_that_is_not_there_is_missing_unless_it_is_found_otherwise(root):
     told = f"run a (run a) is missing: it is not in {root}/default/a any more; again by: python run.py -m seed=0,1"
     assert row["error"] == told
     enter(root, "a", group="paper/two")
-    assert [one.id for one in members(root)] == ["a", "b", "c"]  # told once
+    assert [one.id for one in runs_of(root)] == ["a", "b", "c"]  # told once
     Record.create(root / "paper" / "one" / "a", config_yaml="", run={"id": "a"})
-    assert {one.id: one.state for one in members(root / "paper")} == {"a": None, "b": None, "c": None}
+    assert {one.id: one.state for one in runs_of(root / "paper")} == {"a": None, "b": None, "c": None}
 
 
 def test_an_entry_stands_for_the_newest_attempt_folder_beside_the_one_it_names(root):
@@ -82,7 +82,7 @@ def test_an_entry_stands_for_the_newest_attempt_folder_beside_the_one_it_names(r
     (root / "default" / "a.11").mkdir()  # only being made
     assert [one[1].name for one in held(root / "paper")] == ["a.10", "b", "c"]
     assert catalog(root / "paper")["id"].to_list() == ["a", "b", "c"]
-    assert [one.folder for one in members(root)] == find_runs(root)
+    assert [one.folder for one in runs_of(root)] == find_runs(root)
     shutil.rmtree(root / "default" / "a")
     assert [one[2] for one in held(root / "paper")] == [None] * 3
 
@@ -102,7 +102,7 @@ def test_entries_inside_runs_and_hidden_folders_are_none(root):
         (root / place).mkdir(exist_ok=True)
         shutil.copy(root / "paper/one/a.elsewhere.json", root / place / "z.elsewhere.json")
     shutil.rmtree(root / "default")
-    assert [one.id for one in members(root)] == ["a", "b", "c"]
+    assert [one.id for one in runs_of(root)] == ["a", "b", "c"]
 
 
 TOLD = {"id": "a", "name": "run a", "run": "default/a", "root": "../..", "command": "python run.py"}
@@ -124,13 +124,13 @@ def test_a_damaged_entry_is_told_and_hides_nothing(root, name, value):
 
 def test_an_entry_for_what_no_path_can_be_hides_nothing(root):
     (root / "paper" / "one" / "a.elsewhere.json").write_text(json.dumps({**TOLD, "run": "x" * 300}))
-    assert {one.id: one.state for one in members(root / "paper")} == {"a": "unreadable", "b": None, "c": None}
+    assert {one.id: one.state for one in runs_of(root / "paper")} == {"a": "unreadable", "b": None, "c": None}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
 def test_a_torn_entry_is_told(root, text):
     (root / "paper" / "one" / "a.elsewhere.json").write_text(text)
-    assert {one.id: one.state for one in members(root / "paper")} == {"a": "unreadable", "b": None, "c": None}
+    assert {one.id: one.state for one in runs_of(root / "paper")} == {"a": "unreadable", "b": None, "c": None}
 
 
 def test_sweeps_may_write_the_same_entries_at_the_same_time(root):
@@ -143,7 +143,7 @@ def test_sweeps_may_write_the_same_entries_at_the_same_time(root):
                 enter(root, run_id, under=under)
 
     def read():
-        return [one.state for _ in range(50) for one in members(root / "paper")]
+        return [one.state for _ in range(50) for one in runs_of(root / "paper")]
 
     with ThreadPoolExecutor(4) as pool:
         writing = [pool.submit(write, under) for under in ("default", "other")]

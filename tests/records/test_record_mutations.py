@@ -30,7 +30,7 @@ from dst.records.read import read_json, read_metrics, read_run, read_status, rea
 from dst.records.store import Record, RecordError
 from dst.run import attempt as attempts
 from dst.run.cell import Cell
-from dst.run.resume import held
+from dst.run.resume import locked_record
 from dst.run.verified import from_yaml
 from dst.tracking.mirrored import description
 from tests.processes import run, run_folder
@@ -356,7 +356,7 @@ def test_a_run_continues_as_what_it_was_or_not_at_all(folders, copy, monkeypatch
             try:
                 cell = Cell(config, folder)
                 assert not cell.is_over
-                with held(cell.record("again"), config, {}, here):
+                with locked_record(cell.record("again"), config, {}, here):
                     attempt = attempts._attempts(folder) + 1
             except (ConfigError, RecordError) as error:
                 told = str(error)

@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from dst.config.launcher import Cluster, LauncherSettings
+from dst.config.launcher import LAUNCHER_OPTIONS, LauncherSettings
 from dst.records.states import State
 
 
 class SubmititLauncher(Launcher):
     """Submits the cells of a sweep through submitit, each with its own frozen config."""
 
-    def __init__(self, cluster: Cluster, **options: Any) -> None:
+    def __init__(self, cluster: str, **options: Any) -> None:
         self.settings = LauncherSettings(cluster, **options)
         self._conf: Path | None = None
 
@@ -39,6 +40,14 @@ class SubmititLauncher(Launcher):
         assert self._conf is not None
         submitted = submit_cells(self._conf, job_overrides, self.settings)
         return [_result(overrides, *found) for overrides, found in zip(job_overrides, submitted, strict=True)]
+
+
+# What the files in conf/hydra/launcher have in common.
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="submitit",
+    node={"_target_": f"{SubmititLauncher.__module__}.{SubmititLauncher.__qualname__}", **LAUNCHER_OPTIONS},
+)
 
 
 def _result(overrides: Sequence[str], folder: Path, state: State) -> JobReturn:
