@@ -194,6 +194,29 @@ class Excludes:
         return f"not with {self.other}"
 
 
+@dataclass(frozen=True)
+class Clash:
+    """One value does not go with a value of another option, or with any in a range of them, and ``why``."""
+
+    value: Any
+    other: str
+    theirs: Any
+    why: str
+
+    def problem(self, option: "Option", value: Any, values: Values) -> str | None:
+        """Return that both options have these values."""
+        theirs = values.get(self.other)
+        if isinstance(self.theirs, Range):
+            is_theirs = isinstance(theirs, Real) and self.theirs.problem(option, theirs, values) is None
+        else:
+            is_theirs = theirs == self.theirs
+        return f"with {self.other}={shown(theirs)} {self.why}" if is_theirs and value == self.value else None
+
+    def __str__(self) -> str:
+        theirs = f" {self.theirs}" if isinstance(self.theirs, Range) else f"={shown(self.theirs)}"
+        return f"not {shown(self.value)} with {self.other}{theirs}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A declaration, read
 

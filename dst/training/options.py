@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dst.data.options import BatchSize
-from dst.options import ASIDE, OneOf, Range
+from dst.options import ASIDE, Clash, OneOf, Range
 
 Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
 Decay = Annotated[
@@ -15,6 +15,7 @@ Decay = Annotated[
 PrecisionName = Annotated[
     str,
     OneOf("fp32", "tf32", "bf16", "fp16"),
+    Clash("tf32", "device", "cpu", "it would be ignored: only GPUs have it; use fp32 or bf16"),
     "number format; tf32: on GPUs that have it; bf16, fp16: mixed, fp16 with loss scaling",
 ]
 Accumulate = Annotated[int, Range(1, "batch_size"), "the gradients of a batch are accumulated over so many parts"]
