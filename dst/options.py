@@ -281,10 +281,10 @@ def _misfit(kind: Any, value: Any) -> str | None:
 def read(name: str, annotation: Any, default: Any = REQUIRED) -> Option:
     """Return the option that an annotation declares."""
     bare, nullable = _without_none(annotation)
-    extras: tuple[Any, ...] = ()
-    if get_origin(bare) is Annotated:
+    extras: list[Any] = []
+    while get_origin(bare) is Annotated:  # more than once where ``X | None`` is annotated and X itself is
         bare, *rest = get_args(bare)
-        extras = tuple(rest)
+        extras += rest
         bare, within = _without_none(bare)
         nullable = nullable or within
     if get_origin(bare) is Sequence:

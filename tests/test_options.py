@@ -151,6 +151,12 @@ def test_one_value_does_not_go_with_one_of_another():
     ]
 
 
+def test_a_declaration_may_be_declared_further():
+    option = read("every", Annotated[Annotated[int, Range(1), "steps"] | None, ASIDE], None)
+    assert (option.type, option.nullable, option.aside, option.help) == (int, True, True, "steps")
+    assert option.conditions == (Range(1),)
+
+
 # -- where it is declared ----------------------------------------------------------------------------------------------
 
 Every = Annotated[int, Range(1), "steps"]

@@ -22,6 +22,12 @@ Std = Annotated[
     "standard deviation of the pixels, per channel; null: the training split's",
 ]
 BatchSize = Annotated[int, Range(1), "samples that a step is taken on"]
+ValFraction = Annotated[float, Range(0, 1, "()"), "the share of the training set that validates"]
+Storage = Annotated[
+    str,
+    OneOf("auto", "resident", "stream"),
+    "image files: in memory, decoded when needed, or in memory up to 4 GiB; it changes no batch",
+]
 Folder = Text(r"(?s).*\S.*", "the name of a folder")
 
 
@@ -52,18 +58,13 @@ class Data:
         SHA256,
         "digest of the content, which identifies it; null: of what is published, or else of what lies there",
     ] = None
-    val_fraction: Annotated[float, Range(0, 1, "()"), "the share of the training set that validates"] = 0.1
+    val_fraction: ValFraction = 0.1
     split_seed: Annotated[int, Range(0), "chooses which samples validate"] = 0
     size: Size | None = None
     center_crop: CenterCrop | None = None
     mean: Mean | None = None
     std: Std | None = None
-    storage: Annotated[
-        str,
-        ASIDE,
-        OneOf("auto", "resident", "stream"),
-        "image files: in memory, decoded when needed, or in memory up to 4 GiB; it changes no batch",
-    ] = "auto"
+    storage: Annotated[Storage, ASIDE] = "auto"
     root: Annotated[str, ASIDE, Folder, "where raw files lie or are downloaded to"] = "outputs/.datasets"
     cache: Annotated[str, ASIDE, Folder, "where decoded sets are kept"] = "outputs/.cache"
     download: Annotated[bool, ASIDE, "download what is missing"] = True

@@ -9,6 +9,7 @@ from dst.options import Clash, Each, Needs, OneOf, Range
 Density = Annotated[
     float, Range(0, 1, "()"), "active / maskable weights; at the end, where a density schedule leads there"
 ]
+FirstDensity = Annotated[float, Range(0, 1, "(]"), "active / maskable weights at the start"]
 Every = Annotated[int, Range(1), "steps from one update to the next"]
 Pool = Annotated[str, OneOf("layer", "global")]
 

@@ -28,7 +28,7 @@ from dst.sparsity.held import (
 )
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import Mark, marks_of
-from dst.sparsity.options import Part, Pool, scope_problems
+from dst.sparsity.options import FirstDensity, Part, Pool, scope_problems
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
@@ -79,7 +79,7 @@ class Sparsifier:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        density: float | None,
+        density: FirstDensity | None,
         distribution: str | Distribution | Criterion | None = "erk",
         init: str | Init = "random",
         pattern: str | Callable[[], Pattern] = "unstructured",

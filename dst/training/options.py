@@ -25,6 +25,16 @@ Select = Annotated[
     OneOf("last", "best_val"),
     "test the last weights, or those of the best validation accuracy at the final density",
 ]
+Seed = Annotated[int, Range(0), "all random numbers are derived from it"]
+Epochs = Annotated[int, Range(1), "passes over the training set"]
+Determinism = Annotated[
+    str, OneOf("strict", "fast"), "a resume on the same kind of machine is bit-identical, or perhaps not"
+]
+Threads = Annotated[int, Range(1, 1024), "of the CPU; their number changes bits, so it identifies a run"]
+ChannelsLast = Annotated[bool, "the memory layout of images that tensor cores want"]
+LogEverySteps = Annotated[int, Range(1), "steps from one line of the history to the next"]
+SaveEverySteps = Annotated[int, Range(1), "steps from one checkpoint to the next, besides; null: by time only"]
+Keep = Annotated[int, Range(1), "so many of the newest checkpoints are kept"]
 EvalEveryEpochs = Annotated[int, Range(1), "epochs from one validation to the next"]
 
 
@@ -47,7 +57,7 @@ class LearningRate:
 class Schedule:
     """How long and how fast to train."""
 
-    epochs: Annotated[int, Range(1), "passes over the training set"] = 50
+    epochs: Epochs = 50
     batch_size: BatchSize = 64
     accumulate: Accumulate = 1
     multiplier: Annotated[
@@ -66,7 +76,5 @@ class Checkpoint:
     """When to save."""
 
     every_min: Annotated[float, ASIDE, Range(0, ends="(]"), "minutes from one checkpoint to the next"] = 1.0
-    every_steps: Annotated[
-        int | None, ASIDE, Range(1), "steps from one checkpoint to the next, besides; null: by time only"
-    ] = None
-    keep: Annotated[int, ASIDE, Range(1), "so many of the newest checkpoints are kept"] = 2
+    every_steps: Annotated[SaveEverySteps | None, ASIDE] = None
+    keep: Annotated[Keep, ASIDE] = 2

@@ -331,6 +331,7 @@ MOVING = {"plan": UpdatePlan(every=1, total_steps=5)}
         ),
         ({"distribution": "uniform_plus", "scope": Scope(dense_last=True)}, "scope: dense_last=true leaves the last"),
         ({"distribution": partial(erk, classifier=0.5), "scope": Scope(dense_last=True)}, "leave out its classifier"),
+        ({"density": 2.0, "distribution": "magnitude"}, r"density=2\.0: must be in \(0, 1\]"),
         ({"drop_fraction": 0.0, "plan": UpdatePlan(every=1, total_steps=5)}, "drop_fraction=0.0"),
     ],
 )
