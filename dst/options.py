@@ -199,6 +199,29 @@ class Excludes:
         return f"not with {self.other}"
 
 
+@dataclass(frozen=True)
+class Clash:
+    """One value does not go with a value of another option, or with any in a range of them, and ``why``."""
+
+    value: Any
+    other: str
+    theirs: Any
+    why: str
+
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
+        """Return that both options have these values."""
+        theirs = values.get(self.other)
+        if isinstance(self.theirs, Range):
+            is_theirs = isinstance(theirs, Real) and self.theirs.problem(option, theirs, values, called) is None
+        else:
+            is_theirs = theirs == self.theirs
+        return f"with {called(self.other)}={shown(theirs)} {self.why}" if is_theirs and value == self.value else None
+
+    def __str__(self) -> str:
+        theirs = f" {self.theirs}" if isinstance(self.theirs, Range) else f"={shown(self.theirs)}"
+        return f"not {shown(self.value)} with {self.other}{theirs}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A declaration, read
 
@@ -263,10 +286,10 @@ def _misfit(kind: Any, value: Any) -> str | None:
 def read(name: str, annotation: Any, default: Any = REQUIRED) -> Option:
     """Return the option that an annotation declares."""
     bare, nullable = _without_none(annotation)
-    extras: tuple[Any, ...] = ()
-    if get_origin(bare) is Annotated:
+    extras: list[Any] = []
+    while get_origin(bare) is Annotated:  # more than once where ``X | None`` is annotated and X itself is
         bare, *rest = get_args(bare)
-        extras = tuple(rest)
+        extras += rest
         bare, within = _without_none(bare)
         nullable = nullable or within
     if get_origin(bare) is Sequence:

@@ -14,6 +14,7 @@ from dst import registry
 from dst.options import (
     ASIDE,
     REQUIRED,
+    Clash,
     Each,
     Excludes,
     Needs,
@@ -135,6 +136,25 @@ def test_what_does_not_go_with_another():
     scale = Annotated[float | None, Excludes("padding"), "scale"]
     assert told(scale, 0.5, padding=4) == ["x=0.5: does not go with padding=4: leave out one of them (x=null)"]
     assert told(scale, 0.5, padding=0) == told(scale, None, padding=4) == []
+
+
+def test_one_value_does_not_go_with_one_of_another():
+    name = Annotated[str, Clash("tf32", "device", "cpu", "it is not there")]
+    assert told(name, "tf32", device="cpu") == ["x=tf32: with device=cpu it is not there"]
+    assert told(name, "tf32", device="cuda") == told(name, "fp32", device="cpu") == told(name, "tf32") == []
+    late = Annotated[bool, Clash(True, "stop", Range(0, 1, "[)"), "it is of no use")]
+    assert told(late, True, stop=0.5) == ["x=true: with stop=0.5 it is of no use"]
+    assert told(late, True, stop=1.0) == told(late, False, stop=0.5) == told(late, True, stop="late") == []
+    assert [str(read("x", kind).conditions[0]) for kind in (name, late)] == [
+        "not tf32 with device=cpu",
+        "not true with stop in [0, 1)",
+    ]
+
+
+def test_a_declaration_may_be_declared_further():
+    option = read("every", Annotated[Annotated[int, Range(1), "steps"] | None, ASIDE], None)
+    assert (option.type, option.nullable, option.aside, option.help) == (int, True, True, "steps")
+    assert option.conditions == (Range(1),)
 
 
 # -- where it is declared ----------------------------------------------------------------------------------------------

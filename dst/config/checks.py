@@ -55,8 +55,6 @@ def _check_schedule(config: Config) -> Iterator[str]:
     epochs = config.schedule.epochs * config.schedule.multiplier
     if lr.warmup_epochs >= epochs > 0:
         yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
-    if config.hardware.precision == "tf32" and config.hardware.device == "cpu":
-        yield "hardware.precision=tf32 would be ignored: only GPUs have it; use fp32 or bf16 on a CPU"
 
 
 def _check_processes(config: Config) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dst import registry
 from dst.config.schema import SLOTS, Config, get
 from dst.options import declared, shown
-from dst.sparsity.options import ramp_problems
+from dst.sparsity.options import Part, ramp_problems, scope_problems
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:
@@ -16,6 +16,10 @@ def _marks(config: Config, slot: str) -> frozenset[str]:
 
 def _named(config: Config, slot: str) -> str:
     return f"sparsity.{slot}.name={get(config, f'sparsity.{slot}').name}"
+
+
+def _part(config: Config, slot: str) -> Part:
+    return Part(_named(config, slot), _marks(config, slot))
 
 
 def _with_own_counts(config: Config) -> list[str]:
@@ -112,20 +116,9 @@ def _check_all_weights(config: Config) -> Iterator[str]:
 
 def _check_fixed_layers(config: Config) -> Iterator[str]:
     """Yield layers with a density of their own that are not in scope."""
-    distribution, scope = config.sparsity.distribution, config.sparsity.scope
-    is_plus = distribution.name == "uniform_plus"
-    fixes_last = is_plus or distribution.classifier is not None
-    for key, leaves_out, fixes, layer in (
-        ("dense_first", scope.dense_first, is_plus, "first"),
-        ("dense_last", scope.dense_last, fixes_last, "last"),
-    ):
-        if leaves_out and fixes:
-            yield (
-                f"sparsity.scope.{key}=true leaves the {layer} layer out, but {_named(config, 'distribution')} gives "
-                f"the {layer} layer in scope a density of its own, which would be another layer: set "
-                f"sparsity.scope.{key}=false, or choose another distribution"
-                + ("" if is_plus else ", or sparsity.distribution.classifier=null")
-            )
+    sparsity = config.sparsity
+    found = scope_problems(sparsity.scope, _part(config, "distribution"), sparsity.distribution.classifier)
+    yield from (f"sparsity.scope.{problem}" for problem in found)
 
 
 def check_update(config: Config) -> Iterator[str]:
@@ -147,13 +140,6 @@ def check_update(config: Config) -> Iterator[str]:
             f"sparsity.update.every is missing: sparsity '{sparsity.label}' updates its topology, e.g. "
             "sparsity.update.every=${schedule.update_every}"
         )
-    elif update.every == 1 and update.order == "replaces_step":
-        yield (
-            "sparsity.update.every=1 with sparsity.update.order=replaces_step would replace every step by an update: "
-            "nothing would be trained. Update less often, or after_step"
-        )
-    if update.on_last_step and update.stop < 1:
-        yield f"sparsity.update.on_last_step=true would be ignored: updates stop at {update.stop} of training"
     if prunes and ramp.end is not None:
         found = ramp_problems(ramp.start or 0.0, ramp.end, update)
         yield from (f"sparsity.density_schedule.{problem.replace('plan.', 'sparsity.update.')}" for problem in found)

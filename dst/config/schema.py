@@ -18,6 +18,7 @@ from dst.data import published
 from dst.options import ASIDE, SHA256, Needs, OneOf, Option, Range, Text, Values, declared
 from dst.registry import MemberOf
 from dst.sparsity import options as sparsity_options
+from dst.tracking import options as tracking_options
 from dst.training import options as training_options
 
 _BULLET = "\n  - "
@@ -211,12 +212,10 @@ class Hardware:
     """Where and how the run computes."""
 
     device: Annotated[str, OneOf("cpu", "cuda"), "the device to compute on"] = "cpu"
-    determinism: Annotated[
-        str, OneOf("strict", "fast"), "strict: resumes bit-identically; fast: may differ in the last bits"
-    ] = "strict"
-    threads: Annotated[int, Range(1, 1024), "CPU threads; part of the run id, since they change bits"] = 2
+    determinism: training_options.Determinism = "strict"
+    threads: training_options.Threads = 2
     precision: training_options.PrecisionName = "fp32"
-    channels_last: Annotated[bool, "store images channels-last, as tensor cores prefer"] = False
+    channels_last: training_options.ChannelsLast = False
     compile: Annotated[bool, "compile the model with torch.compile"] = False
     workers: Annotated[int, ASIDE, Range(0), "processes that load streamed data"] = 0
     processes: Annotated[int, Range(1, 1024), "processes that share every batch, one GPU each"] = 1
@@ -250,18 +249,13 @@ class Tracking:
     progress: Annotated[
         str, ASIDE, OneOf("auto", "bar", "plain", "none"), "auto: a bar on a terminal, plain lines elsewhere"
     ] = "auto"
-    every_steps: Annotated[int, ASIDE, Range(1), "steps from one line of the history to the next"] = 100
-    mode: Annotated[
-        str,
-        ASIDE,
-        OneOf("none", "offline", "online"),
-        "wandb's mirror; none: there is none; offline: sent on request; online: while training",
-    ] = "offline"
+    every_steps: Annotated[training_options.LogEverySteps, ASIDE] = 100
+    mode: Annotated[tracking_options.Mode, ASIDE] = "offline"
     project: Annotated[str | None, ASIDE, "wandb's project"] = "dst"
     entity: Annotated[str | None, ASIDE, "wandb's user or team; null: your own"] = None
     tags: Annotated[list[str], ASIDE, "wandb's tags, besides model, data and method"] = field(default_factory=list)
     notes: Annotated[str | None, ASIDE, "wandb's notes"] = None
-    timeout_s: Annotated[float, ASIDE, Range(0, ends="(]"), "how long wandb may hold up a run at its end"] = 20.0
+    timeout_s: Annotated[tracking_options.Timeout, ASIDE] = 20.0
 
 
 @dataclass
@@ -276,7 +270,7 @@ class Config:
     checkpoint: training_options.Checkpoint = field(default_factory=training_options.Checkpoint)
     output: Output = field(default_factory=Output)
     tracking: Tracking = field(default_factory=Tracking)
-    seed: Annotated[int, Range(0), "all random numbers are derived from it"] = 0
+    seed: training_options.Seed = 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,9 +24,11 @@ from dst.data.content import check_unchanged, files_digest
 from dst.data.dataset import DataError, Dataset, Reader, Samples, Split
 from dst.data.decode import size_of
 from dst.data.files import DECODING, Files, decoded_key
+from dst.data.options import Storage
 from dst.data.prepare import decode_all, verify
 from dst.data.resize import Resize
 from dst.files import replacing
+from dst.options import checked
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 3  # raise it when the layout of the file or the way images are prepared changes
@@ -36,6 +38,7 @@ RESIDENT_BYTES = 4 << 30
 """Largest decoded size, training and test images together, at which ``auto`` keeps image files in memory: 4 GiB."""
 
 
+@checked
 def load(
     name: str,
     read: Reader,
@@ -46,7 +49,7 @@ def load(
     digest: str | None = None,
     size: int | None = None,
     center_crop: float | None = None,
-    storage: str = "auto",
+    storage: Storage = "auto",
 ) -> Dataset:
     """Return a data set: decoded, from its cache file or by ``read``; or as image files that are streamed.
 

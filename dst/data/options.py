@@ -22,6 +22,12 @@ Std = Annotated[
     "standard deviation of the pixels, per channel; null: the training split's",
 ]
 BatchSize = Annotated[int, Range(1), "samples per step"]
+ValFraction = Annotated[float, Range(0, 1, "()"), "the share of the training set to validate on"]
+Storage = Annotated[
+    str,
+    OneOf("auto", "resident", "stream"),
+    "image files; resident: decoded in memory; stream: when needed; auto: resident up to 4 GiB; same batches",
+]
 Folder = Text(r"(?s).*\S.*", "the name of a folder")
 
 
@@ -57,18 +63,13 @@ class Data:
         SHA256,
         "identifies the content; null: the digest of the published set, or of what is in root",
     ] = None
-    val_fraction: Annotated[float, Range(0, 1, "()"), "the share of the training set to validate on"] = 0.1
+    val_fraction: ValFraction = 0.1
     split_seed: Annotated[int, Range(0), "chooses the samples to validate on"] = 0
     size: Size | None = None
     center_crop: CenterCrop | None = None
     mean: Mean | None = None
     std: Std | None = None
-    storage: Annotated[
-        str,
-        ASIDE,
-        OneOf("auto", "resident", "stream"),
-        "image files; resident: decoded in memory; stream: when needed; auto: resident up to 4 GiB; same batches",
-    ] = "auto"
+    storage: Annotated[Storage, ASIDE] = "auto"
     root: Annotated[str, ASIDE, Folder, "where raw files are, or are downloaded to"] = "outputs/.datasets"
     cache: Annotated[str, ASIDE, Folder, "where decoded sets are kept"] = "outputs/.cache"
     download: Annotated[bool, ASIDE, "download what is missing"] = True

@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from dst.data.dataset import DataError
+from dst.data.options import ValFraction
+from dst.options import checked
 from dst.seeding import derive_seed
 
 
-def train_val_split(labels: Tensor, fraction: float, split_seed: int) -> tuple[Tensor, Tensor]:
+@checked
+def train_val_split(labels: Tensor, fraction: ValFraction, split_seed: int) -> tuple[Tensor, Tensor]:
     """Return the sorted indices (int64) of the training and of the validation part.
 
     A pure function of ``labels`` (int64 [N]), ``fraction`` and ``split_seed``. The validation part has
     round(``fraction`` * N) samples, shared among the classes in proportion (largest remainder), but each class has at
     least one sample in each part; ``DataError`` if that is impossible.
     """
-    if not 0 < fraction < 1:
-        raise DataError(f"fraction={fraction}: must lie between 0 and 1, both excluded")
     try:
         return stratified(labels, fraction, derive_seed(split_seed, "validation"))
     except DataError as error:

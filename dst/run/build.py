@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dst import registry
-from dst.config.schema import SLOTS, Config, ConfigError, Hardware, bound_options, get
+from dst.config.schema import SLOTS, Config, Hardware, bound_options, get
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -66,7 +66,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         model=model,
         optimizer=optimizer,
         sparsifier=sparsifier,
-        lr=_learning_rate(config, len(loaders.train)),
+        lr=learning_rate(config, len(loaders.train)),
         train_batches=loaders.train,
         val_batches=loaders.val,
         flops=flops,
@@ -212,7 +212,8 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def _learning_rate(config: Config, steps_per_epoch: int) -> Curve:
+def learning_rate(config: Config, steps_per_epoch: int) -> Curve:
+    """Return the learning rate over steps."""
     lr = config.schedule.lr
     warmup_steps = step_at(lr.warmup_epochs, steps_per_epoch)
     curve: Curve = part(config, "schedule.lr")(LRPlan(lr.peak, epochs(config) * steps_per_epoch, warmup_steps))
@@ -231,22 +232,12 @@ def make_scope(config: Config) -> Scope:
 
 
 def make_plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
-    """Return the update plan; ConfigError if it has no update in the whole run."""
+    """Return the update plan; None without updates."""
     update = config.sparsity.update
     if update.every is None:
         return None
     with in_config_terms("sparsity.update"):
-        plan = UpdatePlan(total_steps=epochs(config) * steps_per_epoch, **vars(update))
-    if plan.updates() == 0:
-        raise ConfigError(
-            [
-                f"sparsity.update.every={update.every}: there is no update in the whole run, which has "
-                f"{plan.total_steps} steps ({epochs(config)} epochs of {steps_per_epoch}) and allows updates from "
-                f"step {plan.start_step} to {plan.stop_step}, its last step aside. Set a smaller "
-                "schedule.update_every, or train longer"
-            ]
-        )
-    return plan
+        return UpdatePlan(total_steps=epochs(config) * steps_per_epoch, **vars(update))
 
 
 def first_parts(config: Config) -> FirstParts:

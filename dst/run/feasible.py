@@ -18,6 +18,7 @@ from dst.metrics.flops import forward_flops
 from dst.run.build import (
     first_parts,
     initial_density,
+    learning_rate,
     load_dataset,
     make_loaders,
     make_model,
@@ -30,7 +31,7 @@ from dst.run.sources import stored
 from dst.run.terms import in_config_terms
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import uniform
-from dst.sparsity.initial_masks import check_layout, first_counts
+from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, first_counts
 from dst.sparsity.marks import marks_of
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
@@ -72,6 +73,8 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     train = make_loaders(config, dataset, "cpu").train
     with _collected(problems):
         _check_plan(config, len(train))
+    with _collected(problems, "schedule.lr: "):
+        learning_rate(config, len(train))
     with torch.device("meta"):
         model = make_model(config, dataset)
     forward_flops(model, dataset.shape)
@@ -86,6 +89,9 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
             _check_batches(config, len(train))
         with _collected(problems, f"sparsity.init.path={config.sparsity.init.path}: "):
             _check_masks(config, layers)
+        if (name := config.sparsity.redistribute.name) != registry.NONE:
+            with _collected(problems):
+                check_sharing(layers, f"sparsity.redistribute.name={name}")
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
             _check_density(config, layers)
@@ -190,18 +196,9 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
         counts = first_counts(layers, parts, initial_density(config))
     if sparsity.density is not None:  # the final one may be impossible where the first is not
         allocate(uniform, [layer.weight.shape for layer in layers], sparsity.density)
-    if sparsity.redistribute.name != registry.NONE and len(layers) < 2:
-        raise ConfigError(
-            [
-                f"sparsity.redistribute.name={sparsity.redistribute.name} would be ignored: the model has a single "
-                "sparse layer; set it to none"
-            ]
-        )
-    is_full = all(count == layer.size for count, layer in zip(counts, layers, strict=True))
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
-    if is_full and sparsity.drop.name != registry.NONE and not may_be_full:
-        mend = "leave out drop and grow" if sparsity.density is None else "choose a smaller density"
-        raise ValueError(f"no layer has an inactive weight, so nothing could be grown; {mend}")
+    if sparsity.drop.name != registry.NONE and not may_be_full:
+        check_room(layers, counts)
 
 
 def _check_batches(config: Config, available: int) -> None:

@@ -9,10 +9,13 @@ would change masks of runs that are recorded.
 import math
 from collections.abc import Sequence
 
+from dst.options import checked
 from dst.sparsity.distribution import Distribution, Shape
+from dst.sparsity.options import FirstDensity
 
 
-def allocate(distribution: Distribution, shapes: Sequence[Shape], density: float | None) -> list[int]:
+@checked
+def allocate(distribution: Distribution, shapes: Sequence[Shape], density: FirstDensity | None) -> list[int]:
     """Return the exact number of active weights of every layer; without a ``density`` the distribution decides alone.
 
     The counts sum to ``round(density * maskable weights)``, or to less if the distribution falls short of that on
@@ -21,8 +24,6 @@ def allocate(distribution: Distribution, shapes: Sequence[Shape], density: float
     sizes = [math.prod(shape) for shape in shapes]
     if density is None:
         return [round(d * n) for d, n in zip(distribution(shapes, 1.0), sizes, strict=True)]
-    if not 0 < density <= 1:
-        raise ValueError(f"density={density}: must lie in (0, 1]")
     densities, wanted = distribution(shapes, density), density * sum(sizes)
     given = sum(d * n for d, n in zip(densities, sizes, strict=True))
     return layer_counts(densities, sizes, round(wanted if math.isclose(given, wanted, rel_tol=1e-9) else given))

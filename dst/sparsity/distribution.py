@@ -33,6 +33,7 @@ def uniform(shapes: Sequence[Shape], density: float, *, classifier: Classifier |
     return _with_fixed(_same, shapes, density, last=classifier)
 
 
+@marked("fixes_first", "fixes_last")
 @checked
 def uniform_plus(
     shapes: Sequence[Shape],

@@ -157,6 +157,21 @@ def check_layout(layers: Sequence[Layer], **parts: Any) -> None:
             )
 
 
+def check_sharing(layers: Sequence[Layer], told: str) -> None:
+    """Raise ValueError if a redistribution, as it is ``told`` to people, has no two layers to share weights among."""
+    if len(layers) < 2:
+        raise ValueError(f"{told} would be ignored: the model has a single sparse layer; leave it out")
+
+
+def check_room(layers: Sequence[Layer], counts: Sequence[int]) -> None:
+    """Raise ValueError if weights shall move but none is inactive; ``counts``: the active ones of each layer."""
+    if all(count == layer.size for layer, count in zip(layers, counts, strict=True)):
+        raise ValueError(
+            "no layer has an inactive weight, so nothing could be grown; choose a smaller density, or leave out drop "
+            "and grow"
+        )
+
+
 def _check_density(parts: FirstParts, density: float | None) -> None:
     if parts.own_counts and density is not None:
         raise ValueError(

@@ -17,6 +17,8 @@ Mark = Literal[
     "structured",
     "units",
     "free_form",
+    "fixes_first",
+    "fixes_last",
 ]
 """What a mark says.
 
@@ -26,7 +28,7 @@ left, and sees no dense gradients. ``cuts``: a drop score that makes all weights
 many. ``data``: looks at training batches. ``own_counts``: decides itself how many weights are kept, without a density.
 ``ranks``: a criterion that ranks all weights of a network. ``structured``: a pattern that keeps quotas. ``units``:
 works on output units, and takes the first dimension of a weight for them. ``free_form``: an init whose masks follow no
-pattern.
+pattern. ``fixes_first``, ``fixes_last``: a distribution that gives the first or the last layer a density of its own.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

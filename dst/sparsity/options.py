@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dst.options import Each, Needs, OneOf, Range
+from dst.options import Clash, Each, Needs, OneOf, Range
 
 Density = Annotated[float, Range(0, 1, "()"), "active / maskable weights; with a density schedule, at its end"]
+FirstDensity = Annotated[float, Range(0, 1, "(]"), "active / maskable weights at the start"]
 Every = Annotated[int, Range(1), "steps from one update to the next"]
 Pool = Annotated[str, OneOf("layer", "global")]
 
@@ -51,10 +52,15 @@ class Update:
     order: Annotated[
         str,
         OneOf("after_step", "replaces_step"),
+        Clash("replaces_step", "every", 1, "every step would be an update, and nothing be trained; choose after_step"),
         "updates come after the optimizer step (ITOP, GraNet), or instead of it (RigL)",
     ] = "after_step"
     regrow: Annotated[bool, "just-dropped weights may return in the same update"] = True
-    on_last_step: Annotated[bool, "also update after the last step, when nothing can be learned any more"] = False
+    on_last_step: Annotated[
+        bool,
+        Clash(True, "stop", Range(0, 1, "[)"), "it would be ignored, since updates end before"),
+        "also update after the last step, when nothing can be learned any more",
+    ] = False
     grown_weights: Annotated[
         str, OneOf("zero", "initial"), "the value that grown weights start from, always without optimizer state"
     ] = "zero"
@@ -64,6 +70,35 @@ class Update:
         Needs("regrow"),
         "keep: a weight dropped and grown in one update keeps its value and state; reset: it starts as if it was grown",
     ] = "keep"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What does not go together. Each rule is stated here once: the parts raise what it yields, and checks of a config quote
+# it with the key in front.
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a method as rules see it: how it is ``told`` to people, and its marks (``dst.sparsity.marks``)."""
+
+    told: str
+    marks: frozenset[str] = frozenset()
+
+
+def scope_problems(scope: Scope, distribution: Part, classifier: float | None) -> Iterator[str]:
+    """Yield which layer a scope leaves out although the distribution gives it a density of its own."""
+    fixes = {
+        "first": "fixes_first" in distribution.marks,
+        "last": "fixes_last" in distribution.marks or classifier is not None,
+    }
+    for layer, leaves_out in (("first", scope.dense_first), ("last", scope.dense_last)):
+        if leaves_out and fixes[layer]:
+            yield (
+                f"dense_{layer}=true leaves the {layer} layer out, but {distribution.told} gives the {layer} layer in "
+                f"scope a density of its own, which would be another layer: set dense_{layer}=false, or choose a "
+                "distribution without"
+                + ("" if f"fixes_{layer}" in distribution.marks else " (leave out its classifier)")
+            )
 
 
 def ramp_problems(start: float, end: float, plan: Update) -> Iterator[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from dst.fractions import step_at
-from dst.options import Range, require
+from dst.options import OptionError, Range, require
 from dst.sparsity.options import Every, Update
 
 
@@ -12,7 +12,8 @@ from dst.sparsity.options import Every, Update
 class UpdatePlan(Update):
     """Update after each ``every`` steps, from ``start`` to ``stop`` (fractions of ``total_steps``, ends included).
 
-    Steps count from 1. What the fields mean is said in ``dst.sparsity.options``; ValueError for what they cannot be.
+    Steps count from 1. What the fields mean is said in ``dst.sparsity.options``; ValueError for what they cannot be,
+    and for a plan without any update.
     """
 
     every: Every = field()
@@ -20,6 +21,11 @@ class UpdatePlan(Update):
 
     def __post_init__(self) -> None:
         require(self)
+        if self.updates() == 0:
+            raise OptionError(
+                f"every={self.every}: there is no update in the whole run, which has {self.total_steps} steps and "
+                f"allows updates from step {self.start_step} to {self.last_step}; update more often, or train longer"
+            )
 
     @property
     def start_step(self) -> int:

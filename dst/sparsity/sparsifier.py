@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.fractions import Curve, exact
-from dst.options import OptionError, Range, check_part, checked
+from dst.options import OptionError, Range, check_part, checked, refuse
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.distribution import Distribution
@@ -26,9 +26,9 @@ from dst.sparsity.held import (
     check_zeros,
     hold,
 )
-from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, first_masks
+from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import Mark, marks_of
-from dst.sparsity.options import Pool
+from dst.sparsity.options import FirstDensity, Part, Pool, scope_problems
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
@@ -79,7 +79,7 @@ class Sparsifier:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        density: float | None,
+        density: FirstDensity | None,
         distribution: str | Distribution | Criterion | None = "erk",
         init: str | Init = "random",
         pattern: str | Callable[[], Pattern] = "unstructured",
@@ -115,7 +115,10 @@ class Sparsifier:
         parts = FirstParts(_part("distribution", distribution), _part("init", init), _part("pattern", pattern))
         self._check_parts(parts, drop_fraction)
         self._drop_fraction = _curve(0.3 if drop_fraction is None else drop_fraction, plan)
-        layers = self._layers_of(model, scope or Scope(), parts)
+        scope = scope or Scope()
+        own = getattr(parts.distribution, "keywords", {}).get("classifier")
+        refuse(scope_problems(scope, Part("this distribution", marks_of(parts.distribution)), own), "scope")
+        layers = self._layers_of(model, scope, parts)
         self.outside = outside(model, layers)
         """What is trained dense and not counted in any density: name of the parameter -> number of weights."""
         _warn_of(never_sparse(model, [*self.outside]), self.outside)
@@ -127,6 +130,8 @@ class Sparsifier:
         self._structured = "structured" in marks_of(parts.pattern)
         self._counts = [report.active for report in self.topology.reports]
         """The active weights of each layer: exactly, or those that its pattern derives its quotas from."""
+        if self._drop is not None and density_curve is None:
+            check_room(layers, self._counts)
         # Unless a part changes the number of weights of a layer, a full layer has nothing to drop or grow.
         self._may_leave_full = density_curve is not None or self._redistribute is not None
         begin_state(optimizer)
@@ -184,6 +189,8 @@ class Sparsifier:
         layers = scope.layers(model)
         check_free(layers)
         check_optimizer(self.optimizer, layers)
+        if self._redistribute is not None:
+            check_sharing(layers, "redistribute")
         check_layout(layers, pattern=first.pattern, init=first.init, grow=self._grow)
         return layers
 
@@ -475,7 +482,7 @@ class Sparsifier:
             return count_true([(score < 0) & mask for score, mask in zip(scores, masks, strict=True)])
         fraction = exact(self._drop_fraction(self.steps))
         drops = [math.ceil(fraction * count) for count in counts]
-        if self._drop_pool == "layer" or not views:
+        if self._drop_pool == "layer":
             return drops
         kept = count_true(pooled_top_k(scores, max(sum(counts) - sum(drops), len(counts)), masks))
         return [count - left for count, left in zip(counts, kept, strict=True)]

@@ -18,6 +18,8 @@ from typing import Any, Final
 import torch
 
 from dst.files import file_sha256, replacing
+from dst.options import checked
+from dst.training.options import Keep
 
 FORMAT: Final = 1
 
@@ -47,7 +49,8 @@ class Checkpoints:
     checkpoint without an id, from an earlier version of this code, counts as the run's own.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, run: str | None = None) -> None:
+    @checked
+    def __init__(self, folder: Path, keep: Keep = 2, run: str | None = None) -> None:
         self.folder = folder
         self._keep = keep
         self._run = run

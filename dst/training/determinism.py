@@ -4,10 +4,13 @@ import os
 
 import torch
 
+from dst.options import checked
 from dst.seeding import derive_seed
+from dst.training.options import Determinism, Threads
 
 
-def configure(device: str, determinism: str, threads: int) -> None:
+@checked
+def configure(device: str, determinism: Determinism, threads: Threads) -> None:
     """Pin what can change bits. ``strict`` allows deterministic algorithms only; ``fast`` lets the device choose."""
     torch.set_num_threads(threads)
     strict = determinism == "strict"

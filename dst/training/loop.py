@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -14,14 +14,24 @@ from torch.optim import Optimizer
 from dst.data.loader import Loader, samples_of
 from dst.fractions import Curve
 from dst.metrics.flops import Flops
-from dst.options import require
+from dst.options import Range, require
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, Processes
 from dst.training.evaluate import Evaluation, evaluate
 from dst.training.guard import DivergedError, Guard
-from dst.training.options import Accumulate, EvalEveryEpochs, LabelSmoothing, Select
+from dst.training.options import (
+    Accumulate,
+    ChannelsLast,
+    Epochs,
+    EvalEveryEpochs,
+    LabelSmoothing,
+    LogEverySteps,
+    SaveEverySteps,
+    Seed,
+    Select,
+)
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag, StopRequestedError
 
@@ -33,16 +43,16 @@ class Settings:
     ``select``: end with the ``last`` weights, or with those of the ``best_val`` accuracy at the final density.
     """
 
-    seed: int
-    epochs: int
+    seed: Seed
+    epochs: Epochs
     label_smoothing: LabelSmoothing
     accumulate: Accumulate
-    channels_last: bool
+    channels_last: ChannelsLast
     select: Select
     eval_every_epochs: EvalEveryEpochs
-    log_every_steps: int
-    checkpoint_every_s: float
-    checkpoint_every_steps: int | None
+    log_every_steps: LogEverySteps
+    checkpoint_every_s: Annotated[float, Range(0, ends="(]"), "seconds from one checkpoint to the next"]
+    checkpoint_every_steps: SaveEverySteps | None
 
     def __post_init__(self) -> None:
         require(self)

@@ -16,8 +16,8 @@ class LRPlan:
     """The numbers that every curve needs: the ``peak`` rate, and the lengths of training and warm-up in steps."""
 
     peak: Peak
-    total_steps: int
-    warmup_steps: int = 0
+    total_steps: Annotated[int, Range(1), "steps of the whole training"]
+    warmup_steps: Annotated[int, Range(0, "total_steps", "[)"), "steps in which the rate rises to its peak"] = 0
 
     def __post_init__(self) -> None:
         require(self)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dst.data.options import BatchSize
-from dst.options import ASIDE, OneOf, Range
+from dst.options import ASIDE, Clash, OneOf, Range
 
 Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
 Decay = Annotated[
@@ -15,6 +15,7 @@ Decay = Annotated[
 PrecisionName = Annotated[
     str,
     OneOf("fp32", "tf32", "bf16", "fp16"),
+    Clash("tf32", "device", "cpu", "it would be ignored: only GPUs have it; use fp32 or bf16"),
     "number format; tf32: on GPUs that have it; bf16, fp16: mixed, fp16 with loss scaling",
 ]
 Accumulate = Annotated[int, Range(1, "batch_size"), "number of parts over which a batch's gradients are accumulated"]
@@ -24,6 +25,16 @@ Select = Annotated[
     OneOf("last", "best_val"),
     "last: test the last weights; best_val: those of the best validation accuracy at the final density",
 ]
+Seed = Annotated[int, Range(0), "all random numbers are derived from it"]
+Epochs = Annotated[int, Range(1), "passes over the training set"]
+Determinism = Annotated[
+    str, OneOf("strict", "fast"), "strict: resumes bit-identically; fast: may differ in the last bits"
+]
+Threads = Annotated[int, Range(1, 1024), "CPU threads; part of the run id, since they change bits"]
+ChannelsLast = Annotated[bool, "store images channels-last, as tensor cores prefer"]
+LogEverySteps = Annotated[int, Range(1), "steps from one line of the history to the next"]
+SaveEverySteps = Annotated[int, Range(1), "steps from one checkpoint to the next, in addition; null: by time only"]
+Keep = Annotated[int, Range(1), "number of newest checkpoints to keep"]
 EvalEveryEpochs = Annotated[int, Range(1), "epochs from one validation to the next"]
 
 
@@ -46,7 +57,7 @@ class LearningRate:
 class Schedule:
     """How long and how fast to train."""
 
-    epochs: Annotated[int, Range(1), "passes over the training set"] = 50
+    epochs: Epochs = 50
     batch_size: BatchSize = 64
     accumulate: Accumulate = 1
     multiplier: Annotated[
@@ -63,7 +74,5 @@ class Checkpoint:
     """When to save."""
 
     every_min: Annotated[float, ASIDE, Range(0, ends="(]"), "minutes from one checkpoint to the next"] = 1.0
-    every_steps: Annotated[
-        int | None, ASIDE, Range(1), "steps from one checkpoint to the next, in addition; null: by time only"
-    ] = None
-    keep: Annotated[int, ASIDE, Range(1), "number of newest checkpoints to keep"] = 2
+    every_steps: Annotated[SaveEverySteps | None, ASIDE] = None
+    keep: Annotated[Keep, ASIDE] = 2

@@ -1,5 +1,6 @@
 """Every option is declared whole, and the list of keys is current."""
 
+from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -8,8 +9,17 @@ from dst import registry
 from dst.config.keys import keys, markdown
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import SLOTS, Config, flatten, nodes
+from dst.data.augment import Augment
+from dst.data.cache import load
+from dst.data.resize import Resize
 from dst.options import Each, OneOf, Range, Text, declared
 from dst.registry import MemberOf
+from dst.sparsity import Scope, UpdatePlan
+from dst.tracking import tracker
+from dst.training.checkpoint import Checkpoints
+from dst.training.determinism import configure
+from dst.training.loop import Settings
+from dst.training.lr import LRPlan
 from tests.processes import REPOSITORY
 
 KINDS = sorted({*SLOTS.values(), "criterion"})
@@ -73,6 +83,54 @@ def test_every_part_checks_its_own_options(kind):
         if member.options and kind not in SCORES and not hasattr(member.load(), "__wrapped__")
     ]
     assert unchecked == []
+
+
+@pytest.mark.parametrize("checked", [UpdatePlan, Scope, LRPlan, Settings, Augment, Resize])
+def test_every_field_of_what_checks_itself_is_declared(checked):
+    """A field without a declaration would take any value at all."""
+    found = declared(checked)
+    assert found.keys() == {item.name for item in fields(checked)}
+    assert [name for name, option in found.items() if not option.help] == []
+    numbers = [name for name, option in found.items() if kind_of(option) in (int, float)]
+    assert [
+        name for name in numbers if not any(isinstance(getattr(c, "element", c), Range) for c in found[name].conditions)
+    ] == []
+
+
+def test_all_that_checks_itself_is_looked_at():
+    source = [path.read_text() for path in (REPOSITORY / "dst").rglob("*.py")]
+    assert sum(text.count("require(self)") for text in source) == 6
+
+
+SETTINGS = {
+    **{"seed": 0, "epochs": 1, "label_smoothing": 0.0, "accumulate": 1, "channels_last": False, "select": "last"},
+    **{"eval_every_epochs": 1, "log_every_steps": 1, "checkpoint_every_s": 1.0, "checkpoint_every_steps": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: Settings(**SETTINGS | {"epochs": 0}), "epochs=0: must be >= 1"),
+        (lambda: Settings(**SETTINGS | {"seed": -1}), "seed=-1: must be >= 0"),
+        (lambda: Settings(**SETTINGS | {"log_every_steps": 0}), "log_every_steps=0: must be >= 1"),
+        (lambda: Settings(**SETTINGS | {"checkpoint_every_s": -1}), "checkpoint_every_s=-1: must be > 0"),
+        (lambda: Settings(**SETTINGS | {"checkpoint_every_steps": 0}), "checkpoint_every_steps=0: must be >= 1"),
+        (lambda: configure("cpu", "bogus", 2), "configure: determinism=bogus: allowed: fast, strict"),
+        (lambda: configure("cpu", "strict", 0), r"configure: threads=0: must be in \[1, 1024\]"),
+        (lambda: tracker("bogus", 1), "tracker: mode=bogus: allowed: none, offline, online"),
+        (lambda: tracker("none", -1), "tracker: timeout_s=-1: must be > 0"),
+        (lambda: Checkpoints(REPOSITORY, keep=0), "Checkpoints: keep=0: must be >= 1"),
+        (
+            lambda: load("digits", None, root="", cache="", download=False, storage="bogus"),
+            "load: storage=bogus: allowed: auto, resident, stream",
+        ),
+    ],
+)
+def test_the_core_checks_its_own_arguments(call, told):
+    Settings(**SETTINGS)
+    with pytest.raises(ValueError, match=told):
+        call()
 
 
 def test_the_list_of_keys_is_current():

@@ -67,7 +67,7 @@ VAL_OF_60 = [10, 11, 30, 48, 52, 59]
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_fractions_outside_the_unit_interval_are_refused(fraction):
-    with pytest.raises(DataError, match=r"fraction=.*between 0 and 1"):
+    with pytest.raises(ValueError, match=r"fraction=.* in \(0, 1\)"):
         train_val_split(torch.arange(10) % 2, fraction, 0)
 
 

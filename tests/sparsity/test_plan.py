@@ -3,6 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dst.fractions import step_at
+from dst.options import OptionError
 from dst.sparsity.density_schedule import cubic
 from dst.sparsity.drop_fraction import linear
 from dst.sparsity.plan import UpdatePlan
@@ -50,8 +51,15 @@ def test_plan_curves_and_ramp_agree_where_a_fraction_is():
 def test_number_of_updates_is_the_number_of_due_steps(every, total, start, stop, on_last):
     if start >= stop:
         return
-    plan = UpdatePlan(every=every, total_steps=total, start=start, stop=stop, on_last_step=on_last)
-    assert plan.updates() == len(due_steps(plan))
+    if on_last and stop < 1:
+        return
+    try:
+        plan = UpdatePlan(every=every, total_steps=total, start=start, stop=stop, on_last_step=on_last)
+    except OptionError:  # said of a plan with an update, it would be seen here
+        last = min(step_at(stop, total), total if on_last else total - 1)
+        assert not any(step % every == 0 for step in range(max(1, step_at(start, total)), last + 1))
+        return
+    assert plan.updates() == len(due_steps(plan)) > 0
 
 
 @pytest.mark.parametrize(
@@ -59,6 +67,13 @@ def test_number_of_updates_is_the_number_of_due_steps(every, total, start, stop,
     [
         ({"every": 0}, "every=0: must be >= 1"),
         ({"start": 0.8, "stop": 0.5}, r"start=0.8: must be in \[0, stop=0.5\)"),
+        ({"every": 1, "order": "replaces_step"}, "order=replaces_step: with every=1 every step would be an update"),
+        ({"on_last_step": True, "stop": 0.5}, "on_last_step=true: with stop=0.5 it would be ignored"),
+        (
+            {"every": 100},
+            "every=100: there is no update in the whole run, which has 100 steps and .* from step 0 to 99",
+        ),
+        ({"every": 60, "start": 0.7}, "every=60: there is no update in the whole run, .* from step 70 to 99"),
         ({"order": "before"}, "order=before: allowed: after_step, replaces_step"),
     ],
 )

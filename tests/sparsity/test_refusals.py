@@ -45,7 +45,7 @@ REFUSED = {
         "sparsity.scope.dense_first=true leaves the first layer out"
     ],
     "sparsity=static sparsity.distribution.classifier=0.5 sparsity.scope.dense_last=true": [
-        "or sparsity.distribution.classifier=null"
+        "or choose a distribution without (leave out its classifier)"
     ],
     "sparsity=gmp sparsity.update.start=0.25": [
         "sparsity.density_schedule.start=0.0: updates begin later, at sparsity.update.start=0.25, and the first would"

@@ -14,6 +14,7 @@ from dst.fractions import exact
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity import drop as drops
 from dst.sparsity import grow as grows
+from dst.sparsity.distribution import erk
 from dst.sparsity.drop_fraction import cosine
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.select import top_k
@@ -114,9 +115,10 @@ def one_layer(weights, gradients, **options):
         optimizer,
         density=float(active.sum()) / len(weights),
         init=lambda start: [active],
-        plan=UpdatePlan(every=1, total_steps=10, **options),
+        plan=UpdatePlan(every=2, total_steps=10, **options),
         drop_fraction=0.5,
     )
+    sparsifier.steps = 1  # the next one has an update
     model.weight.grad = torch.tensor([gradients])
     sparsifier.step()
     return model, sparsifier, optimizer
@@ -168,7 +170,8 @@ def test_replaced_step_leaves_weights_and_after_step_trains_them():
     for order, moved in (("replaces_step", False), ("after_step", True)):
         model = net()
         optimizer = optimizer_of(model, "sgd")
-        sparsifier = Sparsifier(model, optimizer, density=0.3, plan=UpdatePlan(every=1, total_steps=9, order=order))
+        sparsifier = Sparsifier(model, optimizer, density=0.3, plan=UpdatePlan(every=2, total_steps=9, order=order))
+        sparsifier.steps = 1  # the next one has an update
         before = model[5].bias.detach().clone()
         train(model, optimizer, sparsifier, 1)
         assert (not torch.equal(before, model[5].bias)) == moved
@@ -308,12 +311,27 @@ def test_apply_replaces_the_optimizer_step_and_sees_masked_gradients():
     assert seen == [0]
 
 
+MOVING = {"plan": UpdatePlan(every=1, total_steps=5)}
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         ({"drop": "magnitud"}, "unknown drop 'magnitud': did you mean 'magnitude'"),
         ({"distribution": "ERKK"}, "unknown distribution 'ERKK': did you mean 'erk'"),
         ({"density": 1.5}, "density=1.5"),
+        ({"distribution": "dense", "density": None, **MOVING}, "no layer has an inactive weight, so nothing could be"),
+        (
+            {"redistribute": "magnitude", "scope": Scope(include=["0"]), **MOVING},
+            "redistribute would be ignored: .*sing",
+        ),
+        (
+            {"distribution": "uniform_plus", "scope": Scope(dense_first=True)},
+            "scope: dense_first=true leaves the first",
+        ),
+        ({"distribution": "uniform_plus", "scope": Scope(dense_last=True)}, "scope: dense_last=true leaves the last"),
+        ({"distribution": partial(erk, classifier=0.5), "scope": Scope(dense_last=True)}, "leave out its classifier"),
+        ({"density": 2.0, "distribution": "magnitude"}, r"density=2\.0: must be in \(0, 1\]"),
         ({"drop_fraction": 0.0, "plan": UpdatePlan(every=1, total_steps=5)}, "drop_fraction=0.0"),
     ],
 )
@@ -395,13 +413,12 @@ def test_global_drop_takes_the_fraction_of_all_layers_together(drop):
 
 
 @pytest.mark.parametrize("pool", ["layer", "global"])
-def test_where_all_layers_are_full_nothing_moves(pool):
+def test_where_all_layers_are_full_nothing_could_move(pool):
     """As where a pattern rounds small layers up to all their weights."""
     model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(1, 3, bias=False))
     plan = UpdatePlan(every=1, total_steps=9)
-    _, _, sparsifier = small(model, density=0.5, pattern="constant_fan_in", drop_pool=pool, grow="random", plan=plan)
-    assert sparsifier.step(lambda: None)
-    assert [(report.active, report.dropped) for report in sparsifier.layers] == [(2, 0), (3, 0)]
+    with pytest.raises(ValueError, match="no layer has an inactive weight, so nothing could be grown"):
+        small(model, density=0.5, pattern="constant_fan_in", drop_pool=pool, grow="random", plan=plan)
 
 
 def test_a_layer_that_drops_its_last_weight_gets_one_back():

@@ -26,3 +26,17 @@ def test_multiplier_scales_the_milestones():
 def test_constant():
     curve = constant(LRPlan(peak=0.3, total_steps=10, warmup_steps=2))
     assert [curve(0), curve(1), curve(9)] == pytest.approx([0.15, 0.3, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"warmup_steps": 10}, r"warmup_steps=10: must be in \[0, total_steps=10\)"),
+        ({"warmup_steps": -3}, r"warmup_steps=-3: must be in \[0, total_steps=10\)"),
+        ({"total_steps": 0}, "total_steps=0: must be >= 1"),
+        ({"total_steps": -5, "warmup_steps": -3}, "total_steps=-5: must be >= 1"),
+    ],
+)
+def test_impossible_lengths(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        LRPlan(**{"peak": 0.1, "total_steps": 10, **wrong})

@@ -198,6 +198,8 @@ def test_scale_is_part_of_the_state():
 def test_unknown_precision():
     with pytest.raises(ValueError, match="name=fp8: did you mean 'fp32'\\? allowed: bf16, fp16, fp32, tf32"):
         Precision("fp8", "cpu")
+    with pytest.raises(ValueError, match="name=tf32: with device=cpu it would be ignored: only GPUs have it"):
+        Precision("tf32", "cpu")
 
 
 def test_decay_is_told_by_the_type_of_the_module():
