@@ -121,11 +121,6 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
         return Composed([ComposedCell(list(overrides), config, _changed(config, raw, own, parsed))], launcher)
 
 
-def compose_cells(conf: Path, overrides: Sequence[str], *, multirun: bool) -> list[tuple[list[str], Config]]:
-    """Return (overrides, config) of every cell of a command; see ``compose_command``."""
-    return [(cell.overrides, cell.config) for cell in compose_command(conf, overrides, multirun=multirun).cells]
-
-
 def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[ComposedCell]:
     """Return cells given by their overrides, which sweep nothing; ConfigError as in ``compose_command``."""
     with _hydra(conf):

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from dst.launcher.arguments import command, folders_below
@@ -18,17 +19,24 @@ from dst.records.store import RecordError
 from dst.run.terminal import program
 from dst.tracking.limits import wrong_name
 from dst.tracking.mirror import Sending
-from dst.tracking.mirrored import PLACE, NotSentError, contents, destination, read_book
+from dst.tracking.mirrored import PLACE, NotSentError, WrongNameError, contents, destination, read_book
 
-SENT, FAILED, LEFT_OUT, UP_TO_DATE, WOULD_SEND = "sent", "failed", "left out", "up to date", "would send"
-"""What can be the result of sending a run."""
+
+class Verdict(StrEnum):
+    """What can be the result of sending a run."""
+
+    SENT = "sent"
+    WOULD_SEND = "would send"
+    UP_TO_DATE = "up to date"
+    LEFT_OUT = "left out"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The result of sending a run, and details about it."""
 
-    verdict: str
+    verdict: Verdict
     detail: str = ""
 
 
@@ -51,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verdicts.append(outcome.verdict)
         print(f"{outcome.verdict:<10}  {folder}{outcome.detail and f'  {outcome.detail}'}", flush=True)
     print(_summary(verdicts))
-    return 1 if FAILED in verdicts else 0
+    return 1 if Verdict.FAILED in verdicts else 0
 
 
 def sync_run(
@@ -64,17 +72,22 @@ def sync_run(
     try:
         project, entity = destination(folder, project, entity)
         if (why := _why_not(folder, with_running)) is not None:
-            return Outcome(LEFT_OUT, why)
+            return Outcome(Verdict.LEFT_OUT, why)
         if contents(folder, project, entity).items() <= read_book(folder).items():
-            return Outcome(UP_TO_DATE)
+            return Outcome(Verdict.UP_TO_DATE)
         where = f"-> {f'{entity}/' if entity else ''}{project}"
         if dry_run:
-            return Outcome(WOULD_SEND, where)
-        return Outcome(SENT, "; ".join([where, *send(folder, project=project, entity=entity, timeout_s=timeout_s)]))
+            return Outcome(Verdict.WOULD_SEND, where)
+        return Outcome(
+            Verdict.SENT, "; ".join([where, *send(folder, project=project, entity=entity, timeout_s=timeout_s)])
+        )
+    except WrongNameError as error:
+        told = f"tracking.{error.option}={error.name} {error.problem}: choose another one with --{error.option}"
+        return Outcome(Verdict.FAILED, told)
     except (NotSentError, RecordError, OSError) as error:
-        return Outcome(FAILED, str(error))
+        return Outcome(Verdict.FAILED, str(error))
     except Exception as error:  # a record may hold anything; the other runs are sent
-        return Outcome(FAILED, f"its record cannot be read ({type(error).__name__}: {error})")
+        return Outcome(Verdict.FAILED, f"its record cannot be read ({type(error).__name__}: {error})")
 
 
 def send(folder: Path, *, project: str, entity: str | None, timeout_s: float) -> list[str]:
@@ -97,14 +110,10 @@ def _why_not(folder: Path, with_running: bool) -> str | None:
     return None if who is None else f"running ({who}); --running sends what there is"
 
 
-def _summary(verdicts: Sequence[str]) -> str:
+def _summary(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "no runs"
-    return ", ".join(
-        f"{verdicts.count(verdict)} {verdict}"
-        for verdict in (SENT, WOULD_SEND, UP_TO_DATE, LEFT_OUT, FAILED)
-        if verdict in verdicts
-    )
+    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in Verdict if verdict in verdicts)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,13 +33,21 @@ class NotSentError(RuntimeError):
     """A record did not arrive; the message says why."""
 
 
+class WrongNameError(RecordError):
+    """The project or the entity (``option``) of a run has a name that wandb would refuse, and why (``problem``)."""
+
+    def __init__(self, option: str, name: str, problem: str) -> None:
+        self.option, self.name, self.problem = option, name, problem
+        super().__init__(f"{option}={name} {problem}")
+
+
 # -- where to, and as what ---------------------------------------------------------------------------------------------
 
 
 def destination(folder: Path, project: str | None = None, entity: str | None = None) -> tuple[str, str | None]:
     """Return the project and the entity (None: wandb's default) to which a run goes: those given, or its config's.
 
-    ``RecordError`` if they cannot be read, or if wandb would refuse them.
+    ``RecordError`` if they cannot be read, ``WrongNameError`` if wandb would refuse them.
     """
     config = read_run(folder).get("config", {})
     if "tracking.project" not in config:
@@ -48,7 +56,7 @@ def destination(folder: Path, project: str | None = None, entity: str | None = N
     entity = entity or config.get("tracking.entity") or None
     for option, name in {"project": project, "entity": entity}.items():
         if name is not None and (problem := wrong_name(str(name))):
-            raise RecordError(f"tracking.{option}={name} {problem}: choose another one with --{option}")
+            raise WrongNameError(option, str(name), problem)
     return str(project), None if entity is None else str(entity)
 
 

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from dst.config.compose import compose_cells
 from dst.config.schema import complete
 from dst.launcher import node
 from dst.launcher.frozen import freeze
 from dst.run.cell import cells
 from tests.architecture.rooms import DOC, REPOSITORY, floor
+from tests.composed import compose_cells
 
 DENSITY = "0.0731"
 SECTION = DOC[DOC.index("## The way of") :]

@@ -18,7 +18,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from dst import registry
-from dst.config.compose import compose_cells
 from dst.config.schema import complete
 from dst.models.vgg import vgg_c
 from dst.run.build import build
@@ -29,6 +28,7 @@ from dst.sparsity.pattern.n_m import n_m
 from dst.training.guard import Guard
 from dst.training.loop import NoObserver, Training
 from dst.training.optimizer import sgd
+from tests.composed import compose_cells
 
 DENSITY, FRACTION = 0.05, 0.3
 CONF = Path(__file__).parents[2] / "conf"

@@ -16,7 +16,6 @@ from dst.config.compose import (
     Composer,
     _hydra,
     compose,
-    compose_cells,
     compose_command,
     compose_each,
     show,
@@ -25,6 +24,7 @@ from dst.config.compose import (
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, flatten
 from dst.records.label import labelled
+from tests.composed import compose_cells
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -8,12 +8,12 @@ import pytest
 
 from dst import registry
 from dst.config.checks import check
-from dst.config.compose import compose_cells
 from dst.config.identity import identity, run_id
 from dst.config.schema import SLOTS, Config, ConfigError, bound_options, complete, flatten, get, leaves
 from dst.data import published
 from dst.options import REQUIRED, read
 from dst.sparsity.marks import marks_of
+from tests.composed import compose_cells
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

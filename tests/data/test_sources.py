@@ -12,10 +12,10 @@ import torch
 
 from dst import registry
 from dst.config import checks, identity
-from dst.config.compose import compose_cells
 from dst.data.cache import load
 from dst.data.dataset import DataError, Dataset
 from dst.data.mnist import fashion_mnist, mnist
+from tests.composed import compose_cells
 
 FILES = {"train-images-idx3-ubyte": 12, "train-labels-idx1-ubyte": 12, "t10k-images-idx3-ubyte": 5}
 CONF = Path(__file__).parents[2] / "conf"

@@ -527,8 +527,8 @@ def test_batch_norm_and_a_batch_of_one(tmp_path):
 def test_a_broken_yaml_is_told_and_names_the_file(tmp_path):
     import shutil
 
-    from dst.config.compose import compose_cells
     from dst.config.schema import ConfigError
+    from tests.composed import compose_cells
 
     conf = tmp_path / "conf"
     shutil.copytree(REPOSITORY / "conf", conf)

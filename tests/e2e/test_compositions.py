@@ -3,9 +3,9 @@
 import re
 from dataclasses import fields
 
-from dst.config.compose import compose_cells
 from dst.registry import members
 from dst.sparsity.options import Update
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY
 
 FOLDER = REPOSITORY / "conf" / "sparsity"

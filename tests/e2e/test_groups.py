@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from analysis import tables
-from dst.config.compose import compose_cells
 from dst.config.identity import run_id
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import complete
@@ -16,6 +15,7 @@ from dst.launcher import submit as submitting
 from dst.records.catalog import catalog, find_runs
 from dst.records.entries import entry_path, read_entry
 from dst.run.cell import cells
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY, Result, run
 
 TINY = ("model.hidden=[8]", "schedule.epochs=1", "tracking=none")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dst.config.compose import ComposedCell, compose_cells
+from dst.config.compose import ComposedCell
 from dst.config.identity import run_id
 from dst.config.schema import ConfigError, complete, with_value
 from dst.data import content
@@ -25,6 +25,7 @@ from dst.run import build, feasible
 from dst.run.cell import cells
 from dst.run.sources import CHECKPOINTS, checkpoint, identified, main, sources
 from dst.training.checkpoint import Checkpoints
+from tests.composed import compose_cells
 from tests.data.pictures import picture, write, write_folder
 from tests.data.test_sources import write_raw
 from tests.processes import REPOSITORY, run, run_folder, run_together

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dst.config.checks import check
-from dst.config.compose import compose_cells
 from dst.config.identity import run_id
 from dst.config.schema import ConfigError, complete
 from dst.data.dataset import Dataset, Split
 from dst.registry import members
 from dst.run import build, feasible
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY, run
 
 README = (REPOSITORY / "README.md").read_text()

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dst.config.compose import compose_cells
 from dst.config.schema import complete
 from dst.run.build import build
 from dst.training import distributed
@@ -13,6 +12,7 @@ from dst.training.distributed import ALONE, Processes, StartError, joined
 from dst.training.loop import Training
 from dst.training.rank import own_rank
 from dst.training.stopping import StopFlag
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY
 from tests.training.ranks import Watcher, digest
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from dst.config.compose import compose_cells
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import ConfigError, complete
 from dst.files import sha256
@@ -26,6 +25,7 @@ from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from dst.run.cell import Cell, cells
 from dst.run.resume import refreeze
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY, run
 
 TINY = ("model.hidden=[8]", "schedule.epochs=1", "sparsity=static", "tracking=none")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobStatus
 
-from dst.config.compose import compose_cells
 from dst.config.schema import ConfigError, complete
 from dst.files import sha256
 from dst.launcher import cancel, node, requeue, status
@@ -25,6 +24,7 @@ from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_attempts, read_json, read_launch, read_status
 from dst.records.store import Record
 from dst.run.cell import cells
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY, is_moving, run, run_folder, traces, wait_until
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,6 @@ from dst.config import compose as composition
 from dst.config import identity as identities
 from dst.config import schema
 from dst.config.checks import check
-from dst.config.compose import compose_cells
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import Hardware, complete
 from dst.launcher import executors, requeue, slurm, sweep
@@ -31,6 +30,7 @@ from dst.run import cell as cell_module
 from dst.run import feasible, resume
 from dst.run.cell import Cell, cells, looked_up
 from dst.training.stopping import StopFlag
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY
 
 

@@ -284,6 +284,17 @@ def test_runs_that_go_on_or_have_not_begun_are_left_out(tmp_path, sendings, caps
     assert sync(capsys, tmp_path) == (0, {"aaa": "up to date", "bbb": "left out"})
 
 
+def test_a_name_that_wandb_refuses_is_told_with_its_key_and_the_remedy(tmp_path, capsys):
+    folder = made(tmp_path, "aaa")
+    about = json.loads((folder / "run.json").read_text())
+    about["config"]["tracking.project"] = "a/b"
+    (folder / "run.json").write_text(json.dumps(about))
+    assert main([str(tmp_path)]) == 1
+    told, _ = capsys.readouterr().out.splitlines()
+    assert "tracking.project=a/b " in told
+    assert told.endswith(": choose another one with --project")
+
+
 def test_what_cannot_be_read_or_sent_is_told_and_the_others_are_sent(tmp_path, monkeypatch, capsys):
     def send(folder, **_):
         if folder.name == "ccc":

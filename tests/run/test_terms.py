@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dst.config.compose import compose_cells
 from dst.config.schema import ConfigError
 from dst.data.dataset import NotHereError
 from dst.run.feasible import check
 from dst.run.terms import in_config_terms, translated
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY
 
 

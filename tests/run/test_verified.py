@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dst.config.compose import compose_cells, to_yaml
+from dst.config.compose import to_yaml
 from dst.config.schema import Config, ConfigError
 from dst.run.verified import from_yaml
+from tests.composed import compose_cells
 
 TEXT = to_yaml(Config())
 CONF = Path(__file__).parents[2] / "conf"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dst.config.compose import compose_cells
 from dst.config.launcher import LauncherSettings
 from dst.launcher import slurm
 from dst.launcher.executors import send
@@ -17,6 +16,7 @@ from dst.launcher.job import FrozenRun
 from dst.launcher.observe import observe
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_json, read_launch, read_metrics, read_status
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY, is_moving, run, run_folder, run_together, traces, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]

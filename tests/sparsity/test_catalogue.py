@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dst.config.checks import check
-from dst.config.compose import compose_cells
 from dst.config.identity import run_id
 from dst.config.schema import complete
 from dst.run.build import build
@@ -16,6 +15,7 @@ from dst.run.feasible import check as check_feasible
 from dst.training.checkpoint import Checkpoints
 from dst.training.loop import NoObserver
 from dst.training.stopping import StopFlag, StopRequestedError
+from tests.composed import compose_cells
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml"))

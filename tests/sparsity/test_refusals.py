@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dst.config.checks import check
-from dst.config.compose import compose_cells
+from tests.composed import compose_cells
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -75,7 +75,7 @@ def test_dotted_keys_are_mappings_within_mappings():
 
 @pytest.mark.parametrize("project", ["a/b", "what?", "a:b", "50%", "#1", "a\\b", "x" * 129, " ", "tab\there"])
 def test_projects_that_wandb_refuses_are_told_before_anything_is_sent(project, tmp_path):
-    with pytest.raises(ValueError, match=r"tracking\.project=.* choose another one with --project"):
+    with pytest.raises(ValueError, match=r"^project="):
         destination(made(tmp_path / "abc", **{"tracking.project": project}))
     assert destination(tmp_path / "abc", "other", "us") == ("other", "us")
 

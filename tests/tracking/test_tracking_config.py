@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from dst.config.checks import check
-from dst.config.compose import compose_cells
 from dst.config.identity import run_id
 from dst.tracking import tracker
 from dst.tracking.tracker import NoTracker
+from tests.composed import compose_cells
 from tests.processes import REPOSITORY
 
 
