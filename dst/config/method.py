@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dst import registry
 from dst.config.schema import SLOTS, Config, get
 from dst.options import declared, shown
-from dst.sparsity.options import Part, ramp_problems, scope_problems
+from dst.sparsity.options import Part, drop_problems, pattern_problems, ramp_problems, scope_problems
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:
@@ -20,6 +20,11 @@ def _named(config: Config, slot: str) -> str:
 
 def _part(config: Config, slot: str) -> Part:
     return Part(_named(config, slot), _marks(config, slot))
+
+
+def _chosen(config: Config, *slots: str) -> list[str]:
+    """Return the slots that have a member, as people are told of them."""
+    return [_named(config, slot) for slot in slots if get(config, f"sparsity.{slot}").name != "none"]
 
 
 def _with_own_counts(config: Config) -> list[str]:
@@ -81,18 +86,8 @@ def check_parts(config: Config) -> Iterator[str]:
     """Yield options of distribution, init, pattern and drop that do not go together."""
     yield from _check_all_weights(config)
     yield from _check_fixed_layers(config)
-    if "structured" in _marks(config, "pattern"):
-        for slot in ("redistribute", "density_schedule"):
-            if get(config, f"sparsity.{slot}").name != "none":
-                yield (
-                    f"{_named(config, slot)} changes how many weights a layer has, which {_named(config, 'pattern')} "
-                    f"keeps: set sparsity.{slot}.name=none, or sparsity.pattern.name=unstructured"
-                )
-        if "free_form" in _marks(config, "init"):
-            yield (
-                f"{_named(config, 'init')} keeps to no pattern, so its masks would break {_named(config, 'pattern')}: "
-                "choose random, magnitude or saliency, or sparsity.pattern.name=unstructured"
-            )
+    changing = _chosen(config, "redistribute", "density_schedule")
+    yield from pattern_problems(_part(config, "pattern"), _part(config, "init"), changing)
 
 
 def _check_all_weights(config: Config) -> Iterator[str]:
@@ -157,13 +152,8 @@ def _check_moves(config: Config) -> Iterator[str]:
             f"weights move by drop, grow and drop fraction together: {present or 'the others'} would be ignored "
             f"without {', '.join(f'sparsity.{slot}.name' for slot in missing)}. Set all three, or none"
         )
-    if cuts and sparsity.drop_fraction.name != "none":
-        yield (
-            f"{_named(config, 'drop_fraction')} would be ignored: {_named(config, 'drop')} says itself how many leave. "
-            "Set sparsity.drop_fraction.name=none"
-        )
-    if cuts:
-        yield from _ignored(config, ["drop.pool"], f": {_named(config, 'drop')} has no fraction")
+    pool = [] if sparsity.drop.pool == "layer" else [f"sparsity.drop.pool={sparsity.drop.pool}"]
+    yield from drop_problems(_part(config, "drop"), [*_chosen(config, "drop_fraction"), *pool])
     if config.hardware.precision == "fp16" and "momentum" in _marks(config, "grow") | _marks(config, "redistribute"):
         yield (
             "hardware.precision=fp16 does not go with growth or redistribution by momentum: gradients are read before "

@@ -1,6 +1,6 @@
 """Options of the sparsifier that are no member's own. Needs no torch, so that configs are checked without it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -99,6 +99,26 @@ def scope_problems(scope: Scope, distribution: Part, classifier: float | None) -
                 "distribution without"
                 + ("" if f"fixes_{layer}" in distribution.marks else " (leave out its classifier)")
             )
+
+
+def pattern_problems(pattern: Part, init: Part, changing: Iterable[str]) -> Iterator[str]:
+    """Yield what breaks a pattern: parts that are ``changing`` the number of weights of a layer, an init without it."""
+    if "structured" not in pattern.marks:
+        return
+    for told in changing:
+        yield f"{told} changes how many weights a layer has, which {pattern.told} keeps: leave out one of the two"
+    if "free_form" in init.marks:
+        yield (
+            f"{init.told} keeps to no pattern, so its masks would break {pattern.told}: choose random, magnitude or "
+            "saliency, or the unstructured pattern"
+        )
+
+
+def drop_problems(drop: Part, given: Iterable[str]) -> Iterator[str]:
+    """Yield what is ``given`` of a drop fraction, and is of no use to a drop that says itself how many leave."""
+    if "cuts" in drop.marks:
+        for told in given:
+            yield f"{told} would be ignored: {drop.told} says itself how many leave; leave it out"
 
 
 def ramp_problems(start: float, end: float, plan: Update) -> Iterator[str]:

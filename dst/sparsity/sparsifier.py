@@ -28,7 +28,7 @@ from dst.sparsity.held import (
 )
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import Mark, marks_of
-from dst.sparsity.options import FirstDensity, Part, Pool, scope_problems
+from dst.sparsity.options import FirstDensity, Part, Pool, drop_problems, pattern_problems, scope_problems
 from dst.sparsity.pattern import Budget, Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.redistribute import Statistic
@@ -147,17 +147,17 @@ class Sparsifier:
         if self.plan is not None and (self._drop is None) != (self._grow is None):
             raise ValueError("drop and grow go together: give both, or neither to prune only")
         self._check_ignored(drop_fraction)
-        if "cuts" in marks_of(self._drop) and self._drop_pool != "layer":
-            raise ValueError(f"drop_pool={self._drop_pool!r} would be ignored: this drop decides how many leave")
+        pool = [] if self._drop_pool == "layer" else [f"drop_pool={self._drop_pool}"]
+        fraction = [] if drop_fraction is None else ["drop_fraction"]
+        refuse(drop_problems(Part("this drop", marks_of(self._drop)), fraction + pool))
         late = [self._redistribute, *([self._grow] if "after_drop" in marks_of(self._grow) else [])]
         if any("dense_gradient" in marks_of(part) for part in late):
             raise ValueError("a part that sees layers after the drop finds no dense gradients there to read")
         if self.plan is not None and self._drop is None and self._density_curve is None:
             raise ValueError("plan would be ignored: with neither drop and grow nor a density_curve nothing changes")
-        if "structured" in marks_of(first.pattern):
-            for name, part in (("redistribute", self._redistribute), ("density_curve", self._density_curve)):
-                if part is not None:
-                    raise ValueError(f"{name} changes the counts of layers, which this pattern keeps: leave it out")
+        pattern, init = Part("this pattern", marks_of(first.pattern)), Part("this init", marks_of(first.init))
+        changing = {"redistribute": self._redistribute, "density_curve": self._density_curve}
+        refuse(pattern_problems(pattern, init, [name for name, part in changing.items() if part is not None]))
 
     def _check_ignored(self, drop_fraction: float | Curve | None) -> None:
         """Raise ValueError for arguments that would have no effect."""
@@ -174,8 +174,6 @@ class Sparsifier:
             why = "without a plan there are no updates. Give plan=UpdatePlan(every=..., total_steps=...)"
         elif self._drop is None:
             unused, why = of_moves, "without drop and grow no weight is freed. Give both"
-        elif "cuts" in marks_of(self._drop):
-            unused, why = {"drop_fraction": drop_fraction}, "this drop decides how many leave. Choose another drop"
         for name, value in unused.items():
             if value is not None:
                 raise ValueError(f"{name} would be ignored: {why}, or leave {name} out")

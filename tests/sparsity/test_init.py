@@ -218,6 +218,11 @@ def test_prune_and_grow(name):
                 assert slopes[i][grown].min() >= slopes[i][~mask].max() - 1e-6
 
 
+def unmarked_bernoulli(start):
+    """Somebody's own init, which does not say that it keeps to no pattern."""
+    return inits.bernoulli(start)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -234,6 +239,15 @@ def test_prune_and_grow(name):
         ),
         (
             {"init": "bernoulli", "density": 0.3, "distribution": "uniform", "pattern": "constant_fan_in"},
+            "this init keeps to no pattern, so its masks would break this pattern: choose random, magnitude",
+        ),
+        (
+            {
+                "init": unmarked_bernoulli,
+                "density": 0.3,
+                "distribution": "uniform",
+                "pattern": "constant_fan_in",
+            },
             "the pattern does not allow the mask that this init gives; random, magnitude",
         ),
         (
@@ -246,7 +260,7 @@ def test_prune_and_grow(name):
                 "drop": "magnitude",
                 "grow": "gradient",
             },
-            "redistribute changes the counts",
+            "redistribute changes how many weights a layer has, which this pattern keeps",
         ),
     ],
 )

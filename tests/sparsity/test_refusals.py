@@ -34,7 +34,7 @@ REFUSED = {
     "sparsity=dense sparsity.pattern.name=constant_fan_in": ["sparsity.pattern.name=constant_fan_in would be ignored"],
     "sparsity=srigl sparsity.init.name=bernoulli": [
         "sparsity.init.name=bernoulli keeps to no pattern, so its masks would break sparsity.pattern.name="
-        "constant_fan_in: choose random, magnitude or saliency, or sparsity.pattern.name=unstructured"
+        "constant_fan_in: choose random, magnitude or saliency, or the unstructured pattern"
     ],
     f"sparsity=nm_rigl {OWN} sparsity.init.name=prune_uniform sparsity.init.rate=0.5": ["keeps to no pattern"],
     f"sparsity=srigl {OWN} sparsity.init.name=prune_and_grow_global sparsity.init.rate=0.5": ["keeps to no pattern"],

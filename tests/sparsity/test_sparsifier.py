@@ -311,6 +311,7 @@ def test_apply_replaces_the_optimizer_step_and_sees_masked_gradients():
     assert seen == [0]
 
 
+CUT = partial(drops.threshold, value=0.1)
 MOVING = {"plan": UpdatePlan(every=1, total_steps=5)}
 
 
@@ -331,6 +332,11 @@ MOVING = {"plan": UpdatePlan(every=1, total_steps=5)}
         ),
         ({"distribution": "uniform_plus", "scope": Scope(dense_last=True)}, "scope: dense_last=true leaves the last"),
         ({"distribution": partial(erk, classifier=0.5), "scope": Scope(dense_last=True)}, "leave out its classifier"),
+        (
+            {"drop": CUT, "drop_fraction": 0.2, **MOVING},
+            "drop_fraction would be ignored: this drop says itself how many",
+        ),
+        ({"drop": CUT, "drop_pool": "global", **MOVING}, "drop_pool=global would be ignored: this drop says itself"),
         ({"density": 2.0, "distribution": "magnitude"}, r"density=2\.0: must be in \(0, 1\]"),
         ({"drop_fraction": 0.0, "plan": UpdatePlan(every=1, total_steps=5)}, "drop_fraction=0.0"),
     ],
@@ -543,7 +549,7 @@ def test_pruning_every_layer_alike_ends_uniform_from_uneven_layers_too():
         ({"drop_pool": "all"}, "pool=all: allowed: global, layer"),
         ({"redistribute": "momentums"}, "did you mean 'momentum'"),
         ({"drop": None, "grow": None, "redistribute": "momentum"}, "redistribute would be ignored"),
-        ({"drop": partial(drops.threshold, value=0.1), "drop_pool": "global"}, "drop_pool='global' would be ignored"),
+        ({"drop": partial(drops.threshold, value=0.1), "drop_pool": "global"}, "drop_pool=global would be ignored"),
         ({"plan": None, "density_curve": lambda step: 0.1}, "density_curve would be ignored"),
         ({"drop": None, "grow": None, "drop_fraction": 0.3}, "drop_fraction would be ignored"),
         ({"drop": partial(drops.threshold, value=0.1), "drop_fraction": 0.3}, "drop_fraction would be ignored"),
