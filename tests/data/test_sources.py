@@ -209,17 +209,17 @@ def problems(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.center_crop=0.875"], "data.center_crop=0.875: needs size, which is null"),
+        (["data.center_crop=0.875"], "data.center_crop=0.875: needs data.size, which is null"),
         (["data.center_crop=1.2", "data.size=8"], "data.center_crop=1.2: must be in (0, 1]"),
         (["data.storage=disk"], "data.storage=disk: allowed: auto, resident, stream"),
         (["data=imagenet", "data.storage=resident"], "set data.storage=auto, or data.augment.resized_crop_scale=null"),
         (
             ["data=imagenet", "data.size=null", "data.center_crop=null"],
-            "data.augment.resized_crop_scale=[0.08, 1.0]: needs size, which is null",
+            "data.augment.resized_crop_scale=[0.08, 1.0]: needs data.size, which is null",
         ),
         (
             ["data=imagenet", "data.augment.crop_padding=4"],
-            "resized_crop_scale=[0.08, 1.0]: does not go with crop_padding=4",
+            "resized_crop_scale=[0.08, 1.0]: does not go with data.augment.crop_padding=4",
         ),
         (
             ["data=imagenet", "data.augment.resized_crop_scale=[0.5]"],
