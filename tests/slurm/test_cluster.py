@@ -43,6 +43,7 @@ def test_a_requeued_job_runs_again_without_the_wait_of_two_minutes(cluster: Clus
         'echo "$SLURM_RESTART_COUNT" >> starts; test -n "$SLURM_RESTART_COUNT" || sleep 60', cwd=tmp_path
     )
     cluster.wait_for(job, "RUNNING")
+    _wait_for_file(tmp_path / "starts")  # SLURM calls a job running before its script is
     cluster.run("scontrol", "requeue", job)
     cluster.start_now(job)
     cluster.wait_for(job, "COMPLETED")
@@ -122,7 +123,7 @@ def test_without_slurm_tests_skip_unless_it_is_required(missing: list[str], envi
 
 def _wait_for_file(path: Path) -> None:
     deadline = time.monotonic() + 30
-    while not path.exists():
+    while not (path.exists() and path.stat().st_size):
         assert time.monotonic() < deadline, f"no {path}"
         time.sleep(0.05)
 
