@@ -4,12 +4,10 @@ import ast
 import hashlib
 import os
 import re
-import resource
 import signal
 import stat
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,18 +16,8 @@ from hypothesis import strategies as st
 
 from dst import files
 from dst.files import OtherContentError, file_sha256, read_verified, replace_text, replacing, sha256
+from tests.limits import largest_file
 from tests.processes import REPOSITORY
-
-
-@contextmanager
-def largest_file(size):
-    """Let no file grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def contents(folder):

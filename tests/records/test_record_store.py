@@ -1,35 +1,23 @@
 import json
 import math
 import os
-import resource
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 
 from dst.records.read import read_json, read_layers, read_metrics, read_status, read_summary
 from dst.records.states import RECORDED
 from dst.records.store import Record, RecordError
+from tests.limits import largest_file
 
 
 @pytest.fixture
 def record(tmp_path):
     with Record.create(tmp_path / "group" / "abc", config_yaml="seed: 0\n", run={"id": "abc"}) as record:
         yield record
-
-
-@contextmanager
-def largest_file(size):
-    """Let no file grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_create_writes_config_and_run(record):
