@@ -410,11 +410,7 @@ def _annotated(function: Callable[..., Any]) -> dict[str, Option]:
     """Return the options that the parameters of a function declare; those without a declaration are left out."""
     try:
         hints = get_type_hints(function, include_extras=True)
-    except (
-        NameError,
-        TypeError,
-        AttributeError,
-    ):  # of a stranger's function, whose annotations need not have a meaning
+    except (NameError, TypeError, AttributeError):  # a stranger's annotations need not have a meaning
         return {}
     parameters = inspect.signature(function).parameters
     found = (

@@ -4,11 +4,12 @@ Only what can be seen without data and without torch; ``dst.run.feasible.check``
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from dst import registry
 from dst.config.launcher import LauncherSettings
 from dst.config.method import check_density, check_parts, check_update
-from dst.config.schema import SLOTS, Config, ConfigError, Tracking, nodes
+from dst.config.schema import SLOTS, Config, ConfigError, Tracking, nodes, seen_key
 from dst.options import REQUIRED, Option, Values, declared, not_one, problems, shown
 from dst.registry import UnknownNameError
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_name
@@ -16,7 +17,7 @@ from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_n
 
 def _check_options(config: Config) -> Iterator[str]:
     """Yield problems of every option by its declaration."""
-    for key, node, around, keys in nodes(config):
+    for key, node, around in nodes(config):
         options, values = declared(type(node)), vars(node)
         if key in SLOTS:
             of_members = registry.slot_options(SLOTS[key])
@@ -32,7 +33,7 @@ def _check_options(config: Config) -> Iterator[str]:
                 name: option.default if values[name] is None else values[name] for name, option in options.items()
             }
         given = {name: value for name, value in values.items() if value is not REQUIRED}
-        yield from problems(options, given, around, keys.__getitem__)
+        yield from problems(options, given, around, partial(seen_key, config, key))
 
 
 def _check_member(key: str, member: str, values: Values, taken: Mapping[str, Option]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def _about(key: Key) -> str:
 
 
 def _of_config() -> Iterator[Key]:
-    for key, node, *_ in sorted(nodes(Config()), key=lambda found: found[0] == ""):
+    for key, node, _ in sorted(nodes(Config()), key=lambda found: found[0] == ""):
         of_members = registry.slot_options(SLOTS[key]) if key in SLOTS else {}
         for name, option in declared(type(node)).items():
             full = f"{key}.{name}" if key else name

@@ -9,7 +9,7 @@ id (``dst.config.identity``). ``dst.config.checks`` says what is wrong with a co
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from dst import registry
 from dst.config.launcher import Slurm
@@ -22,7 +22,6 @@ from dst.tracking import options as tracking_options
 from dst.training import options as training_options
 
 _BULLET = "\n  - "
-_NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class ConfigError(ValueError):
@@ -302,19 +301,21 @@ def flatten(config: Config) -> dict[str, Any]:
     return {key: value for key, value, _ in leaves(config)}
 
 
-def nodes(
-    node: Any, key: str = "", around: Values = _NOTHING, keys: Mapping[str, str] = _NOTHING
-) -> Iterator[tuple[str, Any, Values, Mapping[str, str]]]:
-    """Yield a config and every node below it, each with its dotted key and with what it sees by name.
-
-    That is ``(key, node, the values of all nodes that it lies in, the keys of these and of its own)``.
-    """
-    keys = {**keys, **{name: f"{key}.{name}" if key else name for name in vars(node)}}
-    yield key, node, around, keys
+def nodes(node: Any, key: str = "", around: Values | None = None) -> Iterator[tuple[str, Any, Values]]:
+    """Yield ``(dotted key, node, the values of all nodes that it lies in)`` of a config and every node below it."""
+    around = around or {}
+    yield key, node, around
     inside = {**around, **vars(node)}
     for name, is_node, _ in _fields(type(node)):  # type: ignore[arg-type]  # types are hashable
         if is_node:
-            yield from nodes(getattr(node, name), keys[name], inside, keys)
+            yield from nodes(getattr(node, name), f"{key}.{name}" if key else name, inside)
+
+
+def seen_key(config: Config, key: str, name: str) -> str:
+    """Return the key of an option that the node at ``key`` sees by name: its own, or that of a node it lies in."""
+    while key and not hasattr(get(config, key), name):
+        key = key.rpartition(".")[0]
+    return f"{key}.{name}" if key else name
 
 
 def get(config: Config, key: str) -> Any:

@@ -36,7 +36,7 @@ FREE = {
 
 def leaves():
     """Every declaration of every key, those of members by member."""
-    for key, node, *_ in nodes(Config()):
+    for key, node, _ in nodes(Config()):
         of_members = registry.slot_options(SLOTS[key]) if key in SLOTS else {}
         for name, option in declared(type(node)).items():
             full = f"{key}.{name}" if key else name
