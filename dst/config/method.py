@@ -24,7 +24,7 @@ def _part(config: Config, slot: str) -> Part:
 
 def _chosen(config: Config, *slots: str) -> list[str]:
     """Return the slots that have a member, as people are told of them."""
-    return [_named(config, slot) for slot in slots if get(config, f"sparsity.{slot}").name != "none"]
+    return [_named(config, slot) for slot in slots if get(config, f"sparsity.{slot}").name != registry.NONE]
 
 
 def _with_own_counts(config: Config) -> list[str]:
@@ -39,7 +39,7 @@ def check_density(config: Config) -> Iterator[str]:
     if own:
         yield from _check_own_counts(config, own)
         return
-    if schedule.name == "none":
+    if schedule.name == registry.NONE:
         if sparsity.distribution.name == "dense" and sparsity.density is not None:
             yield (
                 f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all "
@@ -51,12 +51,12 @@ def check_density(config: Config) -> Iterator[str]:
             f"sparsity.density_schedule.initial={schedule.initial} would be ignored: the distribution is dense at "
             "first; choose uniform, er or erk, or an initial density of 1"
         )
-    if sparsity.distribution.name == "none":
+    if sparsity.distribution.name == registry.NONE:
         yield (
             f"sparsity.distribution.name=none: nothing says how many weights each layer keeps, since "
             f"{_named(config, 'init')} and {_named(config, 'pattern')} do not; choose uniform, er or erk, and a density"
         )
-    is_sparse = sparsity.distribution.name != "dense" or schedule.name != "none"
+    is_sparse = sparsity.distribution.name != "dense" or schedule.name != registry.NONE
     if is_sparse and sparsity.density is None:
         yield f"sparsity.density is missing: sparsity '{sparsity.label}' needs it, e.g. sparsity.density=0.1"
 
@@ -69,12 +69,12 @@ def _check_own_counts(config: Config, own: list[str]) -> Iterator[str]:
             f"sparsity.density={sparsity.density} would be ignored: {who} says itself how many weights are kept. Use "
             f"{mend}"
         )
-    if sparsity.distribution.name != "none":
+    if sparsity.distribution.name != registry.NONE:
         yield (
             f"sparsity.distribution.name={sparsity.distribution.name} would be ignored: {who} says itself how many "
             f"weights each layer keeps. Use {mend}"
         )
-    if sparsity.density_schedule.name != "none":
+    if sparsity.density_schedule.name != registry.NONE:
         yield (
             f"sparsity.density_schedule.name={sparsity.density_schedule.name} leads from the density of a distribution "
             f"to another, but {who} says itself how many weights are kept; use an init such as random, or "
@@ -97,7 +97,7 @@ def _check_all_weights(config: Config) -> Iterator[str]:
         return
     if sparsity.distribution.name == "dense":
         why, mend = "sparsity.distribution.name=dense", "uniform, er or erk, and a density"
-    elif schedule.name != "none" and schedule.initial in (None, 1):
+    elif schedule.name != registry.NONE and schedule.initial in (None, 1):
         why, mend = "sparsity.density_schedule.initial=1", "an initial density below 1"
     else:
         return
@@ -119,8 +119,8 @@ def _check_fixed_layers(config: Config) -> Iterator[str]:
 def check_update(config: Config) -> Iterator[str]:
     """Yield problems of what moves, how much and when."""
     sparsity, update, ramp = config.sparsity, config.sparsity.update, config.sparsity.density_schedule
-    moves = any(get(config, f"sparsity.{slot}").name != "none" for slot in ("drop", "grow", "drop_fraction"))
-    prunes = ramp.name != "none"
+    moves = any(get(config, f"sparsity.{slot}").name != registry.NONE for slot in ("drop", "grow", "drop_fraction"))
+    prunes = ramp.name != registry.NONE
     yield from _check_moves(config) if moves else _ignored_without_moves(config)
     if moves and sparsity.distribution.name == "dense" and not prunes:
         yield (
@@ -145,7 +145,7 @@ def _check_moves(config: Config) -> Iterator[str]:
     sparsity = config.sparsity
     cuts = "cuts" in _marks(config, "drop")
     slots = ("drop", "grow") if cuts else ("drop", "grow", "drop_fraction")
-    missing = [slot for slot in slots if get(config, f"sparsity.{slot}").name == "none"]
+    missing = [slot for slot in slots if get(config, f"sparsity.{slot}").name == registry.NONE]
     if missing:
         present = ", ".join(_named(config, slot) for slot in slots if slot not in missing)
         yield (
@@ -163,7 +163,7 @@ def _check_moves(config: Config) -> Iterator[str]:
 
 def _ignored_without_moves(config: Config) -> Iterator[str]:
     keys = ["redistribute.name", "drop.pool"]
-    if config.sparsity.density_schedule.name != "none":  # without it every key of update is reported anyway
+    if config.sparsity.density_schedule.name != registry.NONE:  # without it every key of update is reported anyway
         keys += ["update.regrow", "update.grown_weights", "update.returning_weights"]
     yield from _ignored(config, keys, ": nothing is dropped and grown")
 
