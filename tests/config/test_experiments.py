@@ -203,44 +203,101 @@ def test_an_experiment_says_nothing_twice(name):
 # -- what they reproduce -----------------------------------------------------------------------------------------------
 
 
-MULTISTEP = {"schedule.lr.name": "multistep", "schedule.lr.peak": 0.1, "schedule.optimizer.momentum": 0.9}
-ITOP = {
-    **MULTISTEP,
-    **{"model.name": "vgg_c", "data.name": "cifar10", "data.val_fraction": 0.1, "data.augment.padding_mode": "reflect"},
-    **{"seed": 18, "schedule.epochs": 250, "schedule.batch_size": 128, "schedule.multiplier": 1},
-    **{"schedule.lr.milestones": [0.5, 0.75], "schedule.lr.gamma": 0.1, "schedule.lr.warmup_epochs": 0},
-    **{"schedule.optimizer.nesterov": True, "schedule.optimizer.weight_decay": 5e-4, "schedule.optimizer.decay": "all"},
-    **{"schedule.label_smoothing": 0},
+SGD = {
+    **{"schedule.optimizer.name": "sgd", "schedule.optimizer.momentum": 0.9, "schedule.batch_size": 128},
+    **{"schedule.lr.name": "multistep", "schedule.lr.peak": 0.1, "schedule.lr.gamma": 0.1},
+    **{"schedule.multiplier": 1, "schedule.accumulate": 1},
+}
+CIFAR = {
+    **SGD,
+    **{"schedule.epochs": 250, "schedule.lr.milestones": [0.5, 0.75], "schedule.lr.warmup_epochs": 0},
+    **{"schedule.optimizer.weight_decay": 5e-4, "schedule.optimizer.decay": "all", "schedule.label_smoothing": 0},
+    **{"data.augment.crop_padding": 4, "data.augment.flip": True},
+}
+IMAGENET = {
+    **SGD,
+    **{"model.name": "resnet50", "model.fan_in": True, "data.name": "imagenet", "data.val_fraction": 0, "seed": 17},
+    **{"schedule.epochs": 100, "schedule.lr.warmup_epochs": 5, "schedule.label_smoothing": 0.1},
+    **{"schedule.optimizer.weight_decay": 1e-4, "schedule.optimizer.decay": "not_norms"},
+    "schedule.optimizer.nesterov": False,
 }
 COSINE = {
     **{"sparsity.drop_fraction.name": "cosine", "sparsity.drop_fraction.initial": 0.5},
     **{"sparsity.drop_fraction.floor": 0.005, "sparsity.drop_fraction.horizon": "end"},
 }
+CONSTANT = {"sparsity.drop_fraction.name": "constant", "sparsity.drop_fraction.initial": 0.5}
 UPDATES = {
     **{"sparsity.distribution.name": "erk", "sparsity.init.name": "random", "sparsity.drop.name": "magnitude"},
     **{"sparsity.update.start": 0, "sparsity.update.stop": 1, "sparsity.update.order": "after_step"},
 }
-SPARSE = {**ITOP, **UPDATES, **COSINE, "sparsity.density": 0.05}
-SET = {**SPARSE, "sparsity.grow.name": "random", "sparsity.update.every": 1500}
-RIGL = {**SPARSE, "sparsity.grow.name": "gradient", "sparsity.update.every": 4000}
-LONGER = {"schedule.multiplier": 5}
+RANDOM, GRADIENT = {"sparsity.grow.name": "random"}, {"sparsity.grow.name": "gradient"}
+FIXED = {"sparsity.density_schedule.name": "none"}
+
+ITOP = {
+    **{**CIFAR, "model.name": "vgg_c", "data.name": "cifar10", "data.val_fraction": 0.1, "seed": 18},
+    **{"data.augment.padding_mode": "reflect", "schedule.optimizer.nesterov": True},
+}
+ITOP_DENSE = {**ITOP, "sparsity.distribution.name": "dense", "sparsity.density": None, "sparsity.grow.name": "none"}
+ITOP_SPARSE = {**ITOP, **UPDATES, **COSINE, **FIXED, "sparsity.density": 0.05}
+ITOP_SET = {**ITOP_SPARSE, **RANDOM, "sparsity.update.every": 1500}
+ITOP_RIGL = {**ITOP_SPARSE, **GRADIENT, "sparsity.update.every": 4000}
+FIVE = {"schedule.multiplier": 5}
+ONE_RUN = {"correction.name": "none", "procedure.name": "single"}
+AGENT = {
+    **{"correction.name": "agent", "correction.gamma": 0.1, "correction.alpha": 0.3, "correction.initial": 0.1},
+    **{"correction.every_epochs": 1, "correction.clip": False, "correction.variance_floor": 0},
+    **{"correction.proxy": "loss", "procedure.name": "single"},
+}
+
+SUPERPOSED = {
+    **{"correction.name": "none", "procedure.name": "sup_tickets", "procedure.lr": "triangular"},
+    **{"procedure.superpose": "caa", "procedure.include_pretrained": True, "procedure.average_over": "networks"},
+    **{"procedure.prune_back": "each_cycle", "procedure.pool": "global", "procedure.batch_norm": "reestimate"},
+}
+TICKETS_CIFAR = {
+    **{**SUPERPOSED, **CIFAR, **UPDATES, **CONSTANT, "sparsity.density": 0.05, "sparsity.update.every": 1000},
+    **{"model.name": "resnet50_cifar", "data.name": "cifar100", "data.val_fraction": 0, "seed": 41},
+    **{"data.augment.padding_mode": "zeros", "schedule.optimizer.nesterov": False},
+    **{"procedure.pretrain_epochs": None, "procedure.cycle_rate": 0.1, "procedure.cycle_epochs": 8},
+    **{"procedure.lr_at_ticket": 0.001, "procedure.lr_mid_cycle": 0.005},
+    **{"procedure.re_explore": 0.5, "procedure.freeze_updates": True},
+}
+TICKETS_IMAGENET = {
+    **{**SUPERPOSED, **IMAGENET, **UPDATES, **COSINE, **GRADIENT},
+    **{"sparsity.density": 0.1, "sparsity.update.every": 4000},
+    **{"procedure.pretrain_epochs": 92, "procedure.cycle_epochs": 2},
+    **{"procedure.lr_at_ticket": 0.0001, "procedure.lr_mid_cycle": 0.0005},
+    **{"procedure.re_explore": None, "procedure.freeze_updates": False},
+    "schedule.lr.milestones": [0.3261, 0.6522, 0.9239],
+}
+
+
+def ramp(end):
+    """Return the keys of GraNet's ramp down from a density of one half."""
+    slot = {"name": "cubic", "initial": 0.5, "start": 0, "end": end, "pool": "global", "ends_early": False}
+    return {f"sparsity.density_schedule.{name}": value for name, value in slot.items()}
+
+
 PUBLISHED = {
-    "itop/dense": {**ITOP, "sparsity.distribution.name": "dense", "sparsity.density": None},
-    "itop/set": SET,
-    "itop/rigl": RIGL,
-    "itop/set_5x": SET | LONGER,
-    "itop/rigl_5x": RIGL | LONGER,
+    "itop/dense": ITOP_DENSE | ONE_RUN,
+    "itop/set": ITOP_SET | ONE_RUN,
+    "itop/rigl": ITOP_RIGL | ONE_RUN,
+    "itop/set_5x": ITOP_SET | ONE_RUN | FIVE,
+    "itop/rigl_5x": ITOP_RIGL | ONE_RUN | FIVE,
     "itop/resnet50_imagenet": {
-        **MULTISTEP,
-        **UPDATES,
-        **COSINE,
-        **{"model.name": "resnet50", "model.fan_in": True, "data.name": "imagenet", "data.val_fraction": 0, "seed": 17},
-        **{"schedule.epochs": 100, "schedule.batch_size": 128, "schedule.multiplier": 1},
-        **{"schedule.lr.milestones": [0.3, 0.6, 0.9], "schedule.lr.gamma": 0.1, "schedule.lr.warmup_epochs": 5},
-        **{"schedule.optimizer.nesterov": False, "schedule.optimizer.weight_decay": 1e-4},
-        **{"schedule.optimizer.decay": "not_norms", "schedule.label_smoothing": 0.1},
-        **{"sparsity.density": 0.2, "sparsity.grow.name": "gradient", "sparsity.update.every": 4000},
+        **{**ONE_RUN, **IMAGENET, **UPDATES, **COSINE, **GRADIENT, **FIXED},
+        **{"sparsity.density": 0.2, "sparsity.update.every": 4000, "schedule.lr.milestones": [0.3, 0.6, 0.9]},
     },
+    "agent/dense": ITOP_DENSE | AGENT,
+    "agent/set": ITOP_SET | AGENT,
+    "agent/rigl": ITOP_RIGL | AGENT,
+    "agent/set_5x": ITOP_SET | AGENT | FIVE,
+    "agent/rigl_5x": ITOP_RIGL | AGENT | FIVE,
+    "sup_tickets/cifar_granet": {**TICKETS_CIFAR, **GRADIENT, **ramp(0.4867)},
+    "sup_tickets/cifar_rigl": {**TICKETS_CIFAR, **GRADIENT, **FIXED},
+    "sup_tickets/cifar_set": {**TICKETS_CIFAR, **RANDOM, **FIXED},
+    "sup_tickets/imagenet_granet": {**TICKETS_IMAGENET, **ramp(0.3261)},
+    "sup_tickets/imagenet_rigl": {**TICKETS_IMAGENET, **FIXED},
 }
 """What the published commands are meant to do, by key of the complete config."""
 
@@ -249,6 +306,17 @@ PUBLISHED = {
 def test_an_experiment_has_the_published_numbers(name):
     config = complete(cell(f"+experiment={name}").config)
     assert {key: get(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_fractions_of_pretraining_are_those_of_the_published_epochs():
+    """Of 226 epochs on CIFAR-100 and 92 on ImageNet, to a twentieth of an epoch."""
+    cifar = cell("+experiment=sup_tickets/cifar_granet").config.sparsity.density_schedule
+    imagenet = cell("+experiment=sup_tickets/imagenet_granet").config
+    epochs = [
+        cifar.end * 226,
+        *(92 * at for at in (imagenet.sparsity.density_schedule.end, *imagenet.schedule.lr.milestones)),
+    ]
+    assert epochs == pytest.approx([110, 30, 30, 60, 85], abs=0.05)
 
 
 def test_every_experiment_that_reproduces_is_compared_with_numbers():
