@@ -119,7 +119,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 OPTIONS = [
     (folder.name, path.stem)
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir()
+    if folder.is_dir() and folder.name != "experiment"
     for path in sorted(folder.glob("*.yaml"))
 ]
 
