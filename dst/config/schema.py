@@ -378,6 +378,12 @@ def bound_options(config: Config, slot: str) -> dict[str, Any]:
     return {name: taken[name].default if value is None else value for name, value in given.items()}
 
 
+def marks(config: Config, slot: str) -> frozenset[str]:
+    """Return the marks of a slot's member; none if there is no such member, which the checks report."""
+    member = registry.members(SLOTS[slot]).get(get(config, slot).name)
+    return member.marks if member else frozenset()
+
+
 def complete(config: Config) -> Config:
     """Return a copy in which every option that was left null holds the value that will be used."""
     done = replace(config)
