@@ -212,8 +212,8 @@ def _check_cycles(config: Config, steps_per_epoch: int, model: nn.Module) -> Non
     if plan is not None and curve is not None and not options["freeze_updates"] and curve(plan.total_steps) == 0:
         raise ConfigError(
             [
-                "procedure.freeze_updates=false: unfrozen cycles in which nothing would move, since they go on with the "
-                "last drop fraction of pretraining, which is 0: choose sparsity.drop_fraction.floor above 0, or "
+                "procedure.freeze_updates=false: unfrozen cycles in which nothing would move: they go on with the last "
+                "drop fraction of pretraining, which is 0. Choose sparsity.drop_fraction.floor above 0, or "
                 "procedure.freeze_updates=true"
             ]
         )
