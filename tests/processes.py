@@ -244,9 +244,9 @@ def _arm_signal(name: str, step: str) -> None:
 
 def _arm_nan(where: str, step: str) -> None:
     """Make the loss, or only a gradient, not finite at a step."""
-    from dst.training import loop
+    from dst.training import gradients
 
-    original, calls = loop.F.cross_entropy, iter(range(1, 1_000_000))
+    original, calls = gradients.F.cross_entropy, iter(range(1, 1_000_000))
 
     def poisoned(*args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
@@ -257,7 +257,7 @@ def _arm_nan(where: str, step: str) -> None:
         loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
-    loop.F.cross_entropy = poisoned
+    gradients.F.cross_entropy = poisoned
 
 
 def _arm_mask(number: str) -> None:

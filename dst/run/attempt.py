@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dst.tracking.progress import Progress
     from dst.tracking.tracker import Tracker
     from dst.training.distributed import Processes
+    from dst.training.phase import Network
     from dst.training.stopping import StopFlag
 
 _HEARTBEAT_S = 10.0
@@ -57,7 +58,7 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
     import torch
 
     from dst.training.guard import DivergedError
-    from dst.training.loop import NoObserver
+    from dst.training.observer import NoObserver
     from dst.training.stopping import StopRequestedError
 
     parts = _built(config, processes)
@@ -179,6 +180,9 @@ class _Attempt:
         since_begin = time.time() - self._started["started"]
         if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # more often at first
             self._status(State.RUNNING)
+
+    def on_network(self, network: "Network", state: dict[str, Any]) -> None:
+        """Do nothing yet."""
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save a checkpoint. The histories are synced first, so that no checkpoint is ahead of them."""

@@ -1,0 +1,1 @@
+"""What the phases of a run are, and what is done between them."""

@@ -1,0 +1,62 @@
+"""The phases of a run: known in advance, each with its own learning rate and updates."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dst.fractions import Curve
+from dst.metrics.flops import Ledger
+from dst.sparsity.update import TopologyUpdate
+
+if TYPE_CHECKING:
+    from dst.training.loop import Training
+    from dst.training.observer import Observer
+
+Tick = Callable[[], None]
+"""Called now and then in work that takes long: it shows that the run is alive, and raises what ends the work early."""
+
+
+class Action(Protocol):
+    """What a phase does before its first step or after its last one: a pure function of the state of the run.
+
+    It changes that state only at its very end, so that work that was stopped or killed is simply repeated.
+    """
+
+    def __call__(self, run: "Training", observer: "Observer", tick: Tick) -> None:
+        """Carry it out."""
+        ...
+
+    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
+        """Book what it will cost, given the active weights of each layer and the number of training samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of training, in order. Steps of ``lr`` and ``update`` are those of the phase; None: nothing."""
+
+    name: str
+    steps: int
+    lr: Curve
+    update: TopologyUpdate | None
+    begin: Action | None = None
+    end: Action | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a procedure makes on the way. ``loss``, ``accuracy``: on the validation split, if there is one."""
+
+    phase: int
+    phase_name: str
+    step: int
+    name: str
+    density: float
+    active: int
+    loss: float | None
+    accuracy: float | None
+
+
+def total_steps(phases: Sequence[Phase]) -> int:
+    """Return the steps of all phases."""
+    return sum(phase.steps for phase in phases)
