@@ -15,12 +15,14 @@ from dst.training.rank import own_rank
 _DESCRIPTION = """\
 Train a network that is sparse from start to end, record it, and continue it where it stopped.
 
-A run is model x data x sparsity x schedule x hardware. Choose an option of a group, set any key, sweep with -m:
+A run is model x data x sparsity x correction x procedure x schedule x hardware. Choose an option of a group, set any
+key, sweep with -m:
 
   python run.py                                                    the default run: real data, seconds
   python run.py sparsity=set_itop sparsity.density=0.05 seed=1     another method
   python run.py -m sparsity=static,set_itop,rigl_itop seed=0,1,2   nine runs
   python run.py data=mnist model=lenet_300_100 schedule=mnist      another problem
+  python run.py sparsity=rigl_itop correction=agent procedure=sup_tickets   a method with both on top of it
   python run.py sparsity=rigl --cfg job                            show the config, run nothing
   python run.py --keys sparsity.drop                               keys that begin so: what is allowed, what they do
   python run.py -m sparsity=set_itop seed=0,1,2 --forecast         what a sweep will cost

@@ -99,6 +99,18 @@ class Range:
         return f"in {self.ends[0]}{low}, {high}{self.ends[1]}"
 
 
+@dataclass(frozen=True)
+class ZeroOr(Range):
+    """Zero, which turns something off, or a number in a range."""
+
+    def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
+        """Return that a number is neither."""
+        return None if value == 0 else super().problem(option, value, values, called)
+
+    def _told(self, values: Values, called: Names) -> str:
+        return f"0 or {super()._told(values, called)}"
+
+
 def _number(bound: float | str, values: Values, otherwise: float) -> float:
     """Return a bound's number; ``otherwise`` if it is the name of an option that has none."""
     if not isinstance(bound, str):
@@ -168,18 +180,27 @@ class Each:
 
 @dataclass(frozen=True)
 class Needs:
-    """Has an effect only with another option; it counts as used if it is true or not the default."""
+    """Has an effect only with another option, or with one value of it; it counts as used if it is not the default.
+
+    True counts as used even where it is the default.
+    """
 
     other: str
+    value: Any = None
 
     def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
-        """Return that the other option is null, false or zero."""
-        if self.other not in values or values[self.other] or not option.is_used(value):
+        """Return that the other option is null, false or zero, or has another value than is needed."""
+        if self.other not in values or self._is_met(values[self.other]) or not option.is_used(value):
             return None
-        return f"needs {called(self.other)}, which is {shown(values[self.other])}: set that, or {option.unset(called)}"
+        other, theirs = called(self.other), shown(values[self.other])
+        needed = f"{other}, which is {theirs}" if self.value is None else f"{other}={shown(self.value)}, not {theirs}"
+        return f"needs {needed}: set that, or {option.unset(called)}"
+
+    def _is_met(self, theirs: Any) -> bool:
+        return bool(theirs) if self.value is None else theirs == self.value
 
     def __str__(self) -> str:
-        return f"needs {self.other}"
+        return f"needs {self.other}" + ("" if self.value is None else f"={shown(self.value)}")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from dst.options import (
     Range,
     Text,
     Values,
+    ZeroOr,
     read,
     suggest,
 )
@@ -62,10 +63,14 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
     "density_schedule": ("sparsity.density_schedule",),
     "optimizer": ("training.optimizer",),
     "lr": ("training.lr",),
+    "correction": ("training.correction",),
+    "procedure": ("procedures.single", "procedures.sup_tickets"),
 }
 """Kind -> the modules whose public functions are its members."""
 
-_MAY_BE_EMPTY: Final = frozenset({"distribution", "drop", "grow", "redistribute", "drop_fraction", "density_schedule"})
+_MAY_BE_EMPTY: Final = frozenset(
+    {"distribution", "drop", "grow", "redistribute", "drop_fraction", "density_schedule", "correction"}
+)
 
 _MARK: Final = "marked"
 """The decorator whose arguments say what the rest of the system must know about a part."""
@@ -193,7 +198,7 @@ _NAMES: Final[dict[str, Any]] = {
     **{kind.__name__: kind for kind in (int, float, str, bool, list)},
     "Sequence": list,
     "Annotated": Annotated,
-    **{kind.__name__: kind for kind in (Range, OneOf, Each, Text, Needs, Excludes, MemberOf)},
+    **{kind.__name__: kind for kind in (Range, ZeroOr, OneOf, Each, Text, Needs, Excludes, MemberOf)},
     **{"ASIDE": ASIDE, "SHA256": SHA256},
 }
 """What an annotation of an option may be made of, beside the module's own ``Name = Annotated[...]``."""

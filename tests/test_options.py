@@ -22,6 +22,7 @@ from dst.options import (
     OptionError,
     Range,
     Text,
+    ZeroOr,
     check_part,
     checked,
     declared,
@@ -46,6 +47,13 @@ NUMBERS = st.integers(-3, 3) | st.floats(-3, 3)
 def test_a_range_is_an_interval(low, high, ends, value):
     inside = (value > low or (value == low and ends[0] == "[")) and (value < high or (value == high and ends[1] == "]"))
     assert (told(Annotated[float, Range(low, high, ends)], value) == []) == inside
+
+
+def test_zero_or_a_range():
+    kind = Annotated[int, ZeroOr(2), "it"]
+    assert told(kind, 0) == told(kind, 2) == told(kind, 9) == []
+    assert [told(kind, value) for value in (1, -1)] == [["x=1: must be 0 or >= 2"], ["x=-1: must be 0 or >= 2"]]
+    assert str(ZeroOr(2)) == "0 or >= 2"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -130,6 +138,20 @@ def test_what_is_of_no_use_without_another():
         "x=true: needs momentum, which is 0.0: set that, or x=false"
     ]
     assert told(nesterov, False, default=True, momentum=0.0) == []
+
+
+def test_what_is_of_no_use_without_one_value_of_another():
+    rate = Annotated[float, Needs("lr", "triangular"), "rate"]
+    assert told(rate, 0.2, default=0.1, lr="constant") == [
+        "x=0.2: needs lr=triangular, not constant: set that, or x=0.1"
+    ]
+    assert told(rate, 0.1, default=0.1, lr="constant") == told(rate, 0.2, default=0.1, lr="triangular") == []
+    assert str(Needs("lr", "triangular")) == "needs lr=triangular"
+    grown = Annotated[bool, Needs("frozen", False), "grown"]
+    assert told(grown, True, default=False, frozen=True) == [
+        "x=true: needs frozen=false, not true: set that, or x=false"
+    ]
+    assert told(grown, True, default=False, frozen=False) == []
 
 
 def test_what_does_not_go_with_another():

@@ -182,6 +182,20 @@ class Sparsity:
     update: sparsity_options.Update = field(default_factory=sparsity_options.Update)
 
 
+@of_members("correction")
+@dataclass
+class Correction(Slot):
+    """What is done to the gradient before the optimizer steps."""
+
+
+@of_members("procedure")
+@dataclass
+class Procedure(Slot):
+    """The phases of training, and what is done between them."""
+
+    name: str = "single"
+
+
 @of_members("optimizer")
 @dataclass
 class Optimizer(training_options.Optimizer, Slot):
@@ -259,11 +273,13 @@ class Tracking:
 
 @dataclass
 class Config:
-    """One run: model x data x sparsity x schedule x hardware."""
+    """One run: model x data x sparsity x correction x procedure x schedule x hardware."""
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     sparsity: Sparsity = field(default_factory=Sparsity)
+    correction: Correction = field(default_factory=Correction)
+    procedure: Procedure = field(default_factory=Procedure)
     schedule: Schedule = field(default_factory=Schedule)
     hardware: Hardware = field(default_factory=Hardware)
     checkpoint: training_options.Checkpoint = field(default_factory=training_options.Checkpoint)
@@ -348,6 +364,8 @@ SLOTS = {
     "sparsity.density_schedule": "density_schedule",
     "schedule.optimizer": "optimizer",
     "schedule.lr": "lr",
+    "correction": "correction",
+    "procedure": "procedure",
 }
 """Dotted key of each slot -> its registry."""
 
@@ -358,6 +376,12 @@ def bound_options(config: Config, slot: str) -> dict[str, Any]:
     taken = registry.options(SLOTS[slot], node.name, vars(node))
     given = {name: getattr(node, name) for name in taken}
     return {name: taken[name].default if value is None else value for name, value in given.items()}
+
+
+def marks(config: Config, slot: str) -> frozenset[str]:
+    """Return the marks of a slot's member; none if there is no such member, which the checks report."""
+    member = registry.members(SLOTS[slot]).get(get(config, slot).name)
+    return member.marks if member else frozenset()
 
 
 def complete(config: Config) -> Config:

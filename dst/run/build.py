@@ -23,7 +23,6 @@ from dst.data.splits import train_val_split
 from dst.fractions import Curve, step_at
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.procedures.method import Length, Method
-from dst.procedures.single import single
 from dst.run.sources import checkpoint, stored, with_checkpoints
 from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
@@ -33,7 +32,7 @@ from dst.sparsity.update import TopologyUpdate, topology_update
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
-from dst.training.gradients import Gradients, Passes
+from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
 from dst.training.loop import Training
 from dst.training.lr import LRPlan
 from dst.training.phase import Phase
@@ -72,14 +71,17 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     ledger = Ledger(flops)
     ledger.training.dense_forward(sparsifier.forward_passes)
     passes = Passes(_settings(config), Precision(hardware.precision, hardware.device), processes)
+    gradients = Gradients(model, passes)
+    correct = part(config, "correction")
     training = Training(
-        gradients=Gradients(model, passes),
+        gradients=gradients,
         optimizer=optimizer,
         sparsifier=sparsifier,
         phases=phases,
         train_batches=loaders.train,
         val_batches=loaders.val,
         ledger=ledger,
+        correction=correct(Situation(gradients, sparsifier, loaders.train, ledger)) if correct else NoCorrection(),
     )
     if processes.world > 1:
         training.begin_alike()
@@ -226,7 +228,9 @@ def make_phases(config: Config, steps_per_epoch: int) -> list[Phase]:
         update=lambda steps: make_update(config, steps),
         density=config.sparsity.density,
     )
-    return single(length, method)
+    with in_config_terms("procedure"):
+        phases: list[Phase] = part(config, "procedure")(length, method)
+    return phases
 
 
 def learning_rate(config: Config, steps_per_epoch: int, steps: int) -> Curve:

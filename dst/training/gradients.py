@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
-from dst.metrics.flops import Account
+from dst.data.loader import Loader
+from dst.metrics.flops import Account, Ledger
+from dst.sparsity import Sparsifier
 from dst.training.determinism import seed_torch
 from dst.training.distributed import Processes
 from dst.training.phase import Tick
@@ -111,6 +113,16 @@ class Gradients:
         seed_torch(settings.seed, "step", batch.step, *processes.seed_path)
         parts = [processes.parts(tensor, settings.accumulate) for tensor in (batch.inputs, batch.labels)]
         return list(zip(*parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a correction works with: the gradients of the model, its masks, the training batches, and the ledger."""
+
+    gradients: Gradients
+    sparsifier: Sparsifier
+    batches: Loader
+    ledger: Ledger
 
 
 class Correction(Protocol):

@@ -97,6 +97,8 @@ def test_members_are_the_public_functions():
         "density_schedule": ["cubic", "none"],
         "optimizer": ["adamw", "sgd"],
         "lr": ["constant", "cosine", "multistep"],
+        "correction": ["agent", "none"],
+        "procedure": ["single", "sup_tickets"],
     }
 
 
