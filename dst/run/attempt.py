@@ -183,7 +183,7 @@ class _Attempt:
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save a checkpoint. The histories are synced first, so that no checkpoint is ahead of them."""
         self.record.sync()
-        self.checkpoints.save(step, state)
+        self.checkpoints.save(step, state, _phase(state))
 
     # -- beginning and end ---------------------------------------------------------------------------------------------
 
@@ -200,9 +200,10 @@ class _Attempt:
             state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:
             training.load_state_dict(state)
-        path = self.checkpoints.path(training.counters.step).resolve() if state is not None else None
-        training.processes.tell(path, is_last=True)
         step, total = training.counters.step, training.total_steps
+        phase = 0 if state is None else _phase(state)
+        path = None if state is None else self.checkpoints.path(step, phase).resolve()
+        training.processes.tell(path, is_last=True)
         if self.attempt > 1 or self.record.has_history:
             self.record.mark_resume(step=step, attempt=self.attempt)
         self._started = {"started": time.time(), "started_step": step}
@@ -262,6 +263,11 @@ class _Attempt:
             **self._started,
         )
         self.state = state
+
+
+def _phase(state: Mapping[str, Any]) -> int:
+    """Return the phase of a saved state; one that was saved before there were phases is of the first."""
+    return int(state["counters"].get("phase", 0))
 
 
 def _attempts(folder: Path) -> int:
