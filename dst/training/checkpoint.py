@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -73,7 +73,7 @@ class Checkpoints:
         manifest = data.with_suffix(".json")
         if self._is_saved(manifest):
             return
-        with _writing(data), replacing(data, manifest, shared=False) as (file, beside):
+        with _writing(f"checkpoint {data}"), replacing(data, manifest, shared=False) as (file, beside):
             torch.save(state, file)
             beside.write(json.dumps(self._description(step, phase, file)).encode())
         try:
@@ -265,10 +265,23 @@ def _order(name: re.Match[str]) -> tuple[int, int]:
     return int(name["phase"] or 0), int(name["step"])
 
 
+def save_network(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the weights and masks of a network that a run makes on the way: the whole file, or nothing.
+
+    ``state``: its ``model`` and its ``sparsifier``, as in a checkpoint. What is kept has the same form, without what
+    only training needs. An OSError (disk full) names the file.
+    """
+    kept = {"model": state["model"], "sparsifier": {"masks": state["sparsifier"]["masks"]}}
+    with _writing(f"network {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, shared=False) as (file,):
+            torch.save(kept, file)
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raise OSError that names the checkpoint if it cannot be written."""
+def _writing(what: str) -> Iterator[None]:
+    """Raise OSError that names the file if it cannot be written."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        raise OSError(f"cannot write checkpoint {path} ({error}); earlier checkpoints are intact") from error
+        raise OSError(f"cannot write {what} ({error}); earlier checkpoints are intact") from error

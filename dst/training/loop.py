@@ -32,6 +32,7 @@ from dst.training.options import (
     Seed,
     Select,
 )
+from dst.training.phase import Network
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag, StopRequestedError
 
@@ -77,6 +78,10 @@ class Observer(Protocol):
         """Save the state durably."""
         ...
 
+    def on_network(self, network: Network, state: Mapping[str, Any]) -> None:
+        """Take a network that was made on the way. ``state``: its ``model`` and its ``sparsifier``, as saved."""
+        ...
+
 
 class NoObserver:
     """An observer that does nothing, for training alone."""
@@ -91,6 +96,9 @@ class NoObserver:
         """Do nothing."""
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def on_network(self, network: Network, state: Mapping[str, Any]) -> None:
         """Do nothing."""
 
 
