@@ -75,7 +75,7 @@ def _check_budget(config: Config) -> Iterator[str]:
 def _check_moving(config: Config) -> Iterator[str]:
     """Yield options about what moves in cycles that would be ignored."""
     options = bound_options(config, "procedure")
-    still = f"sparsity '{config.sparsity.label}' does not drop and grow"
+    still = f"sparsity '{config.sparsity.label}' drops and grows nothing"
     drop = Part(f"sparsity.drop.name={config.sparsity.drop.name}", marks(config, "sparsity.drop"))
     asked = [] if options["re_explore"] is None else [f"{_key('re_explore')}={options['re_explore']}"]
     if moves(config):
@@ -83,7 +83,9 @@ def _check_moving(config: Config) -> Iterator[str]:
     else:
         yield from (f"{told} would be ignored: {still}. Use {_key('re_explore')}=null" for told in asked)
         if not options["freeze_updates"]:
-            yield f"{_key('freeze_updates')}=false: unfrozen cycles in which nothing would move: {still}. Use true"
+            yield (
+                f"{_key('freeze_updates')}=false: unfrozen cycles in which nothing would move, since {still}. Use true"
+            )
     if not asked and options["freeze_updates"] and _keeps_masks(config):
         yield from _ignored_pruning(config, options)
 

@@ -160,8 +160,8 @@ def test_epochs_of_the_method():
         ("procedure=sup_tickets procedure.batch_norm=average", "would be ignored: the model has no batch norm"),
         (
             "procedure=sup_tickets sparsity=rigl procedure.freeze_updates=false",
-            "procedure.freeze_updates=false: unfrozen cycles in which nothing would move: they go on with the last "
-            "drop fraction of pretraining, which is 0",
+            "procedure.freeze_updates=false: unfrozen cycles in which nothing would move, since they go on with the "
+            "last drop fraction of pretraining, which is 0",
         ),
     ],
 )
