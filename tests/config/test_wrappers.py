@@ -100,7 +100,7 @@ WRONG = {
     f"{TICKETS} sparsity=static procedure.freeze_updates=false": "unfrozen cycles in which nothing would move",
     f"{TICKETS} sparsity=gmp procedure.freeze_updates=false": "unfrozen cycles in which nothing would move",
     f"{TICKETS} sparsity=dense procedure.re_explore=0.5": "procedure.re_explore=0.5 would be ignored: sparsity 'dense' "
-    "does not drop and grow",
+    "drops and grows nothing",
     f"{MOVING} sparsity.drop.name=threshold sparsity.drop.value=0.1 sparsity.drop_fraction.name=none": "procedure."
     "re_explore=0.5 would be ignored: sparsity.drop.name=threshold says itself how many leave",
     f"{TICKETS} procedure.pool=layer": "procedure.pool=layer would be ignored: nothing moves in cycles",
