@@ -12,6 +12,7 @@ from typing import Any, Final
 import pandas as pd
 
 from dst.records.catalog import catalog, newest, recorded
+from dst.records.label import WRAPPERS
 from dst.records.states import State
 from dst.run.terminal import program
 
@@ -57,10 +58,11 @@ class TableError(ValueError):
 def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each experiment, that is all runs that differ in nothing but the seed, as numbers.
 
-    Columns: ``LABELS``; ``schema``, if the runs have their ids by several versions of it; a column for every other
-    config key by which two of the rows with equal labels differ; ``accuracy`` in percent and ``accuracy_std``, the mean
-    and the sample standard deviation (n - 1) over the seeds that are done; the means ``FIGURES``; ``n`` seeds done of
-    ``expected``, those that any experiment of its groups has; ``missing`` says what became of the others.
+    Columns: ``LABELS``; ``correction`` and ``procedure``, if any run has one; ``schema``, if the runs have their ids by
+    several versions of it; a column for every other config key by which two of the rows with equal labels differ;
+    ``accuracy`` in percent and ``accuracy_std``, the mean and the sample standard deviation (n - 1) over the seeds that
+    are done; the means ``FIGURES``; ``n`` seeds done of ``expected``, those that any experiment of its groups has;
+    ``missing`` says what became of the others.
     ``TableError`` if a seed of an experiment occurs twice.
     """
     runs, shown = comparable(frame)
@@ -146,12 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the newest runs that can be read, in order of seed, and the columns that tell their experiments apart.
 
-    These are ``LABELS`` and whatever else experiments of equal labels differ in: name in a table -> column. The runs
-    have their ``experiment`` as a column: their schema and identity without the seed, as text. If runs of one
-    experiment give its method several names, all of them have all these as their method.
+    These are ``LABELS``, ``WRAPPERS`` that any of them has, and whatever else experiments of equal labels differ in:
+    name in a table -> column. The runs have their ``experiment`` as a column: their schema and identity without the
+    seed, as text. If runs of one experiment give its method several names, all of them have all these as their method.
     """
     runs = recorded(newest(frame))
-    wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), *FIGURES.values()]
+    wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), *WRAPPERS, *FIGURES.values()]
     runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *wanted])]).sort_values([SEED, "id"])
     identities = [json.loads(text) for text in runs["identity"]]
     keys = sorted({key for identity in identities for key in identity} - {SEED.removeprefix("config.")})
@@ -160,12 +162,14 @@ def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
         texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
     runs["experiment"] = ["\n".join(row) for row in texts.itertuples(index=False)]
     runs[METHOD] = runs.groupby("experiment")[METHOD].transform(_names)
-    return runs, {**LABELS, **{key.removeprefix("config."): key for key in _distinguishing(runs, texts)}}
+    wrapping = {kind: kind for kind, usual in WRAPPERS.items() if (runs[kind] != usual).any()}
+    others = {key.removeprefix("config."): key for key in _distinguishing(runs, texts)}
+    return runs, {**LABELS, **wrapping, **others}
 
 
 def _distinguishing(runs: pd.DataFrame, texts: pd.DataFrame) -> list[str]:
     """Return the keys by which experiments of equal labels differ: the schema, then others within one schema."""
-    alike = [*(runs[column].map(_text) for column in LABELS.values()), texts[SCHEMA]]
+    alike = [*(runs[column].map(_text) for column in (*LABELS.values(), *WRAPPERS)), texts[SCHEMA]]
     others = [key for key in texts.columns.drop(SCHEMA) if texts.groupby(alike)[key].nunique().max() > 1]
     return [*([SCHEMA] if texts[SCHEMA].nunique() > 1 else []), *others]
 

@@ -244,9 +244,9 @@ def _arm_signal(name: str, step: str) -> None:
 
 def _arm_nan(where: str, step: str) -> None:
     """Make the loss, or only a gradient, not finite at a step."""
-    from dst.training import loop
+    from dst.training import gradients
 
-    original, calls = loop.F.cross_entropy, iter(range(1, 1_000_000))
+    original, calls = gradients.F.cross_entropy, iter(range(1, 1_000_000))
 
     def poisoned(*args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)
@@ -257,7 +257,7 @@ def _arm_nan(where: str, step: str) -> None:
         loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
-    loop.F.cross_entropy = poisoned
+    gradients.F.cross_entropy = poisoned
 
 
 def _arm_mask(number: str) -> None:
@@ -320,7 +320,7 @@ def run_folder(root: Path) -> Path:
 
 def traces(folder: Path) -> dict[str, Any]:
     """Return all that a run leaves behind, but times and attempt numbers; tensors as their exact bytes."""
-    from dst.records.read import read_layers, read_metrics, read_summary
+    from dst.records.read import read_layers, read_metrics, read_networks, read_summary
     from dst.training.checkpoint import Checkpoints
 
     state = Checkpoints(folder / "checkpoints").load_newest()
@@ -328,6 +328,7 @@ def traces(folder: Path) -> dict[str, Any]:
         "state": _plain(state),
         "metrics": _plain(read_metrics(folder)),
         "layers": _plain(read_layers(folder)),
+        "networks": _plain(read_networks(folder)),
         "summary": _plain(read_summary(folder)),
     }
 

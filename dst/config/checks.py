@@ -10,6 +10,7 @@ from dst import registry
 from dst.config.launcher import LauncherSettings
 from dst.config.method import check_density, check_parts, check_update
 from dst.config.schema import SLOTS, Config, ConfigError, Tracking, nodes, seen_key
+from dst.config.wrappers import check_correction, check_procedure, method_epochs
 from dst.options import REQUIRED, Option, Values, declared, not_one, problems, shown
 from dst.registry import UnknownNameError
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_name
@@ -53,7 +54,7 @@ def _check_member(key: str, member: str, values: Values, taken: Mapping[str, Opt
 
 def _check_schedule(config: Config) -> Iterator[str]:
     lr = config.schedule.lr
-    epochs = config.schedule.epochs * config.schedule.multiplier
+    epochs = method_epochs(config)
     if lr.warmup_epochs >= epochs > 0:
         yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
 
@@ -139,6 +140,8 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_density,
     check_parts,
     check_update,
+    check_correction,
+    check_procedure,
     _check_schedule,
     _check_processes,
     _check_data,

@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Iterator
 
 from dst import registry
-from dst.config.schema import SLOTS, Config, get
+from dst.config.schema import Config, get, marks
 from dst.options import declared, shown
 from dst.sparsity.options import Part, drop_problems, pattern_problems, ramp_problems, scope_problems
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:
-    """Return the marks of a slot's member; none if there is no such member, which another check reports."""
-    member = registry.members(SLOTS[f"sparsity.{slot}"]).get(get(config, f"sparsity.{slot}").name)
-    return member.marks if member else frozenset()
+    return marks(config, f"sparsity.{slot}")
 
 
 def _named(config: Config, slot: str) -> str:
@@ -30,6 +28,11 @@ def _chosen(config: Config, *slots: str) -> list[str]:
 def _with_own_counts(config: Config) -> list[str]:
     """Return the init and the pattern, as far as they say themselves how many weights are kept."""
     return [_named(config, slot) for slot in ("init", "pattern") if "own_counts" in _marks(config, slot)]
+
+
+def moves(config: Config) -> bool:
+    """Say whether weights are dropped and grown."""
+    return any(get(config, f"sparsity.{slot}").name != registry.NONE for slot in ("drop", "grow", "drop_fraction"))
 
 
 def check_density(config: Config) -> Iterator[str]:
@@ -119,15 +122,14 @@ def _check_fixed_layers(config: Config) -> Iterator[str]:
 def check_update(config: Config) -> Iterator[str]:
     """Yield problems of what moves, how much and when."""
     sparsity, update, ramp = config.sparsity, config.sparsity.update, config.sparsity.density_schedule
-    moves = any(get(config, f"sparsity.{slot}").name != registry.NONE for slot in ("drop", "grow", "drop_fraction"))
     prunes = ramp.name != registry.NONE
-    yield from _check_moves(config) if moves else _ignored_without_moves(config)
-    if moves and sparsity.distribution.name == "dense" and not prunes:
+    yield from _check_moves(config) if moves(config) else _ignored_without_moves(config)
+    if moves(config) and sparsity.distribution.name == "dense" and not prunes:
         yield (
             f"sparsity.distribution.name=dense leaves nothing to drop and grow, but sparsity '{sparsity.label}' "
             "updates its topology: choose uniform, er or erk, and a density"
         )
-    if not (moves or prunes):
+    if not (moves(config) or prunes):
         yield from _ignored_update_keys(config)
         return
     if update.every is None:

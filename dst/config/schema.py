@@ -253,6 +253,9 @@ class Output:
     resume: Annotated[
         str, ASIDE, OneOf("auto", "never"), "auto: continue the run; never: start a new attempt folder"
     ] = "auto"
+    keep_networks: Annotated[bool, ASIDE, "keep weights and masks of the networks that the run makes on the way"] = (
+        False
+    )
 
 
 @dataclass
@@ -266,7 +269,9 @@ class Tracking:
     mode: Annotated[tracking_options.Mode, ASIDE] = "offline"
     project: Annotated[str | None, ASIDE, "wandb's project"] = "dst"
     entity: Annotated[str | None, ASIDE, "wandb's user or team; null: your own"] = None
-    tags: Annotated[list[str], ASIDE, "wandb's tags, besides model, data and method"] = field(default_factory=list)
+    tags: Annotated[list[str], ASIDE, "wandb's tags, besides model, data, method and what wraps it"] = field(
+        default_factory=list
+    )
     notes: Annotated[str | None, ASIDE, "wandb's notes"] = None
     timeout_s: Annotated[tracking_options.Timeout, ASIDE] = 20.0
 
@@ -376,6 +381,12 @@ def bound_options(config: Config, slot: str) -> dict[str, Any]:
     taken = registry.options(SLOTS[slot], node.name, vars(node))
     given = {name: getattr(node, name) for name in taken}
     return {name: taken[name].default if value is None else value for name, value in given.items()}
+
+
+def marks(config: Config, slot: str) -> frozenset[str]:
+    """Return the marks of a slot's member; none if there is no such member, which the checks report."""
+    member = registry.members(SLOTS[slot]).get(get(config, slot).name)
+    return member.marks if member else frozenset()
 
 
 def complete(config: Config) -> Config:

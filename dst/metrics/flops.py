@@ -103,6 +103,11 @@ class Flops:
         """FLOPs of one forward of one sample through the dense network."""
         return self._dense
 
+    @property
+    def maskable(self) -> int:
+        """Number of weights of all maskable layers."""
+        return sum(self._sizes.values())
+
     def test(self, active: Mapping[str, int]) -> int:
         """Return the FLOPs of one forward of one sample; ``active``: active weights of each maskable layer.
 
@@ -115,18 +120,17 @@ class Flops:
             self._last = counts, flops
         return self._last[1]
 
-    def train_step(self, active: Mapping[str, int], samples: int, *, dense_gradient: bool) -> int:
-        """Return the FLOPs of one training step on a number of samples: a forward and a backward pass.
-
-        ``dense_gradient``: the step needs the gradients of inactive weights too, as gradient growth does.
-        """
-        sparse = self.test(active)
-        extra = self._dense - sparse if dense_gradient else 0
-        return samples * ((1 + _BACKWARD) * sparse + extra)
-
     def dense_training(self, samples: int) -> int:
         """Return the FLOPs of training the dense network on a number of samples, all epochs together."""
         return samples * (1 + _BACKWARD) * self._dense
+
+    def backward(self, active: Mapping[str, int]) -> int:
+        """Return the FLOPs of one backward pass of one sample: as sparse as the forward pass."""
+        return _BACKWARD * self.test(active)
+
+    def dense_gradient(self, active: Mapping[str, int]) -> int:
+        """Return what a backward pass of one sample costs more if inactive weights need gradients too (RigL)."""
+        return self._dense - self.test(active)
 
     def _checked(self, active: Mapping[str, int]) -> dict[str, int]:
         if active.keys() != self._sizes.keys():
@@ -138,6 +142,63 @@ class Flops:
             if not 0 <= count <= self._sizes[name]:
                 raise ValueError(f"layer '{name}' cannot have {count} active weights: it has {self._sizes[name]}")
         return counts
+
+
+class Account:
+    """FLOPs for one purpose so far; whoever makes a pass books it. ``active``: active weights of each sparse layer."""
+
+    def __init__(self, flops: Flops) -> None:
+        self._flops = flops
+        self.total = 0
+
+    def forward(self, active: Mapping[str, int], samples: int) -> None:
+        """Book a forward pass of so many samples."""
+        self.total += samples * self._flops.test(active)
+
+    def dense_forward(self, samples: int) -> None:
+        """Book a forward pass through the dense network; a backward pass counts as two."""
+        self.total += samples * self._flops.dense
+
+    def backward(self, active: Mapping[str, int], samples: int) -> None:
+        """Book a backward pass."""
+        self.total += samples * self._flops.backward(active)
+
+    def dense_gradient(self, active: Mapping[str, int], samples: int) -> None:
+        """Book what a backward pass costs more since inactive weights need gradients too."""
+        self.total += samples * self._flops.dense_gradient(active)
+
+
+class Ledger:
+    """What a run has computed, in FLOPs, by purpose.
+
+    ``training``: what the method itself needs; ``correction``: the extra passes of a gradient correction;
+    ``batch_norm``: those for statistics of networks that were not trained; ``measuring``: those that nothing depends
+    on, which are no part of the ``total``.
+    """
+
+    def __init__(self, flops: Flops) -> None:
+        self.flops = flops
+        self.training = Account(flops)
+        self.correction = Account(flops)
+        self.batch_norm = Account(flops)
+        self.measuring = Account(flops)
+
+    @property
+    def total(self) -> int:
+        """FLOPs of training, all that it needs included."""
+        return self.training.total + self.correction.total + self.batch_norm.total
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the total of every account."""
+        return {name: account.total for name, account in self._accounts().items()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restore what ``state_dict`` returned."""
+        for name, account in self._accounts().items():
+            account.total = state[name]
+
+    def _accounts(self) -> dict[str, Account]:
+        return {name: account for name, account in vars(self).items() if isinstance(account, Account)}
 
 
 def _per_weight(name: str, dense: Mapping[str, int], size: int) -> int:

@@ -1,8 +1,9 @@
 """One phase: the method's ordinary run."""
 
-from typing import Any
+from dst.procedures.method import Length, Method
+from dst.training.phase import Phase
 
 
-def single(length: Any, method: Any) -> Any:
+def single(length: Length, method: Method) -> list[Phase]:
     """Train the method once, from the first step to the last."""
-    raise NotImplementedError("procedure=single is not finished")
+    return [Phase("train", length.steps, method.lr(length.steps), method.update(length.steps))]

@@ -3,8 +3,10 @@
 from typing import Annotated, Any
 
 from dst.options import Excludes, Needs, OneOf, Range, checked
+from dst.sparsity.marks import marked
 
 
+@marked("cycles")
 @checked
 def sup_tickets(
     length: Any,

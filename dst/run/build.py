@@ -1,5 +1,6 @@
 """From a config to the objects of a run; the only module that knows every factory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -20,18 +21,23 @@ from dst.data.loader import Loader, loader
 from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
 from dst.fractions import Curve, step_at
-from dst.metrics.flops import Flops, forward_flops
+from dst.metrics.flops import Flops, Ledger, forward_flops
+from dst.procedures.method import Length, Method
 from dst.run.sources import checkpoint, stored, with_checkpoints
 from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
+from dst.sparsity.update import TopologyUpdate, topology_update
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
-from dst.training.loop import Counters, Settings, Training
+from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
+from dst.training.loop import Training
 from dst.training.lr import LRPlan
+from dst.training.phase import Phase
 from dst.training.precision import Precision
+from dst.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -58,22 +64,24 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     model = _initialised(config, dataset)
     dense_flops = forward_flops(model, dataset.shape)
     optimizer = _optimizer(config, model)
-    plan = make_plan(config, len(loaders.train))
-    sparsifier = _sparsifier(config, model, optimizer, plan, _probe(config, model, loaders.train))
+    phases = make_phases(config, len(loaders.train))
+    sparsifier = _sparsifier(config, model, optimizer, phases, _probe(config, model, loaders.train))
     _convert(model, hardware)
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
+    ledger = Ledger(flops)
+    ledger.training.dense_forward(sparsifier.forward_passes)
+    passes = Passes(_settings(config), Precision(hardware.precision, hardware.device), processes)
+    gradients = Gradients(model, passes)
+    correct = part(config, "correction")
     training = Training(
-        model=model,
+        gradients=gradients,
         optimizer=optimizer,
         sparsifier=sparsifier,
-        lr=learning_rate(config, len(loaders.train)),
+        phases=phases,
         train_batches=loaders.train,
         val_batches=loaders.val,
-        flops=flops,
-        precision=Precision(hardware.precision, hardware.device),
-        settings=_settings(config),
-        counters=Counters(flops=sparsifier.forward_passes * flops.dense),
-        processes=processes,
+        ledger=ledger,
+        correction=correct(Situation(gradients, sparsifier, loaders.train, ledger)) if correct else NoCorrection(),
     )
     if processes.world > 1:
         training.begin_alike()
@@ -212,11 +220,23 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def learning_rate(config: Config, steps_per_epoch: int) -> Curve:
-    """Return the learning rate over steps."""
+def make_phases(config: Config, steps_per_epoch: int) -> list[Phase]:
+    """Return the phases of a run."""
+    length = Length(epochs(config), steps_per_epoch, epochs(config) * steps_per_epoch)
+    method = Method(
+        lr=lambda steps: learning_rate(config, steps_per_epoch, steps),
+        update=lambda steps: make_update(config, steps),
+        density=config.sparsity.density,
+    )
+    with in_config_terms("procedure"):
+        phases: list[Phase] = part(config, "procedure")(length, method)
+    return phases
+
+
+def learning_rate(config: Config, steps_per_epoch: int, steps: int) -> Curve:
+    """Return the learning rate over the steps of a phase."""
     lr = config.schedule.lr
-    warmup_steps = step_at(lr.warmup_epochs, steps_per_epoch)
-    curve: Curve = part(config, "schedule.lr")(LRPlan(lr.peak, epochs(config) * steps_per_epoch, warmup_steps))
+    curve: Curve = part(config, "schedule.lr")(LRPlan(lr.peak, steps, step_at(lr.warmup_epochs, steps_per_epoch)))
     return curve
 
 
@@ -231,13 +251,22 @@ def make_scope(config: Config) -> Scope:
     return Scope(**vars(config.sparsity.scope))
 
 
-def make_plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
-    """Return the update plan; None without updates."""
-    update = config.sparsity.update
-    if update.every is None:
+def make_update(config: Config, steps: int) -> TopologyUpdate | None:
+    """Return how the topology is updated in a phase of so many steps; None without updates."""
+    sparsity = config.sparsity
+    if sparsity.update.every is None:
         return None
     with in_config_terms("sparsity.update"):
-        return UpdatePlan(total_steps=epochs(config) * steps_per_epoch, **vars(update))
+        plan = UpdatePlan(total_steps=steps, **vars(sparsity.update))
+    parts = {slot: part(config, f"sparsity.{slot}") for slot in ("drop", "grow", "redistribute")}
+    if sparsity.drop_fraction.name != registry.NONE:
+        with in_config_terms("sparsity.drop_fraction"):
+            parts["drop_fraction"] = part(config, "sparsity.drop_fraction")(plan)
+    if sparsity.density_schedule.name != registry.NONE:
+        with in_config_terms("sparsity.density_schedule", final="sparsity.density"):
+            parts["density_curve"] = part(config, "sparsity.density_schedule")(plan, sparsity.density)
+    with in_config_terms("sparsity.drop"):
+        return topology_update(plan, **parts, drop_pool=sparsity.drop.pool, prune_pool=sparsity.density_schedule.pool)
 
 
 def first_parts(config: Config) -> FirstParts:
@@ -258,7 +287,7 @@ def initial_density(config: Config) -> float | None:
 
 
 def _sparsifier(
-    config: Config, model: nn.Module, optimizer: Optimizer, plan: UpdatePlan | None, probe: Probe
+    config: Config, model: nn.Module, optimizer: Optimizer, phases: Sequence[Phase], probe: Probe
 ) -> Sparsifier:
     with in_config_terms(*(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "drop"))):
         return Sparsifier(
@@ -269,29 +298,14 @@ def _sparsifier(
             scope=make_scope(config),
             probe=probe,
             seed=config.seed,
-            plan=plan,
-            **(updating(config, plan) if plan else {}),
+            update=phases[0].update,
         )
-
-
-def updating(config: Config, plan: UpdatePlan) -> dict[str, Any]:
-    """Return the parts that only a method with updates has."""
-    sparsity = config.sparsity
-    parts = {slot: part(config, f"sparsity.{slot}") for slot in ("drop", "grow", "redistribute")}
-    if sparsity.drop_fraction.name != registry.NONE:
-        with in_config_terms("sparsity.drop_fraction"):
-            parts["drop_fraction"] = part(config, "sparsity.drop_fraction")(plan)
-    if sparsity.density_schedule.name != registry.NONE:
-        with in_config_terms("sparsity.density_schedule", final="sparsity.density"):
-            parts["density_curve"] = part(config, "sparsity.density_schedule")(plan, sparsity.density)
-    return {**parts, "drop_pool": sparsity.drop.pool, "prune_pool": sparsity.density_schedule.pool}
 
 
 def _settings(config: Config) -> Settings:
     schedule, checkpoint = config.schedule, config.checkpoint
     return Settings(
         seed=config.seed,
-        epochs=epochs(config),
         label_smoothing=schedule.label_smoothing,
         accumulate=schedule.accumulate,
         channels_last=config.hardware.channels_last,

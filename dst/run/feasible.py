@@ -9,23 +9,21 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dst import registry
-from dst.config.schema import Config, ConfigError, bound_options
+from dst.config.schema import Config, ConfigError, bound_options, marks
 from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
-from dst.fractions import Curve, step_at
+from dst.fractions import step_at
 from dst.metrics.flops import forward_flops
 from dst.run.build import (
     first_parts,
     initial_density,
-    learning_rate,
     load_dataset,
     make_loaders,
     make_model,
-    make_plan,
+    make_phases,
     make_scope,
     part,
-    updating,
 )
 from dst.run.sources import stored
 from dst.run.terms import in_config_terms
@@ -35,6 +33,7 @@ from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, 
 from dst.sparsity.marks import marks_of
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
+from dst.training.phase import Phase
 
 
 def check(config: Config, *, elsewhere: bool = False) -> None:
@@ -72,9 +71,9 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     """Add all that does not fit a data set to the problems."""
     train = make_loaders(config, dataset, "cpu").train
     with _collected(problems):
-        _check_plan(config, len(train))
-    with _collected(problems, "schedule.lr: "):
-        learning_rate(config, len(train))
+        _check_warmup(config, len(train))
+    with _collected(problems):
+        _check_selection(config, len(train), make_phases(config, len(train))[0])
     with torch.device("meta"):
         model = make_model(config, dataset)
     forward_flops(model, dataset.shape)
@@ -83,6 +82,9 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         _check_batch_norm(config, model, dataset, train.samples)
     with _collected(problems):
         _check_sources(config, model)
+    with _collected(problems):
+        _check_correction(config, len(train))
+        _check_cycles(config, len(train), model)
     with _collected(problems, "sparsity.scope: "), in_config_terms("sparsity.scope"):
         layers = make_scope(config).layers(model)
         with _collected(problems):
@@ -108,26 +110,24 @@ def _collected(problems: list[str], key: str = "") -> Iterator[None]:
         problems.append(f"{key}{error}")
 
 
-def _check_plan(config: Config, steps_per_epoch: int) -> None:
-    plan = make_plan(config, steps_per_epoch)
-    if plan is not None:
-        _check_selection(config, steps_per_epoch, plan.total_steps, updating(config, plan).get("density_curve"))
-    lr = config.schedule.lr
-    if lr.warmup_epochs > 0 and step_at(lr.warmup_epochs, steps_per_epoch) == 0:
+def _check_warmup(config: Config, steps_per_epoch: int) -> None:
+    warmup_epochs = config.schedule.lr.warmup_epochs
+    if warmup_epochs > 0 and step_at(warmup_epochs, steps_per_epoch) == 0:
         raise ConfigError(
-            [f"schedule.lr.warmup_epochs={lr.warmup_epochs} is less than a step (an epoch has {steps_per_epoch})"]
+            [f"schedule.lr.warmup_epochs={warmup_epochs} is less than a step (an epoch has {steps_per_epoch})"]
         )
 
 
-def _check_selection(config: Config, steps_per_epoch: int, total_steps: int, density: Curve | None) -> None:
+def _check_selection(config: Config, steps_per_epoch: int, phase: Phase) -> None:
     """Raise ConfigError if only the last evaluation is at the final density: there would be nothing to select."""
     interval = steps_per_epoch * config.schedule.eval_every_epochs
-    last_but_one = (total_steps - 1) // interval * interval
-    if config.schedule.select == "best_val" and density and density(last_but_one) != density(total_steps):
+    last_but_one = (phase.steps - 1) // interval * interval
+    density = phase.update.density_curve if phase.update else None
+    if config.schedule.select == "best_val" and density and density(last_but_one) != density(phase.steps):
         raise ConfigError(
             [
                 f"schedule.select=best_val would be ignored: the density still falls at step {last_but_one} of "
-                f"{total_steps}, where the last evaluation but one takes place, and only networks at their final "
+                f"{phase.steps}, where the last evaluation but one takes place, and only networks at their final "
                 "density are selected. Let the ramp end earlier (sparsity.density_schedule.end), evaluate more often "
                 "(schedule.eval_every_epochs), or use schedule.select=last"
             ]
@@ -158,7 +158,7 @@ def _check_shards(config: Config, samples: int) -> None:
 def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
     """Raise ConfigError if batch norm would see one value a channel, as in a last batch of one: it cannot train."""
     schedule, hardware = config.schedule, config.hardware
-    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    has_batch_norm = _has_batch_norm(model)
     if hardware.sync_batch_norm:
         if not has_batch_norm:
             raise ConfigError(["hardware.sync_batch_norm=true would be ignored: the model has no batch norm"])
@@ -175,6 +175,46 @@ def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, sample
                     "model's batch norm cannot train; choose another batch size"
                 ]
             ) from error
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _check_correction(config: Config, steps_per_epoch: int) -> None:
+    """Raise ConfigError if an epoch has too few batches for what a correction estimates of them."""
+    if "snapshot" in marks(config, "correction") and steps_per_epoch < 2:
+        raise ConfigError(
+            [
+                f"correction.name={config.correction.name} estimates a covariance over the batches of an epoch, which "
+                f"needs two of them, but there is one only: choose a smaller schedule.batch_size, or correction=none"
+            ]
+        )
+
+
+def _check_cycles(config: Config, steps_per_epoch: int, model: nn.Module) -> None:
+    """Raise ConfigError if cycles would go on with updates that move nothing, or average what there is not."""
+    if "cycles" not in marks(config, "procedure"):
+        return
+    options = bound_options(config, "procedure")
+    if options["batch_norm"] != "reestimate" and not _has_batch_norm(model):
+        raise ConfigError(
+            [
+                f"procedure.batch_norm={options['batch_norm']} would be ignored: the model has no batch norm. Use "
+                "reestimate"
+            ]
+        )
+    update = make_phases(config, steps_per_epoch)[0].update
+    if update is None or update.drop is None or options["freeze_updates"]:
+        return
+    if update.drop_fraction(update.plan.total_steps) == 0:
+        raise ConfigError(
+            [
+                "procedure.freeze_updates=false: unfrozen cycles in which nothing would move, since they go on with "
+                "the last drop fraction of pretraining, which is 0: choose sparsity.drop_fraction.floor above 0, or "
+                "procedure.freeze_updates=true"
+            ]
+        )
 
 
 def _part_sizes(config: Config, samples: int) -> set[int]:

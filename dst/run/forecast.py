@@ -14,11 +14,15 @@ from typing import Any
 import torch
 
 from dst.config.schema import Config, Hardware
+from dst.data.loader import samples_of
 from dst.data.shard import Shard
+from dst.metrics.flops import Ledger
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
-from dst.training.loop import NoObserver
+from dst.training.loop import Training
+from dst.training.observer import NoObserver
+from dst.training.phase import Phase
 
 _WARM_UP = 2
 _AT_LEAST = 5
@@ -110,7 +114,7 @@ def _forecast(config: Config) -> Forecast:
     # Counts are the same on any device.
     parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
-    train_flops = _train_flops(parts, config.schedule.batch_size)
+    train_flops = _train_flops(training)
     return Forecast(
         name="",
         steps=training.total_steps,
@@ -129,29 +133,46 @@ def _measure(parts: Parts, shard: Shard) -> tuple[int, float, float]:
     """Return the peak memory, the seconds of a step and those of the whole training."""
     training = parts.training
     step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
-    evaluations = -(-training.settings.epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
+    epochs = -(-training.total_steps // len(training.train_batches))
+    evaluations = -(-epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
     return _peak_memory(), step_s, training.total_steps * step_s + evaluations * evaluation_s
 
 
-def _train_flops(parts: Parts, batch_size: int) -> int:
-    """Return the FLOPs of the whole training as the loop will count them.
+def _train_flops(training: Training) -> int:
+    """Return the FLOPs of the whole training as the loop will count them."""
+    ledger = Ledger(training.ledger.flops)
+    ledger.load_state_dict(training.ledger.state_dict())
+    batches = training.train_batches
+    planned(training.phases, ledger, training.active, [samples_of(batches, i) for i in range(len(batches))])
+    return ledger.total
 
-    They are exact if every layer keeps its number of weights. If weights move between layers or the density falls, each
-    layer is assumed to keep its share.
+
+def planned(phases: Sequence[Phase], ledger: Ledger, active: Mapping[str, int], batch_sizes: Sequence[int]) -> None:
+    """Book the FLOPs of all phases as the loop will; ``batch_sizes``: those of an epoch, in order.
+
+    ``active``: the first active weights of each layer in scope. What is booked is exact if every layer keeps its number
+    of weights. If weights move between layers or the density falls, each layer is assumed to keep its share.
     """
-    training, sparsifier = parts.training, parts.training.sparsifier
-    steps_per_epoch, samples_per_epoch = len(training.train_batches), training.train_batches.samples
-    at_first = {report.layer: report.active for report in sparsifier.layers}
-    active, total = at_first, training.counters.flops
-    for step in range(1, training.total_steps + 1):
-        sparsifier.steps = step - 1
-        batch = min(batch_size, samples_per_epoch - (step - 1) % steps_per_epoch * batch_size)
-        total += training.flops.train_step(active, batch, dense_gradient=sparsifier.needs_dense_gradient())
-        if sparsifier.update_due():
-            share = sparsifier.scheduled_density(step) / sparsifier.density
-            active = at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
-    sparsifier.steps = 0
-    return total
+    at_first, step = dict(active), 0
+    density = sum(active.values()) / ledger.flops.maskable
+    for phase in phases:
+        if phase.begin is not None:
+            phase.begin.book(ledger, active, sum(batch_sizes))
+        for phase_step in range(1, phase.steps + 1):
+            samples = batch_sizes[step % len(batch_sizes)]
+            ledger.training.forward(active, samples)
+            ledger.training.backward(active, samples)
+            step += 1
+            if phase.update is None:
+                continue
+            due = phase.update.plan.due(phase_step)
+            if phase.update.reads_dense_gradient(due=due):
+                ledger.training.dense_gradient(active, samples)
+            if due and phase.update.density_curve is not None:
+                share = phase.update.density_curve(phase_step) / density
+                active = at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
+        if phase.end is not None:
+            phase.end.book(ledger, active, sum(batch_sizes))
 
 
 def _time_step(parts: Parts, shard: Shard) -> float:

@@ -19,6 +19,8 @@ Mark = Literal[
     "free_form",
     "fixes_first",
     "fixes_last",
+    "snapshot",
+    "cycles",
 ]
 """What a mark says.
 
@@ -29,6 +31,8 @@ many. ``data``: looks at training batches. ``own_counts``: decides itself how ma
 ``ranks``: a criterion that ranks all weights of a network. ``structured``: a pattern that keeps quotas. ``units``:
 works on output units, and takes the first dimension of a weight for them. ``free_form``: an init whose masks follow no
 pattern. ``fixes_first``, ``fixes_last``: a distribution that gives the first or the last layer a density of its own.
+``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
+procedure that ends with cycles, of whose networks it makes the last one itself.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

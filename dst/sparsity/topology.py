@@ -1,4 +1,4 @@
-"""Masks and explored masks of all layers: which weights are active, and which ever were."""
+"""The topology of all layers: which weights are active, which ever were, and which masks are allowed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dst.sparsity.held import all_finite
+from dst.sparsity.pattern import Pattern
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
 
@@ -28,18 +29,26 @@ class LayerReport:
 
 
 class Topology:
-    """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included."""
+    """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included.
+
+    ``pattern``: which masks are allowed; ``is_structured``: it has quotas, so that a layer that keeps to it may have a
+    few weights more or less than its count.
+    """
 
     def __init__(
         self,
         layers: Sequence[Layer],
         masks: Sequence[Tensor],
+        pattern: Pattern,
         *,
+        is_structured: bool = False,
         with_momentum: bool = False,
         with_initial: bool = False,
     ) -> None:
         self.layers = list(layers)
         self.masks = list(masks)
+        self.pattern = pattern
+        self.is_structured = is_structured
         self.explored = [mask.clone() for mask in masks]
         self.momentum = [torch.zeros_like(layer.weight) for layer in layers] if with_momentum else []
         """Moving averages of dense gradients, where the method asks for them."""
@@ -47,6 +56,8 @@ class Topology:
         """The weights before anything was masked, where grown weights start from them."""
         self.reports: list[LayerReport] = []
         self.refresh()
+        self.counts = [report.active for report in self.reports]
+        """The active weights of each layer: exactly, or those that its pattern derives its quotas from."""
 
     def refresh(self, before: Sequence[Tensor] | None = None) -> None:
         """Recount every layer in one host synchronisation; ``before``: the masks at the time of the last reports."""
@@ -102,20 +113,30 @@ class Topology:
         """Number of weights that are or were active."""
         return sum(report.explored for report in self.reports)
 
+    def check(self) -> None:
+        """Raise RuntimeError if a layer breaks its budget or its pattern, which only a faulty part can cause."""
+        for report, count, mask in zip(self.reports, self.counts, self.masks, strict=True):
+            if self.is_structured:
+                if report.active < report.size and not self.pattern.allows(mask):
+                    raise RuntimeError(f"layer {report.layer}: its mask breaks the pattern")
+            elif report.active != count:
+                raise RuntimeError(f"layer {report.layer} has {report.active} active weights instead of {count}")
+
     def replace(self, index: int, mask: Tensor) -> None:
         """Give one layer a new boolean mask; call ``refresh`` after the last one."""
         self.masks[index] = mask
         self.explored[index] |= mask
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks, explored masks (boolean), moving averages and initial weights by layer name."""
+        """Return counts, and by layer name masks, explored masks (boolean), moving averages and initial weights."""
         names = [layer.name for layer in self.layers]
         kinds = {"masks": self.masks, "explored": self.explored, "momentum": self.momentum, "initial": self.initial}
-        return {kind: dict(zip(names, tensors, strict=True)) for kind, tensors in kinds.items() if tensors}
+        tensors = {kind: dict(zip(names, found, strict=True)) for kind, found in kinds.items() if found}
+        return {"counts": list(self.counts), **tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; ValueError if the layers or shapes differ."""
-        for kind in self.state_dict():
+        for kind in [kind for kind in self.state_dict() if kind != "counts"]:
             if kind not in state:
                 raise ValueError(f"the stored state has no {kind}, which this method needs: it is of another method")
             stored = {name: tuple(tensor.shape) for name, tensor in state[kind].items()}
@@ -125,4 +146,5 @@ class Topology:
                 raise ValueError(f"stored {kind} do not fit this model: layers {', '.join(differing)} differ")
             tensors = [state[kind][layer.name].to(layer.weight.device, copy=True) for layer in self.layers]
             setattr(self, kind, tensors)
+        self.counts = list(state["counts"])
         self.refresh()

@@ -3,8 +3,10 @@
 from typing import Annotated, Any
 
 from dst.options import OneOf, Range, ZeroOr, checked
+from dst.sparsity.marks import marked
 
 
+@marked("snapshot")
 @checked
 def agent(
     situation: Any,

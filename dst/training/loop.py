@@ -1,145 +1,101 @@
 """The training loop: measured without disturbance, and stoppable and resumable at any step."""
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
-from dst.fractions import Curve
-from dst.metrics.flops import Flops
-from dst.options import Range, require
+from dst.metrics.flops import Ledger
 from dst.sparsity import Sparsifier
-from dst.sparsity.topology import LayerReport
-from dst.training.determinism import seed_torch
-from dst.training.distributed import ALONE, Processes
 from dst.training.evaluate import Evaluation, evaluate
+from dst.training.gradients import Batch, Correction, Gradients, Judgement, NoCorrection
 from dst.training.guard import DivergedError, Guard
-from dst.training.options import (
-    Accumulate,
-    ChannelsLast,
-    Epochs,
-    EvalEveryEpochs,
-    LabelSmoothing,
-    LogEverySteps,
-    SaveEverySteps,
-    Seed,
-    Select,
-)
-from dst.training.precision import Precision
-from dst.training.stopping import StopFlag, StopRequestedError
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of the loop.
-
-    ``select``: end with the ``last`` weights, or with those of the ``best_val`` accuracy at the final density.
-    """
-
-    seed: Seed
-    epochs: Epochs
-    label_smoothing: LabelSmoothing
-    accumulate: Accumulate
-    channels_last: ChannelsLast
-    select: Select
-    eval_every_epochs: EvalEveryEpochs
-    log_every_steps: LogEverySteps
-    checkpoint_every_s: Annotated[float, Range(0, ends="(]"), "seconds from one checkpoint to the next"]
-    checkpoint_every_steps: SaveEverySteps | None
-
-    def __post_init__(self) -> None:
-        require(self)
-
-
-class Observer(Protocol):
-    """Receives what the loop measures and saves; the loop never waits for an answer."""
-
-    def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Take named values of a step."""
-        ...
-
-    def on_layers(self, step: int, layers: list[LayerReport]) -> None:
-        """Take the layers' counts after a topology update."""
-        ...
-
-    def on_step(self, step: int) -> None:
-        """Note that a step is done."""
-        ...
-
-    def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Save the state durably."""
-        ...
-
-
-class NoObserver:
-    """An observer that does nothing, for training alone."""
-
-    def on_metrics(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def on_layers(self, step: int, layers: list[LayerReport]) -> None:
-        """Do nothing."""
-
-    def on_step(self, step: int) -> None:
-        """Do nothing."""
-
-    def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Do nothing."""
+from dst.training.observer import Observer
+from dst.training.phase import Phase, Tick, total_steps
+from dst.training.settings import Settings
+from dst.training.stopping import StopFlag
+from dst.training.watch import Watch
 
 
 @dataclass
 class Counters:
-    """All plain numbers that a resume needs. ``step``: steps taken; ``evaluated``: the step of the last validation."""
+    """All plain numbers that a resume needs.
+
+    ``step``: steps taken, in all phases; ``phase``: the index of the present one, which is that of no phase at the end
+    if the last one has an end of its own; ``evaluated``: the step of the last validation.
+    """
 
     step: int = 0
+    phase: int = 0
     evaluated: int = 0
     val_loss: float = 0.0
     val_accuracy: float = 0.0
-    flops: int = 0
     samples: int = 0
     seconds: float = 0.0
     logged_samples: int = 0
     logged_seconds: float = 0.0
 
 
+class _StopAskedError(Exception):
+    """Somebody asks the run to stop while it works between two steps."""
+
+
 @dataclass
 class Training:
     """Everything that changes while a run trains, and the loop that changes it."""
 
-    model: nn.Module
+    gradients: Gradients
     optimizer: Optimizer
     sparsifier: Sparsifier
-    lr: Curve
+    phases: Sequence[Phase]
     train_batches: Loader
     val_batches: Loader
-    flops: Flops
-    precision: Precision
-    settings: Settings
+    ledger: Ledger
+    correction: Correction = field(default_factory=NoCorrection)
     counters: Counters = field(default_factory=Counters)
-    processes: Processes = ALONE
     best: dict[str, Any] | None = None
     """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What the procedure keeps from one phase to the next: tensors and plain numbers."""
 
     def __post_init__(self) -> None:
+        self.model: nn.Module = self.gradients.network
+        self.settings: Settings = self.gradients.passes.settings
+        self.precision = self.gradients.passes.precision
+        self.processes = self.gradients.passes.processes
         device = next(self.model.parameters()).device
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Sums of loss and of correct answers since the last log line."""
         self._guard = Guard(self.optimizer, self.model)
-        self._active = self._count_active()
-        self._buffers = list(self.model.buffers())
-        self._replica = self.processes.replica(self.model)
+        self.active = self._count_active()
+        """The active weights of each layer in scope."""
+        self.total_steps = total_steps(self.phases)
+        """Steps of the whole training."""
+        self.sparsifier.begin(self.phases[0].update)
+
+    # -- phases --------------------------------------------------------------------------------------------------------
 
     @property
-    def total_steps(self) -> int:
-        """Steps of the whole training."""
-        return self.settings.epochs * len(self.train_batches)
+    def phase(self) -> Phase:
+        """The present phase; the last one when training is over."""
+        return self.phases[min(self.counters.phase, len(self.phases) - 1)]
+
+    @property
+    def phase_step(self) -> int:
+        """Steps taken in the present phase."""
+        return self.counters.step - total_steps(self.phases[: self.counters.phase])
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether nothing is left to do."""
+        return self.counters.phase == len(self.phases) or (
+            self.counters.step == self.total_steps and self.phase.end is None
+        )
 
     def run(self, observer: Observer, stop: StopFlag) -> None:
         """Train from the current state to the end.
@@ -150,37 +106,79 @@ class Training:
         DesynchronisedError if their masks differ.
         """
         with self.processes.watched():
-            self._run(observer, stop)
+            self._run(observer, Watch(self.settings, self.processes, stop))
 
-    def _run(self, observer: Observer, stop: StopFlag) -> None:
+    def _run(self, observer: Observer, watch: Watch) -> None:
         self.processes.check_masks(self.sparsifier.topology, f"at step {self.counters.step}")
-        per_epoch = len(self.train_batches)
-        started, saved = time.perf_counter() - self.counters.seconds, time.monotonic()
+        self._started = time.perf_counter() - self.counters.seconds
         self._evaluate_if_due(observer)
-        while self.counters.step < self.total_steps:
-            epoch, first = divmod(self.counters.step, per_epoch)
-            for inputs, labels in self.train_batches.epoch(epoch, start=first, shard=self.processes.shard):
-                counters = self.counters
-                samples = samples_of(self.train_batches, counters.step % per_epoch)
-                self.train_step(inputs, labels, observer, samples)
-                counters.seconds = time.perf_counter() - started
-                is_last = counters.step == self.total_steps
-                self._guard.check(now=is_last)
-                if counters.step % self.settings.log_every_steps == 0 or counters.step % per_epoch == 0:
-                    self._log(observer)
-                every = self.settings.checkpoint_every_steps
-                due = every is not None and counters.step % every == 0
-                late = time.monotonic() - saved >= self.settings.checkpoint_every_s
-                stopping, late = self.processes.agree(stop.requested is not None, late and self.processes.is_main)
-                if (due or late or stopping) and not is_last:
-                    self._checkpoint(observer)
-                    saved = time.monotonic()
-                if stopping and not is_last:
-                    name = self.processes.any_name(stop.requested)
-                    raise StopRequestedError(name or "a request", counters.step)
-                observer.on_step(counters.step)
-                self._evaluate_if_due(observer)
+        while not self.is_over:
+            if self.phase_step == 0 and self.phase.begin is not None:
+                self._between_steps(self.phase.begin, observer, watch)
+                self.correction.restart()
+            while self.phase_step < self.phase.steps:
+                self._train_epoch(observer, watch)
+            if self.phase.end is not None:
+                self._between_steps(self.phase.end, observer, watch)
+            if not self.is_over:
+                self._next_phase(observer, watch)
         self._checkpoint(observer)
+
+    def _next_phase(self, observer: Observer, watch: Watch) -> None:
+        """Go on to the next phase, and save what the end of this one did."""
+        has_changed = self.phase.end is not None
+        self.counters.phase += 1
+        if self.counters.phase < len(self.phases):
+            self.sparsifier.begin(self.phase.update)
+        if has_changed and not self.is_over:
+            self._checkpoint(observer)
+            watch.saved()
+
+    def _train_epoch(self, observer: Observer, watch: Watch) -> None:
+        """Train to the end of the epoch or of the phase, whichever comes first."""
+        counters, per_epoch = self.counters, len(self.train_batches)
+        epoch, first = divmod(counters.step, per_epoch)
+        if first == 0:
+            self._between_steps(lambda _, __, tick: self.correction.begin_epoch(epoch, tick), observer, watch)
+        for inputs, labels in self.train_batches.epoch(epoch, start=first, shard=self.processes.shard):
+            samples = samples_of(self.train_batches, counters.step % per_epoch)
+            self.train_step(inputs, labels, observer, samples)
+            is_epoch_over = counters.step % per_epoch == 0
+            if is_epoch_over or counters.step == self.total_steps:
+                self.correction.end_epoch(epoch)
+            counters.seconds = time.perf_counter() - self._started
+            self._guard.check(now=self.is_over)
+            if counters.step % self.settings.log_every_steps == 0 or is_epoch_over:
+                self._log(observer)
+            is_due, stopping = watch.look(counters.step)
+            if is_due and not self.is_over:
+                self._checkpoint(observer)
+                watch.saved()
+            if stopping and not self.is_over:
+                raise watch.stopped(counters.step)
+            observer.on_step(counters.step)
+            self._evaluate_if_due(observer)
+            if self.phase_step == self.phase.steps:
+                return
+
+    def _between_steps(
+        self, work: Callable[["Training", Observer, Tick], None], observer: Observer, watch: Watch
+    ) -> None:
+        """Carry out work that changes the run at its very end only; a request to stop saves the state from before."""
+
+        def tick() -> None:
+            observer.on_step(self.counters.step)
+            if watch.look(self.counters.step)[1]:
+                raise _StopAskedError
+
+        booked = self.ledger.state_dict()
+        try:
+            work(self, observer, tick)
+        except _StopAskedError:
+            self.ledger.load_state_dict(booked)
+            self._checkpoint(observer)
+            raise watch.stopped(self.counters.step) from None
+        self.counters.seconds = time.perf_counter() - self._started
 
     def _checkpoint(self, observer: Observer) -> None:
         """Save, unless a number that should be saved is not finite."""
@@ -197,10 +195,10 @@ class Training:
             selected = self.best
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
-            self._active = self._count_active()
+            self.active = self._count_active()
         with self.processes.watched():
-            test = self._evaluate(test_batches)
-        test_flops = self.flops.test(self._active)
+            test = self.evaluate(test_batches)
+        test_flops = self.ledger.flops.test(self.active)
         return {
             "test/accuracy": test.accuracy,
             "test/loss": test.loss,
@@ -213,8 +211,8 @@ class Training:
             "model/parameters": sum(p.numel() for p in self.model.parameters()),
             "model/maskable": self.sparsifier.topology.size,
             "flops/test": test_flops,
-            "flops/test_ratio": test_flops / self.flops.dense,
-            "flops/train": counters.flops,
+            "flops/test_ratio": test_flops / self.ledger.flops.dense,
+            "flops/train": self.ledger.total,
             "time/seconds": counters.seconds,
             "time/samples_per_second": counters.samples / counters.seconds,
         }
@@ -226,75 +224,53 @@ class Training:
 
         ``samples``: the size of the batch over all processes, if this one has only a shard of it.
         """
-        step, samples = self.counters.step + 1, samples or len(labels)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.counters.step)
-        loss, correct = self._backward(inputs, labels, samples, step)
-        self._guard.inspect(loss, step, gradients_may_overflow=self.precision.scales_losses)
+        batch = Batch(inputs, labels, samples or len(labels), self.counters.step + 1)
+        self._set_rate()
         due = self.sparsifier.update_due()
+        judged = self._gradients(batch, due=due)
+        turn = self.sparsifier.read_gradients(may_overflow=self.precision.scales_losses, gradients_are_finite=due)
+        if not turn.replaces_step:
+            self.correction.correct(batch)
+        self._guard.inspect(judged.loss, batch.step, gradients_may_overflow=self.precision.scales_losses)
         if due:
             self._guard.check(now=True)  # an update cannot be vetoed on the device
-            while self.precision.scales_losses and not self._guard.gradients_finite():
-                # A step can be left out, an update cannot: compute its gradients again without overflow.
-                self.precision.halve_scale()
-                self._check_scale(step)
-                loss, correct = self._backward(inputs, labels, samples, step)
-        if self.sparsifier.step(self._stepper(step), gradients_are_finite=due):
-            self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
-            self._active = self._count_active()
-            observer.on_layers(step, self.sparsifier.layers)
-        self._sums += torch.stack([loss.double() * samples, correct.double()])
-        self.counters.step = step
-        self.counters.samples += samples
+        if not turn.replaces_step:
+            self.sparsifier.mask_gradients()
+            self.precision.step(self.optimizer)
+            if due:
+                self._guard.check_weights(batch.step)
+            self.sparsifier.check_step(turn)
+        self.counters.step = batch.step
+        if self.sparsifier.update(turn):
+            self._report_update(observer)
+        self._sums += torch.stack([judged.loss.double() * batch.samples, judged.right.double()])
+        self.counters.samples += batch.samples
 
-    def _stepper(self, step: int) -> Callable[[], Any] | None:
-        """Return the function that takes the step (None: the optimizer); before an update it checks the weights too."""
-        take = self.precision.stepper(self.optimizer)
-        if not self.sparsifier.update_due():
-            return take
+    def _set_rate(self) -> None:
+        """Give the optimizer the learning rate of the coming step."""
+        rate = self.phase.lr(self.phase_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
-        def checked() -> None:
-            (take or self.optimizer.step)()
-            self._guard.check_weights(step)
+    def _gradients(self, batch: Batch, *, due: bool) -> Judgement:
+        """Compute the gradients of a batch; if an update is due, until those of a scaled loss do not overflow."""
+        dense = self.sparsifier.needs_dense_gradient()
+        judged = self.gradients.of(batch, self.ledger.training, self.active, dense_gradient=dense)
+        while due and self.precision.scales_losses and torch.isfinite(judged.loss):
+            # A step can be left out, an update cannot: compute its gradients again without overflow.
+            if self._guard.gradients_finite():
+                break
+            self.precision.halve_scale()
+            self._check_scale(batch.step)
+            judged = self.gradients.of(batch, self.ledger.training, self.active, dense_gradient=dense)
+        return judged
 
-        return checked
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits as float32 or finer, computed in the run's layout and precision; not for backward passes."""
-        return self._forward(self.model, inputs)
-
-    def _forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        if self.settings.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with self.precision.autocast():
-            logits: Tensor = model(inputs)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _backward(self, inputs: Tensor, labels: Tensor, samples: int, step: int) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of the mean loss over a batch; return that loss and the number of right answers.
-
-        Gradients, loss and answers are those of all ``samples``, of which this process may have only a shard.
-        """
-        settings, processes = self.settings, self.processes
-        seed_torch(settings.seed, "step", step, *processes.seed_path)
-        self.optimizer.zero_grad()
-        losses, correct = [], []
-        parts = [processes.parts(tensor, settings.accumulate) for tensor in (inputs, labels)]
-        for i, (part, targets) in enumerate(zip(*parts, strict=True)):
-            is_last = i == len(parts[0]) - 1
-            with nullcontext() if is_last else processes.local(self._replica):
-                logits = self._forward(self._replica, part)
-                mean = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
-                loss = mean * (len(targets) / samples)
-                self.precision.scaled(processes.to_sum(loss)).backward()  # type: ignore[no-untyped-call,unused-ignore]
-            losses.append(loss.detach())
-            correct.append((logits.detach().argmax(1) == targets).sum())
-        processes.sum_gradients(self.model.parameters())
-        processes.share(self._buffers)  # all use the running statistics of the main process, which saves them
-        dense_gradient = self.sparsifier.needs_dense_gradient()
-        self.counters.flops += self.flops.train_step(self._active, samples, dense_gradient=dense_gradient)
-        loss, right = processes.total(torch.stack(losses).sum(), torch.stack(correct).sum())
-        return loss, right
+    def _report_update(self, observer: Observer) -> None:
+        """Compare and report the masks after an update."""
+        step = self.counters.step
+        self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
+        self.active = self._count_active()
+        observer.on_layers(step, self.sparsifier.layers)
 
     def _check_scale(self, step: int) -> None:
         """Raise DivergedError if the loss scale has vanished."""
@@ -306,6 +282,10 @@ class Training:
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits as float32 or finer, computed in the run's layout and precision; not for backward passes."""
+        return self.gradients.passes.logits(self.model, inputs)
+
     def _log(self, observer: Observer) -> None:
         """Log the mean training loss and accuracy since the last log line, and reset the sums."""
         counters = self.counters
@@ -313,16 +293,18 @@ class Training:
         samples = counters.samples - counters.logged_samples
         seconds = counters.seconds - counters.logged_seconds
         loss, correct = (self._sums / samples).tolist()
+        epochs = counters.step / len(self.train_batches)
         values = {
             "train/loss": loss,
             "train/accuracy": correct,
-            "lr": self.lr(counters.step - 1),
-            "flops/train": counters.flops,
+            "lr": self.phase.lr(self.phase_step - 1),
+            "flops/train": self.ledger.total,
             "time/seconds": counters.seconds,
             "time/samples_per_second": samples / max(seconds, 1e-9),
             **self._sparsity(),
+            **self.correction.figures(epochs),
         }
-        observer.on_metrics(counters.step, counters.step / len(self.train_batches), values)
+        observer.on_metrics(counters.step, epochs, values)
         self._sums.zero_()
         counters.logged_samples, counters.logged_seconds = counters.samples, counters.seconds
 
@@ -334,7 +316,8 @@ class Training:
             "sparsity/drop_fraction": self.sparsifier.drop_fraction,
         }
 
-    def _evaluate(self, batches: Loader) -> Evaluation:
+    def evaluate(self, batches: Loader) -> Evaluation:
+        """Return the loss and accuracy of the present weights; all processes call this."""
         return evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
 
     def _evaluate_if_due(self, observer: Observer) -> None:
@@ -344,7 +327,7 @@ class Training:
         is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
         if not is_due or counters.evaluated == counters.step:
             return
-        result = self._evaluate(self.val_batches)
+        result = self.evaluate(self.val_batches)
         counters.evaluated = counters.step
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
         values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
@@ -368,30 +351,49 @@ class Training:
         counts = torch.tensor(state["counts"], device=self._sums.device)
         self.processes.share([*self.model.state_dict().values(), *tensors, counts])
         self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
-        self._active = self._count_active()
+        self.active = self._count_active()
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """The parts of the run that have a state of their own, in the order in which they are restored."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "sparsifier": self.sparsifier,
+            "precision": self.precision,
+            "ledger": self.ledger,
+            "correction": self.correction,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resume needs, as tensors and plain data."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sparsifier": self.sparsifier.state_dict(),
-            "precision": self.precision.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts.items()},
             "counters": dict(vars(self.counters)),
             "sums": self._sums,
             "best": self.best,
+            "procedure": self.kept,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sparsifier.load_state_dict(state["sparsifier"])
-        self.precision.load_state_dict(state["precision"])
+        state = _as_now(state)
         self.counters = Counters(**state["counters"])
+        self.sparsifier.begin(self.phase.update)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         self._sums.copy_(state["sums"])
-        self.best = state["best"]
-        self._active = self._count_active()
+        self.best, self.kept = state["best"], state["procedure"]
+        self.active = self._count_active()
+
+
+def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state that code before phases and corrections has saved as it would be saved now."""
+    if "ledger" in state:
+        return state
+    counters = dict(state["counters"])
+    ledger = {"training": counters.pop("flops"), "correction": 0, "batch_norm": 0, "measuring": 0}
+    return {**state, "counters": counters, "ledger": ledger, "correction": {}, "procedure": {}}
 
 
 def _copy(state: Any) -> Any:

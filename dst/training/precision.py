@@ -1,6 +1,5 @@
 """Number formats of a training step: fp32, TF32, bf16 and fp16 with loss scaling."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -39,20 +38,13 @@ class Precision:
         """Return the loss to call ``backward`` on."""
         return self._scaler.scale(loss) if self._scaler else loss
 
-    def stepper(self, optimizer: Optimizer) -> Callable[[], Any] | None:
-        """Return the function that takes an optimizer step: it unscales, and skips the step if a gradient overflowed.
-
-        None if losses are not scaled: the optimizer then steps by itself.
-        """
-        scaler = self._scaler
-        if scaler is None:
-            return None
-
-        def step() -> None:
-            scaler.step(optimizer)
-            scaler.update()
-
-        return step
+    def step(self, optimizer: Optimizer) -> None:
+        """Take an optimizer step; if losses are scaled, unscale first, and skip it if a gradient overflowed."""
+        if self._scaler is None:
+            optimizer.step()
+        else:
+            self._scaler.step(optimizer)
+            self._scaler.update()
 
     def halve_scale(self) -> None:
         """Halve the loss scale, for another try."""

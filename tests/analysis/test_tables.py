@@ -301,3 +301,34 @@ def test_where_a_table_has_runs_of_two_schemas_it_has_a_column_for_it(tmp_path, 
     assert missing_cells(catalog(tmp_path)) == ["missing in digits mlp rigl density=0.1 schema=2: seed 1 not run"]
     assert "schema" in latex(catalog(tmp_path))
     assert set(drawn(accuracy_against_flops(catalog(tmp_path)))) == {"rigl", "set, schema=1", "set, schema=2"}
+
+
+# -- what wraps a method -----------------------------------------------------------------------------------------------
+
+
+def test_what_wraps_a_method_has_a_column_where_a_run_has_one(tree, add_run):
+    """Seeds are taken together by it, and by its options; records from before there were any have the default."""
+    agent, tickets = {"correction.name": "agent"}, {"procedure.name": "sup_tickets"}
+    for seed, accuracy in enumerate((0.93, 0.95)):
+        add_run(tree, "sweep", "set", seed, accuracy, **agent)
+        add_run(tree, "sweep", "set", seed, accuracy + 0.01, **agent, **{"correction.gamma": 0.2})
+    assert cells(catalog(tree), "method", "correction", "density", "test accuracy (%)", "n") == [
+        ["dense", "none", "—", "98.00 ± —", "1/3"],
+        ["rigl", "none", "0.1", "96.00 ± 1.41", "2/3"],
+        ["set", "agent", "0.1", "94.00 ± 1.41", "2/3"],
+        ["set", "agent(gamma=0.2)", "0.1", "95.00 ± 1.41", "2/3"],
+        ["set", "none", "0.1", "92.00 ± 2.00", "3"],
+    ]
+    table = accuracy_table(catalog(tree))
+    assert [*table.columns[:5]] == ["data", "model", "method", "density", "correction"]
+    assert not {"procedure", "correction.gamma"} & {*table}
+    assert missing_cells(catalog(tree))[2] == "missing in digits mlp set density=0.1 correction=agent: seed 2 not run"
+    assert "set, correction=agent(gamma=0.2)" in drawn(accuracy_against_flops(catalog(tree)))
+    for seed in range(3):
+        add_run(tree, "sweep", "set", seed, 0.99, **tickets)
+    assert cells(catalog(tree), "correction", "procedure", "test accuracy (%)")[2:] == [
+        ["agent", "single", "94.00 ± 1.41"],
+        ["agent(gamma=0.2)", "single", "95.00 ± 1.41"],
+        ["none", "single", "92.00 ± 2.00"],
+        ["none", "sup_tickets", "99.00 ± 0.00"],
+    ]

@@ -10,7 +10,7 @@ import pytest
 from dst.config.schema import Config, leaves
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROOMS = ("sparsity", "data", "models", "training", "metrics", "tracking", "records")
+ROOMS = ("sparsity", "data", "models", "procedures", "training", "metrics", "tracking", "records")
 KEYS = [key for key, _, _ in leaves(Config()) if "." in key]
 NODES = sorted({key.rpartition(".")[0] for key in KEYS})
 OF_A_RECORD = {

@@ -18,8 +18,8 @@ from dst.sparsity import Scope, UpdatePlan
 from dst.tracking import tracker
 from dst.training.checkpoint import Checkpoints
 from dst.training.determinism import configure
-from dst.training.loop import Settings
 from dst.training.lr import LRPlan
+from dst.training.settings import Settings
 from tests.processes import REPOSITORY
 
 KINDS = sorted({*SLOTS.values(), "criterion"})
@@ -103,7 +103,7 @@ def test_all_that_checks_itself_is_looked_at():
 
 
 SETTINGS = {
-    **{"seed": 0, "epochs": 1, "label_smoothing": 0.0, "accumulate": 1, "channels_last": False, "select": "last"},
+    **{"seed": 0, "label_smoothing": 0.0, "accumulate": 1, "channels_last": False, "select": "last"},
     **{"eval_every_epochs": 1, "log_every_steps": 1, "checkpoint_every_s": 1.0, "checkpoint_every_steps": None},
 }
 
@@ -111,7 +111,6 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: Settings(**SETTINGS | {"epochs": 0}), "epochs=0: must be >= 1"),
         (lambda: Settings(**SETTINGS | {"seed": -1}), "seed=-1: must be >= 0"),
         (lambda: Settings(**SETTINGS | {"log_every_steps": 0}), "log_every_steps=0: must be >= 1"),
         (lambda: Settings(**SETTINGS | {"checkpoint_every_s": -1}), "checkpoint_every_s=-1: must be > 0"),

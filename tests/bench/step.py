@@ -26,7 +26,8 @@ from dst.sparsity.density_schedule import cubic
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.pattern.n_m import n_m
 from dst.training.guard import Guard
-from dst.training.loop import NoObserver, Training
+from dst.training.loop import Training
+from dst.training.observer import NoObserver
 from dst.training.optimizer import sgd
 from tests.composed import compose_cells
 

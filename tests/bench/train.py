@@ -19,13 +19,18 @@ from torch.utils.data import DataLoader
 from dst.data.augment import Augment
 from dst.data.batches import Batches
 from dst.data.dataset import Split
-from dst.metrics.flops import Flops, forward_flops
+from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.resnet_cifar import resnet18
 from dst.models.vgg import vgg_c
 from dst.sparsity import Sparsifier
-from dst.training.loop import NoObserver, Settings, Training
+from dst.training.distributed import ALONE
+from dst.training.gradients import Gradients, Passes
+from dst.training.loop import Training
+from dst.training.observer import NoObserver
 from dst.training.optimizer import sgd
+from dst.training.phase import Phase
 from dst.training.precision import Precision
+from dst.training.settings import Settings
 from tests.bench.data import Samples
 
 MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"vgg_c": vgg_c, "resnet18": resnet18}
@@ -73,16 +78,17 @@ def _training(split: Split, make: Any, device: str, batch: int, precision: str, 
     if compiled:
         model.compile()
     settings = Settings(
-        seed=0, epochs=10**6, label_smoothing=0.0, accumulate=1, channels_last=channels_last, select="last",
+        seed=0, label_smoothing=0.0, accumulate=1, channels_last=channels_last, select="last",
         eval_every_epochs=1, log_every_steps=100, checkpoint_every_s=60.0, checkpoint_every_steps=None,
     )  # fmt: skip
     batches = Batches(
         split, batch_size=batch, device=device, mean=MEAN, std=STD, augment=Augment(4, flip=True), shuffle=True
     )
     return Training(
-        model=model, optimizer=optimizer, sparsifier=sparsifier, lr=lambda step: 1e-4, train_batches=batches,
-        val_batches=batches, flops=Flops(dense, {report.layer: report.size for report in sparsifier.layers}),
-        precision=Precision(precision, device), settings=settings,
+        gradients=Gradients(model, Passes(settings, Precision(precision, device), ALONE)),
+        optimizer=optimizer, sparsifier=sparsifier, phases=[Phase("train", 10**9, lambda step: 1e-4, None)],
+        train_batches=batches, val_batches=batches,
+        ledger=Ledger(Flops(dense, {report.layer: report.size for report in sparsifier.layers})),
     )  # fmt: skip
 
 

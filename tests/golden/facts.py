@@ -304,7 +304,7 @@ def _counts(config: Config) -> dict[str, Any]:
         return found
     training = _BUILT[0].training
     layers = {report.layer: report.active for report in training.sparsifier.layers}
-    test = training.flops.test(layers)
+    test = training.ledger.flops.test(layers)
     return {**found, "train_flops": forecast.train_flops, "test_flops": test, "layers": layers}
 
 

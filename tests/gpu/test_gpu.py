@@ -8,7 +8,7 @@ import torch
 from dst.config.schema import complete
 from dst.run.build import build
 from dst.sparsity.select import bottom_k, pooled_top_k, row_top_k, top_k
-from dst.training.loop import NoObserver
+from dst.training.observer import NoObserver
 from tests.gpu import ranks
 from tests.processes import call_together, run, run_folder, traces
 from tests.sparsity import test_catalogue as catalogue

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-from dst.metrics.flops import Flops, forward_flops
+from dst.metrics.flops import Flops, Ledger, forward_flops
 
 
 @pytest.fixture(scope="module")
@@ -245,15 +245,30 @@ def test_sparse_and_training_flops(active, samples):
     sparse = 6 * active["a"] + 2 * active["b"] + 7
     assert flops.dense == 647
     assert flops.test(active) == sparse
-    assert flops.train_step(active, samples, dense_gradient=False) == 3 * sparse * samples
-    assert flops.train_step(active, samples, dense_gradient=True) == (2 * sparse + 647) * samples
+    ledger = Ledger(flops)
+    ledger.training.forward(active, samples)
+    ledger.training.backward(active, samples)
+    assert ledger.total == 3 * sparse * samples
+    ledger.training.dense_gradient(active, samples)
+    assert ledger.total == (2 * sparse + 647) * samples
     assert flops.dense_training(samples) == 3 * 647 * samples
 
 
 def test_full_layers_cost_the_dense_network():
     flops = Flops(DENSE, SIZES)
     assert flops.test(SIZES) == 647
-    assert flops.train_step(SIZES, 9, dense_gradient=True) == flops.dense_training(9) == 3 * 647 * 9
+    assert flops.dense_gradient(SIZES) == 0
+    assert 9 * (flops.test(SIZES) + flops.backward(SIZES)) == flops.dense_training(9) == 3 * 647 * 9
+
+
+def test_what_only_measures_is_no_part_of_training():
+    ledger = Ledger(Flops(DENSE, SIZES))
+    for account in (ledger.training, ledger.correction, ledger.batch_norm, ledger.measuring):
+        account.dense_forward(2)
+    assert ledger.total == 3 * 2 * 647
+    other = Ledger(ledger.flops)
+    other.load_state_dict(ledger.state_dict())
+    assert (other.total, other.measuring.total) == (ledger.total, 2 * 647)
 
 
 def test_no_maskable_layer_at_all():

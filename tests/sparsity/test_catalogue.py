@@ -13,7 +13,7 @@ from dst.config.schema import complete
 from dst.run.build import build
 from dst.run.feasible import check as check_feasible
 from dst.training.checkpoint import Checkpoints
-from dst.training.loop import NoObserver
+from dst.training.observer import NoObserver
 from dst.training.stopping import StopFlag, StopRequestedError
 from tests.composed import compose_cells
 
@@ -84,16 +84,16 @@ class Witness(NoObserver):
 
     def on_layers(self, step, layers):
         self.updates += 1
-        sparsifier = self.training.sparsifier
-        assert [report.active for report in layers] == [int(mask.sum()) for mask in sparsifier.topology.masks]
-        for report, mask in zip(layers, sparsifier.topology.masks, strict=True):
+        topology, update = self.training.sparsifier.topology, self.training.sparsifier.topology_update
+        assert [report.active for report in layers] == [int(mask.sum()) for mask in topology.masks]
+        for report, mask in zip(layers, topology.masks, strict=True):
             assert report.active >= 1
-            assert report.active == report.size or sparsifier._pattern.allows(mask)
-        if sparsifier._redistribute is not None:
+            assert report.active == report.size or topology.pattern.allows(mask)
+        if update.redistribute is not None:
             assert sum(report.active for report in layers) == sum(self.first)
-        elif sparsifier._density_curve is not None:
-            assert sparsifier.topology.active == round(sparsifier.scheduled_density(step) * sparsifier.topology.size)
-        elif not (sparsifier._structured and ablates(sparsifier._pattern)):
+        elif update.density_curve is not None:
+            assert topology.active == round(update.density_curve(step) * topology.size)
+        elif not (topology.is_structured and ablates(topology.pattern)):
             assert [report.active for report in layers] == self.first
 
     def on_checkpoint(self, step, state):

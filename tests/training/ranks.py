@@ -16,15 +16,19 @@ from dst.data.augment import Augment
 from dst.data.batches import Batches
 from dst.data.dataset import Split
 from dst.data.shard import WHOLE
-from dst.metrics.flops import Flops, forward_flops
+from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.run.build import build
 from dst.sparsity import Sparsifier, UpdatePlan
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, DesynchronisedError, Group, Processes, joined
+from dst.training.gradients import Gradients, Passes
 from dst.training.guard import DivergedError
-from dst.training.loop import NoObserver, Settings, Training
+from dst.training.loop import Training
+from dst.training.observer import NoObserver
+from dst.training.phase import Phase
 from dst.training.precision import Precision
 from dst.training.rank import own_rank
+from dst.training.settings import Settings
 from dst.training.stopping import StopFlag, StopRequestedError
 
 SHAPE, CLASSES = (2, 6, 6), 5
@@ -84,28 +88,25 @@ def training(
     moves: dict[str, Any] = {"grow": "momentum", "redistribute": "momentum"} if momentum_growth else {}
     sparsifier = Sparsifier(model, optimizer, density=0.3, plan=plan, seed=0, **moves)
     flops = Flops(forward_flops(model, SHAPE), {report.layer: report.size for report in sparsifier.layers})
+    settings = Settings(
+        seed=0,
+        label_smoothing=0.1,
+        accumulate=accumulate,
+        channels_last=False,
+        select=select,
+        eval_every_epochs=1,
+        log_every_steps=1,
+        checkpoint_every_s=1e9,
+        checkpoint_every_steps=None,
+    )
     return Training(
-        model=model,
+        gradients=Gradients(model, Passes(settings, Precision(precision, "cpu"), group)),
         optimizer=optimizer,
         sparsifier=sparsifier,
-        lr=lambda step: 0.05,
+        phases=[Phase("train", EPOCHS * 4, lambda step: 0.05, sparsifier.topology_update)],
         train_batches=make(shuffle=True, augment=Augment(flip=True)),
         val_batches=make(),
-        flops=flops,
-        precision=Precision(precision, "cpu"),
-        settings=Settings(
-            seed=0,
-            epochs=EPOCHS,
-            label_smoothing=0.1,
-            accumulate=accumulate,
-            channels_last=False,
-            select=select,
-            eval_every_epochs=1,
-            log_every_steps=1,
-            checkpoint_every_s=1e9,
-            checkpoint_every_steps=None,
-        ),
-        processes=group,
+        ledger=Ledger(flops),
     )
 
 
@@ -163,7 +164,7 @@ def train(options: dict[str, Any], strict: bool = True) -> dict[str, Any]:
             "digests": watcher.digests,
             "metrics": watcher.metrics,
             "final": {key: value for key, value in final.items() if not key.startswith("time/")},
-            "flops": run.counters.flops,
+            "flops": run.ledger.total,
             "samples": run.counters.samples,
         }
 
@@ -204,7 +205,7 @@ def first_masks(cache: str) -> tuple[torch.Tensor, int]:
         )
         config.sparsity.init.criterion = "snip"
         run = build(complete(config), group).training
-        return torch.cat([mask.flatten() for mask in run.sparsifier.topology.masks]), run.counters.flops
+        return torch.cat([mask.flatten() for mask in run.sparsifier.topology.masks]), run.ledger.total
 
 
 def begin() -> tuple[str, str, list[int]]:
@@ -276,7 +277,7 @@ def diverge(precision: str, step: int) -> tuple[str, str, str]:
     """Let the loss of the last process be no number at a step; return the error and the weights before and after."""
     with processes() as group:
         run = training(group, precision=precision)
-        watcher, forward = Watcher(run), run._forward
+        watcher, forward = Watcher(run), run.gradients.passes.logits
         before = ""
 
         def poisoned(model, inputs):
@@ -288,7 +289,7 @@ def diverge(precision: str, step: int) -> tuple[str, str, str]:
                     return logits * float("nan")
             return logits
 
-        run._forward = poisoned  # type: ignore[method-assign]
+        object.__setattr__(run.gradients.passes, "logits", poisoned)
         try:
             run.run(watcher, StopFlag())
         except DivergedError as error:

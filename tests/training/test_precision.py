@@ -27,7 +27,7 @@ from dst.run.build import build
 from dst.sparsity.options import Update
 from dst.training.decay import parameter_groups
 from dst.training.guard import DivergedError
-from dst.training.loop import NoObserver
+from dst.training.observer import NoObserver
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag
 
@@ -131,7 +131,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(training):
         run.run(NoObserver(), StopFlag())
     for whole, parts in zip(*(run.model.parameters() for run in runs), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-5)
-    assert runs[0].counters.flops == runs[1].counters.flops
+    assert runs[0].ledger.total == runs[1].ledger.total
     assert runs[0].counters.samples == runs[1].counters.samples == 1294
 
 
@@ -170,13 +170,14 @@ def test_an_update_sees_gradients_without_overflow(training):
     for _ in range(9):
         run.train_step(*next(batches), NoObserver())
     set_scale(run, 2.0**40)
-    flops = run.counters.flops
+    flops = run.ledger.total
     run.train_step(*next(batches), NoObserver())
     assert run.sparsifier.updates == 1
     assert scale_of(run) < 2.0**40
     repeated = round(math.log2(2.0**40 / scale_of(run)))
-    one = run.flops.train_step(run._active, 64, dense_gradient=True)
-    assert run.counters.flops - flops == (1 + repeated) * one  # what was computed again is counted again
+    costs = run.ledger.flops
+    one = 64 * (costs.test(run.active) + costs.backward(run.active) + costs.dense_gradient(run.active))
+    assert run.ledger.total - flops == (1 + repeated) * one  # what was computed again is counted again
 
 
 def test_a_vanished_scale_is_divergence(training):

@@ -46,6 +46,10 @@ class Pattern(Protocol):
         """Return the next mask: the lowest drop scores leave, the highest grow scores enter."""
         ...
 
+    def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
+        """Return a mask of the highest scores within ``among``, with as many weights as ``like``, a part of it."""
+        ...
+
     def allows(self, mask: Tensor) -> bool:
         """Say whether the pattern allows a mask."""
         ...

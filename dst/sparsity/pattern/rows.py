@@ -55,6 +55,20 @@ class Rows(ABC):
             rows = rows | row_top_k(grow, quotas - rows.sum(1), among=~rows)
         return Moved(self._unrows(kept, mask.shape), self._unrows(rows, mask.shape))
 
+    def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
+        """Keep as many rows as ``like`` has, each with its quota of the highest scores within ``among``.
+
+        The rows whose best weights have the largest sum of scores stay; all rows of ``like`` that are not empty have
+        the same number of weights.
+        """
+        rows, free, counts = self._rows(scores), self._rows(among), self._rows(like).sum(1)
+        quota, living = int(counts.max()), int((counts > 0).sum())
+        best = row_top_k(rows, torch.full_like(counts, quota), free)
+        worth = (rows.double() * best).sum(1).masked_fill(free.sum(1) < quota, -torch.inf)
+        stays = torch.zeros_like(counts, dtype=torch.bool)
+        stays[worth.argsort(descending=True, stable=True)[:living]] = True
+        return self._unrows(best & stays.unsqueeze(1), like.shape)
+
     def allows(self, mask: Tensor) -> bool:
         """Say whether every row has its quota."""
         return self._allows(self._rows(mask).sum(1))

@@ -24,6 +24,10 @@ class Unstructured:
         free = ~kept if budget.regrow else ~mask
         return Moved(kept, kept | top_k(grow_scores, budget.grow, among=free))
 
+    def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
+        """Return the mask of the highest scores within ``among``, as many as in ``like``."""
+        return top_k(scores, int(like.sum()), among)
+
     def allows(self, mask: Tensor) -> bool:
         """Every mask is allowed."""
         return True

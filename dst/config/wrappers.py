@@ -1,0 +1,108 @@
+"""Refuse corrections and procedures that do not go with the rest of a run; ignore nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from dst import registry
+from dst.config.method import moves
+from dst.config.schema import SLOTS, Config, bound_options, marks
+from dst.options import problems, shown
+from dst.procedures.options import Budget, budget, budget_problems, superposing_problems
+from dst.sparsity.options import Part, drop_problems
+
+
+def check_correction(config: Config) -> Iterator[str]:
+    """Yield what does not go with a correction of the gradient."""
+    if "snapshot" in marks(config, "correction") and config.hardware.precision == "fp16":
+        yield (
+            f"hardware.precision=fp16 does not go with correction.name={config.correction.name}: the gradients of the "
+            "model and of a snapshot are read before they are unscaled, so that the correction would mix different "
+            "loss scales; use bf16 or fp32"
+        )
+
+
+def check_procedure(config: Config) -> Iterator[str]:
+    """Yield what does not go with a procedure: how its epochs are divided, what would move in its cycles."""
+    if "cycles" not in marks(config, "procedure"):
+        return
+    if config.schedule.select == "best_val":
+        yield (
+            f"schedule.select=best_val does not go with procedure.name={config.procedure.name}, which makes the "
+            "network that is tested itself, after the last step: use schedule.select=last"
+        )
+    yield from _check_budget(config)
+    yield from _check_moving(config)
+
+
+def method_epochs(config: Config) -> int:
+    """Return for how many epochs the method trains as it is: those before cycles, if there are any."""
+    divided = _budget(config)
+    return divided.pretrain_epochs if divided else _epochs(config)
+
+
+def _epochs(config: Config) -> int:
+    return config.schedule.epochs * config.schedule.multiplier
+
+
+def _key(name: str) -> str:
+    return f"procedure.{name}"
+
+
+def _division(config: Config) -> dict[str, Any] | None:
+    """Return what says how the epochs are divided; None if they are not, or by what other checks report."""
+    if "cycles" not in marks(config, "procedure") or _epochs(config) < 1:
+        return None
+    options = bound_options(config, "procedure")
+    given = {name: options[name] for name in ("cycle_rate", "cycle_epochs", "pretrain_epochs")}
+    declared = registry.options(SLOTS["procedure"], config.procedure.name, given)
+    return None if any(problems(declared, given)) else given
+
+
+def _budget(config: Config) -> Budget | None:
+    """Return how the epochs are divided; None if they are not, or cannot be."""
+    given = _division(config)
+    return None if given is None or any(budget_problems(_epochs(config), **given)) else budget(_epochs(config), **given)
+
+
+def _check_budget(config: Config) -> Iterator[str]:
+    if (given := _division(config)) is not None:
+        yield from budget_problems(_epochs(config), **given, called=_key)
+    if (divided := _budget(config)) is not None:
+        include_pretrained = bound_options(config, "procedure")["include_pretrained"]
+        yield from superposing_problems(divided, include_pretrained, _key)
+
+
+def _check_moving(config: Config) -> Iterator[str]:
+    """Yield options about what moves in cycles that would be ignored."""
+    options = bound_options(config, "procedure")
+    still = f"sparsity '{config.sparsity.label}' drops and grows nothing"
+    drop = Part(f"sparsity.drop.name={config.sparsity.drop.name}", marks(config, "sparsity.drop"))
+    asked = [] if options["re_explore"] is None else [f"{_key('re_explore')}={options['re_explore']}"]
+    if moves(config):
+        yield from drop_problems(drop, asked)
+    else:
+        yield from (f"{told} would be ignored: {still}. Use {_key('re_explore')}=null" for told in asked)
+        if not options["freeze_updates"]:
+            yield (
+                f"{_key('freeze_updates')}=false: unfrozen cycles in which nothing would move, since {still}. Use true"
+            )
+    if not asked and options["freeze_updates"] and _keeps_masks(config):
+        yield from _ignored_pruning(config, options)
+
+
+def _keeps_masks(config: Config) -> bool:
+    """Say whether pretraining ends with masks of the wanted density, so that only cycles could bring other ones."""
+    ends_early = bool(bound_options(config, "sparsity.density_schedule").get("ends_early"))
+    return not ends_early and "free_form" not in marks(config, "sparsity.init")
+
+
+def _ignored_pruning(config: Config, options: dict[str, Any]) -> Iterator[str]:
+    """Yield options of averaging and pruning networks of different masks, where all networks have the same."""
+    defaults = registry.find(SLOTS["procedure"], config.procedure.name).defaults
+    mend = f", or let weights move: {_key('re_explore')}, {_key('freeze_updates')}=false" if moves(config) else ""
+    for name in ("prune_back", "average_over", "pool"):
+        if options[name] != defaults[name]:
+            yield (
+                f"{_key(name)}={shown(options[name])} would be ignored: nothing moves in cycles, so that all networks "
+                f"have the same masks. Use {shown(defaults[name])}{mend}"
+            )

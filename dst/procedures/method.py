@@ -1,0 +1,32 @@
+"""What a procedure gets to make phases of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dst.fractions import Curve
+from dst.sparsity.update import TopologyUpdate
+
+
+@dataclass(frozen=True)
+class Length:
+    """The length of training: ``steps`` in all, ``steps_per_epoch`` in each of the ``epochs``.
+
+    The last epoch is not complete if there are fewer steps.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """The method as far as it depends on the length of a phase.
+
+    ``lr``, ``update``: from the steps of a phase to its learning rate and its updates (None if the topology is static).
+    ``density``: that of the network at the end; None for a dense one, and where counts are the method's own.
+    """
+
+    lr: Callable[[int], Curve]
+    update: Callable[[int], TopologyUpdate | None]
+    density: float | None = None

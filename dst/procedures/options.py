@@ -1,0 +1,73 @@
+"""Rules of procedures. Needs no torch, so that configs are checked without it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+from dst.fractions import exact
+from dst.options import Names, refuse
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How the epochs of a run are divided: those of pretraining, then ``cycles`` of ``cycle_epochs`` each."""
+
+    pretrain_epochs: int
+    cycles: int
+    cycle_epochs: int
+
+
+def budget(epochs: int, *, cycle_rate: float, cycle_epochs: int, pretrain_epochs: int | None = None) -> Budget:
+    """Return how ``epochs`` are divided into pretraining and whole cycles; OptionError if that cannot be.
+
+    With ``pretrain_epochs`` all other epochs are those of cycles. Without, cycles have the whole epochs of the fraction
+    ``cycle_rate``, of which pretraining gets what is left over by whole cycles (Sup-tickets, Yin et al. 2022).
+    """
+    refuse(budget_problems(epochs, cycle_rate=cycle_rate, cycle_epochs=cycle_epochs, pretrain_epochs=pretrain_epochs))
+    cycles = _cyclic(epochs, cycle_rate, pretrain_epochs) // cycle_epochs
+    return Budget(epochs - cycles * cycle_epochs, cycles, cycle_epochs)
+
+
+def budget_problems(
+    epochs: int, *, cycle_rate: float, cycle_epochs: int, pretrain_epochs: int | None = None, called: Names = str
+) -> Iterator[str]:
+    """Yield why ``epochs`` cannot be divided into pretraining and whole cycles, and what would do."""
+    left = _cyclic(epochs, cycle_rate, pretrain_epochs)
+    cycle = f"{called('cycle_epochs')}={cycle_epochs}"
+    if pretrain_epochs is not None:
+        if left > 0 and left % cycle_epochs == 0:
+            return
+        fitting = range(epochs - cycle_epochs, 0, -cycle_epochs)
+        mend = (
+            f"e.g. {called('pretrain_epochs')}={min(fitting, key=lambda number: abs(number - pretrain_epochs))}"
+            if fitting
+            else f"train for more than {cycle_epochs} epochs, or choose shorter cycles"
+        )
+        yield (
+            f"{called('pretrain_epochs')}={pretrain_epochs}: leaves {max(left, 0)} of {epochs} epochs for cycles, "
+            f"which is no positive multiple of {cycle}; {mend}"
+        )
+    elif left < cycle_epochs:
+        rate = ceil(Fraction(10_000 * cycle_epochs, epochs)) / 10_000  # rounded up, so that it is enough
+        mends = [f"{called('cycle_epochs')}={left} or less"] if left else []
+        mends += [f"{called('cycle_rate')}={rate} or more"] if rate < 1 else []
+        mends.append(f"{ceil(cycle_epochs / exact(cycle_rate))} epochs or more")
+        yield (
+            f"{cycle}: of {epochs} epochs {called('cycle_rate')}={cycle_rate} leaves {left} for cycles, less than one; "
+            f"choose {', or '.join(mends)}"
+        )
+
+
+def _cyclic(epochs: int, cycle_rate: float, pretrain_epochs: int | None) -> int:
+    """Return how many epochs cycles may have; below zero if pretraining alone has more than there are."""
+    return int(exact(cycle_rate) * epochs) if pretrain_epochs is None else epochs - pretrain_epochs
+
+
+def superposing_problems(of: Budget, include_pretrained: bool, called: Names = str) -> Iterator[str]:
+    """Yield that there would be a single network to superpose."""
+    if of.cycles == 1 and not include_pretrained:
+        yield (
+            f"{called('include_pretrained')}=false: leaves a single network to superpose, since there is one cycle of "
+            f"{of.cycle_epochs} epochs; use {called('include_pretrained')}=true, or make room for two cycles"
+        )

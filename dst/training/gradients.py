@@ -1,0 +1,184 @@
+"""The gradient of the mean loss at the weights of a network, on whole batches."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+
+from dst.data.loader import Loader
+from dst.metrics.flops import Account, Ledger
+from dst.sparsity import Sparsifier
+from dst.training.determinism import seed_torch
+from dst.training.distributed import Processes
+from dst.training.phase import Tick
+from dst.training.precision import Precision
+from dst.training.settings import Settings
+
+
+class Batch(NamedTuple):
+    """What one step looks at.
+
+    ``inputs`` and ``labels`` are this process's share of the ``samples``. ``step``: the step that takes it, which names
+    the random numbers of dropout: every pass over the batch draws the same.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    samples: int
+    step: int
+
+
+class Judgement(NamedTuple):
+    """The mean loss over all samples of a batch and the number of right answers, on the device."""
+
+    loss: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a network passes over batches: in which layout, precision and parts, and in which process."""
+
+    settings: Settings
+    precision: Precision
+    processes: Processes
+
+    def logits(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Return logits as float32 or finer, computed in the run's layout and precision."""
+        if self.settings.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with self.precision.autocast():
+            logits: Tensor = network(inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Gradients:
+    """Gradients of the mean loss at the weights of one network: the model that is trained, or a snapshot of it."""
+
+    def __init__(self, network: nn.Module, passes: Passes) -> None:
+        self.network = network
+        self.passes = passes
+        self._replica = passes.processes.replica(network)
+        self._buffers = list(network.buffers())
+
+    def of(
+        self, batch: Batch, account: Account, active: Mapping[str, int], *, dense_gradient: bool = False
+    ) -> Judgement:
+        """Replace the gradients of the network by those of a batch, in the parts that are accumulated.
+
+        Gradients, loss and answers are those of all samples, of which this process may have only a share. With several
+        processes all use the running statistics of the main one afterwards. Books the passes, through a network with
+        these ``active`` weights, and what the ``dense_gradient`` costs where the method reads it.
+        """
+        settings, precision, processes = self.passes.settings, self.passes.precision, self.passes.processes
+        self.network.zero_grad()
+        losses, right = [], []
+        parts = self._parts(batch)
+        for i, (inputs, labels) in enumerate(parts):
+            with nullcontext() if i == len(parts) - 1 else processes.local(self._replica):
+                logits = self.passes.logits(self._replica, inputs)
+                mean = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                loss = mean * (len(labels) / batch.samples)
+                precision.scaled(processes.to_sum(loss)).backward()  # type: ignore[no-untyped-call,unused-ignore]
+            losses.append(loss.detach())
+            right.append((logits.detach().argmax(1) == labels).sum())
+        processes.sum_gradients(self.network.parameters())
+        processes.share(self._buffers)  # all use the running statistics of the main process, which saves them
+        account.forward(active, batch.samples)
+        account.backward(active, batch.samples)
+        if dense_gradient:
+            account.dense_gradient(active, batch.samples)
+        return Judgement(*processes.total(torch.stack(losses).sum(), torch.stack(right).sum()))
+
+    @torch.no_grad()
+    def loss(self, batch: Batch, account: Account, active: Mapping[str, int]) -> Tensor:
+        """Return the mean loss over all samples of a batch, computed as ``of`` does, without gradients."""
+        losses = [
+            F.cross_entropy(
+                self.passes.logits(self.network, inputs), labels, label_smoothing=self.passes.settings.label_smoothing
+            )
+            * (len(labels) / batch.samples)
+            for inputs, labels in self._parts(batch)
+        ]
+        account.forward(active, batch.samples)
+        return self.passes.processes.total(torch.stack(losses).sum())[0]
+
+    def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Return the parts of a batch that are accumulated; seeds dropout for them."""
+        settings, processes = self.passes.settings, self.passes.processes
+        seed_torch(settings.seed, "step", batch.step, *processes.seed_path)
+        parts = [processes.parts(tensor, settings.accumulate) for tensor in (batch.inputs, batch.labels)]
+        return list(zip(*parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a correction works with: the gradients of the model, its masks, the training batches, and the ledger."""
+
+    gradients: Gradients
+    sparsifier: Sparsifier
+    batches: Loader
+    ledger: Ledger
+
+
+class Correction(Protocol):
+    """Changes the gradients of each step before the optimizer sees them."""
+
+    def begin_epoch(self, epoch: int, tick: Tick) -> None:
+        """Prepare for the coming epoch, before its first step; changes its own state only at the end."""
+        ...
+
+    def correct(self, batch: Batch) -> None:
+        """Change the model's gradients of a batch, which are dense and not masked, in place."""
+        ...
+
+    def end_epoch(self, epoch: int) -> None:
+        """Measure after the last step of an epoch."""
+        ...
+
+    def restart(self) -> None:
+        """Begin anew: the weights have been changed by something else than a step."""
+        ...
+
+    def figures(self, epochs: float) -> dict[str, float]:
+        """Return the metrics to log after so many epochs."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resume needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        ...
+
+
+class NoCorrection:
+    """Leaves gradients as they are."""
+
+    def begin_epoch(self, epoch: int, tick: Tick) -> None:
+        """Do nothing."""
+
+    def correct(self, batch: Batch) -> None:
+        """Do nothing."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Do nothing."""
+
+    def restart(self) -> None:
+        """Do nothing."""
+
+    def figures(self, epochs: float) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
