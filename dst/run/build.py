@@ -137,8 +137,10 @@ def _load_once(name: str, **options: Any) -> Dataset | DataError:
 
 
 @cache
-def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples]:
+def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples | None]:
     train, val = train_val_split(dataset.train.labels, val_fraction, split_seed)
+    if len(val) == 0:
+        return dataset.train, None
     return dataset.train.select(train), dataset.train.select(val)
 
 
@@ -150,12 +152,12 @@ def _statistics(train: Split) -> tuple[list[float], list[float]]:
 @dataclass(frozen=True)
 class _Loaders:
     train: Loader
-    val: Loader
+    val: Loader | None
     test: Loader
 
 
 def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
-    """Return the batches of all three splits on a device, normalised by the statistics of the training split."""
+    """Return the batches of the splits on a device, normalised by the statistics of the training split."""
     data = config.data
     with in_config_terms(fraction="data.val_fraction"):
         train, val = _split_once(dataset, data.val_fraction, data.split_seed)
@@ -173,7 +175,7 @@ def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
     with in_config_terms("data", batch_size="schedule.batch_size"):
         return _Loaders(
             train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
-            val=batches(val),
+            val=None if val is None else batches(val),
             test=batches(dataset.test),
         )
 

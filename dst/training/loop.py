@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from dst.data.loader import Loader, samples_of
 from dst.fractions import Curve
 from dst.metrics.flops import Flops
-from dst.options import Range, require
+from dst.options import Range, refuse, require
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
 from dst.training.determinism import seed_torch
@@ -31,6 +31,7 @@ from dst.training.options import (
     SaveEverySteps,
     Seed,
     Select,
+    unvalidated_problems,
 )
 from dst.training.precision import Precision
 from dst.training.stopping import StopFlag, StopRequestedError
@@ -118,7 +119,7 @@ class Training:
     sparsifier: Sparsifier
     lr: Curve
     train_batches: Loader
-    val_batches: Loader
+    val_batches: Loader | None
     flops: Flops
     precision: Precision
     settings: Settings
@@ -132,6 +133,8 @@ class Training:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Sums of loss and of correct answers since the last log line."""
         self._guard = Guard(self.optimizer, self.model)
+        if self.val_batches is None:
+            refuse(unvalidated_problems(self.settings.select, self.settings.eval_every_epochs))
         self._active = self._count_active()
         self._buffers = list(self.model.buffers())
         self._replica = self.processes.replica(self.model)
@@ -204,8 +207,7 @@ class Training:
         return {
             "test/accuracy": test.accuracy,
             "test/loss": test.loss,
-            "val/accuracy": selected["accuracy"],
-            "val/loss": selected["loss"],
+            **({} if self.val_batches is None else _validation(selected["loss"], selected["accuracy"])),
             "selected_step": selected["step"],
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
@@ -342,13 +344,12 @@ class Training:
         counters, per_epoch = self.counters, len(self.train_batches)
         at_interval = counters.step % (per_epoch * self.settings.eval_every_epochs) == 0
         is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
-        if not is_due or counters.evaluated == counters.step:
+        if self.val_batches is None or not is_due or counters.evaluated == counters.step:
             return
         result = self._evaluate(self.val_batches)
         counters.evaluated = counters.step
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
-        values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
-        observer.on_metrics(counters.step, counters.step / per_epoch, values)
+        observer.on_metrics(counters.step, counters.step / per_epoch, _validation(result.loss, result.accuracy))
         may_be_best = self.settings.select == "best_val" and self.sparsifier.density_is_final
         if may_be_best and (self.best is None or result.accuracy > self.best["accuracy"]):
             self.best = {
@@ -392,6 +393,10 @@ class Training:
         self._sums.copy_(state["sums"])
         self.best = state["best"]
         self._active = self._count_active()
+
+
+def _validation(loss: float, accuracy: float) -> dict[str, float]:
+    return {"val/loss": loss, "val/accuracy": accuracy}
 
 
 def _copy(state: Any) -> Any:

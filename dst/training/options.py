@@ -1,10 +1,11 @@
 """Options of training. Needs no torch, so that configs are checked without it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from dst.data.options import BatchSize
-from dst.options import ASIDE, Clash, OneOf, Range
+from dst.options import ASIDE, Clash, OneOf, Range, declared, shown
 
 Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
 Decay = Annotated[
@@ -67,6 +68,14 @@ class Schedule:
     label_smoothing: LabelSmoothing = 0.0
     select: Select = "last"
     eval_every_epochs: EvalEveryEpochs = 1
+
+
+def unvalidated_problems(select: str, eval_every_epochs: int) -> Iterator[str]:
+    """Yield the options that would be ignored where there is no validation split."""
+    for name, value in {"select": select, "eval_every_epochs": eval_every_epochs}.items():
+        default = declared(Schedule)[name].default
+        if value != default:
+            yield f"{name}={value} would be ignored: there is no validation split. Use {shown(default)}"
 
 
 @dataclass
