@@ -26,6 +26,7 @@ from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
+from dst.training.clipping import Clipping
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
@@ -74,6 +75,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         settings=_settings(config),
         counters=Counters(flops=sparsifier.forward_passes * flops.dense),
         processes=processes,
+        clipping=_clipping(config, model),
     )
     if processes.world > 1:
         training.begin_alike()
@@ -212,6 +214,12 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     groups = parameter_groups(model, schedule.optimizer.decay)
     optimizer: Optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
     return optimizer
+
+
+def _clipping(config: Config, model: nn.Module) -> Clipping | None:
+    """Return what clips the gradients; None if nothing does."""
+    norm, value = config.schedule.clip_norm, config.schedule.clip_value
+    return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
 
 
 def learning_rate(config: Config, steps_per_epoch: int) -> Curve:

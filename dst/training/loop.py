@@ -17,6 +17,7 @@ from dst.metrics.flops import Flops
 from dst.options import Range, refuse, require
 from dst.sparsity import Sparsifier
 from dst.sparsity.topology import LayerReport
+from dst.training.clipping import Clipping
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, Processes
 from dst.training.evaluate import Evaluation, evaluate
@@ -125,6 +126,7 @@ class Training:
     settings: Settings
     counters: Counters = field(default_factory=Counters)
     processes: Processes = ALONE
+    clipping: Clipping | None = None
     best: dict[str, Any] | None = None
     """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
 
@@ -251,7 +253,7 @@ class Training:
 
     def _stepper(self, step: int) -> Callable[[], Any] | None:
         """Return the function that takes the step (None: the optimizer); before an update it checks the weights too."""
-        take = self.precision.stepper(self.optimizer)
+        take = self.precision.stepper(self.optimizer, self.clipping.clip if self.clipping else None)
         if not self.sparsifier.update_due():
             return take
 
@@ -323,6 +325,7 @@ class Training:
             "time/seconds": counters.seconds,
             "time/samples_per_second": samples / max(seconds, 1e-9),
             **self._sparsity(),
+            **(self.clipping.figures() if self.clipping else {}),
         }
         observer.on_metrics(counters.step, counters.step / len(self.train_batches), values)
         self._sums.zero_()
@@ -381,6 +384,7 @@ class Training:
             "counters": dict(vars(self.counters)),
             "sums": self._sums,
             "best": self.best,
+            "clipping": self.clipping and self.clipping.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -392,6 +396,8 @@ class Training:
         self.counters = Counters(**state["counters"])
         self._sums.copy_(state["sums"])
         self.best = state["best"]
+        if self.clipping:
+            self.clipping.load_state_dict(state["clipping"])
         self._active = self._count_active()
 
 

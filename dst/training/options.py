@@ -36,6 +36,14 @@ ChannelsLast = Annotated[bool, "store images channels-last, as tensor cores pref
 LogEverySteps = Annotated[int, Range(1), "steps from one line of the history to the next"]
 SaveEverySteps = Annotated[int, Range(1), "steps from one checkpoint to the next, in addition; null: by time only"]
 Keep = Annotated[int, Range(1), "number of newest checkpoints to keep"]
+ClipNorm = Annotated[
+    float,
+    Range(0, ends="(]"),
+    "the largest norm of all gradients together, to which they are scaled down (after clip_value); null: any",
+]
+ClipValue = Annotated[
+    float, Range(0, ends="(]"), "the largest size of each gradient, to which it is cut (before clip_norm); null: any"
+]
 EvalEveryEpochs = Annotated[int, Range(1), "epochs from one validation to the next"]
 
 
@@ -66,6 +74,8 @@ class Schedule:
     ] = 1
     update_every: Annotated[int, ASIDE, Range(1), "steps from one update of the topology to the next"] = 50
     label_smoothing: LabelSmoothing = 0.0
+    clip_norm: ClipNorm | None = None
+    clip_value: ClipValue | None = None
     select: Select = "last"
     eval_every_epochs: EvalEveryEpochs = 1
 

@@ -39,18 +39,26 @@ class Precision:
         """Return the loss to call ``backward`` on."""
         return self._scaler.scale(loss) if self._scaler else loss
 
-    def stepper(self, optimizer: Optimizer) -> Callable[[], Any] | None:
+    def stepper(self, optimizer: Optimizer, clip: Callable[[], None] | None = None) -> Callable[[], Any] | None:
         """Return the function that takes an optimizer step: it unscales, and skips the step if a gradient overflowed.
 
-        None if losses are not scaled: the optimizer then steps by itself.
+        ``clip`` clips the gradients, unscaled, just before. None without it if losses are not scaled: the optimizer
+        then steps by itself.
         """
         scaler = self._scaler
-        if scaler is None:
+        if scaler is None and clip is None:
             return None
 
         def step() -> None:
-            scaler.step(optimizer)
-            scaler.update()
+            if clip is not None:
+                if scaler is not None:
+                    scaler.unscale_(optimizer)
+                clip()
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
 
         return step
 
