@@ -156,11 +156,12 @@ class _Attempt:
         """Log values, and show the most important ones."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
         self.tracker.poll()
-        if "val/accuracy" in values:
+        if "val/accuracy" in values or self.training.val_batches is None:
             sparsifier = self.training.sparsifier
+            self.progress.advance(step)
             self.progress.show(
                 {
-                    "accuracy": f"{values['val/accuracy']:.4f}",
+                    "accuracy": f"{values['val/accuracy']:.4f}" if "val/accuracy" in values else "-",
                     "density": f"{sparsifier.density:.4f}",
                     "Rs": f"{sparsifier.rs:.4f}",
                 }

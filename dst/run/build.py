@@ -29,6 +29,7 @@ from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
+from dst.training.clipping import Clipping
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
@@ -82,6 +83,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         val_batches=loaders.val,
         ledger=ledger,
         correction=correct(Situation(gradients, sparsifier, loaders.train, ledger)) if correct else NoCorrection(),
+        clipping=_clipping(config, model),
     )
     if processes.world > 1:
         training.begin_alike()
@@ -145,8 +147,10 @@ def _load_once(name: str, **options: Any) -> Dataset | DataError:
 
 
 @cache
-def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples]:
+def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples | None]:
     train, val = train_val_split(dataset.train.labels, val_fraction, split_seed)
+    if len(val) == 0:
+        return dataset.train, None
     return dataset.train.select(train), dataset.train.select(val)
 
 
@@ -158,12 +162,12 @@ def _statistics(train: Split) -> tuple[list[float], list[float]]:
 @dataclass(frozen=True)
 class _Loaders:
     train: Loader
-    val: Loader
+    val: Loader | None
     test: Loader
 
 
 def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
-    """Return the batches of all three splits on a device, normalised by the statistics of the training split."""
+    """Return the batches of the splits on a device, normalised by the statistics of the training split."""
     data = config.data
     with in_config_terms(fraction="data.val_fraction"):
         train, val = _split_once(dataset, data.val_fraction, data.split_seed)
@@ -181,7 +185,7 @@ def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
     with in_config_terms("data", batch_size="schedule.batch_size"):
         return _Loaders(
             train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
-            val=batches(val),
+            val=None if val is None else batches(val),
             test=batches(dataset.test),
         )
 
@@ -218,6 +222,12 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     groups = parameter_groups(model, schedule.optimizer.decay)
     optimizer: Optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
     return optimizer
+
+
+def _clipping(config: Config, model: nn.Module) -> Clipping | None:
+    """Return what clips the gradients; None if nothing does."""
+    norm, value = config.schedule.clip_norm, config.schedule.clip_value
+    return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
 
 
 def make_phases(config: Config, steps_per_epoch: int) -> list[Phase]:

@@ -133,9 +133,15 @@ def _measure(parts: Parts, shard: Shard) -> tuple[int, float, float]:
     """Return the peak memory, the seconds of a step and those of the whole training."""
     training = parts.training
     step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
+    return _peak_memory(), step_s, training.total_steps * step_s + _evaluations(training) * evaluation_s
+
+
+def _evaluations(training: Training) -> int:
+    """Return how many evaluations a whole training has: the validations, and the test at the end."""
+    if training.val_batches is None:
+        return 1
     epochs = -(-training.total_steps // len(training.train_batches))
-    evaluations = -(-epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
-    return _peak_memory(), step_s, training.total_steps * step_s + evaluations * evaluation_s
+    return -(-epochs // training.settings.eval_every_epochs) + 1
 
 
 def _train_flops(training: Training) -> int:
@@ -194,8 +200,10 @@ def _time_step(parts: Parts, shard: Shard) -> float:
 
 
 def _time_evaluation(parts: Parts, shard: Shard) -> float:
-    """Return the seconds of one validation on a shard of each batch, judged by the first batches."""
+    """Return the seconds of one validation, or test, on a shard of each batch, judged by the first batches."""
     training, batches = parts.training, parts.training.val_batches
+    if batches is None:
+        batches = parts.test_batches
     training.model.eval()
     few = min(3, len(batches))
     started = time.perf_counter()

@@ -11,11 +11,14 @@ from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Ledger
+from dst.options import refuse
 from dst.sparsity import Sparsifier
+from dst.training.clipping import Clipping
 from dst.training.evaluate import Evaluation, evaluate
 from dst.training.gradients import Batch, Correction, Gradients, Judgement, NoCorrection
 from dst.training.guard import DivergedError, Guard
 from dst.training.observer import Observer
+from dst.training.options import unvalidated_problems
 from dst.training.phase import Phase, Tick, total_steps
 from dst.training.settings import Settings
 from dst.training.stopping import StopFlag
@@ -54,9 +57,10 @@ class Training:
     sparsifier: Sparsifier
     phases: Sequence[Phase]
     train_batches: Loader
-    val_batches: Loader
+    val_batches: Loader | None
     ledger: Ledger
     correction: Correction = field(default_factory=NoCorrection)
+    clipping: Clipping | None = None
     counters: Counters = field(default_factory=Counters)
     best: dict[str, Any] | None = None
     """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
@@ -72,6 +76,8 @@ class Training:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Sums of loss and of correct answers since the last log line."""
         self._guard = Guard(self.optimizer, self.model)
+        if self.val_batches is None:
+            refuse(unvalidated_problems(self.settings.select, self.settings.eval_every_epochs))
         self.active = self._count_active()
         """The active weights of each layer in scope."""
         self.total_steps = total_steps(self.phases)
@@ -202,8 +208,7 @@ class Training:
         return {
             "test/accuracy": test.accuracy,
             "test/loss": test.loss,
-            "val/accuracy": selected["accuracy"],
-            "val/loss": selected["loss"],
+            **({} if self.val_batches is None else _validation(selected["loss"], selected["accuracy"])),
             "selected_step": selected["step"],
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
@@ -236,7 +241,7 @@ class Training:
             self._guard.check(now=True)  # an update cannot be vetoed on the device
         if not turn.replaces_step:
             self.sparsifier.mask_gradients()
-            self.precision.step(self.optimizer)
+            self.precision.step(self.optimizer, self.clipping.clip if self.clipping else None)
             if due:
                 self._guard.check_weights(batch.step)
             self.sparsifier.check_step(turn)
@@ -303,6 +308,7 @@ class Training:
             "time/samples_per_second": samples / max(seconds, 1e-9),
             **self._sparsity(),
             **self.correction.figures(epochs),
+            **(self.clipping.figures() if self.clipping else {}),
         }
         observer.on_metrics(counters.step, epochs, values)
         self._sums.zero_()
@@ -325,13 +331,12 @@ class Training:
         counters, per_epoch = self.counters, len(self.train_batches)
         at_interval = counters.step % (per_epoch * self.settings.eval_every_epochs) == 0
         is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
-        if not is_due or counters.evaluated == counters.step:
+        if self.val_batches is None or not is_due or counters.evaluated == counters.step:
             return
         result = self.evaluate(self.val_batches)
         counters.evaluated = counters.step
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
-        values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
-        observer.on_metrics(counters.step, counters.step / per_epoch, values)
+        observer.on_metrics(counters.step, counters.step / per_epoch, _validation(result.loss, result.accuracy))
         may_be_best = self.settings.select == "best_val" and self.sparsifier.density_is_final
         if may_be_best and (self.best is None or result.accuracy > self.best["accuracy"]):
             self.best = {
@@ -363,6 +368,7 @@ class Training:
             "precision": self.precision,
             "ledger": self.ledger,
             "correction": self.correction,
+            **({"clipping": self.clipping} if self.clipping else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -394,6 +400,10 @@ def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:
     counters = dict(state["counters"])
     ledger = {"training": counters.pop("flops"), "correction": 0, "batch_norm": 0, "measuring": 0}
     return {**state, "counters": counters, "ledger": ledger, "correction": {}, "procedure": {}}
+
+
+def _validation(loss: float, accuracy: float) -> dict[str, float]:
+    return {"val/loss": loss, "val/accuracy": accuracy}
 
 
 def _copy(state: Any) -> Any:

@@ -11,7 +11,8 @@ import torch
 from dst.cli import main
 from dst.records.read import read_attempts, read_networks, read_status
 from dst.training.checkpoint import Checkpoints
-from dst.training.loop import NoObserver, Training
+from dst.training.loop import Training
+from dst.training.observer import NoObserver
 from dst.training.phase import Network
 from tests.limits import largest_file
 from tests.processes import run_folder
