@@ -125,6 +125,7 @@ class Training:
             while self.phase_step < self.phase.steps:
                 self._train_epoch(observer, watch)
             if self.phase.end is not None:
+                self._guard.check(now=True)
                 self._between_steps(self.phase.end, observer, watch)
             if not self.is_over:
                 self._next_phase(observer, watch)
