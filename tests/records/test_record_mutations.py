@@ -40,7 +40,7 @@ TINY = (
     *("tracking=none", "tracking.progress=none", "hardware.threads=1", "tracking.every_steps=10"),
     *("checkpoint.every_steps=7", "output.root=outputs"),
 )
-HISTORIES = ("attempts.jsonl", "metrics.jsonl", "layers.jsonl")
+HISTORIES = ("attempts.jsonl", "metrics.jsonl", "layers.jsonl", "networks.jsonl")
 MISSING = object()
 
 
@@ -168,6 +168,10 @@ def root(tmp_path_factory):
             **{"host": os.uname().nodename, "process_started": "1"},
         }
         Record.open(folder).write_launch(submitted)
+        with Record.open(folder) as record:
+            made = {"phase": 0, "phase_name": "pretrain", "density": 0.1, "active": 118, "loss": 0.5, "accuracy": 0.5}
+            for step, name in ((20, "pretrained"), (21, "killed" if folder == killed else "neighbour")):
+                record.log_network(attempt=1, step=step, name=name, **made)
     return root
 
 
@@ -266,6 +270,9 @@ def test_whoever_looks_at_runs_sees_the_others_whatever_became_of_one(of, folder
             if mutation.file in ("run.json", "status.json", "summary.json"):
                 shown = tables.accuracy_table(frame).to_string() + "".join(tables.missing_cells(frame))
                 assert accuracy in shown or of == "done"
+            if mutation.file in ("run.json", "networks.jsonl"):
+                shown = tables.network_table(frame).to_string() + "".join(tables.missing_networks(frame))
+                assert ("neighbour" if of == "killed" else "killed") in shown
             rows = frame[frame["folder"] == str(beside)].reindex(columns=["id", "state", "test/accuracy"])
             found = plain([seen[str(beside)], rows.to_dict("records")])
             assert neighbour.setdefault(beside, found) == found
