@@ -40,7 +40,7 @@ TINY = (
     *("tracking=none", "tracking.progress=none", "hardware.threads=1", "tracking.every_steps=10"),
     *("checkpoint.every_steps=7", "output.root=outputs"),
 )
-HISTORIES = ("attempts.jsonl", "metrics.jsonl", "layers.jsonl", "networks.jsonl")
+HISTORIES = ("attempts.jsonl", "metrics.jsonl", "layers.jsonl")
 MISSING = object()
 
 
@@ -270,14 +270,24 @@ def test_whoever_looks_at_runs_sees_the_others_whatever_became_of_one(of, folder
             if mutation.file in ("run.json", "status.json", "summary.json"):
                 shown = tables.accuracy_table(frame).to_string() + "".join(tables.missing_cells(frame))
                 assert accuracy in shown or of == "done"
-            if mutation.file in ("run.json", "networks.jsonl"):
-                shown = tables.network_table(frame).to_string() + "".join(tables.missing_networks(frame))
-                assert ("neighbour" if of == "killed" else "killed") in shown
             rows = frame[frame["folder"] == str(beside)].reindex(columns=["id", "state", "test/accuracy"])
             found = plain([seen[str(beside)], rows.to_dict("records")])
             assert neighbour.setdefault(beside, found) == found
     problems.tell()
     assert len(todo) > 300
+
+
+def test_networks_of_other_runs_are_shown_whatever_became_of_those_of_one(folders, copy):
+    killed, _ = folders
+    problems, todo = Problems(), mutations(killed, "networks.jsonl")
+    for mutation in todo:
+        with problems.of(mutation), copy.mutated(killed, mutation):
+            frame = catalog(copy.root)
+            assert "neighbour" in tables.network_table(frame).to_string()
+            notes = tables.missing_networks(frame)
+            assert not any("not in the table" in note and "networks.jsonl" not in note for note in notes)
+    problems.tell()
+    assert len(todo) > 60
 
 
 def test_a_field_of_the_wrong_type_is_no_state(folders, copy):
