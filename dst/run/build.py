@@ -16,7 +16,7 @@ from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
 from dst.data.dataset import DataError, Dataset, NotHereError, Samples, Split
-from dst.data.loader import Loader, loader
+from dst.data.loader import Loader, loader, samples_within
 from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
 from dst.fractions import Curve, step_at
@@ -30,6 +30,7 @@ from dst.training.clipping import Clipping
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
+from dst.training.length import steps_of
 from dst.training.loop import Counters, Settings, Training
 from dst.training.lr import LRPlan
 from dst.training.precision import Precision
@@ -83,7 +84,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         training=training,
         test_batches=loaders.test,
         dataset=dataset,
-        dense_training_flops=flops.dense_training(config.schedule.epochs * loaders.train.samples),
+        dense_training_flops=flops.dense_training(_dense_samples(config, loaders.train)),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
     )
 
@@ -91,6 +92,20 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
 def epochs(config: Config) -> int:
     """Return how many epochs the run trains for."""
     return config.schedule.epochs * config.schedule.multiplier
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Return how many steps the run trains for."""
+    return steps_of(epochs(config), steps_per_epoch, config.schedule.max_steps)
+
+
+def _dense_samples(config: Config, train: Loader) -> int:
+    """Return how many samples the dense training has that the run's FLOPs are compared with.
+
+    It is the same schedule at ``multiplier=1``: a longer training costs more, and one that ends after some steps costs
+    as much as these.
+    """
+    return samples_within(train, steps_of(config.schedule.epochs, len(train), config.schedule.max_steps))
 
 
 def part(config: Config, slot: str) -> Any:
@@ -226,7 +241,7 @@ def learning_rate(config: Config, steps_per_epoch: int) -> Curve:
     """Return the learning rate over steps."""
     lr = config.schedule.lr
     warmup_steps = step_at(lr.warmup_epochs, steps_per_epoch)
-    curve: Curve = part(config, "schedule.lr")(LRPlan(lr.peak, epochs(config) * steps_per_epoch, warmup_steps))
+    curve: Curve = part(config, "schedule.lr")(LRPlan(lr.peak, total_steps(config, steps_per_epoch), warmup_steps))
     return curve
 
 
@@ -247,7 +262,7 @@ def make_plan(config: Config, steps_per_epoch: int) -> UpdatePlan | None:
     if update.every is None:
         return None
     with in_config_terms("sparsity.update"):
-        return UpdatePlan(total_steps=epochs(config) * steps_per_epoch, **vars(update))
+        return UpdatePlan(total_steps=total_steps(config, steps_per_epoch), **vars(update))
 
 
 def first_parts(config: Config) -> FirstParts:
@@ -302,6 +317,7 @@ def _settings(config: Config) -> Settings:
     return Settings(
         seed=config.seed,
         epochs=epochs(config),
+        max_steps=schedule.max_steps,
         label_smoothing=schedule.label_smoothing,
         accumulate=schedule.accumulate,
         channels_last=config.hardware.channels_last,

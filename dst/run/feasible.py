@@ -15,6 +15,7 @@ from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
 from dst.fractions import Curve, step_at
 from dst.metrics.flops import forward_flops
+from dst.options import refuse
 from dst.run.build import (
     first_parts,
     initial_density,
@@ -35,6 +36,7 @@ from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, 
 from dst.sparsity.marks import marks_of
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
+from dst.training.length import length_problems
 
 
 def check(config: Config, *, elsewhere: bool = False) -> None:
@@ -71,10 +73,9 @@ def _dataset(config: Config, *, elsewhere: bool) -> Dataset | None:
 def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     """Add all that does not fit a data set to the problems."""
     train = make_loaders(config, dataset, "cpu").train
+    _check_length(config, len(train), problems)
     with _collected(problems):
         _check_plan(config, len(train))
-    with _collected(problems, "schedule.lr: "):
-        learning_rate(config, len(train))
     with torch.device("meta"):
         model = make_model(config, dataset)
     forward_flops(model, dataset.shape)
@@ -106,6 +107,16 @@ def _collected(problems: list[str], key: str = "") -> Iterator[None]:
         problems += error.problems
     except (ValueError, RuntimeError, MemoryError) as error:
         problems.append(f"{key}{error}")
+
+
+def _check_length(config: Config, steps_per_epoch: int, problems: list[str]) -> None:
+    """Add to the problems what does not fit the number of steps."""
+    schedule = config.schedule
+    with _collected(problems), in_config_terms("schedule"):
+        refuse(length_problems(schedule.max_steps, schedule.epochs, schedule.multiplier, steps_per_epoch))
+    length = {} if schedule.max_steps is None else {"total_steps": "schedule.max_steps"}
+    with _collected(problems, f"schedule.lr.warmup_epochs={schedule.lr.warmup_epochs}: "), in_config_terms(**length):
+        learning_rate(config, steps_per_epoch)
 
 
 def _check_plan(config: Config, steps_per_epoch: int) -> None:

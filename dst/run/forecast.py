@@ -136,7 +136,8 @@ def _evaluations(training: Training) -> int:
     """Return how many evaluations a whole training has: the validations, and the test at the end."""
     if training.val_batches is None:
         return 1
-    return -(-training.settings.epochs // training.settings.eval_every_epochs) + 1
+    interval = len(training.train_batches) * training.settings.eval_every_epochs
+    return -(-training.total_steps // interval) + 1
 
 
 def _train_flops(parts: Parts, batch_size: int) -> int:

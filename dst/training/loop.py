@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, Processes
 from dst.training.evaluate import Evaluation, evaluate
 from dst.training.guard import DivergedError, Guard
+from dst.training.length import steps_of
 from dst.training.options import (
     Accumulate,
     ChannelsLast,
@@ -29,6 +31,7 @@ from dst.training.options import (
     EvalEveryEpochs,
     LabelSmoothing,
     LogEverySteps,
+    MaxSteps,
     SaveEverySteps,
     Seed,
     Select,
@@ -55,6 +58,7 @@ class Settings:
     log_every_steps: LogEverySteps
     checkpoint_every_s: Annotated[float, Range(0, ends="(]"), "seconds from one checkpoint to the next"]
     checkpoint_every_steps: SaveEverySteps | None
+    max_steps: MaxSteps | None = None
 
     def __post_init__(self) -> None:
         require(self)
@@ -144,7 +148,7 @@ class Training:
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
-        return self.settings.epochs * len(self.train_batches)
+        return steps_of(self.settings.epochs, len(self.train_batches), self.settings.max_steps)
 
     def run(self, observer: Observer, stop: StopFlag) -> None:
         """Train from the current state to the end.
@@ -164,14 +168,15 @@ class Training:
         self._evaluate_if_due(observer)
         while self.counters.step < self.total_steps:
             epoch, first = divmod(self.counters.step, per_epoch)
-            for inputs, labels in self.train_batches.epoch(epoch, start=first, shard=self.processes.shard):
+            batches = self.train_batches.epoch(epoch, start=first, shard=self.processes.shard)
+            for inputs, labels in islice(batches, self.total_steps - self.counters.step):
                 counters = self.counters
                 samples = samples_of(self.train_batches, counters.step % per_epoch)
                 self.train_step(inputs, labels, observer, samples)
                 counters.seconds = time.perf_counter() - started
                 is_last = counters.step == self.total_steps
                 self._guard.check(now=is_last)
-                if counters.step % self.settings.log_every_steps == 0 or counters.step % per_epoch == 0:
+                if is_last or counters.step % self.settings.log_every_steps == 0 or counters.step % per_epoch == 0:
                     self._log(observer)
                 every = self.settings.checkpoint_every_steps
                 due = every is not None and counters.step % every == 0

@@ -112,6 +112,7 @@ SETTINGS = {
     ("call", "told"),
     [
         (lambda: Settings(**SETTINGS | {"epochs": 0}), "epochs=0: must be >= 1"),
+        (lambda: Settings(**SETTINGS | {"max_steps": 0}), "max_steps=0: must be >= 1"),
         (lambda: Settings(**SETTINGS | {"seed": -1}), "seed=-1: must be >= 0"),
         (lambda: Settings(**SETTINGS | {"log_every_steps": 0}), "log_every_steps=0: must be >= 1"),
         (lambda: Settings(**SETTINGS | {"checkpoint_every_s": -1}), "checkpoint_every_s=-1: must be > 0"),
