@@ -17,7 +17,7 @@ from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
 from dst.data.dataset import DataError, Dataset, NotHereError, Samples, Split
-from dst.data.loader import Loader, loader
+from dst.data.loader import Loader, loader, samples_within
 from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
 from dst.fractions import Curve, step_at
@@ -34,6 +34,7 @@ from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
 from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
+from dst.training.length import steps_of
 from dst.training.loop import Training
 from dst.training.lr import LRPlan
 from dst.training.phase import Phase
@@ -91,7 +92,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         training=training,
         test_batches=loaders.test,
         dataset=dataset,
-        dense_training_flops=flops.dense_training(config.schedule.epochs * loaders.train.samples),
+        dense_training_flops=flops.dense_training(_dense_samples(config, loaders.train)),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
     )
 
@@ -99,6 +100,20 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
 def epochs(config: Config) -> int:
     """Return how many epochs the run trains for."""
     return config.schedule.epochs * config.schedule.multiplier
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Return how many steps the run trains for."""
+    return steps_of(epochs(config), steps_per_epoch, config.schedule.max_steps)
+
+
+def _dense_samples(config: Config, train: Loader) -> int:
+    """Return how many samples the dense training has that the run's FLOPs are compared with.
+
+    It is the same schedule at ``multiplier=1``: a longer training costs more, and one that ends after some steps costs
+    as much as these.
+    """
+    return samples_within(train, steps_of(config.schedule.epochs, len(train), config.schedule.max_steps))
 
 
 def part(config: Config, slot: str) -> Any:
@@ -232,7 +247,7 @@ def _clipping(config: Config, model: nn.Module) -> Clipping | None:
 
 def make_phases(config: Config, steps_per_epoch: int) -> list[Phase]:
     """Return the phases of a run."""
-    length = Length(epochs(config), steps_per_epoch, epochs(config) * steps_per_epoch)
+    length = Length(epochs(config), steps_per_epoch, total_steps(config, steps_per_epoch))
     method = Method(
         lr=lambda steps: learning_rate(config, steps_per_epoch, steps),
         update=lambda steps: make_update(config, steps),

@@ -140,8 +140,8 @@ def _evaluations(training: Training) -> int:
     """Return how many evaluations a whole training has: the validations, and the test at the end."""
     if training.val_batches is None:
         return 1
-    epochs = -(-training.total_steps // len(training.train_batches))
-    return -(-epochs // training.settings.eval_every_epochs) + 1
+    interval = len(training.train_batches) * training.settings.eval_every_epochs
+    return -(-training.total_steps // interval) + 1
 
 
 def _train_flops(training: Training) -> int:

@@ -4,19 +4,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from dst.options import checked
-from dst.sparsity.held import all_finite
 from dst.training.options import ClipNorm, ClipValue
 
 
 class Clipping:
     """Clip the gradients of a step just before the optimizer takes it: first by ``value``, then by their ``norm``.
 
-    Inactive weights have a gradient of zero by then, so the norm is that of the gradients of active weights, biases and
-    norms, all together. Steps whose gradients are not finite are vetoed elsewhere and count for nothing here.
+    Inactive weights have a gradient of zero by then, so the norm is that of the gradients of all else: active weights,
+    biases, normalisation layers. Steps whose gradients are not finite are vetoed elsewhere and do not count here.
     """
 
     @checked
@@ -32,11 +31,11 @@ class Clipping:
     @torch.no_grad()
     def clip(self) -> None:
         """Clip the gradients in place, and remember how much, on their device and without waiting for it."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
         finite, nonzero, beyond, norm, is_clipped = self._sums.new_zeros(5).unbind()
         if self._value is not None:
-            finite = all_finite(gradients)  # clipping would hide infinite ones
-            nonzero, beyond = _count(gradients), _count(_excess(gradients, self._value))
+            sizes = torch.cat([p.grad.flatten() for p in self._parameters if p.grad is not None]).abs_()
+            finite = torch.isfinite(sizes.max())  # afterwards infinite ones could not be told
+            nonzero, beyond = sizes.count_nonzero(), (sizes > self._value).sum()
             clip_grad_value_(self._parameters, self._value)
         if self._norm is not None:
             norm = clip_grad_norm_(self._parameters, self._norm)
@@ -66,16 +65,3 @@ class Clipping:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._sums.copy_(state["sums"])
-
-
-def _excess(gradients: list[Tensor], value: float) -> list[Tensor]:
-    """Return by how much each gradient exceeds a value in size; zero where it does not."""
-    excess = list(torch._foreach_abs(gradients))
-    torch._foreach_sub_(excess, value)
-    torch._foreach_clamp_min_(excess, 0.0)
-    return excess
-
-
-def _count(tensors: list[Tensor]) -> Tensor:
-    """Return how many numbers in the tensors are not zero, on their device; in float64, in which counts are exact."""
-    return torch.stack(torch._foreach_norm(torch._foreach_sign(tensors), 1, torch.float64)).sum()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -147,11 +148,12 @@ class Training:
         epoch, first = divmod(counters.step, per_epoch)
         if first == 0:
             self._between_steps(lambda _, __, tick: self.correction.begin_epoch(epoch, tick), observer, watch)
-        for inputs, labels in self.train_batches.epoch(epoch, start=first, shard=self.processes.shard):
+        batches = self.train_batches.epoch(epoch, start=first, shard=self.processes.shard)
+        for inputs, labels in islice(batches, self.phase.steps - self.phase_step):
             samples = samples_of(self.train_batches, counters.step % per_epoch)
             self.train_step(inputs, labels, observer, samples)
-            is_epoch_over = counters.step % per_epoch == 0
-            if is_epoch_over or counters.step == self.total_steps:
+            is_epoch_over = counters.step % per_epoch == 0 or counters.step == self.total_steps
+            if is_epoch_over:
                 self.correction.end_epoch(epoch)
             counters.seconds = time.perf_counter() - self._started
             self._guard.check(now=self.is_over)
@@ -165,8 +167,6 @@ class Training:
                 raise watch.stopped(counters.step)
             observer.on_step(counters.step)
             self._evaluate_if_due(observer)
-            if self.phase_step == self.phase.steps:
-                return
 
     def _between_steps(
         self, work: Callable[["Training", Observer, Tick], None], observer: Observer, watch: Watch

@@ -28,6 +28,9 @@ Select = Annotated[
 ]
 Seed = Annotated[int, Range(0), "all random numbers are derived from it"]
 Epochs = Annotated[int, Range(1), "passes over the training set"]
+MaxSteps = Annotated[
+    int, Range(1), "end training after this many steps, of which all fractions then are; null: after all epochs"
+]
 Determinism = Annotated[
     str, OneOf("strict", "fast"), "strict: resumes bit-identically; fast: may differ in the last bits"
 ]
@@ -72,6 +75,7 @@ class Schedule:
     multiplier: Annotated[
         int, Range(1), "train this many times as long; milestones and horizons scale with it, update_every stays"
     ] = 1
+    max_steps: MaxSteps | None = None
     update_every: Annotated[int, ASIDE, Range(1), "steps from one update of the topology to the next"] = 50
     label_smoothing: LabelSmoothing = 0.0
     clip_norm: ClipNorm | None = None

@@ -67,9 +67,15 @@ def test_first_masks_do_not_depend_on_what_the_process_did_before(method):
         assert all(map(torch.equal, first, again))
 
 
-@pytest.mark.parametrize("method", ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl"])
-def test_an_ordinary_step_never_waits_for_the_device(method):
-    config = catalogue.composed(method, "resnet20", ("hardware=gpu", "schedule.epochs=4"))
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((name, ()) for name in ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl"]),
+        ("set_itop", ("schedule.clip_norm=0.1", "schedule.clip_value=0.01")),
+    ],
+)
+def test_an_ordinary_step_never_waits_for_the_device(method, options):
+    config = catalogue.composed(method, "resnet20", ("hardware=gpu", "schedule.epochs=4", *options))
     if config.sparsity.update.every is not None:
         config.sparsity.update.every = 10
     training = build(complete(config)).training
