@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from dst.data.loader import samples_of
+from dst.metrics.flops import Ledger
+from dst.run.forecast import planned
 from dst.sparsity import UpdatePlan
+from dst.training.checkpoint import Checkpoints
 from dst.training.coefficient import Coefficient, Covariances
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE
 from dst.training.gradients import Batch
-from dst.training.stopping import StopFlag
+from dst.training.snapshot import _copy
+from dst.training.stopping import StopFlag, StopRequestedError
 from tests.training import ranks
 from tests.training.ranks import BATCH_SIZE, EPOCHS, Watcher, digest, training
 
@@ -322,3 +329,226 @@ def test_the_estimate_is_that_of_the_batches_at_the_weights_and_at_the_last_snap
     estimate = expected[0, 1] / expected[1, 1]
     assert figures["correction/estimate"] == pytest.approx(estimate, rel=1e-9)
     assert figures["correction/coefficient"] == pytest.approx(0.1 * (0.7 * 0.1 + 0.3 * estimate), rel=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it costs
+
+
+class Costs(Watcher):
+    """Looks at the logged figures at the end of every epoch."""
+
+    def __init__(self, run):
+        super().__init__(run)
+        self.epochs = []
+
+    def on_metrics(self, step, epoch, values):
+        if "train/loss" in values and step % len(self.run.train_batches) == 0:
+            self.epochs.append(values)
+
+
+def costs(correction, method):
+    run = training(ALONE, correction=correction, method=method)
+    run.run(watcher := Costs(run), StopFlag())
+    return watcher.epochs, run
+
+
+@pytest.mark.parametrize("method", [STATIC, RANDOM, DENSE], ids=["static", "set", "dense"])
+def test_an_epoch_costs_three_and_then_ten_thirds(method):
+    epochs, run = costs({}, method)
+    assert [values["train/compute_epochs"] for values in epochs] == pytest.approx([3, 3 + 10 / 3, 3 + 20 / 3])
+    assert ["correction/estimate" in values for values in epochs] == [False, True, True]
+    plain = costs(None, method)[1].ledger.total
+    assert run.ledger.training.total == plain
+    assert 3 * run.ledger.correction.total == (2 * 3 * 3 + 2) * plain / 3
+    assert run.finish(run.val_batches)["train/compute_epochs"] == epochs[-1]["train/compute_epochs"]
+
+
+def test_longer_periods_and_gradients_as_the_proxy_cost_what_they_take():
+    """Of a plain epoch's 3 F: q adds 3 at each step; a pass 3 at the weights and 1 or 3 at the old snapshot."""
+    for correction, expected in [
+        ({"every_epochs": 2}, [3, 5, 8 + 1 / 3]),
+        ({"every_epochs": 3}, [3, 5, 7]),
+        ({"proxy": "gradient"}, [3, 7, 11]),
+        ({"gamma": 0}, [3, 3 + 10 / 3, 3 + 20 / 3]),  # what the config says is what runs
+    ]:
+        epochs, _ = costs(correction, STATIC)
+        assert [values["train/compute_epochs"] for values in epochs] == pytest.approx(expected), correction
+
+
+@pytest.mark.parametrize("method", [{}, STATIC, RANDOM, DENSE], ids=["rigl", "static", "set", "dense"])
+@pytest.mark.parametrize("every_epochs", [1, 2])
+@pytest.mark.parametrize("proxy", ["loss", "gradient"])
+def test_a_forecast_books_what_training_will(method, every_epochs, proxy):
+    run = training(ALONE, correction={"every_epochs": every_epochs, "proxy": proxy}, method=method)
+    ledger = Ledger(run.ledger.flops)
+    sizes = [samples_of(run.train_batches, i) for i in range(len(run.train_batches))]
+    planned(run.phases, ledger, run.active, sizes, run.correction)
+    run.run(Watcher(run), StopFlag())
+    assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
+    assert ledger.correction.total > 0
+
+
+def test_a_forecast_knows_that_a_phase_begins_anew():
+    """With a phase that changes the weights at its beginning, in the middle of a period or of an epoch."""
+
+    def change(run, observer, tick):
+        run.model[0].weight.data.mul_(0.5)
+
+    change.book = lambda *_: None
+    for first in (4, 6):
+        run = training(ALONE, correction={"every_epochs": 2}, method=STATIC)
+        (phase,) = run.phases
+        run.phases = [replace(phase, steps=first), replace(phase, steps=STEPS - first, begin=change)]
+        ledger, sizes = Ledger(run.ledger.flops), [50, 50, 50, 44]
+        planned(run.phases, ledger, run.active, sizes, run.correction)
+        run.run(Watcher(run), StopFlag())
+        assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+@pytest.mark.parametrize("options", [{"batch_norm": True}, {"method": RANDOM}], ids=["rigl", "set"])
+def test_the_ratio_of_variances_is_that_of_the_first_batches(options):
+    correction = {"gamma": 1, "initial": 0.8, "variance_batches": 3}
+    run = training(ALONE, correction=correction, double=True, **options)
+    run.correction.begin_epoch(0, no_tick)
+    then = active(run)
+    batches = batches_of(run, 0)
+    for batch in batches:
+        take(run, batch)
+    now, before = active(run), state_of(run)
+    booked = run.ledger.total
+    assert "correction/variance_ratio" not in run.correction.figures(1)
+    run.correction.end_epoch(0, is_last=False)
+    after = state_of(run)
+    ours = torch.stack([vector(gradients_at(run.model, batch)[0]) for batch in batches[:3]])
+    theirs = torch.stack([vector(gradients_at(snapshot(run).network, batch)[0]) for batch in batches[:3]])
+    variance = ours[:, now].var(0).sum()
+    corrected = (ours - 0.8 * theirs * then)[:, now].var(0).sum()
+    ratio = run.correction.figures(1)["correction/variance_ratio"]
+    assert ratio == pytest.approx((corrected / variance).item(), rel=1e-9)
+    assert 0 < ratio < 1
+    assert run.ledger.total == booked
+    assert run.ledger.measuring.total == 150 * 6 * run.ledger.flops.test(run.active)
+    for state in (before, after):
+        state["ledger"].pop("measuring")
+        state["correction"].pop("variance_ratio")
+    assert same(before, after)
+
+
+def test_measuring_changes_nothing():
+    runs = []
+    for variance_batches in (0, 2, 8):
+        run = training(ALONE, correction={"gamma": 1, "variance_batches": variance_batches}, batch_norm=True)
+        watcher = Watcher(run)
+        run.run(watcher, StopFlag())
+        runs.append(watcher.digests)
+        has_ratio = "correction/variance_ratio" in run.correction.figures(EPOCHS)
+        assert has_ratio == (variance_batches > 0) == (run.ledger.measuring.total > 0)
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_it_is_measured_at_the_end_of_each_period_and_of_training():
+    run = training(ALONE, correction={"every_epochs": 2}, method=STATIC)
+    (phase,) = run.phases
+    run.phases = [replace(phase, steps=STEPS - 1)]  # the last epoch is cut short
+    run.total_steps = STEPS - 1
+    totals = []
+
+    class Totals(Watcher):
+        def on_step(self, step):
+            totals.append((step, run.ledger.measuring.total))
+
+    run.run(Totals(run), StopFlag())
+    steps = [step for (step, total), (_, last) in zip(totals[1:], totals, strict=False) if total > last]
+    assert steps == [8, 11]
+
+
+def test_without_correction_the_ratio_is_1():
+    run = training(ALONE, correction={"gamma": 0}, batch_norm=True)
+    run.run(Watcher(run), StopFlag())
+    assert run.correction.figures(EPOCHS)["correction/variance_ratio"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State
+
+
+@pytest.mark.parametrize("optimizer", ranks.OPTIMIZERS)
+@pytest.mark.parametrize(
+    "options",
+    [{"method": RANDOM, "batch_norm": True}, {"precision": "bf16"}, {"accumulate": 2, "momentum_growth": True}],
+    ids=["set", "rigl-bf16", "momentum"],
+)
+@pytest.mark.parametrize("correction", [{"gamma": 1}, {"gamma": 1, "every_epochs": 2, "proxy": "gradient"}])
+def test_a_continued_training_is_bit_identical(optimizer, options, correction, tmp_path):
+    options = {"optimizer": optimizer, "correction": correction, **options}
+    whole = training(ALONE, **options)
+    whole.run(watcher := Watcher(whole), StopFlag())
+    for step in (0, 2, 4, 7, 9):
+        begun, saved = training(ALONE, **options), {}
+
+        class Stops(Watcher):
+            def on_step(self, now, step=step):
+                if now >= step - 1:
+                    self.stop.requested = "SIGTERM"
+
+            def on_checkpoint(self, now, state, saved=saved):
+                saved["state"] = now, state
+
+        stopping = Stops(begun)
+        stopping.stop = StopFlag()
+        with pytest.raises(StopRequestedError):
+            begun.run(stopping, stopping.stop)
+        Checkpoints(tmp_path / str(step)).save(*saved["state"])
+        again = training(ALONE, **options)
+        again.load_state_dict(Checkpoints(tmp_path / str(step)).load_newest())
+        assert again.counters.step == saved["state"][0]
+        again.run(rest := Watcher(again), StopFlag())
+        assert rest.digests == watcher.digests[again.counters.step - len(rest.digests) :]
+        assert same(again.correction.state_dict(), whole.correction.state_dict())
+        assert again.ledger.state_dict() == whole.ledger.state_dict()
+
+
+class _EnoughError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("proxy", ["loss", "gradient"])
+@pytest.mark.parametrize("ticks", [1, 3])
+def test_a_pass_that_ends_early_changes_nothing_but_the_ledger(proxy, ticks):
+    run = training(ALONE, correction={"proxy": proxy}, batch_norm=True)
+    left = iter(range(ticks))
+
+    def tick():
+        if next(left, None) is None:
+            raise _EnoughError
+
+    for epoch in range(2):
+        before = state_of(run)
+        left = iter(range(ticks))
+        with pytest.raises(_EnoughError):
+            run.correction.begin_epoch(epoch, tick)
+        run.ledger.load_state_dict(before["ledger"])  # as the loop does
+        assert same(state_of(run), before)
+        run.correction.begin_epoch(epoch, no_tick)
+        assert not same(state_of(run), before)
+        for batch in batches_of(run, epoch):
+            take(run, batch)
+
+
+def test_the_snapshot_is_another_network_without_hooks_and_compiled_as_the_model_is():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append("forward"))
+    model.compile(backend="eager")
+    twin = _copy(model)
+    assert twin._compiled_call_impl is not None
+    assert twin._compiled_call_impl is not model._compiled_call_impl
+    assert not twin[0]._forward_hooks
+    assert len(model[0]._forward_hooks) == 1
+    assert all(ours is not theirs for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True))
+    assert _copy(nn.Linear(2, 2))._compiled_call_impl is None
