@@ -196,10 +196,6 @@ def _arm_kill(place: str, number: str) -> None:
     """Kill at the n-th time that a place is reached; at a ``step``, by its absolute number, once it is taken."""
     import torch
 
-    from dst.records.store import Record
-    from dst.sparsity.topology import Topology
-    from dst.training import evaluate, loop
-
     if place == "step":
         return _after_step(int(number), _die)
     if place == "half_written":
@@ -214,15 +210,27 @@ def _arm_kill(place: str, number: str) -> None:
 
         torch.save = save
         return None
+    return _at(place, int(number), _die)
+
+
+def _at(place: str, number: int, act: Callable[[], None]) -> None:
+    """Act at the n-th time that a place is reached."""
+    from dst.records.store import Record
+    from dst.sparsity.topology import Topology
+    from dst.training import evaluate, loop
+    from dst.training.correction import Agent
+
     owner, name, *counts = {
         "rename": (os, "replace"),  # of any file of the record
         "checkpoint": (os, "replace", lambda _, path: Path(path).parent.name == "checkpoints"),  # data, then manifest
         "update": (Topology, "replace"),  # a layer of an update
         "evaluate": (evaluate.F, "cross_entropy", lambda *_, reduction="", **__: reduction == "sum"),  # not the loop's
+        "pass": (Agent, "_pass"),  # of a batch, to find out the full gradient
+        "end_epoch": (Agent, "end_epoch"),
         "test": (loop.Training, "finish"),
         "summary": (Record, "write_summary"),
     }[place]
-    return _before_call(owner, name, int(number), _die, *counts)
+    _before_call(owner, name, number, act, *counts)
 
 
 def _after_step(step: int, act: Callable[[], None]) -> None:
@@ -238,8 +246,14 @@ def _after_step(step: int, act: Callable[[], None]) -> None:
     Training.train_step = wrapper
 
 
-def _arm_signal(name: str, step: str) -> None:
-    _after_step(int(step), lambda: os.kill(os.getpid(), signal.Signals[name]))
+def _arm_signal(name: str, *where: str) -> None:
+    """Signal after a step, or at the n-th time that a place is reached."""
+
+    def act() -> None:
+        os.kill(os.getpid(), signal.Signals[name])
+
+    *place, number = where
+    return _at(*place, int(number), act) if place else _after_step(int(number), act)
 
 
 def _arm_nan(where: str, step: str) -> None:

@@ -20,6 +20,7 @@ from dst.metrics.flops import Ledger
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
+from dst.training.gradients import Correction, PlannedStep
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
 from dst.training.phase import Phase
@@ -149,36 +150,48 @@ def _train_flops(training: Training) -> int:
     ledger = Ledger(training.ledger.flops)
     ledger.load_state_dict(training.ledger.state_dict())
     batches = training.train_batches
-    planned(training.phases, ledger, training.active, [samples_of(batches, i) for i in range(len(batches))])
+    sizes = [samples_of(batches, i) for i in range(len(batches))]
+    planned(training.phases, ledger, training.active, sizes, training.correction)
     return ledger.total
 
 
-def planned(phases: Sequence[Phase], ledger: Ledger, active: Mapping[str, int], batch_sizes: Sequence[int]) -> None:
+def planned(
+    phases: Sequence[Phase],
+    ledger: Ledger,
+    active: Mapping[str, int],
+    batch_sizes: Sequence[int],
+    correction: Correction,
+) -> None:
     """Book the FLOPs of all phases as the loop will; ``batch_sizes``: those of an epoch, in order.
 
     ``active``: the first active weights of each layer in scope. What is booked is exact if every layer keeps its number
     of weights. If weights move between layers or the density falls, each layer is assumed to keep its share.
     """
-    at_first, step = dict(active), 0
+    at_first, steps = dict(active), list[PlannedStep]()
     density = sum(active.values()) / ledger.flops.maskable
     for phase in phases:
         if phase.begin is not None:
             phase.begin.book(ledger, active, sum(batch_sizes))
         for phase_step in range(1, phase.steps + 1):
-            samples = batch_sizes[step % len(batch_sizes)]
+            epoch, i = divmod(len(steps), len(batch_sizes))
+            samples = batch_sizes[i]
+            update = phase.update
+            due = update is not None and update.plan.due(phase_step)
+            is_replaced = update is not None and due and update.replaces_step
+            begins_anew = phase_step == 1 and phase.begin is not None
+            steps.append(PlannedStep(epoch, i == 0, samples, active, is_replaced, begins_anew))
             ledger.training.forward(active, samples)
             ledger.training.backward(active, samples)
-            step += 1
-            if phase.update is None:
+            if update is None:
                 continue
-            due = phase.update.plan.due(phase_step)
-            if phase.update.reads_dense_gradient(due=due):
+            if update.reads_dense_gradient(due=due):
                 ledger.training.dense_gradient(active, samples)
-            if due and phase.update.density_curve is not None:
-                share = phase.update.density_curve(phase_step) / density
+            if due and update.density_curve is not None:
+                share = update.density_curve(phase_step) / density
                 active = at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
         if phase.end is not None:
             phase.end.book(ledger, active, sum(batch_sizes))
+    correction.book(ledger.correction, steps, sum(batch_sizes))
 
 
 def _time_step(parts: Parts, shard: Shard) -> float:

@@ -1,6 +1,6 @@
 """The gradient of the mean loss at the weights of a network, on whole batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -125,6 +125,20 @@ class Situation:
     ledger: Ledger
 
 
+class PlannedStep(NamedTuple):
+    """A step of a run that has not begun: its epoch, the samples of its batch and the active weights of each layer.
+
+    ``is_replaced``: a topology update comes instead; ``begins_anew``: weights are changed by something else before it.
+    """
+
+    epoch: int
+    begins_epoch: bool
+    samples: int
+    active: Mapping[str, int]
+    is_replaced: bool
+    begins_anew: bool
+
+
 class Correction(Protocol):
     """Changes the gradients of each step before the optimizer sees them."""
 
@@ -136,8 +150,8 @@ class Correction(Protocol):
         """Change the model's gradients of a batch, which are dense and not masked, in place."""
         ...
 
-    def end_epoch(self, epoch: int) -> None:
-        """Measure after the last step of an epoch."""
+    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
+        """Measure after the last step of an epoch; ``is_last``: of training, which may end within one."""
         ...
 
     def restart(self) -> None:
@@ -146,6 +160,10 @@ class Correction(Protocol):
 
     def figures(self, epochs: float) -> dict[str, float]:
         """Return the metrics to log after so many epochs."""
+        ...
+
+    def book(self, account: Account, steps: Sequence[PlannedStep], samples: int) -> None:
+        """Book what the correction of all steps of a run will cost; ``samples``: those of an epoch."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,7 +184,7 @@ class NoCorrection:
     def correct(self, batch: Batch) -> None:
         """Do nothing."""
 
-    def end_epoch(self, epoch: int) -> None:
+    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
         """Do nothing."""
 
     def restart(self) -> None:
@@ -175,6 +193,9 @@ class NoCorrection:
     def figures(self, epochs: float) -> dict[str, float]:
         """Return nothing."""
         return {}
+
+    def book(self, account: Account, steps: Sequence[PlannedStep], samples: int) -> None:
+        """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing."""

@@ -152,9 +152,10 @@ class Training:
         for inputs, labels in islice(batches, self.phase.steps - self.phase_step):
             samples = samples_of(self.train_batches, counters.step % per_epoch)
             self.train_step(inputs, labels, observer, samples)
-            is_epoch_over = counters.step % per_epoch == 0 or counters.step == self.total_steps
+            is_last = counters.step == self.total_steps
+            is_epoch_over = counters.step % per_epoch == 0 or is_last
             if is_epoch_over:
-                self.correction.end_epoch(epoch)
+                self.correction.end_epoch(epoch, is_last=is_last)
             counters.seconds = time.perf_counter() - self._started
             self._guard.check(now=self.is_over)
             if counters.step % self.settings.log_every_steps == 0 or is_epoch_over:
@@ -221,6 +222,7 @@ class Training:
             "flops/train": self.ledger.total,
             "time/seconds": counters.seconds,
             "time/samples_per_second": counters.samples / counters.seconds,
+            **self.correction.figures(counters.step / len(self.train_batches)),
         }
 
     # -- one step ------------------------------------------------------------------------------------------------------
