@@ -1,4 +1,8 @@
-"""Records of schema 1, as commit 7bc0f62 made them; host, platform and paths are replaced, nothing else."""
+"""Records as earlier versions of this code made them; host, platform and paths are replaced, nothing else.
+
+``SCHEMA_1``: by commit 7bc0f62, all that is named here. ``BEFORE_PHASES``: by commit 9a94b15, one run that was stopped
+after step 40 of 63; what is saved of it knows no phases.
+"""
 
 import tarfile
 from pathlib import Path
@@ -11,13 +15,15 @@ METHODS = {
 }  # fmt: skip
 """Id of each run -> its method."""
 
+SCHEMA_1, BEFORE_PHASES = "schema1", "before_phases"
+
 FAILED, PREEMPTED, WITH_CHECKPOINT = "a8b460641173", "e78b3272ad24", "58f5c8df18de"
 """The first two were submitted as jobs; all others are done."""
 
 
-def unpack(root: Path) -> Path:
-    """Put the records below an output root, and return their group's folder."""
+def unpack(root: Path, which: str = SCHEMA_1) -> Path:
+    """Put old records below an output root, and return their group's folder."""
     root.mkdir(exist_ok=True)
-    with tarfile.open(Path(__file__).parent / "records" / "schema1.tar.gz") as archive:
+    with tarfile.open(Path(__file__).parent / "records" / f"{which}.tar.gz") as archive:
         archive.extractall(root, filter="data")
     return root / GROUP

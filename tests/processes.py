@@ -320,7 +320,7 @@ def run_folder(root: Path) -> Path:
 
 def traces(folder: Path) -> dict[str, Any]:
     """Return all that a run leaves behind, but times and attempt numbers; tensors as their exact bytes."""
-    from dst.records.read import read_layers, read_metrics, read_summary
+    from dst.records.read import read_layers, read_metrics, read_networks, read_summary
     from dst.training.checkpoint import Checkpoints
 
     state = Checkpoints(folder / "checkpoints").load_newest()
@@ -328,6 +328,7 @@ def traces(folder: Path) -> dict[str, Any]:
         "state": _plain(state),
         "metrics": _plain(read_metrics(folder)),
         "layers": _plain(read_layers(folder)),
+        "networks": _plain(read_networks(folder)),
         "summary": _plain(read_summary(folder)),
     }
 

@@ -253,6 +253,9 @@ class Output:
     resume: Annotated[
         str, ASIDE, OneOf("auto", "never"), "auto: continue the run; never: start a new attempt folder"
     ] = "auto"
+    keep_networks: Annotated[bool, ASIDE, "keep weights and masks of the networks that the run makes on the way"] = (
+        False
+    )
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dst.records.states import RECORDED, State
-from dst.records.store import RESUME_EVENT, RecordError
+from dst.records.store import LAYERS, METRICS, NETWORKS, RESUME_EVENT, RecordError
 
 _TEXT: Final = "text"
 _PATH: Final = "a path"
@@ -68,6 +68,8 @@ _LAUNCH: Final = {
     **{"job": f"{_ID} or nothing", "logs": _PATH, "code": _PATH, "host": _TEXT},
     **{"process_started": f"{_TEXT} or nothing"},
 }
+_NETWORK: Final = {"phase_name": _TEXT, "name": _TEXT, "density": _FIGURE, "active": _COUNT}
+_NETWORK_MORE: Final = {"val/loss": f"{_FIGURE} or nothing", "val/accuracy": f"{_FIGURE} or nothing"}
 _SETTINGS: Final = {
     **{"cluster": _TEXT, "wait": "a truth value", "max_parallel": f"{_COUNT} or nothing", "runs_per_job": _COUNT},
 }
@@ -136,7 +138,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     A resume at step k voids all earlier lines beyond step k. Lines that a crash cut off are left out.
     """
     rows: dict[int, dict[str, Any]] = {}
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     for line in _lines(path, {"step": _COUNT}):
         _check(path, line, {"time/seconds": f"{_NUMBER} or nothing"})
         merge(rows, line)
@@ -158,13 +160,31 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
     Each (step, layer) occurs once: the later row wins. A resume voids rows as in ``read_metrics``.
     """
     rows: dict[tuple[int, str], dict[str, Any]] = {}
-    for line in _lines(folder / "layers.jsonl", {"step": _COUNT}):
+    for line in _lines(folder / LAYERS, {"step": _COUNT}):
         if line.get("event") == RESUME_EVENT:
             rows = {key: row for key, row in rows.items() if key[0] <= line["step"]}
         else:
-            _check(folder / "layers.jsonl", line, {"layer": _TEXT}, needed=True)
+            _check(folder / LAYERS, line, {"layer": _TEXT}, needed=True)
             rows[line["step"], line["layer"]] = line
     return sorted(rows.values(), key=lambda row: int(row["step"]))
+
+
+def read_networks(folder: Path) -> list[dict[str, Any]]:
+    """Return the valid rows of ``networks.jsonl`` by phase and step, in the order in which they were made.
+
+    Each (phase, step, name) occurs once: the later row wins. A resume at phase p and step k voids all earlier rows of
+    phase p from step k on, and those of later phases.
+    """
+    path = folder / NETWORKS
+    rows: dict[tuple[int, int, str], dict[str, Any]] = {}
+    for line in _lines(path, {"phase": _COUNT, "step": _COUNT}):
+        if line.get("event") == RESUME_EVENT:
+            rows = {key: row for key, row in rows.items() if key[:2] < (line["phase"], line["step"])}
+        else:
+            _check(path, line, _NETWORK, needed=True)
+            _check(path, line, _NETWORK_MORE)
+            rows[line["phase"], line["step"], line["name"]] = line
+    return [rows[key] for key in sorted(rows, key=lambda key: key[:2])]
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -15,6 +14,10 @@ from dst.records.states import RECORDED, State
 
 RESUME_EVENT: Final = "resume"
 """``event`` of a history line that voids all earlier lines of later steps."""
+
+METRICS: Final = "metrics.jsonl"
+LAYERS: Final = "layers.jsonl"
+NETWORKS: Final = "networks.jsonl"
 
 _RESERVED: Final = frozenset({"event", "step", "epoch", "attempt"})
 
@@ -32,6 +35,7 @@ class Record:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self.folder = folder
         self._durable = durable
+        self._opened: dict[str, _History] = {}
 
     @classmethod
     def create(cls, folder: Path, *, config_yaml: str, run: Mapping[str, Any], durable: bool = True) -> Self:
@@ -65,9 +69,14 @@ class Record:
         return self.folder / "checkpoints"
 
     @property
+    def networks(self) -> Path:
+        """The folder of the networks that the run makes on the way, if they are kept."""
+        return self.folder / "networks"
+
+    @property
     def has_history(self) -> bool:
         """Say whether an attempt has begun to write a history."""
-        return any((self.folder / name).exists() for name in ("metrics.jsonl", "layers.jsonl"))
+        return any((self.folder / name).exists() for name in (METRICS, LAYERS, NETWORKS))
 
     def write_config(self, config_yaml: str) -> None:
         """Replace ``config.yaml``."""
@@ -132,7 +141,7 @@ class Record:
         ``RecordError`` if a value is named like one of the line's own fields; ``OSError`` if the disk is full.
         """
         _refuse_reserved(values, _RESERVED)
-        self._metrics.append([{"step": step, "epoch": epoch, "attempt": attempt, **values}])
+        self._history(METRICS).append([{"step": step, "epoch": epoch, "attempt": attempt, **values}])
 
     def log_layers(self, *, step: int, attempt: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append to ``layers.jsonl`` a line for each layer: ``layer``, ``size``, ``active``, ``explored``, ....
@@ -143,26 +152,58 @@ class Record:
         for row in rows:
             _refuse_reserved(row, _RESERVED - {"epoch"})
             if "layer" not in row:
-                raise RecordError(f"a row of layers.jsonl needs the name of its 'layer'; given: {', '.join(row)}")
+                raise RecordError(f"a row of {LAYERS} needs the name of its 'layer'; given: {', '.join(row)}")
             lines.append({"step": step, "attempt": attempt, **row})
-        self._layers.append(lines)
+        self._history(LAYERS).append(lines)
 
-    def mark_resume(self, *, step: int, attempt: int) -> None:
-        """Void all lines of both histories beyond the step from which training continues."""
-        for history in (self._metrics, self._layers):
-            history.append([{"event": RESUME_EVENT, "step": step, "attempt": attempt}])
+    def log_network(
+        self,
+        *,
+        attempt: int,
+        phase: int,
+        phase_name: str,
+        step: int,
+        name: str,
+        density: float,
+        active: int,
+        loss: float | None = None,
+        accuracy: float | None = None,
+    ) -> None:
+        """Append one line to ``networks.jsonl``: a network that the run has made on the way.
+
+        ``phase`` (from 0) and ``step``: where it was made. ``loss`` and ``accuracy``: on the validation set; None:
+        there is none, and the line has no such values.
+        """
+        figures = {"val/loss": loss, "val/accuracy": accuracy}
+        line = {
+            **{"phase": phase, "phase_name": phase_name, "step": step, "attempt": attempt},
+            **{"name": name, "density": density, "active": active},
+            **{key: value for key, value in figures.items() if value is not None},
+        }
+        self._history(NETWORKS).append([line])
+
+    def mark_resume(self, *, step: int, attempt: int, phase: int = 0) -> None:
+        """Void what the histories say of training beyond the point from which it continues.
+
+        Lines of metrics and layers are void beyond the step. A network is void if it was made at this point or later:
+        what began the phase at its first step is done again, and so is what ended it at its last. Those of earlier
+        phases stay, also of the same step.
+        """
+        marker = {"event": RESUME_EVENT, "step": step, "attempt": attempt}
+        for name in (METRICS, LAYERS):
+            self._history(name).append([marker])
+        if (self.folder / NETWORKS).exists():
+            self._history(NETWORKS).append([{**marker, "phase": phase}])
 
     def sync(self) -> None:
-        """Wait until both histories are on the disk. Call it before a checkpoint becomes visible."""
-        for history in self._opened():
+        """Wait until all histories are on the disk. Call it before a checkpoint becomes visible."""
+        for history in self._opened.values():
             history.sync()
 
     def close(self) -> None:
         """Close the histories; the next write opens them again."""
-        for history in self._opened():
-            history.close()
-        for name in ("_metrics", "_layers"):
-            self.__dict__.pop(name, None)
+        while self._opened:
+            self._opened.popitem()[1].close()
 
     def __enter__(self) -> Self:
         return self
@@ -170,16 +211,10 @@ class Record:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @cached_property
-    def _metrics(self) -> "_History":
-        return _History(self.folder / "metrics.jsonl")
-
-    @cached_property
-    def _layers(self) -> "_History":
-        return _History(self.folder / "layers.jsonl")
-
-    def _opened(self) -> list["_History"]:
-        return [self.__dict__[name] for name in ("_metrics", "_layers") if name in self.__dict__]
+    def _history(self, name: str) -> "_History":
+        if name not in self._opened:
+            self._opened[name] = _History(self.folder / name)
+        return self._opened[name]
 
 
 class _History:

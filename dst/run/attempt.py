@@ -12,7 +12,7 @@ from dst.config.compose import to_yaml
 from dst.config.schema import Config, ConfigError
 from dst.files import sha256
 from dst.records.lock import this_host
-from dst.records.read import read_attempts, read_status
+from dst.records.read import read_attempts, read_networks, read_status
 from dst.records.states import State
 from dst.records.store import Record
 from dst.run.cell import Cell
@@ -181,13 +181,20 @@ class _Attempt:
         if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # more often at first
             self._status(State.RUNNING)
 
-    def on_network(self, network: "Network", state: dict[str, Any]) -> None:
-        """Do nothing yet."""
-
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Save a checkpoint. The histories are synced first, so that no checkpoint is ahead of them."""
         self.record.sync()
-        self.checkpoints.save(step, state)
+        self.checkpoints.save(step, state, _phase(state))
+
+    def on_network(self, network: "Network", state: Mapping[str, Any]) -> None:
+        """Log a network, whose weights and masks are on the disk by then if they are to be kept."""
+        from dst.training.checkpoint import save_network
+
+        if any(row["name"] == network.name for row in read_networks(self.record.folder)):
+            raise ValueError(f"a second network '{network.name}' of one run: give each a name of its own")
+        if self.cell.config.output.keep_networks:
+            save_network(self.record.networks / f"{network.name}.pt", state)
+        self.record.log_network(attempt=self.attempt, **vars(network))
 
     # -- beginning and end ---------------------------------------------------------------------------------------------
 
@@ -204,11 +211,12 @@ class _Attempt:
             state = self.checkpoints.load_newest(config.hardware.device)
         if state is not None:
             training.load_state_dict(state)
-        path = self.checkpoints.path(training.counters.step).resolve() if state is not None else None
-        training.processes.tell(path, is_last=True)
         step, total = training.counters.step, training.total_steps
+        phase = 0 if state is None else _phase(state)
+        path = None if state is None else self.checkpoints.path(step, phase).resolve()
+        training.processes.tell(path, is_last=True)
         if self.attempt > 1 or self.record.has_history:
-            self.record.mark_resume(step=step, attempt=self.attempt)
+            self.record.mark_resume(step=step, attempt=self.attempt, phase=phase)
         self._started = {"started": time.time(), "started_step": step}
         self._status(State.RUNNING)
         self.record.log_attempt(self.attempt, **self._started)
@@ -266,6 +274,11 @@ class _Attempt:
             **self._started,
         )
         self.state = state
+
+
+def _phase(state: Mapping[str, Any]) -> int:
+    """Return the phase of a saved state; one that was saved before there were phases is of the first."""
+    return int(state["counters"].get("phase", 0))
 
 
 def _attempts(folder: Path) -> int:

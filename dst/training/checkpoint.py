@@ -1,15 +1,17 @@
 """Numbered checkpoints, written atomically, each with a digest and the id of its run; the newest valid one counts.
 
 A checkpoint is ``step_<n>.pt`` (tensors and plain data only) and ``step_<n>.json``, its manifest, which is written
-last: without it the checkpoint does not exist. A checkpoint is damaged if its content differs from its manifest, not if
-it cannot be read at the moment. Damaged ones are set aside as ``<name>.damaged``. Other files are left alone.
+last: without it the checkpoint does not exist. Those of the phases after the first (which is phase 0) are named
+``phase_<p>_step_<n>``: what ends a phase happens between two checkpoints of one step, and the later phase is the newer.
+A checkpoint is damaged if its content differs from its manifest, not if it cannot be read at the moment. Damaged ones
+are set aside as ``<name>.damaged``. Other files are left alone.
 """
 
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -23,9 +25,10 @@ from dst.training.options import Keep
 
 FORMAT: Final = 1
 
-_MANIFEST: Final = re.compile(r"step_(\d{9,})\.json")
-_LEFTOVER: Final = re.compile(r"step_\d{9,}\.(pt|json)\.tmp")
-_DAMAGED: Final = re.compile(r"(step_\d{9,})\.(pt|json)\.damaged")
+_STEM: Final = r"(?P<stem>(?:phase_(?P<phase>\d{2,})_)?step_(?P<step>\d{9,}))"
+_MANIFEST: Final = re.compile(rf"{_STEM}\.json")
+_LEFTOVER: Final = re.compile(rf"{_STEM}\.(pt|json)\.tmp")
+_DAMAGED: Final = re.compile(rf"{_STEM}\.(pt|json)\.damaged")
 _KEPT_DAMAGED: Final = 2
 """How many damaged checkpoints are kept, the latest ones, so that one can find out what happened to them."""
 
@@ -46,7 +49,8 @@ class Checkpoints:
     """The checkpoints of one run in ``folder``, of which the newest ``keep`` are kept.
 
     ``run``: the run's id, which its checkpoints carry. Without it, for reading only, those of any run are accepted. A
-    checkpoint without an id, from an earlier version of this code, counts as the run's own.
+    checkpoint without an id, from an earlier version of this code, counts as the run's own; one without a phase is one
+    of the first.
     """
 
     @checked
@@ -55,29 +59,33 @@ class Checkpoints:
         self._keep = keep
         self._run = run
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint unless this step has a valid one; an OSError (disk full) leaves earlier ones intact.
+    def save(self, step: int, state: dict[str, Any], phase: int = 0) -> None:
+        """Write a checkpoint unless this step of this phase has a valid one.
+
+        ``step``: of the whole training, so that it grows with the phase. An OSError (disk full) leaves earlier
+        checkpoints intact.
 
         The manifest is complete on the disk before the data gets its name. If the process is killed before the manifest
         gets its own name, the data is therefore known to be from this program.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        data, manifest = self.path(step), self.path(step).with_suffix(".json")
+        data = self.path(step, phase)
+        manifest = data.with_suffix(".json")
         if self._is_saved(manifest):
             return
-        with _writing(data), replacing(data, manifest, shared=False) as (file, beside):
+        with _writing(f"checkpoint {data}"), replacing(data, manifest, shared=False) as (file, beside):
             torch.save(state, file)
-            beside.write(json.dumps(self._description(step, file)).encode())
+            beside.write(json.dumps(self._description(step, phase, file)).encode())
         try:
             self._prune()
         except OSError as error:  # the next save tries again
             print(f"warning: an old checkpoint cannot be removed: {error}", file=sys.stderr)
 
-    def _description(self, step: int, file: BufferedRandom) -> dict[str, Any]:
+    def _description(self, step: int, phase: int, file: BufferedRandom) -> dict[str, Any]:
         """Return the manifest of a checkpoint whose data has just been written to a file."""
         size = file.tell()
         file.seek(0)
-        manifest = {"format": FORMAT, "step": step, "bytes": size, "sha256": file_sha256(file)}
+        manifest = {"format": FORMAT, "phase": phase, "step": step, "bytes": size, "sha256": file_sha256(file)}
         return manifest if self._run is None else {**manifest, "run": self._run}
 
     def load_newest(self, map_location: str = "cpu") -> dict[str, Any] | None:
@@ -96,9 +104,9 @@ class Checkpoints:
                 self._set_aside(manifest)
         return None
 
-    def path(self, step: int) -> Path:
-        """Return the file of the checkpoint of a step, whether it exists or not."""
-        return self.folder / f"step_{step:09d}.pt"
+    def path(self, step: int, phase: int = 0) -> Path:
+        """Return the file of the checkpoint of a step of a phase, whether it exists or not."""
+        return self.folder / f"{_stem(step, phase)}.pt"
 
     def newest(self) -> Path | None:
         """Return the file of the newest valid checkpoint, without changing anything; None if there is none.
@@ -134,7 +142,7 @@ class Checkpoints:
         except OSError as error:
             raise UnreadableError(f"the checkpoints in {self.folder} cannot be read now ({error})") from error
         found = [match for entry in entries if (match := _MANIFEST.fullmatch(entry.name)) and not entry.is_dir()]
-        return [self.folder / match[0] for match in sorted(found, key=lambda match: -int(match[1]))]
+        return [self.folder / match[0] for match in sorted(found, key=_order, reverse=True)]
 
     @contextmanager
     def _verified(self, manifest: Path) -> Iterator[BufferedReader]:
@@ -192,7 +200,7 @@ class Checkpoints:
         for path in (manifest, manifest.with_suffix(".pt")):
             if path.exists():
                 path.replace(path.with_name(f"{path.name}.damaged"))
-        damaged = [(path.stat().st_mtime_ns, path, match[1]) for path, match in self._files(_DAMAGED)]
+        damaged = [(path.stat().st_mtime_ns, path, match["stem"]) for path, match in self._files(_DAMAGED)]
         latest = list(dict.fromkeys([manifest.stem, *(stem for *_, stem in sorted(damaged, reverse=True))]))
         for _, path, stem in damaged:
             if stem not in latest[:_KEPT_DAMAGED]:
@@ -224,7 +232,9 @@ class Checkpoints:
         return [(path, match) for path, match in found if match is not None and path.is_file()]
 
 
-_FIELDS: Final = {"format": int, "run": str, "step": int, "bytes": int, "sha256": str}
+_FIELDS: Final = {"format": int, "run": str, "phase": int, "step": int, "bytes": int, "sha256": str}
+_MAY_LACK: Final = ("run", "phase")
+"""Fields that manifests of earlier versions of this code lack."""
 
 
 def _said(manifest: Path) -> dict[str, Any]:
@@ -238,17 +248,40 @@ def _said(manifest: Path) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise _DamagedError("its manifest is no mapping")
     for name, kind in _FIELDS.items():
-        if type(said.get(name)) is not kind and not (name == "run" and name not in said):
+        if type(said.get(name)) is not kind and not (name in _MAY_LACK and name not in said):
             raise _DamagedError(f"its manifest says {name}: {said.get(name)!r}")
-    if said["format"] == FORMAT and manifest.stem != f"step_{said['step']:09d}":
-        raise _DamagedError(f"its manifest is that of step {said['step']}")
+    if said["format"] == FORMAT and manifest.stem != (stem := _stem(said["step"], said.get("phase", 0))):
+        raise _DamagedError(f"its manifest is that of {stem}")
     return said
 
 
+def _stem(step: int, phase: int) -> str:
+    """Return the name of a checkpoint's files, without the suffix; ``_STEM`` is its pattern."""
+    return f"phase_{phase:02d}_step_{step:09d}" if phase else f"step_{step:09d}"
+
+
+def _order(name: re.Match[str]) -> tuple[int, int]:
+    """Return phase and step of a checkpoint: the greater, the newer."""
+    return int(name["phase"] or 0), int(name["step"])
+
+
+def save_network(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the weights and masks of a network that a run makes on the way: the whole file, or nothing.
+
+    ``state``: its ``model`` and its ``sparsifier``, as in a checkpoint. What is kept has the same form, without what
+    only training needs. An OSError (disk full) names the file.
+    """
+    kept = {"model": state["model"], "sparsifier": {"masks": state["sparsifier"]["masks"]}}
+    with _writing(f"network {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, shared=False) as (file,):
+            torch.save(kept, file)
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raise OSError that names the checkpoint if it cannot be written."""
+def _writing(what: str) -> Iterator[None]:
+    """Raise OSError that names the file if it cannot be written."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        raise OSError(f"cannot write checkpoint {path} ({error}); earlier checkpoints are intact") from error
+        raise OSError(f"cannot write {what} ({error}); earlier checkpoints are intact") from error

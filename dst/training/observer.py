@@ -22,8 +22,8 @@ class Observer(Protocol):
         """Note that a step is done, or that work between two steps goes on."""
         ...
 
-    def on_network(self, network: Network, state: dict[str, Any]) -> None:
-        """Take a network that the procedure has made on the way; ``state``: its weights and masks."""
+    def on_network(self, network: Network, state: Mapping[str, Any]) -> None:
+        """Take a network that was made on the way. ``state``: its ``model`` and its ``sparsifier``, as saved."""
         ...
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ class NoObserver:
     def on_step(self, step: int) -> None:
         """Do nothing."""
 
-    def on_network(self, network: Network, state: dict[str, Any]) -> None:
+    def on_network(self, network: Network, state: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:

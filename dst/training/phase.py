@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from dst.fractions import Curve
 from dst.metrics.flops import Ledger
+from dst.options import Range, Text, require
 from dst.sparsity.update import TopologyUpdate
 
 if TYPE_CHECKING:
@@ -45,16 +46,25 @@ class Phase:
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a procedure makes on the way. ``loss``, ``accuracy``: on the validation split, if there is one."""
+    """A network that a run makes on the way, such as the ticket of a cycle.
 
-    phase: int
+    ``phase``: the one whose beginning or end made it, counted from 0. ``step``: of the whole training. ``name``: no two
+    networks of a run share one. ``loss`` and ``accuracy`` (a fraction): on the validation set; None without one.
+    """
+
+    phase: Annotated[int, Range(0)]
     phase_name: str
-    step: int
-    name: str
-    density: float
-    active: int
+    step: Annotated[int, Range(0)]
+    name: Annotated[
+        str, Text(r"[a-z0-9][a-z0-9 ._-]{0,99}", "lower-case letters, digits, spaces and ._-: it names a file")
+    ]
+    density: Annotated[float, Range(0, 1)]
+    active: Annotated[int, Range(0)]
     loss: float | None
     accuracy: float | None
+
+    def __post_init__(self) -> None:
+        require(self)
 
 
 def total_steps(phases: Sequence[Phase]) -> int:

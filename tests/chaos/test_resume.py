@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dst.files import file_sha256
 from dst.records.catalog import find_runs
-from dst.records.read import read_attempts, read_run, read_status
+from dst.records.read import read_attempts, read_layers, read_metrics, read_run, read_status, read_summary
+from tests.old_records import BEFORE_PHASES, unpack
 from tests.processes import run, run_folder, traces
 
 pytestmark = pytest.mark.slow
@@ -226,3 +228,52 @@ def test_full_disk_fails_clearly_and_loses_nothing(tmp_path, references):
     result = run(*options, cwd=tmp_path)
     assert "continuing from step 28" in result.output
     assert_same(tmp_path, references("set_itop"))
+
+
+# -- runs that were begun before there were phases ---------------------------------------------------------------------
+
+
+def test_a_run_goes_on_from_checkpoints_that_know_no_phases(tmp_path, references):
+    """As if they were of the code before: neither the manifest nor the counters have one."""
+    import torch
+
+    options = ("sparsity=rigl_itop", "schedule.select=best_val", *SMALL)
+    assert run(*options, cwd=tmp_path, fault="kill:step:30").code == -9
+    for manifest in (run_folder(tmp_path / "outputs") / "checkpoints").glob("*.json"):
+        said, data = json.loads(manifest.read_text()), manifest.with_suffix(".pt")
+        assert said.pop("phase") == 0
+        state = torch.load(data, weights_only=True)
+        state["counters"].pop("phase", None)
+        torch.save(state, data)
+        manifest.write_text(json.dumps(said | {"bytes": data.stat().st_size, "sha256": file_sha256(data)}))
+    result = run(*options, cwd=tmp_path)
+    assert result.code == 0
+    assert "continuing from step 28" in result.output
+    assert_same(tmp_path, references("rigl_itop", "schedule.select=best_val"))
+
+
+def test_a_run_of_the_code_before_phases_goes_on(tmp_path):
+    """A real one, of 63 steps, stopped after 40. Not strict: other code may continue it."""
+    folder = unpack(tmp_path / "outputs", BEFORE_PHASES) / "f7fa3ea57e6c"
+    before = read_metrics(folder), read_layers(folder)
+    command = read_run(folder)["command"].replace("'", "").split()[2:]
+    result = run(*command, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert run_folder(tmp_path / "outputs") == folder
+    assert "continuing from step 40, 63 steps" in result.output
+    assert "continuing run f7fa3ea57e6c with changed the code (was b2f5aa46f0a51e14 at" in result.output
+    status, summary = read_status(folder), read_summary(folder)
+    assert (status["state"], status["attempt"], status["step"]) == ("done", 2, 63)
+    assert summary["sparsity/active"] == 118
+    metrics, layers = read_metrics(folder), read_layers(folder)
+    assert metrics[: len(before[0])] == before[0]
+    assert layers[: len(before[1])] == before[1]
+    assert [row["step"] for row in metrics[len(before[0]) :]] == [42, 50, 60, 63]
+    assert [row["step"] for row in layers[len(before[1]) :: 2]] == [50, 60]
+    # What is counted, and no rounding changes, is that of a run that was never stopped.
+    undisturbed = run(*command, "output.resume=never", "output.root=again", cwd=tmp_path)
+    assert undisturbed.code == 0
+    other = run_folder(tmp_path / "again")
+    counted = ("flops/train", "sparsity/active", "model/parameters", "model/maskable", "flops/test_ratio")
+    assert {name: summary[name] for name in counted} == {name: read_summary(other)[name] for name in counted}
+    assert [row["step"] for row in metrics] == [row["step"] for row in read_metrics(other)]

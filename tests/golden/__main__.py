@@ -144,17 +144,18 @@ def outcome(folder: Path) -> dict[str, Any]:
         "counters": {name: state["counters"][name] for name in COUNTERS},
         "metrics": history(folder / "metrics.jsonl"),
         "layers": history(folder / "layers.jsonl"),
+        "networks": history(folder / "networks.jsonl"),
         "summary": timeless(json.loads((folder / "summary.json").read_text())),
     }
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that count: each step's last word, times and attempts aside."""
+    """Return the lines that count: each step's last word, times and attempts aside. No file: none."""
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in map(json.loads, path.read_text().splitlines()):
+    for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
         if "event" not in line:
             values = timeless(line)
-            lines[line["step"], line.get("layer"), *sorted(values)] = values
+            lines[line["step"], *(line.get(name) for name in ("phase", "name", "layer")), *sorted(values)] = values
     return [lines[key] for key in sorted(lines, key=str)]
 
 

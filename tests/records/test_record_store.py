@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dst.records.read import read_json, read_layers, read_metrics, read_status, read_summary
+from dst.records.read import read_json, read_layers, read_metrics, read_networks, read_status, read_summary
 from dst.records.states import RECORDED
 from dst.records.store import Record, RecordError
 from tests.limits import largest_file
@@ -150,13 +150,50 @@ def test_no_layers_no_line(record):
     assert read_layers(record.folder) == []
 
 
+TICKET = {"phase": 1, "phase_name": "cycle 1", "step": 40, "name": "ticket 1", "density": 0.05, "active": 59}
+
+
+def test_a_network_gets_a_line(record):
+    record.log_network(attempt=2, **TICKET, loss=0.25, accuracy=0.5)
+    record.log_network(attempt=2, **TICKET | {"name": "superposed 1", "active": 60})
+    assert (record.folder / "networks.jsonl").read_text() == (
+        '{"phase": 1, "phase_name": "cycle 1", "step": 40, "attempt": 2, "name": "ticket 1", "density": 0.05, '
+        '"active": 59, "val/loss": 0.25, "val/accuracy": 0.5}\n'
+        '{"phase": 1, "phase_name": "cycle 1", "step": 40, "attempt": 2, "name": "superposed 1", "density": 0.05, '
+        '"active": 60}\n'
+    )
+    assert [row["name"] for row in read_networks(record.folder)] == ["ticket 1", "superposed 1"]
+
+
+def test_a_loss_that_is_not_finite_is_on_record_as_null_and_not_as_absent(record):
+    record.log_network(attempt=1, **TICKET, loss=math.nan, accuracy=0.1)
+    (row,) = read_networks(record.folder)
+    assert (row["val/loss"], row["val/accuracy"]) == (None, 0.1)
+
+
+def test_a_record_without_networks_has_no_file_for_them(record):
+    record.mark_resume(step=0, attempt=1)
+    assert sorted(os.listdir(record.folder)) == ["config.yaml", "layers.jsonl", "metrics.jsonl", "run.json"]
+    assert read_networks(record.folder) == []
+
+
+def test_a_full_disk_harms_no_other_network(record):
+    record.log_network(attempt=1, **TICKET)
+    size = (record.folder / "networks.jsonl").stat().st_size
+    with largest_file(size + 10), pytest.raises(OSError, match="File too large"):
+        record.log_network(attempt=1, **TICKET | {"name": "b"})
+    record.log_network(attempt=1, **TICKET | {"name": "c"})
+    assert [row["name"] for row in read_networks(record.folder)] == ["ticket 1", "c"]
+
+
 def test_sync_reaches_the_disk(record, monkeypatch):
     record.log(step=1, epoch=0.1, attempt=1, values={})
     record.log_layers(step=1, attempt=1, rows=[{"layer": "fc"}])
+    record.log_network(attempt=1, **TICKET)
     synced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
     record.sync()
-    assert synced == [str(record.folder / "metrics.jsonl"), str(record.folder / "layers.jsonl")]
+    assert synced == [str(record.folder / f"{name}.jsonl") for name in ("metrics", "layers", "networks")]
 
 
 def test_a_full_disk_is_an_error_and_harms_no_other_line(record):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from dst.training.checkpoint import CheckpointError, Checkpoints, UnreadableError
+from tests.old_records import BEFORE_PHASES, unpack
 
 
 def names(folder):
@@ -26,8 +28,9 @@ def contents(folder):
     }
 
 
-def files(step):
-    return [f"step_{step:09d}.json", f"step_{step:09d}.pt"]
+def files(step, phase=0):
+    stem = f"phase_{phase:02d}_step_{step:09d}" if phase else f"step_{step:09d}"
+    return [f"{stem}.json", f"{stem}.pt"]
 
 
 def test_newest_are_kept_and_loaded(tmp_path):
@@ -63,8 +66,9 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 def test_leftovers_of_a_broken_write_go_with_the_next_save(tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()
-    for name in ("step_000000002.pt.tmp", "step_000000003.pt", "step_000000003.json.tmp", "step_000000004.json.tmp"):
-        (folder / name).write_text("x")
+    for stem in ("", "phase_01_", "phase_100_"):
+        for name in ("2.pt.tmp", "3.pt", "3.json.tmp", "4.json.tmp"):
+            (folder / f"{stem}step_00000000{name}").write_text("x")
     Checkpoints(folder).save(5, {"n": 5})
     assert names(folder) == ["step_000000005.json", "step_000000005.pt"]
 
@@ -88,6 +92,70 @@ def test_another_format_is_neither_read_nor_removed(tmp_path):
     with pytest.raises(CheckpointError, match="has format 99, this code reads 1"):
         checkpoints.load_newest()
     assert manifest.exists()
+
+
+# -- phases ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_later_phase_is_newer_and_what_ends_a_phase_is_not_lost(tmp_path):
+    """Two checkpoints of one step: before what ends a phase, and after it."""
+    folder = tmp_path / "c"
+    checkpoints = Checkpoints(folder, keep=3, run="abc")
+    saved = [(0, 5), (0, 20), (1, 20), (1, 25), (12, 25), (123, 25)]
+    for phase, step in saved:
+        checkpoints.save(step, {"at": [phase, step]}, phase)
+        assert checkpoints.newest() == checkpoints.path(step, phase) == folder / files(step, phase)[1]
+        assert Checkpoints(folder, run="abc").load_newest() == {"at": [phase, step]}
+    assert names(folder) == sorted(name for phase, step in saved[3:] for name in files(step, phase))
+    said = json.loads((folder / files(25, 12)[0]).read_text())
+    assert (said["format"], said["phase"], said["step"], said["run"]) == (1, 12, 25, "abc")
+    for phase, step in saved[3:]:
+        digest = json.loads((folder / files(step, phase)[0]).read_text())["sha256"]
+        assert checkpoints.with_digest(digest) == folder / files(step, phase)[1]
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_what_a_step_of_a_phase_has_saved_is_not_written_again(tmp_path, phase):
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(20, {"n": 1}, phase)
+    before = contents(tmp_path / "c")
+    checkpoints.save(20, {"n": 2}, phase)
+    assert contents(tmp_path / "c") == before
+
+
+def test_the_order_is_by_number_whatever_the_names(tmp_path):
+    """As text, 1000000000 sorts before 999999999, and phase 100 before phase 99."""
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    for phase, step in ((0, 999_999_999), (0, 1_000_000_000), (99, 1_000_000_000), (100, 1_000_000_000)):
+        checkpoints.save(step, {"at": [phase, step]}, phase)
+        assert checkpoints.load_newest() == {"at": [phase, step]}
+        assert names(tmp_path / "c") == files(step, phase)
+
+
+def test_code_without_phases_takes_a_later_phase_for_a_file_of_somebody_else(tmp_path):
+    """Its pattern of names, as it was before there were phases."""
+    Checkpoints(tmp_path / "c").save(20, {"n": 1}, 1)
+    assert not [name for name in names(tmp_path / "c") if re.match(r"step_\d{9,}", name)]
+
+
+def test_a_checkpoint_of_the_code_before_phases_is_one_of_the_first_phase(tmp_path):
+    """Written by that code in a run of its own; it is read, counts as saved, and makes way for a later one."""
+    folder = unpack(tmp_path / "outputs", BEFORE_PHASES) / "f7fa3ea57e6c" / "checkpoints"
+    assert names(folder) == sorted([*files(35), *files(40)])
+    assert not any("phase" in json.loads((folder / files(step)[0]).read_text()) for step in (35, 40))
+    checkpoints = Checkpoints(folder, keep=2, run="f7fa3ea57e6c")
+    before = contents(folder)
+    state = checkpoints.load_newest()
+    assert (state["counters"]["step"], "phase" in state["counters"]) == (40, False)
+    assert sum(int(mask.sum()) for mask in state["sparsifier"]["masks"].values()) == 118  # of round(.1 x 1184)
+    assert checkpoints.newest() == folder / files(40)[1]
+    checkpoints.save(40, {"n": 0})
+    assert contents(folder) == before
+    checkpoints.save(40, {"n": 1}, phase=1)
+    assert names(folder) == sorted([*files(40), *files(40, 1)])
+    assert checkpoints.load_newest() == {"n": 1}
+    (folder / files(40, 1)[1]).write_bytes(b"x")
+    assert checkpoints.load_newest()["counters"]["step"] == 40
 
 
 # -- what cannot be read now is no damage ------------------------------------------------------------------------------
@@ -223,11 +291,12 @@ DAMAGE = {
     "emptied": lambda data, manifest: data.write_bytes(b""),
     "without data": lambda data, manifest: data.unlink(),
     "of another step": lambda data, manifest: change(manifest, step=19),
+    "of another phase": lambda data, manifest: change(manifest, phase=2),
     "torn": lambda data, manifest: manifest.write_bytes(manifest.read_bytes()[:30]),
     "no mapping": lambda data, manifest: manifest.write_text("[]"),
     **{
         f"{name}={value!r}": lambda data, manifest, name=name, value=value: change(manifest, **{name: value})
-        for name in ("format", "run", "step", "bytes", "sha256")
+        for name in ("format", "run", "phase", "step", "bytes", "sha256")
         for value in (None, {}, 1.5, True)
     },
     **{
@@ -242,33 +311,50 @@ def change(manifest, **fields):
     manifest.write_text(json.dumps({name: value for name, value in said.items() if value is not ...}))
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_proven_mismatch_is_set_aside_and_the_one_before_it_counts(tmp_path, capsys, damage):
-    folder = tmp_path / "c"
+def damaged(folder, damage, phase, capsys):
+    """Damage the newest of two checkpoints, see the other one counted, and save the newest again."""
     checkpoints = Checkpoints(folder, run="abc")
     for step in (10, 20):
-        checkpoints.save(step, {"n": step})
-    damage(*(folder / name for name in reversed(files(20))))
+        checkpoints.save(step, {"n": step}, phase if step == 20 else 0)
+    damage(*(folder / name for name in reversed(files(20, phase))))
     before = contents(folder)
     assert checkpoints.newest() == folder / files(10)[1]
     assert contents(folder) == before  # who only reads changes nothing
     assert checkpoints.load_newest()["n"] == 10
-    assert "passing over checkpoint step_000000020: " in capsys.readouterr().err
-    expected = {f"{name}.damaged" if name in files(20) else name: content for name, content in before.items()}
+    assert f"passing over checkpoint {files(20, phase)[1][:-3]}: " in capsys.readouterr().err
+    expected = {f"{name}.damaged" if name in files(20, phase) else name: content for name, content in before.items()}
     assert contents(folder) == expected
-    checkpoints.save(20, {"n": 21})
+    checkpoints.save(20, {"n": 21}, phase)
     assert contents(folder).items() >= expected.items()
     assert checkpoints.load_newest()["n"] == 21
 
 
-def test_of_those_set_aside_the_latest_two_are_kept(tmp_path):
+@pytest.mark.parametrize("phase", [0, 1])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_proven_mismatch_is_set_aside_and_the_one_before_it_counts(tmp_path, capsys, damage, phase):
+    damaged(tmp_path / "c", damage, phase, capsys)
+
+
+def test_the_first_phase_may_go_unsaid_a_later_one_may_not(tmp_path, capsys):
+    def unsaid(data, manifest):
+        change(manifest, phase=...)
+
+    damaged(tmp_path / "c", unsaid, 1, capsys)
+    checkpoints = Checkpoints(tmp_path / "d")
+    checkpoints.save(20, {"n": 20})
+    unsaid(*(tmp_path / "d" / name for name in reversed(files(20))))
+    assert checkpoints.load_newest()["n"] == 20
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_of_those_set_aside_the_latest_two_are_kept(tmp_path, phase):
     folder = tmp_path / "c"
     checkpoints = Checkpoints(folder)
     for step in (5, 30, 20, 10, 20):
-        checkpoints.save(step, {"n": step})
-        (folder / files(step)[1]).write_bytes(str(step).encode())
+        checkpoints.save(step, {"n": step}, phase if step == 20 else 0)
+        (folder / files(step, phase if step == 20 else 0)[1]).write_bytes(str(step).encode())
         assert checkpoints.load_newest() is None
-    assert names(folder) == sorted(f"{name}.damaged" for step in (10, 20) for name in files(step))
+    assert names(folder) == sorted(f"{name}.damaged" for name in [*files(10), *files(20, phase)])
 
 
 # -- whose it is -------------------------------------------------------------------------------------------------------
@@ -310,7 +396,8 @@ def test_only_what_this_run_wrote_is_removed(tmp_path):
     checkpoints = Checkpoints(folder, keep=1, run="abc")
     Checkpoints(folder, run="def").save(3, {"n": 3})
     checkpoints.save(5, {"n": 5})
-    for name in ("my_best_model.pt", "notes.tmp", "step_5.pt", "step_000000004.pt", "step_000000005.pt.bak", ".hidden"):
+    others = ("step_5.pt", "step_000000004.pt", "step_000000005.pt.bak", "phase_1_step_000000001.json", "phase_01.pt")
+    for name in ("my_best_model.pt", "notes.tmp", ".hidden", *others):
         (folder / name).write_text(name)
     (folder / "plots").mkdir()
     (folder / "plots" / "figure.pdf").write_text("figure")
