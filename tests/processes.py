@@ -196,10 +196,6 @@ def _arm_kill(place: str, number: str) -> None:
     """Kill at the n-th time that a place is reached; at a ``step``, by its absolute number, once it is taken."""
     import torch
 
-    from dst.records.store import Record
-    from dst.sparsity.topology import Topology
-    from dst.training import evaluate, loop
-
     if place == "step":
         return _after_step(int(number), _die)
     if place == "half_written":
@@ -214,15 +210,30 @@ def _arm_kill(place: str, number: str) -> None:
 
         torch.save = save
         return None
+    return _at(place, int(number), _die)
+
+
+def _at(place: str, number: int, act: Callable[[], None]) -> None:
+    """Act at the n-th time that a place is reached."""
+    from dst.procedures import sup_tickets
+    from dst.records.store import Record
+    from dst.sparsity.topology import Topology
+    from dst.training import batch_norm, evaluate, loop
+
     owner, name, *counts = {
         "rename": (os, "replace"),  # of any file of the record
         "checkpoint": (os, "replace", lambda _, path: Path(path).parent.name == "checkpoints"),  # data, then manifest
         "update": (Topology, "replace"),  # a layer of an update
         "evaluate": (evaluate.F, "cross_entropy", lambda *_, reduction="", **__: reduction == "sum"),  # not the loop's
+        "network": (Record, "log_network"),
+        "superpose": (sup_tickets, "caa"),
+        "prune_back": (sup_tickets, "within"),
+        "batch_norm": (batch_norm._Passing, "forward"),  # of a batch, to re-estimate statistics
+        "adopt": (loop.Training, "adopt"),
         "test": (loop.Training, "finish"),
         "summary": (Record, "write_summary"),
     }[place]
-    return _before_call(owner, name, int(number), _die, *counts)
+    _before_call(owner, name, number, act, *counts)
 
 
 def _after_step(step: int, act: Callable[[], None]) -> None:
@@ -238,8 +249,14 @@ def _after_step(step: int, act: Callable[[], None]) -> None:
     Training.train_step = wrapper
 
 
-def _arm_signal(name: str, step: str) -> None:
-    _after_step(int(step), lambda: os.kill(os.getpid(), signal.Signals[name]))
+def _arm_signal(name: str, *where: str) -> None:
+    """Signal after a step, or at the n-th time that a place is reached."""
+
+    def act() -> None:
+        os.kill(os.getpid(), signal.Signals[name])
+
+    *place, number = where
+    return _at(*place, int(number), act) if place else _after_step(int(number), act)
 
 
 def _arm_nan(where: str, step: str) -> None:
@@ -325,23 +342,24 @@ def traces(folder: Path) -> dict[str, Any]:
 
     state = Checkpoints(folder / "checkpoints").load_newest()
     return {
-        "state": _plain(state),
-        "metrics": _plain(read_metrics(folder)),
-        "layers": _plain(read_layers(folder)),
-        "networks": _plain(read_networks(folder)),
-        "summary": _plain(read_summary(folder)),
+        "state": plain(state),
+        "metrics": plain(read_metrics(folder)),
+        "layers": plain(read_layers(folder)),
+        "networks": plain(read_networks(folder)),
+        "summary": plain(read_summary(folder)),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value without times and attempt numbers; tensors as their exact bytes."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return (str(value.dtype), tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if not re.search("time/|seconds|attempt", str(key))}
+        return {key: plain(item) for key, item in value.items() if not re.search("time/|seconds|attempt", str(key))}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
