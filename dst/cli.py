@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from dst.config.schema import ConfigError
 from dst.records.states import State
@@ -23,6 +24,7 @@ key, sweep with -m:
   python run.py -m sparsity=static,set_itop,rigl_itop seed=0,1,2   nine runs
   python run.py data=mnist model=lenet_300_100 schedule=mnist      another problem
   python run.py sparsity=rigl_itop correction=agent procedure=sup_tickets   a method with both on top of it
+  python run.py -m +experiment=itop/set seed=0,1,2                 a published experiment, three times
   python run.py sparsity=rigl --cfg job                            show the config, run nothing
   python run.py --keys sparsity.drop                               keys that begin so: what is allowed, what they do
   python run.py -m sparsity=set_itop seed=0,1,2 --forecast         what a sweep will cost
@@ -130,16 +132,25 @@ def _groups_help(conf: Path) -> str:
     lines = ["groups and their options:"]
     launchers = conf / "hydra" / "launcher"
     for folder in [*sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra"), launchers]:
-        lines.append(f"\n  {folder.relative_to(conf)}")
+        lines.append(f"\n  {folder.relative_to(conf)}{_GROUP_NOTES.get(folder.name, '')}")
+        options = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+        width = max([16, *map(len, options)])
         if folder == launchers:
             lines.append(f"    {'basic':<16} One cell of a sweep after another, in this process (default)")
-        for path in sorted(folder.rglob("*.yaml")):
-            with path.open(errors="replace") as file:
-                about = file.readline().strip().lstrip("# ")
-            lines.append(f"    {path.relative_to(folder).with_suffix('')!s:<16} {about}")
+        lines += [f"    {option:<{width}} {_about(path)}" for option, path in options.items()]
     lines.append("\nkeys: --keys says what each may be and does; --cfg job shows them with their values.")
     lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving.")
     return "\n".join(lines)
+
+
+_GROUP_NOTES: Final = {"experiment": " (added by +experiment=...; what stands beside it on the command line wins)"}
+
+
+def _about(path: Path) -> str:
+    """Return the first line that a file says about itself; Hydra wants its own ("# @package ...") before that."""
+    with path.open(errors="replace") as file:
+        lines = (line.strip() for line in file)
+        return next((line.lstrip("# ") for line in lines if not line.startswith("# @")), "")
 
 
 def _hydra(conf: Path) -> int:

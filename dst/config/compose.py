@@ -30,6 +30,7 @@ from dst.config.launcher import LauncherSettings
 from dst.config.overrides import (
     LAUNCHER,
     cells_of,
+    check_one_experiment,
     check_overrides,
     check_single,
     is_label,
@@ -72,7 +73,9 @@ def groups(conf: Path) -> dict[str, list[str]]:
 def compose(conf: Path, overrides: Sequence[str], *, resolve: bool = True) -> DictConfig:
     """Return one composed config as Hydra has it; ConfigError if that fails."""
     with _hydra(conf):
-        check_overrides(parse(overrides), groups(conf))
+        parsed = parse(overrides)
+        check_overrides(parsed, groups(conf))
+        check_one_experiment(parsed)
         config = _run(_by_hydra(overrides))
         if resolve:
             with told():
@@ -109,6 +112,7 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
     with _hydra(conf):
         parsed = parse(overrides)
         check_overrides(parsed, groups(conf))
+        check_one_experiment(parsed)
         if multirun:
             cells, composer = cells_of(parsed), Composer()
             composed = _composed(composer, cells)

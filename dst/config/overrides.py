@@ -25,6 +25,8 @@ from dst.records.label import LABEL
 
 LAUNCHER: Final = "hydra/launcher"
 """The group that says who runs the cells of a sweep."""
+EXPERIMENT: Final = "experiment"
+"""The group whose files hold overrides only. None of them is chosen by default, so one is added by ``+``."""
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -143,7 +145,9 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
         if override.is_delete():
             problems.append(f"{text}: keys and groups cannot be deleted; set the key to its default or to null instead")
             continue
-        if name in known_groups:
+        if name == EXPERIMENT in known_groups:
+            problems += _check_experiment(override, known_groups[EXPERIMENT])
+        elif name in known_groups:
             for option in _options(override):
                 if option not in known_groups[name] and not isinstance(option, dict):  # which sets keys of the group
                     problems.append(f"{name}={option}: unknown {name}: {suggest(str(option), known_groups[name])}")
@@ -153,6 +157,28 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
             problems.append(f"{text}: unknown key '{name}': {near} allowed here: {', '.join(sorted(set(siblings)))}")
     if problems:
         raise ConfigError(problems)
+
+
+def _check_experiment(override: Override, experiments: list[str]) -> Iterator[str]:
+    """Yield problems of an override that chooses experiments."""
+    text = str(override.input_line)
+    for option in _options(override):
+        if isinstance(option, list):
+            yield f"{text}: {_ONE_EXPERIMENT}"
+        elif option not in experiments:
+            yield f"{EXPERIMENT}={option}: unknown {EXPERIMENT}: {suggest(str(option), experiments)}"
+    if not override.is_add():
+        yield f"{text}: an experiment is added to the default run: write +{text.lstrip('+')}"
+
+
+_ONE_EXPERIMENT: Final = f"a run has one experiment; to sweep over several, write -m +{EXPERIMENT}=one,another"
+
+
+def check_one_experiment(parsed: Sequence[Override]) -> None:
+    """Raise ConfigError if a command names experiments more than once: Hydra's sweeps would take the last."""
+    named = [str(override.input_line) for override in parsed if override.key_or_group == EXPERIMENT]
+    if len(named) > 1:
+        raise ConfigError([f"{' '.join(named)}: {_ONE_EXPERIMENT}"])
 
 
 def check_single(parsed: Sequence[Override]) -> None:

@@ -1,4 +1,4 @@
-"""The phases of a run: known in advance, each with its own learning rate and updates."""
+"""The phases of a run, known in advance, and the networks that it makes on the way from one to the next."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,7 +6,10 @@ from pathlib import Path
 from tests.architecture.rooms import REPOSITORY
 
 TEXTS = [path for pattern in ("*.md", "docs/*.md", "conf/*/*.md") for path in sorted(REPOSITORY.glob(pattern))]
-CONFIGS = [REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile", *sorted((REPOSITORY / "conf").rglob("*.yaml"))]
+CONFIGS = [
+    *(REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile"),
+    *sorted(path for folder in ("conf", "experiments") for path in (REPOSITORY / folder).rglob("*.yaml")),
+]
 SOURCES = [
     path
     for room in ("dst", "analysis", "tests")
@@ -20,7 +23,7 @@ TO_BE_MADE = {"conf/sparsity/movement.yaml", "dst/new.py", "dst.config.former"}
 
 def gone(text):
     """Return what a text names by path or dotted name and the repository does not have."""
-    paths = set(re.findall(r"(?<![\w./-])(?:dst|tests|analysis|conf|docs)/[\w./]*\w", text))
+    paths = set(re.findall(r"(?<![\w./-])(?:dst|tests|analysis|conf|experiments|docs)/[\w./]*\w", text))
     names = set(re.findall(r"(?<![\w./])(?:dst|tests|analysis)(?:\.[a-zA-Z]\w+)+", text))
     bare = set(re.findall(r"`(\w+\.py)`", text))
     lost = {

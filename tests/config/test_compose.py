@@ -78,6 +78,7 @@ OTHERS = [
     "~tracking", "~model", "~sparsity=rigl_itop", "~sparsity=dense", "~data.size", "~tracking.tags", "~seed=0",
     "+model@sparsity.grow=lenet_5", "model@sparsity.grow=vgg_c", "+model@data=lenet_5", "~model@data",
     "+model@sparsity.drop=lenet_5", "+model@model=lenet_5", "+sparsity@other=static", "model@data=mlp", "seed@x=3",
+    "+experiment=itop/rigl", "+experiment=itop/set_5x", "+experiment=[itop/set,itop/dense]", "experiment=itop/set",
     "schedule.lr=${schedule.optimizer}", "sparsity.grow=${sparsity.drop}", "tracking.tags=${model.hidden}",
 ]  # fmt: skip
 
@@ -228,10 +229,7 @@ def test_a_label_that_is_given_stands_alone_and_what_was_changed_is_known():
 @pytest.fixture
 def own_conf(tmp_path):
     """A folder of config files to which methods and experiments can be added."""
-    conf = tmp_path / "conf"
-    shutil.copytree(CONF, conf)
-    (conf / "experiment").mkdir()
-    return conf
+    return shutil.copytree(CONF, tmp_path / "conf")
 
 
 def test_what_a_file_of_an_experiment_changes_in_a_method_is_said_too(own_conf):

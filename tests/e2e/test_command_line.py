@@ -274,6 +274,8 @@ def tree(folder):
     ("override", "told"),
     [
         ("sparsity=rigl_itp", "did you mean 'rigl_itop'"),
+        ("+experiment=itop/sett", "did you mean 'itop/set'? allowed: "),
+        ("experiment=itop/set", "write +experiment=itop/set"),
         ("sparsity.density=nan", "sparsity.density=nan: must be a finite number in (0, 1)"),
         ("sparsity.update.every=100000", "there is no update in the whole run, which has 42 steps"),
         ("model=lenet_5", "set data.size=16 or more"),
@@ -426,6 +428,10 @@ def test_help_lists_every_group_and_option():
     for path in (REPOSITORY / "conf").glob("*/*.yaml"):
         assert f"    {path.stem} " in text
         assert f"\n  {path.parent.name}\n" in text
+    assert "\n  experiment (added by +experiment=" in text
+    for path in (REPOSITORY / "experiments").rglob("*.yaml"):
+        about = path.read_text().splitlines()[1].removeprefix("# ")
+        assert re.search(rf"    {path.parent.name}/{path.stem} +{re.escape(about)}\n", text)
 
 
 def test_cfg_job_shows_the_config_and_parts_of_it():

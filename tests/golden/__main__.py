@@ -35,7 +35,7 @@ COMMON = (
     *("hardware.determinism=strict", "hardware.threads=1"),
 )
 STATE = ("model", "optimizer", "sparsifier")
-COUNTERS = ("step", "evaluated", "val_loss", "val_accuracy", "flops", "samples")
+COUNTERS = ("step", "evaluated", "val_loss", "val_accuracy", "samples")
 
 
 def main() -> int:
@@ -142,11 +142,19 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         **{name: state[name] for name in STATE},
         "counters": {name: state["counters"][name] for name in COUNTERS},
+        "flops": flops(state),
         "metrics": history(folder / "metrics.jsonl"),
         "layers": history(folder / "layers.jsonl"),
         "networks": history(folder / "networks.jsonl"),
         "summary": timeless(json.loads((folder / "summary.json").read_text())),
     }
+
+
+def flops(state: Mapping[str, Any]) -> int:
+    """Return the training FLOPs of a checkpoint, of code with a ledger or from before it."""
+    if "ledger" not in state:
+        return int(state["counters"]["flops"])
+    return sum(total for account, total in state["ledger"].items() if account != "measuring")
 
 
 def history(path: Path) -> list[dict[str, Any]]:
