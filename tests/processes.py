@@ -215,9 +215,10 @@ def _arm_kill(place: str, number: str) -> None:
 
 def _at(place: str, number: int, act: Callable[[], None]) -> None:
     """Act at the n-th time that a place is reached."""
+    from dst.procedures import sup_tickets
     from dst.records.store import Record
     from dst.sparsity.topology import Topology
-    from dst.training import evaluate, loop
+    from dst.training import batch_norm, evaluate, loop
     from dst.training.correction import Agent
 
     owner, name, *counts = {
@@ -227,6 +228,11 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
         "evaluate": (evaluate.F, "cross_entropy", lambda *_, reduction="", **__: reduction == "sum"),  # not the loop's
         "pass": (Agent, "_pass"),  # of a batch, to find out the full gradient
         "end_epoch": (Agent, "end_epoch"),
+        "network": (Record, "log_network"),
+        "superpose": (sup_tickets, "caa"),
+        "prune_back": (sup_tickets, "within"),
+        "batch_norm": (batch_norm._Passing, "forward"),  # of a batch, to re-estimate statistics
+        "adopt": (loop.Training, "adopt"),
         "test": (loop.Training, "finish"),
         "summary": (Record, "write_summary"),
     }[place]
@@ -339,23 +345,24 @@ def traces(folder: Path) -> dict[str, Any]:
 
     state = Checkpoints(folder / "checkpoints").load_newest()
     return {
-        "state": _plain(state),
-        "metrics": _plain(read_metrics(folder)),
-        "layers": _plain(read_layers(folder)),
-        "networks": _plain(read_networks(folder)),
-        "summary": _plain(read_summary(folder)),
+        "state": plain(state),
+        "metrics": plain(read_metrics(folder)),
+        "layers": plain(read_layers(folder)),
+        "networks": plain(read_networks(folder)),
+        "summary": plain(read_summary(folder)),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value without times and attempt numbers; tensors as their exact bytes."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return (str(value.dtype), tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if not re.search("time/|seconds|attempt", str(key))}
+        return {key: plain(item) for key, item in value.items() if not re.search("time/|seconds|attempt", str(key))}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

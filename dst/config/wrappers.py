@@ -7,7 +7,7 @@ from dst import registry
 from dst.config.method import moves
 from dst.config.schema import SLOTS, Config, bound_options, marks
 from dst.options import problems, shown
-from dst.procedures.options import Budget, budget, budget_problems, superposing_problems
+from dst.procedures.options import Budget, budget, budget_problems, still_problems, superposing_problems
 from dst.sparsity.options import Part, drop_problems
 
 
@@ -75,17 +75,13 @@ def _check_budget(config: Config) -> Iterator[str]:
 def _check_moving(config: Config) -> Iterator[str]:
     """Yield options about what moves in cycles that would be ignored."""
     options = bound_options(config, "procedure")
-    still = f"sparsity '{config.sparsity.label}' drops and grows nothing"
     drop = Part(f"sparsity.drop.name={config.sparsity.drop.name}", marks(config, "sparsity.drop"))
     asked = [] if options["re_explore"] is None else [f"{_key('re_explore')}={options['re_explore']}"]
     if moves(config):
         yield from drop_problems(drop, asked)
     else:
-        yield from (f"{told} would be ignored: {still}. Use {_key('re_explore')}=null" for told in asked)
-        if not options["freeze_updates"]:
-            yield (
-                f"{_key('freeze_updates')}=false: unfrozen cycles in which nothing would move, since {still}. Use true"
-            )
+        method = f"sparsity '{config.sparsity.label}'"
+        yield from still_problems(options["re_explore"], options["freeze_updates"], method, _key)
     if not asked and options["freeze_updates"] and _keeps_masks(config):
         yield from _ignored_pruning(config, options)
 

@@ -25,8 +25,10 @@ class Method:
 
     ``lr``, ``update``: from the steps of a phase to its learning rate and its updates (None if the topology is static).
     ``density``: that of the network at the end; None for a dense one, and where counts are the method's own.
+    ``has_batch_norm``: the model keeps averages of the statistics of batches.
     """
 
     lr: Callable[[int], Curve]
     update: Callable[[int], TopologyUpdate | None]
     density: float | None = None
+    has_batch_norm: bool = False

@@ -71,3 +71,39 @@ def superposing_problems(of: Budget, include_pretrained: bool, called: Names = s
             f"{called('include_pretrained')}=false: leaves a single network to superpose, since there is one cycle of "
             f"{of.cycle_epochs} epochs; use {called('include_pretrained')}=true, or make room for two cycles"
         )
+
+
+def whole_epochs_problems(wanted: int, steps: int) -> Iterator[str]:
+    """Yield that training ends within an epoch, so that the last cycle would not be whole."""
+    if steps != wanted:
+        yield f"steps={steps}: cycles consist of whole epochs, and the last one would have {steps - wanted:+} steps"
+
+
+def batch_norm_problems(batch_norm: str, has_batch_norm: bool, called: Names = str) -> Iterator[str]:
+    """Yield that there are no statistics that the option could be about."""
+    if batch_norm != "reestimate" and not has_batch_norm:
+        yield f"{called('batch_norm')}={batch_norm} would be ignored: the model has no batch norm. Use reestimate"
+
+
+def still_problems(re_explore: float | None, freeze_updates: bool, method: str, called: Names = str) -> Iterator[str]:
+    """Yield what is asked of cycles in which nothing can move, since a ``method`` drops and grows nothing."""
+    why = f"{method} drops and grows nothing"
+    if re_explore is not None:
+        yield f"{called('re_explore')}={re_explore} would be ignored: {why}. Use {called('re_explore')}=null"
+    if not freeze_updates:
+        yield f"{called('freeze_updates')}=false: unfrozen cycles in which nothing would move, since {why}. Use true"
+
+
+def unfrozen_problems(updates: int, every: int, steps: int, drop_fraction: float, called: Names = str) -> Iterator[str]:
+    """Yield why nothing would move in unfrozen cycles of ``steps``, with an update ``every`` so many."""
+    told = f"{called('freeze_updates')}=false: unfrozen cycles in which nothing would move, since"
+    if updates == 0:
+        yield (
+            f"{told} a cycle has {steps} steps and its first update would come after {every}, with a step to follow: "
+            f"update more often, let cycles be longer, or use {called('freeze_updates')}=true"
+        )
+    if drop_fraction == 0:
+        yield (
+            f"{told} they go on with the last drop fraction of pretraining, which is 0: choose one that ends above 0 "
+            f"(its floor), or {called('freeze_updates')}=true"
+        )

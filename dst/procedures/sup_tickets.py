@@ -1,16 +1,38 @@
 """Cheap tickets at the end of training, superposed to one network."""
 
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
-from dst.options import Excludes, Needs, OneOf, Range, checked
+import torch
+from torch import Tensor, nn
+
+from dst.fractions import Curve
+from dst.metrics.flops import Ledger
+from dst.options import Excludes, Needs, OneOf, Range, checked, refuse
+from dst.procedures.cycles import cycle_update
+from dst.procedures.method import Length, Method
+from dst.procedures.options import batch_norm_problems, budget, superposing_problems, whole_epochs_problems
+from dst.procedures.superpose import Superposed, caa, cima, counts_to_keep, single, within
+from dst.sparsity import Sparsifier
 from dst.sparsity.marks import marked
+from dst.sparsity.options import Pool
+from dst.sparsity.select import count_true
+from dst.training.batch_norm import reestimate
+from dst.training.phase import Phase, Tick
+
+if TYPE_CHECKING:
+    from dst.training.loop import Training
+    from dst.training.observer import Observer
 
 
 @marked("cycles")
 @checked
 def sup_tickets(
-    length: Any,
-    method: Any,
+    length: Length,
+    method: Method,
     *,
     cycle_rate: Annotated[
         float,
@@ -69,9 +91,191 @@ def sup_tickets(
         OneOf("reestimate", "average"),
         "statistics of the superposed network: anew by a pass over the training set, or averaged like the weights",
     ] = "reestimate",
-) -> Any:
+) -> list[Phase]:
     """Train, then take tickets at the ends of short cycles and superpose them, at the same density.
 
-    Sup-tickets (Yin et al. 2022, "Superposing Many Tickets into One").
+    Sup-tickets (Yin et al. 2022, "Superposing Many Tickets into One"). Phases: ``pretrain``, the method's ordinary run,
+    then ``cycle 1``, ``cycle 2``, .... Training goes on from the last ticket; the superposed network becomes the run's
+    own after the last cycle only. OptionError for cycles that cannot be, and for what would be ignored.
     """
-    raise NotImplementedError("procedure=sup_tickets is not finished")
+    parts = budget(length.epochs, cycle_rate=cycle_rate, cycle_epochs=cycle_epochs, pretrain_epochs=pretrain_epochs)
+    refuse(whole_epochs_problems(length.epochs * length.steps_per_epoch, length.steps))
+    refuse(superposing_problems(parts, include_pretrained))
+    refuse(batch_norm_problems(batch_norm, method.has_batch_norm))
+    first_steps, steps = (epochs * length.steps_per_epoch for epochs in (parts.pretrain_epochs, parts.cycle_epochs))
+    rate, update = method.lr(first_steps), method.update(first_steps)
+    rates = triangular(steps, lr_at_ticket, lr_mid_cycle) if lr == "triangular" else _constant(rate(first_steps - 1))
+    moves = cycle_update(update, steps, re_explore=re_explore, freeze_updates=freeze_updates)
+    how = _Superposing(
+        average=caa if superpose == "caa" else partial(cima, factor=cima_factor),
+        average_over=average_over,
+        pool=pool,
+        density=method.density,
+        reestimates=batch_norm == "reestimate" and method.has_batch_norm,
+    )
+    cycles = range(1, parts.cycles + 1)
+    return [
+        Phase("pretrain", first_steps, rate, update, end=_AfterPretraining(how, is_superposed=include_pretrained)),
+        *(
+            Phase(
+                f"cycle {number}",
+                steps,
+                rates,
+                moves,
+                end=_AfterCycle(
+                    how,
+                    number,
+                    prunes=prune_back == "each_cycle" or number == parts.cycles,
+                    is_last=number == parts.cycles,
+                ),
+            )
+            for number in cycles
+        ),
+    ]
+
+
+def triangular(steps: int, at_ticket: float, mid_cycle: float) -> Curve:
+    """Return a rate that goes along straight lines from ``at_ticket`` to ``mid_cycle`` and back, over ``steps``."""
+
+    def rate(step: int) -> float:
+        u = step / steps
+        share = 2 * u if u < 0.5 else 2 - 2 * u
+        return at_ticket * (1 - share) + mid_cycle * share
+
+    return rate
+
+
+def _constant(rate: float) -> Curve:
+    return lambda step: rate
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is done after the phases
+
+
+@dataclass(frozen=True)
+class _Superposing:
+    """How networks are superposed. ``density``: that of the superposed network; None: as many weights as a ticket."""
+
+    average: Callable[[Superposed, Superposed], Superposed]
+    average_over: str
+    pool: Pool
+    density: float | None
+    reestimates: bool
+
+    def taken(self, run: "Training") -> Superposed:
+        """Return a copy of the run's present network."""
+        topology = run.sparsifier.topology
+        names = _weight_names(run.model, run.sparsifier)
+        masks = {name: mask.clone() for name, mask in zip(names, topology.masks, strict=True)}
+        return single(_copied(run.model), masks, average_over=self.average_over)
+
+    def pruned(self, network: Superposed, sparsifier: Sparsifier) -> Superposed:
+        """Return a superposed network with as many weights as it shall have, those of largest magnitude."""
+        topology, names = sparsifier.topology, list(network.masks)
+        union = list(network.masks.values())
+        tickets = [report.active for report in topology.reports]
+        target = sum(tickets) if self.density is None else round(self.density * topology.size)
+        counts = counts_to_keep(target, count_true(union), tickets, self.pool)
+        masks = sparsifier.pruned([network.tensors[name].abs() for name in names], union, counts)
+        return within(network, dict(zip(names, masks, strict=True)))
+
+
+@dataclass(frozen=True)
+class _AfterPretraining:
+    """Report the pretrained network, and keep it if it is superposed with the tickets."""
+
+    how: _Superposing
+    is_superposed: bool
+
+    def __call__(self, run: "Training", observer: "Observer", tick: Tick) -> None:
+        tick()
+        run.report_network(observer, "pretrained")
+        if self.is_superposed:
+            run.kept = dict(vars(self.how.taken(run)))
+
+    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
+        """Nothing is computed but validation figures."""
+
+
+@dataclass(frozen=True)
+class _AfterCycle:
+    """Take a ticket and superpose it with the networks before; the last time, go over to the superposed network."""
+
+    how: _Superposing
+    number: int
+    prunes: bool
+    is_last: bool
+
+    def __call__(self, run: "Training", observer: "Observer", tick: Tick) -> None:
+        tick()
+        run.report_network(observer, f"ticket {self.number}")
+        ticket = self.how.taken(run)
+        made = self.how.average(Superposed(**run.kept), ticket) if run.kept else ticket
+        if self.prunes:
+            made = self.how.pruned(made, run.sparsifier)
+        layers = run.sparsifier.topology.layers
+        masks = {layer.name: mask for layer, mask in zip(layers, made.masks.values(), strict=True)}
+        with _holding(run.model, made.tensors):
+            if self.how.reestimates:
+                self._reestimate(run, masks, tick)
+                made = replace(made, tensors=_copied(run.model))
+            judged = run.report_network(observer, f"superposed {self.number}", masks)
+        if not self.is_last:
+            run.kept = dict(vars(made))
+            return
+        run.kept = {}
+        _put(run.model, made.tensors)
+        run.adopt(observer, list(masks.values()), judged)
+
+    def _reestimate(self, run: "Training", masks: Mapping[str, Tensor], tick: Tick) -> None:
+        """Find the statistics of the network that the model holds, over the epoch that was trained last."""
+        batches = run.train_batches
+        active = dict(zip(masks, count_true([*masks.values()]), strict=True))
+        run.ledger.batch_norm.forward(active, batches.samples)
+        reestimate(run.model, run.gradients.passes, batches, run.counters.step // len(batches) - 1, tick)
+
+    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
+        """Book the pass for batch norm; each layer is assumed to keep as many weights as the ticket has."""
+        if self.how.reestimates:
+            ledger.batch_norm.forward(active, samples)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tensors of a model
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all tensors of a model's state by name, each once, under the first of its names."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
+
+
+def _weight_names(model: nn.Module, sparsifier: Sparsifier) -> list[str]:
+    """Return the name of each sparse layer's weight among the model's tensors."""
+    names = {id(tensor): name for name, tensor in _tensors(model).items()}
+    return [names[id(layer.weight)] for layer in sparsifier.topology.layers]
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
+
+
+@torch.no_grad()
+def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite the tensors of a model in place, so that an optimizer and hooks keep theirs."""
+    for name, tensor in _tensors(model).items():
+        tensor.copy_(tensors[name])
+
+
+@contextmanager
+def _holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model hold other tensors for a while; however that ends, it has its own again."""
+    own = _copied(model)
+    try:
+        _put(model, tensors)
+        yield
+    finally:
+        _put(model, own)

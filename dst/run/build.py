@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from dst import registry
@@ -66,7 +67,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     model = _initialised(config, dataset)
     dense_flops = forward_flops(model, dataset.shape)
     optimizer = _optimizer(config, model)
-    phases = make_phases(config, len(loaders.train))
+    phases = make_phases(config, len(loaders.train), has_batch_norm(model))
     sparsifier = _sparsifier(config, model, optimizer, phases, _probe(config, model, loaders.train))
     _convert(model, hardware)
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
@@ -245,13 +246,19 @@ def _clipping(config: Config, model: nn.Module) -> Clipping | None:
     return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
 
 
-def make_phases(config: Config, steps_per_epoch: int) -> list[Phase]:
-    """Return the phases of a run."""
+def has_batch_norm(model: nn.Module) -> bool:
+    """Say whether a model normalises by the statistics of batches."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def make_phases(config: Config, steps_per_epoch: int, is_normalised: bool) -> list[Phase]:
+    """Return the phases of a run; ``is_normalised``: its model has batch norm."""
     length = Length(epochs(config), steps_per_epoch, total_steps(config, steps_per_epoch))
     method = Method(
         lr=lambda steps: learning_rate(config, steps_per_epoch, steps),
         update=lambda steps: make_update(config, steps),
-        density=config.sparsity.density,
+        density=final_density(config),
+        has_batch_norm=is_normalised,
     )
     with in_config_terms("procedure"):
         phases: list[Phase] = part(config, "procedure")(length, method)
@@ -309,6 +316,13 @@ def initial_density(config: Config) -> float | None:
         return None
     initial = bound_options(config, "sparsity.density_schedule").get("initial")
     return sparsity.density if initial is None else float(initial)
+
+
+def final_density(config: Config) -> float | None:
+    """Return the density after the last step; None where counts are the method's own, or fall short on purpose."""
+    ramps = config.sparsity.density_schedule.name != registry.NONE
+    falls_short = bound_options(config, "sparsity.distribution").get("clip", False)
+    return None if falls_short and not ramps else config.sparsity.density
 
 
 def _sparsifier(

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dst import registry
 from dst.config.schema import Config, ConfigError, bound_options, marks
@@ -18,6 +17,7 @@ from dst.metrics.flops import forward_flops
 from dst.options import refuse
 from dst.run.build import (
     first_parts,
+    has_batch_norm,
     initial_density,
     learning_rate,
     load_dataset,
@@ -77,12 +77,12 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     _check_length(config, len(train), problems)
     with _collected(problems):
         _check_warmup(config, len(train))
-    if not problems:  # else they would be told twice
-        with _collected(problems):
-            _check_selection(config, len(train), make_phases(config, len(train))[0])
     with torch.device("meta"):
         model = make_model(config, dataset)
     forward_flops(model, dataset.shape)
+    if not problems:  # else they would be told twice
+        with _collected(problems):
+            _check_selection(config, len(train), make_phases(config, len(train), has_batch_norm(model))[0])
     with _collected(problems):
         _check_shards(config, train.samples)
         _check_batch_norm(config, model, dataset, train.samples)
@@ -90,7 +90,6 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         _check_sources(config, model)
     with _collected(problems):
         _check_correction(config, len(train))
-        _check_cycles(config, len(train), model)
     with _collected(problems, "sparsity.scope: "), in_config_terms("sparsity.scope"):
         layers = make_scope(config).layers(model)
         with _collected(problems):
@@ -174,12 +173,12 @@ def _check_shards(config: Config, samples: int) -> None:
 def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
     """Raise ConfigError if batch norm would see one value a channel, as in a last batch of one: it cannot train."""
     schedule, hardware = config.schedule, config.hardware
-    has_batch_norm = _has_batch_norm(model)
+    is_normalised = has_batch_norm(model)
     if hardware.sync_batch_norm:
-        if not has_batch_norm:
+        if not is_normalised:
             raise ConfigError(["hardware.sync_batch_norm=true would be ignored: the model has no batch norm"])
         return  # its statistics are over two processes or more
-    if 1 in _part_sizes(config, samples) and has_batch_norm:
+    if 1 in _part_sizes(config, samples) and is_normalised:
         try:
             model.train()(torch.empty(1, *dataset.shape, device="meta"))
         except ValueError as error:
@@ -193,10 +192,6 @@ def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, sample
             ) from error
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
 def _check_correction(config: Config, steps_per_epoch: int) -> None:
     """Raise ConfigError if an epoch has too few batches for what a correction estimates of them."""
     if "snapshot" in marks(config, "correction") and steps_per_epoch < 2:
@@ -204,31 +199,6 @@ def _check_correction(config: Config, steps_per_epoch: int) -> None:
             [
                 f"correction.name={config.correction.name} estimates a covariance over the batches of an epoch, which "
                 f"needs two of them, but there is one only: choose a smaller schedule.batch_size, or correction=none"
-            ]
-        )
-
-
-def _check_cycles(config: Config, steps_per_epoch: int, model: nn.Module) -> None:
-    """Raise ConfigError if cycles would go on with updates that move nothing, or average what there is not."""
-    if "cycles" not in marks(config, "procedure"):
-        return
-    options = bound_options(config, "procedure")
-    if options["batch_norm"] != "reestimate" and not _has_batch_norm(model):
-        raise ConfigError(
-            [
-                f"procedure.batch_norm={options['batch_norm']} would be ignored: the model has no batch norm. Use "
-                "reestimate"
-            ]
-        )
-    update = make_phases(config, steps_per_epoch)[0].update
-    if update is None or update.drop is None or options["freeze_updates"]:
-        return
-    if update.drop_fraction(update.plan.total_steps) == 0:
-        raise ConfigError(
-            [
-                "procedure.freeze_updates=false: unfrozen cycles in which nothing would move, since they go on with "
-                "the last drop fraction of pretraining, which is 0: choose sparsity.drop_fraction.floor above 0, or "
-                "procedure.freeze_updates=true"
             ]
         )
 

@@ -165,7 +165,8 @@ def planned(
     """Book the FLOPs of all phases as the loop will; ``batch_sizes``: those of an epoch, in order.
 
     ``active``: the first active weights of each layer in scope. What is booked is exact if every layer keeps its number
-    of weights. If weights move between layers or the density falls, each layer is assumed to keep its share.
+    of weights. If weights move between layers or the density falls, each layer is assumed to keep its share; and what
+    a phase does at its end is booked as if networks that it makes had the layers' present numbers.
     """
     at_first, steps = dict(active), list[PlannedStep]()
     density = sum(active.values()) / ledger.flops.maskable

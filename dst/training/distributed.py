@@ -105,6 +105,9 @@ class Processes:
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with those of the main process."""
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with their means over all processes."""
+
     # -- agreement -----------------------------------------------------------------------------------------------------
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
@@ -168,6 +171,10 @@ class Group(Processes):
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Broadcast them all together."""
         _jointly([tensor.detach() for tensor in tensors], lambda joint: dist.broadcast(joint.view(torch.uint8), src=0))
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Sum them all together, and divide."""
+        _jointly(tensors, lambda joint: dist.all_reduce(joint.div_(self.world)))
 
     # -- agreement -----------------------------------------------------------------------------------------------------
 

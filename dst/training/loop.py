@@ -14,13 +14,14 @@ from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Ledger
 from dst.options import refuse
 from dst.sparsity import Sparsifier
+from dst.sparsity.select import count_true
 from dst.training.clipping import Clipping
 from dst.training.evaluate import Evaluation, evaluate
 from dst.training.gradients import Batch, Correction, Gradients, Judgement, NoCorrection
 from dst.training.guard import DivergedError, Guard
 from dst.training.observer import Observer
 from dst.training.options import unvalidated_problems
-from dst.training.phase import Phase, Tick, total_steps
+from dst.training.phase import Network, Phase, Tick, total_steps
 from dst.training.settings import Settings
 from dst.training.stopping import StopFlag
 from dst.training.watch import Watch
@@ -349,6 +350,45 @@ class Training:
                 "model": _copy(self.model.state_dict()),
                 "sparsifier": _copy(self.sparsifier.state_dict()),
             }
+
+    # -- networks on the way -------------------------------------------------------------------------------------------
+
+    def report_network(
+        self, observer: Observer, name: str, masks: Mapping[str, Tensor] | None = None
+    ) -> Evaluation | None:
+        """Validate the present weights and report them as a network of the procedure; all processes call this.
+
+        ``masks``: those of the weights, by layer, if they are not the run's. Returns the validation figures, if there
+        is a validation split.
+        """
+        counters, topology = self.counters, self.sparsifier.topology
+        judged = None
+        if self.val_batches is not None:
+            is_known = masks is None and counters.evaluated == counters.step
+            known = Evaluation(counters.val_loss, counters.val_accuracy)
+            judged = known if is_known else self.evaluate(self.val_batches)
+        sparsifier = self.sparsifier.state_dict() if masks is None else {"masks": masks}
+        active = sum(count_true([*sparsifier["masks"].values()]))
+        figures = (judged.loss, judged.accuracy) if judged else (None, None)
+        where = (counters.phase, self.phase.name, counters.step)
+        network = Network(*where, name, active / topology.size, active, *figures)
+        observer.on_network(network, {"model": self.model.state_dict(), "sparsifier": sparsifier})
+        return judged
+
+    def adopt(self, observer: Observer, masks: Sequence[Tensor], judged: Evaluation | None) -> None:
+        """Take the present weights, with other masks, for the run's own network, which is what will be tested.
+
+        ``judged``: its validation figures.
+        """
+        counters = self.counters
+        self.sparsifier.set_masks(masks)
+        self._report_update(observer)
+        values = {}
+        if judged is not None:
+            counters.val_loss, counters.val_accuracy = judged.loss, judged.accuracy
+            values = {"val/loss": judged.loss, "val/accuracy": judged.accuracy}
+        epochs = counters.step / len(self.train_batches)
+        observer.on_metrics(counters.step, epochs, {**values, **self._sparsity()})
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

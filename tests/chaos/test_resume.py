@@ -11,7 +11,7 @@ from dst.files import file_sha256
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_layers, read_metrics, read_run, read_status, read_summary
 from tests.old_records import BEFORE_PHASES, unpack
-from tests.processes import run, run_folder, traces
+from tests.processes import REPOSITORY, plain, run, run_folder, traces
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +125,95 @@ def test_signals_save_and_exit_75(name, step, tmp_path, references):
     result = run("sparsity=set_itop", *SMALL, cwd=tmp_path)
     assert f"continuing from step {step}" in result.output
     assert_same(tmp_path, references("set_itop"))
+
+
+CYCLES = (
+    *("sparsity=rigl_itop", "model=resnet20", "procedure=sup_tickets", "procedure.cycle_epochs=1"),
+    *("procedure.cycle_rate=0.5", "procedure.re_explore=0.5", "data.val_fraction=0.8", "schedule.batch_size=48"),
+    *("schedule.epochs=4", "schedule.update_every=5", "checkpoint.every_steps=7", "output.keep_networks=true"),
+    *("tracking.every_steps=10", "tracking=none", "tracking.progress=none", "hardware.threads=1"),
+)
+"""Pretraining of 12 steps, two cycles of 6; checkpoints after steps 7, 14, 21, and after each phase."""
+INSIDE = {
+    "kill:step:15": 14,  # inside the first cycle
+    "kill:step:13": 12,  # after its re-exploration
+    **{"kill:network:1": 7, "kill:network:2": 14, "kill:network:3": 14, "kill:network:5": 21},
+    **{"kill:superpose:1": 14, "kill:superpose:2": 21, "kill:prune_back:2": 21},
+    **{"kill:batch_norm:3": 14, "kill:batch_norm:8": 21},
+    "kill:adopt:1": 21,
+    "kill:test:1": 24,
+}
+"""A kill -> the step of the checkpoint from which the run goes on."""
+
+
+@pytest.fixture(scope="module")
+def superposed(tmp_path_factory):
+    """Return what an undisturbed run of cycles leaves behind, and the networks that it kept."""
+    folder = tmp_path_factory.mktemp("superposed")
+    result = run(*CYCLES, cwd=folder)
+    assert result.code == 0, result.output
+    return traces(run_folder(folder / "outputs")), kept_networks(folder)
+
+
+def kept_networks(folder):
+    import torch
+
+    files = sorted((run_folder(folder / "outputs") / "networks").glob("*.pt"))
+    return {file.name: plain(torch.load(file, weights_only=True)) for file in files}
+
+
+@pytest.mark.parametrize("fault", INSIDE)
+def test_kills_inside_cycles_superposing_and_re_estimation(fault, tmp_path, superposed):
+    assert run(*CYCLES, cwd=tmp_path, fault=fault).code == -9
+    result = run(*CYCLES, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert f"continuing from step {INSIDE[fault]}," in result.output
+    assert_same(tmp_path, superposed[0])
+    assert kept_networks(tmp_path) == superposed[1]
+    names = ["pretrained", "superposed 1", "superposed 2", "ticket 1", "ticket 2"]
+    assert list(superposed[1]) == [f"{name}.pt" for name in names]
+
+
+@pytest.mark.parametrize(("fault", "step"), [("batch_norm:3", 18), ("batch_norm:9", 24), ("superpose:1", 18)])
+def test_a_signal_inside_superposing_saves_the_ticket(fault, step, tmp_path, superposed):
+    result = run(*CYCLES, cwd=tmp_path, fault=f"signal:SIGTERM:{fault}")
+    assert result.code == 75, result.output
+    assert f"stopped by SIGTERM after step {step}; run the same command to continue" in result.output
+    result = run(*CYCLES, cwd=tmp_path)
+    assert f"continuing from step {step}" in result.output
+    assert_same(tmp_path, superposed[0])
+    assert kept_networks(tmp_path) == superposed[1]
+
+
+def test_the_superposed_network_starts_another_run(tmp_path):
+    """Weights and masks of the checkpoint are those of the network that was tested."""
+    import torch
+
+    from dst.config.schema import complete
+    from dst.records.read import read_networks
+    from dst.run.build import build
+    from dst.training.checkpoint import Checkpoints
+    from tests.composed import compose_cells
+
+    assert run(*CYCLES, cwd=tmp_path).code == 0
+    folder = run_folder(tmp_path / "outputs")
+    *_, last = read_networks(folder)
+    kept = torch.load(folder / "networks" / "superposed 2.pt", weights_only=True)
+    state = Checkpoints(folder / "checkpoints").load_newest()
+    from_it = ("sparsity=static", "sparsity.init.name=file", f"sparsity.init.path={folder}")
+    own = ("sparsity.density=null", "sparsity.distribution.name=none", f"model.weights={folder}")
+    setting = ("model=resnet20", "data.val_fraction=0.8", "schedule.batch_size=48", "schedule.epochs=1")
+    overrides = [*from_it, *own, *setting, "hardware.threads=1", "tracking=none"]
+    ((_, config),) = compose_cells(REPOSITORY / "conf", overrides, multirun=False)
+    training = build(complete(config)).training
+    assert training.sparsifier.density == last["density"] == read_summary(folder)["sparsity/density"]
+    assert (last["val/accuracy"], last["val/loss"]) == (
+        read_summary(folder)["val/accuracy"],
+        read_summary(folder)["val/loss"],
+    )
+    for stored in (state, kept):
+        assert plain(dict(training.model.state_dict())) == plain(dict(stored["model"]))
+        assert plain(training.sparsifier.state_dict()["masks"]) == plain(stored["sparsifier"]["masks"])
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
