@@ -115,7 +115,8 @@ def _forecast(config: Config) -> Forecast:
     # Counts are the same on any device.
     parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
-    train_flops = _train_flops(training)
+    ledger = _planned_ledger(training)
+    train_flops = ledger.total
     return Forecast(
         name="",
         steps=training.total_steps,
@@ -126,27 +127,31 @@ def _forecast(config: Config) -> Forecast:
         train_flops=train_flops,
         dense_flops=parts.dense_training_flops,
         checkpoint_bytes=_bytes(training.state_dict()),
-        measured=_measure(parts, Shard(0, config.hardware.processes)) if is_here else None,
+        measured=_measure(parts, Shard(0, config.hardware.processes), ledger) if is_here else None,
     )
 
 
-def _measure(parts: Parts, shard: Shard) -> tuple[int, float, float]:
-    """Return the peak memory, the seconds of a step and those of the whole training."""
+def _measure(parts: Parts, shard: Shard, ledger: Ledger) -> tuple[int, float, float]:
+    """Return the peak memory, the seconds of a step and those of the whole training.
+
+    Steps are timed without correction, which is taken to need as much more time as it needs FLOPs.
+    """
     training = parts.training
     step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
+    step_s *= ledger.total / (ledger.total - ledger.correction.total)
     epochs = -(-training.total_steps // len(training.train_batches))
     evaluations = -(-epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
     return _peak_memory(), step_s, training.total_steps * step_s + evaluations * evaluation_s
 
 
-def _train_flops(training: Training) -> int:
-    """Return the FLOPs of the whole training as the loop will count them."""
+def _planned_ledger(training: Training) -> Ledger:
+    """Return the FLOPs of the whole training as the loop will book them."""
     ledger = Ledger(training.ledger.flops)
     ledger.load_state_dict(training.ledger.state_dict())
     batches = training.train_batches
     sizes = [samples_of(batches, i) for i in range(len(batches))]
     planned(training.phases, ledger, training.active, sizes, training.correction)
-    return ledger.total
+    return ledger
 
 
 def planned(
