@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,10 +21,11 @@ from dst.metrics.flops import Ledger
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
-from dst.training.gradients import Correction, PlannedStep
+from dst.training.gradients import Correction
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
 from dst.training.phase import Phase
+from dst.training.planned import planned_steps
 
 _WARM_UP = 2
 _AT_LEAST = 5
@@ -115,7 +117,8 @@ def _forecast(config: Config) -> Forecast:
     # Counts are the same on any device.
     parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
-    train_flops = _train_flops(training)
+    ledger = _planned(training)
+    train_flops = ledger.total
     return Forecast(
         name="",
         steps=training.total_steps,
@@ -126,15 +129,19 @@ def _forecast(config: Config) -> Forecast:
         train_flops=train_flops,
         dense_flops=parts.dense_training_flops,
         checkpoint_bytes=_bytes(training.state_dict()),
-        measured=_measure(parts, Shard(0, config.hardware.processes)) if is_here else None,
+        measured=_measure(parts, Shard(0, config.hardware.processes), ledger) if is_here else None,
     )
 
 
-def _measure(parts: Parts, shard: Shard) -> tuple[int, float, float]:
-    """Return the peak memory, the seconds of a step and those of the whole training."""
+def _measure(parts: Parts, shard: Shard, ledger: Ledger) -> tuple[int, float, float]:
+    """Return the peak memory, the seconds of a step and those of the whole training.
+
+    Passes beside those of steps are taken to cost as much time for each of their FLOPs.
+    """
     training = parts.training
     step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
-    return _peak_memory(), step_s, training.total_steps * step_s + _evaluations(training) * evaluation_s
+    steps_s = training.total_steps * step_s * ledger.total / ledger.training.total
+    return _peak_memory(), step_s, steps_s + _evaluations(training) * evaluation_s
 
 
 def _evaluations(training: Training) -> int:
@@ -142,17 +149,18 @@ def _evaluations(training: Training) -> int:
     if training.val_batches is None:
         return 1
     interval = len(training.train_batches) * training.settings.eval_every_epochs
-    return -(-training.total_steps // interval) + 1
+    made = sum(phase.end is not None for phase in training.phases)  # networks that are validated too
+    return -(-training.total_steps // interval) + made + 1
 
 
-def _train_flops(training: Training) -> int:
-    """Return the FLOPs of the whole training as the loop will count them."""
+def _planned(training: Training) -> Ledger:
+    """Return the FLOPs of the whole training as the loop will book them."""
     ledger = Ledger(training.ledger.flops)
     ledger.load_state_dict(training.ledger.state_dict())
     batches = training.train_batches
     sizes = [samples_of(batches, i) for i in range(len(batches))]
     planned(training.phases, ledger, training.active, sizes, training.correction)
-    return ledger.total
+    return ledger
 
 
 def planned(
@@ -164,35 +172,23 @@ def planned(
 ) -> None:
     """Book the FLOPs of all phases as the loop will; ``batch_sizes``: those of an epoch, in order.
 
-    ``active``: the first active weights of each layer in scope. What is booked is exact if every layer keeps its number
-    of weights. If weights move between layers or the density falls, each layer is assumed to keep its share; and what
-    a phase does at its end is booked as if networks that it makes had the layers' present numbers.
+    ``active``: the first active weights of each layer in scope. How exact that is: see ``planned_steps``. What a phase
+    does between steps is booked as if the networks that it makes had the layers' numbers of the last step.
     """
-    at_first, steps = dict(active), list[PlannedStep]()
-    density = sum(active.values()) / ledger.flops.maskable
+    steps = partial(planned_steps, phases, active, ledger.flops.maskable, batch_sizes)
+    of_phases = steps()
     for phase in phases:
         if phase.begin is not None:
             phase.begin.book(ledger, active, sum(batch_sizes))
-        for phase_step in range(1, phase.steps + 1):
-            epoch, i = divmod(len(steps), len(batch_sizes))
-            samples = batch_sizes[i]
-            update = phase.update
-            due = update is not None and update.plan.due(phase_step)
-            is_replaced = update is not None and due and update.replaces_step
-            begins_anew = phase_step == 1 and phase.begin is not None
-            steps.append(PlannedStep(epoch, i == 0, samples, active, is_replaced, begins_anew))
-            ledger.training.forward(active, samples)
-            ledger.training.backward(active, samples)
-            if update is None:
-                continue
-            if update.reads_dense_gradient(due=due):
-                ledger.training.dense_gradient(active, samples)
-            if due and update.density_curve is not None:
-                share = update.density_curve(phase_step) / density
-                active = at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
+        for step in islice(of_phases, phase.steps):
+            active = step.active
+            ledger.training.forward(active, step.samples)
+            ledger.training.backward(active, step.samples)
+            if step.dense_gradient:
+                ledger.training.dense_gradient(active, step.samples)
         if phase.end is not None:
             phase.end.book(ledger, active, sum(batch_sizes))
-    correction.book(ledger.correction, steps, sum(batch_sizes))
+    correction.book(ledger.correction, steps(), sum(batch_sizes))
 
 
 def _time_step(parts: Parts, shard: Shard) -> float:

@@ -1,6 +1,6 @@
 """What is done to the gradient before the optimizer steps."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,8 +12,9 @@ from dst.metrics.flops import Account
 from dst.options import OneOf, Range, ZeroOr, checked
 from dst.sparsity.marks import marked
 from dst.training.coefficient import Coefficient, Covariances
-from dst.training.gradients import Batch, PlannedStep, Situation
+from dst.training.gradients import Batch, Situation
 from dst.training.phase import Tick
+from dst.training.planned import PlannedStep
 from dst.training.snapshot import Snapshot, kept_buffers
 
 
@@ -189,7 +190,7 @@ class Agent:
             **{name: value for name, value in optional.items() if value is not None},
         }
 
-    def book(self, account: Account, steps: Sequence[PlannedStep], samples: int) -> None:
+    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
         """Book what the correction of planned steps will cost; ``samples``: those of an epoch."""
         taken: int | None = None
         active: Mapping[str, int] = {}

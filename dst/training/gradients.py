@@ -1,6 +1,6 @@
 """The gradient of the mean loss at the weights of a network, on whole batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from dst.sparsity import Sparsifier
 from dst.training.determinism import seed_torch
 from dst.training.distributed import Processes
 from dst.training.phase import Tick
+from dst.training.planned import PlannedStep
 from dst.training.precision import Precision
 from dst.training.settings import Settings
 
@@ -125,20 +126,6 @@ class Situation:
     ledger: Ledger
 
 
-class PlannedStep(NamedTuple):
-    """A step of a run that has not begun: its epoch, the samples of its batch and the active weights of each layer.
-
-    ``is_replaced``: a topology update comes instead; ``begins_anew``: weights are changed by something else before it.
-    """
-
-    epoch: int
-    begins_epoch: bool
-    samples: int
-    active: Mapping[str, int]
-    is_replaced: bool
-    begins_anew: bool
-
-
 class Correction(Protocol):
     """Changes the gradients of each step before the optimizer sees them."""
 
@@ -162,7 +149,7 @@ class Correction(Protocol):
         """Return the metrics to log after so many epochs."""
         ...
 
-    def book(self, account: Account, steps: Sequence[PlannedStep], samples: int) -> None:
+    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
         """Book what the correction of all steps of a run will cost; ``samples``: those of an epoch."""
         ...
 
@@ -194,7 +181,7 @@ class NoCorrection:
         """Return nothing."""
         return {}
 
-    def book(self, account: Account, steps: Sequence[PlannedStep], samples: int) -> None:
+    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
         """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
