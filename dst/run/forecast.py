@@ -114,7 +114,8 @@ def _forecast(config: Config) -> Forecast:
     # Counts are the same on any device.
     parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
-    train_flops = _train_flops(training)
+    ledger = _planned(training)
+    train_flops = ledger.total
     return Forecast(
         name="",
         steps=training.total_steps,
@@ -125,26 +126,31 @@ def _forecast(config: Config) -> Forecast:
         train_flops=train_flops,
         dense_flops=parts.dense_training_flops,
         checkpoint_bytes=_bytes(training.state_dict()),
-        measured=_measure(parts, Shard(0, config.hardware.processes)) if is_here else None,
+        measured=_measure(parts, Shard(0, config.hardware.processes), ledger) if is_here else None,
     )
 
 
-def _measure(parts: Parts, shard: Shard) -> tuple[int, float, float]:
-    """Return the peak memory, the seconds of a step and those of the whole training."""
+def _measure(parts: Parts, shard: Shard, ledger: Ledger) -> tuple[int, float, float]:
+    """Return the peak memory, the seconds of a step and those of the whole training.
+
+    Passes beside those of steps are taken to cost as much time for each of their FLOPs.
+    """
     training = parts.training
     step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
     epochs = -(-training.total_steps // len(training.train_batches))
     evaluations = -(-epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
-    return _peak_memory(), step_s, training.total_steps * step_s + evaluations * evaluation_s
+    evaluations += sum(phase.end is not None for phase in training.phases)  # of the networks that are made there
+    steps_s = training.total_steps * step_s * ledger.total / ledger.training.total
+    return _peak_memory(), step_s, steps_s + evaluations * evaluation_s
 
 
-def _train_flops(training: Training) -> int:
+def _planned(training: Training) -> Ledger:
     """Return the FLOPs of the whole training as the loop will count them."""
     ledger = Ledger(training.ledger.flops)
     ledger.load_state_dict(training.ledger.state_dict())
     batches = training.train_batches
     planned(training.phases, ledger, training.active, [samples_of(batches, i) for i in range(len(batches))])
-    return ledger.total
+    return ledger
 
 
 def planned(phases: Sequence[Phase], ledger: Ledger, active: Mapping[str, int], batch_sizes: Sequence[int]) -> None:
