@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from dst.config.checks import check
-from dst.config.schema import complete
+from dst.config.schema import ConfigError, complete
 from dst.data.loader import samples_of
 from dst.metrics.flops import Ledger
 from dst.options import OptionError
@@ -164,6 +164,29 @@ def test_what_cannot_be_is_refused(of, options, told):
 def test_cycles_of_parts_of_epochs_are_refused():
     with pytest.raises(OptionError, match=r"steps=59: cycles consist of whole epochs, and the last one .* -1 steps"):
         sup_tickets(Length(10, 6, 59), method(), cycle_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ("procedure.freeze_updates=false", "schedule.update_every=6"),
+            "procedure.freeze_updates=false: unfrozen cycles in which nothing would move, since a cycle has 6 steps "
+            "and its first update would come after 6, with a step to follow",
+        ),
+        (
+            ("procedure.freeze_updates=false", "sparsity.drop_fraction.name=cosine", "sparsity.drop_fraction.floor=0"),
+            "which is 0: choose one that ends above 0 (its floor), or procedure.freeze_updates=true",
+        ),
+        (("procedure.batch_norm=average",), "procedure.batch_norm=average would be ignored: the model has no batch no"),
+    ],
+)
+def test_what_only_data_and_model_tell_is_refused_once_in_terms_of_the_config(overrides, told):
+    ((_, config),) = compose_cells(CONF, [*SHORT, "sparsity=rigl_itop", TINY_MODEL, *overrides], multirun=False)
+    assert check(config) == []
+    with pytest.raises(ConfigError) as error:
+        check_feasible(complete(config))
+    assert [told in problem for problem in error.value.problems] == [True]
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
@@ -427,7 +450,7 @@ def forecast(training):
     ledger = Ledger(training.ledger.flops)
     batches = training.train_batches
     sizes = [samples_of(batches, i) for i in range(len(batches))]
-    planned(training.phases, ledger, training.active, sizes)
+    planned(training.phases, ledger, training.active, sizes, training.correction)
     return ledger.total
 
 
