@@ -1,5 +1,7 @@
 """Training on all images: nothing is validated, and nothing shows a figure that does not exist."""
 
+from dataclasses import fields
+
 import matplotlib as mpl
 import pytest
 
@@ -133,7 +135,7 @@ def test_what_would_be_ignored_is_refused_at_once(tmp_path):
 
 def test_the_loop_refuses_it_by_itself():
     training = ranks.training(ranks.ALONE, select="best_val")
-    parts = {name: value for name, value in vars(training).items() if not name.startswith("_")}
+    parts = {item.name: getattr(training, item.name) for item in fields(training)}
     with pytest.raises(ValueError, match=r"^select=best_val would be ignored: there is no validation split"):
         type(training)(**{**parts, "val_batches": None})
     alone = ranks.training(ranks.ALONE)

@@ -132,6 +132,20 @@ COMMANDS: tuple[str, ...] = (
     "'sparsity={density: 0.3, drop: {name: random}}' 'schedule={epochs: 5, lr: {peak: 0.05}}'",
     "data.val_fraction=0.2 data.split_seed=4 data.size=16 data.mean=[0.3] data.std=[0.3] data.augment.flip=true",
     "data.augment.crop_padding=1 schedule.batch_size=96 schedule.accumulate=3",
+    # what wraps a method
+    "correction=none procedure=single",
+    "correction=agent schedule.epochs=4 schedule.update_every=20",
+    "sparsity=granet correction=agent correction.every_epochs=2 correction.proxy=gradient correction.clip=true",
+    "procedure=sup_tickets",
+    "sparsity=set_itop procedure=sup_tickets procedure.pretrain_epochs=40 procedure.cycle_epochs=5 "
+    "procedure.lr=constant procedure.re_explore=0.5 procedure.superpose=cima procedure.include_pretrained=false "
+    "model=resnet20",
+    "sparsity=rigl_itop correction=agent procedure=sup_tickets procedure.freeze_updates=false "
+    "procedure.average_over=active procedure.pool=layer procedure.prune_back=end schedule.update_every=20",
+    "+experiment=itop/rigl",
+    "+experiment=agent/set",
+    "+experiment=sup_tickets/cifar_granet",
+    "data.val_fraction=0 schedule.clip_norm=1 schedule.clip_value=0.5 schedule.max_steps=100",
     # hardware, tracking and what changes no result
     "hardware=gpu",
     "hardware=gpu_bf16 data=cifar10 model=resnet20 schedule=granet_cifar",
@@ -175,6 +189,13 @@ REFUSED: tuple[str, ...] = (
     "-m seed=range(0,2) sparsity.density=null",
     "model.weights=nowhere",
     "data=image_folder data.root=nowhere",
+    "correction=agent hardware.precision=fp16",
+    "correction=agent schedule.batch_size=2000 schedule.update_every=5",
+    "procedure=sup_tickets schedule.epochs=10",
+    "procedure=sup_tickets procedure.superpose=mean",
+    "procedure=sup_tickets procedure.lr=constant procedure.lr_at_ticket=0.01",
+    "procedure=sup_tickets schedule.select=best_val",
+    "sparsity=static procedure=sup_tickets procedure.re_explore=0.5",
     "sparsity=snip sparsity.distribution.batches=1000",
     "sparsity.density=0.00001",
     "--cfg job --package sparsity.updat",
