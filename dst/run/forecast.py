@@ -166,21 +166,23 @@ def planned(
     ``active``: the first active weights of each layer in scope. What is booked is exact if every layer keeps its number
     of weights. If weights move between layers or the density falls, each layer is assumed to keep its share.
     """
-    at_first, steps = dict(active), list[PlannedStep]()
+    at_first, step = dict(active), 0
+    book = correction.booking(ledger.correction, sum(batch_sizes))
     density = sum(active.values()) / ledger.flops.maskable
     for phase in phases:
         if phase.begin is not None:
             phase.begin.book(ledger, active, sum(batch_sizes))
         for phase_step in range(1, phase.steps + 1):
-            epoch, i = divmod(len(steps), len(batch_sizes))
+            epoch, i = divmod(step, len(batch_sizes))
             samples = batch_sizes[i]
             update = phase.update
             due = update is not None and update.plan.due(phase_step)
             is_replaced = update is not None and due and update.replaces_step
             begins_anew = phase_step == 1 and phase.begin is not None
-            steps.append(PlannedStep(epoch, i == 0, samples, active, is_replaced, begins_anew))
+            book(PlannedStep(epoch, i == 0, samples, active, is_replaced, begins_anew))
             ledger.training.forward(active, samples)
             ledger.training.backward(active, samples)
+            step += 1
             if update is None:
                 continue
             if update.reads_dense_gradient(due=due):
@@ -190,7 +192,6 @@ def planned(
                 active = at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
         if phase.end is not None:
             phase.end.book(ledger, active, sum(batch_sizes))
-    correction.book(ledger.correction, steps, sum(batch_sizes))
 
 
 def _time_step(parts: Parts, shard: Shard) -> float:

@@ -1,6 +1,6 @@
 """The gradient of the mean loss at the weights of a network, on whole batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -162,8 +162,8 @@ class Correction(Protocol):
         """Return the metrics to log after so many epochs."""
         ...
 
-    def book(self, account: Account, steps: Sequence[PlannedStep], samples: int) -> None:
-        """Book what the correction of all steps of a run will cost; ``samples``: those of an epoch."""
+    def booking(self, account: Account, samples: int) -> Callable[[PlannedStep], None]:
+        """Return what books the cost of the steps of a run, one after another; ``samples``: those of an epoch."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,8 +194,9 @@ class NoCorrection:
         """Return nothing."""
         return {}
 
-    def book(self, account: Account, steps: Sequence[PlannedStep], samples: int) -> None:
-        """Do nothing."""
+    def booking(self, account: Account, samples: int) -> Callable[[PlannedStep], None]:
+        """Return what books nothing."""
+        return lambda step: None
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing."""
