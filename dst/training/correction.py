@@ -31,7 +31,7 @@ def agent(
     initial: Annotated[float, Range(0, 1), "the smoothed estimate before the first"] = 0.1,
     clip: Annotated[bool, "bring each estimate into [0, 1]"] = False,
     variance_floor: Annotated[
-        float, Range(0), "below this variance of the losses at the snapshot an estimate is left out"
+        float, Range(0), "below this variance, of the proxy at the snapshot, an estimate is left out"
     ] = 0.0,
     proxy: Annotated[
         str,
@@ -58,8 +58,8 @@ class Agent:
 
     Before the first step of a period one pass over the batches of the coming epoch, the same samples, augmentation and
     dropout, gives ``u``, the mean of their gradients; then the snapshot takes the weights. ``q`` is its gradient on the
-    batch of ``g``. ``c`` is smoothed over the periods; what the weights and the last snapshot have in common on the
-    batches of the pass, their losses or (``by_gradients``) their gradients, estimates it. So the first period has none.
+    batch of ``g``. ``c`` follows an estimate that each period but the first makes in its pass: by how much losses, or
+    (``by_gradients``) gradients, at the weights vary with those at the last snapshot.
 
     In sparse layers the correction is where the snapshot is active: a weight that grows gets it from the next one on.
     All passes are booked as sparse as the network that makes them. They are made whatever the coefficient is, 0

@@ -87,6 +87,9 @@ COMMANDS: tuple[str, ...] = (
     f"{IMAGENET} schedule=shuffled_imagenet model=resnet101 sparsity=static sparsity.distribution.name=uniform",
     f"data=image_folder data.root=pictures data.digest={'3' * 64} data.size=64 {STATISTICS} model=resnet152 "
     "sparsity=static schedule.epochs=2 schedule.batch_size=256",
+    # what wraps a method
+    "correction=agent",
+    f"{CIFAR} model=vgg_c sparsity=rigl correction=agent correction.every_epochs=3 correction.proxy=gradient",
     # parts of a method
     "sparsity=set_itop sparsity.init.name=bernoulli sparsity.grow.name=random_unexplored",
     "sparsity=set_itop sparsity.drop.name=taylor sparsity.drop.pool=global sparsity.grow.name=momentum_neuron",
