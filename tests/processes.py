@@ -219,12 +219,15 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
     from dst.records.store import Record
     from dst.sparsity.topology import Topology
     from dst.training import batch_norm, evaluate, loop
+    from dst.training.correction import Agent
 
     owner, name, *counts = {
         "rename": (os, "replace"),  # of any file of the record
         "checkpoint": (os, "replace", lambda _, path: Path(path).parent.name == "checkpoints"),  # data, then manifest
         "update": (Topology, "replace"),  # a layer of an update
         "evaluate": (evaluate.F, "cross_entropy", lambda *_, reduction="", **__: reduction == "sum"),  # not the loop's
+        "pass": (Agent, "_pass"),  # of a batch, to find out the full gradient
+        "end_epoch": (Agent, "end_epoch"),
         "network": (Record, "log_network"),
         "superpose": (sup_tickets, "caa"),
         "prune_back": (sup_tickets, "within"),

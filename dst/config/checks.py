@@ -14,6 +14,7 @@ from dst.config.wrappers import check_correction, check_procedure, method_epochs
 from dst.options import REQUIRED, Option, Values, declared, not_one, problems, shown
 from dst.registry import UnknownNameError
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, wrong_length, wrong_name
+from dst.training.options import unvalidated_problems
 
 
 def _check_options(config: Config) -> Iterator[str]:
@@ -57,6 +58,9 @@ def _check_schedule(config: Config) -> Iterator[str]:
     epochs = method_epochs(config)
     if lr.warmup_epochs >= epochs > 0:
         yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
+    if config.data.val_fraction == 0:
+        found = unvalidated_problems(config.schedule.select, config.schedule.eval_every_epochs)
+        yield from (f"schedule.{problem}, or give data.val_fraction a share, e.g. 0.1" for problem in found)
 
 
 def _check_processes(config: Config) -> Iterator[str]:

@@ -28,9 +28,10 @@ from omegaconf._impl import _resolve_container_value
 
 from dst.config.launcher import LauncherSettings
 from dst.config.overrides import (
+    EXPERIMENT,
     LAUNCHER,
     cells_of,
-    check_one_experiment,
+    check_experiments,
     check_overrides,
     check_single,
     is_label,
@@ -75,7 +76,7 @@ def compose(conf: Path, overrides: Sequence[str], *, resolve: bool = True) -> Di
     with _hydra(conf):
         parsed = parse(overrides)
         check_overrides(parsed, groups(conf))
-        check_one_experiment(parsed)
+        check_experiments(parsed, conf / EXPERIMENT)
         config = _run(_by_hydra(overrides))
         if resolve:
             with told():
@@ -112,7 +113,7 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
     with _hydra(conf):
         parsed = parse(overrides)
         check_overrides(parsed, groups(conf))
-        check_one_experiment(parsed)
+        check_experiments(parsed, conf / EXPERIMENT)
         if multirun:
             cells, composer = cells_of(parsed), Composer()
             composed = _composed(composer, cells)

@@ -4,10 +4,12 @@ Everything wrong with them is found before Hydra composes anything, all at once;
 syntax) is reported in Hydra's words, without their decoration.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -174,11 +176,24 @@ def _check_experiment(override: Override, experiments: list[str]) -> Iterator[st
 _ONE_EXPERIMENT: Final = f"a run has one experiment; to sweep over several, write -m +{EXPERIMENT}=one,another"
 
 
-def check_one_experiment(parsed: Sequence[Override]) -> None:
-    """Raise ConfigError if a command names experiments more than once: Hydra's sweeps would take the last."""
-    named = [str(override.input_line) for override in parsed if override.key_or_group == EXPERIMENT]
-    if len(named) > 1:
-        raise ConfigError([f"{' '.join(named)}: {_ONE_EXPERIMENT}"])
+def check_experiments(parsed: Sequence[Override], folder: Path) -> None:
+    """Raise ConfigError if a run has several experiments, or if the file of one sets no keys of the whole config.
+
+    ``folder``: where the files are. Of several, a sweep of Hydra's would take the last.
+    """
+    chosen = [override for override in parsed if override.key_or_group == EXPERIMENT]
+    if len(chosen) > 1:
+        raise ConfigError([f"{' '.join(str(override.input_line) for override in chosen)}: {_ONE_EXPERIMENT}"])
+    files = {option: folder / f"{option}.yaml" for override in chosen for option in _options(override)}
+    with told():
+        elsewhere = [option for option, file in files.items() if not _GLOBAL.match(file.read_text())]
+    why = "its file must begin with the line '# @package _global_', so that its keys are those of the run"
+    if elsewhere:
+        raise ConfigError([f"{EXPERIMENT}={option}: {why}" for option in elsewhere])
+
+
+_GLOBAL: Final = re.compile(r"(\s*#\s*@.*\n)*?\s*#\s*@package\s+_global_\s")
+"""How Hydra is told so; it reads no further than to the first line that is not for it."""
 
 
 def check_single(parsed: Sequence[Override]) -> None:

@@ -269,7 +269,9 @@ class Tracking:
     mode: Annotated[tracking_options.Mode, ASIDE] = "offline"
     project: Annotated[str | None, ASIDE, "wandb's project"] = "dst"
     entity: Annotated[str | None, ASIDE, "wandb's user or team; null: your own"] = None
-    tags: Annotated[list[str], ASIDE, "wandb's tags, besides model, data and method"] = field(default_factory=list)
+    tags: Annotated[list[str], ASIDE, "wandb's tags, besides model, data, method and what wraps it"] = field(
+        default_factory=list
+    )
     notes: Annotated[str | None, ASIDE, "wandb's notes"] = None
     timeout_s: Annotated[tracking_options.Timeout, ASIDE] = 20.0
 

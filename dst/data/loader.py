@@ -37,6 +37,12 @@ def samples_of(batches: Loader, index: int) -> int:
     return min(batches.batch_size, batches.samples - index * batches.batch_size)
 
 
+def samples_within(batches: Loader, steps: int) -> int:
+    """Return the number of samples of the first ``steps`` batches, epoch after epoch."""
+    epochs, rest = divmod(steps, len(batches))
+    return epochs * batches.samples + rest * batches.batch_size  # only the last batch of an epoch may be smaller
+
+
 def loader(samples: Samples, *, workers: int = 0, **options: Any) -> Loader:
     """Return the batches of a split: resident if its images are in memory, else streamed by ``workers`` processes.
 

@@ -22,7 +22,9 @@ Std = Annotated[
     "standard deviation of the pixels, per channel; null: the training split's",
 ]
 BatchSize = Annotated[int, Range(1), "samples per step"]
-ValFraction = Annotated[float, Range(0, 1, "()"), "the share of the training set to validate on"]
+ValFraction = Annotated[
+    float, Range(0, 1, "[)"), "the share of the training set to validate on; 0: train on all, validate on none"
+]
 Storage = Annotated[
     str,
     OneOf("auto", "resident", "stream"),
@@ -64,7 +66,7 @@ class Data:
         "identifies the content; null: the digest of the published set, or of what is in root",
     ] = None
     val_fraction: ValFraction = 0.1
-    split_seed: Annotated[int, Range(0), "chooses the samples to validate on"] = 0
+    split_seed: Annotated[int, Range(0), Needs("val_fraction"), "chooses the samples to validate on"] = 0
     size: Size | None = None
     center_crop: CenterCrop | None = None
     mean: Mean | None = None

@@ -20,8 +20,11 @@ def train_val_split(labels: Tensor, fraction: ValFraction, split_seed: int) -> t
 
     A pure function of ``labels`` (int64 [N]), ``fraction`` and ``split_seed``. The validation part has
     round(``fraction`` * N) samples, shared among the classes in proportion (largest remainder), but each class has at
-    least one sample in each part; ``DataError`` if that is impossible.
+    least one sample in each part; ``DataError`` if that is impossible. With a fraction of zero it has no sample at all.
     """
+    if fraction == 0:
+        everything = torch.arange(len(labels))
+        return everything, everything[:0]
     try:
         return stratified(labels, fraction, derive_seed(split_seed, "validation"))
     except DataError as error:

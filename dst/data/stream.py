@@ -43,8 +43,8 @@ class Stream(Epochs):
     """Image files as batches, equal to those that ``Batches`` makes of the decoded files.
 
     ``workers`` processes decode, resize and augment, each two batches ahead; with 0 this process does. Batches travel
-    to a CUDA device asynchronously. Only one epoch can be under way at a time: to begin another ends it. ``mean`` and
-    ``std`` have no default. ``options``: see ``Epochs``.
+    to a CUDA device asynchronously. Only one epoch can be under way at a time: to begin another ends it, which it may
+    once its last batch has been given. ``mean`` and ``std`` have no default. ``options``: see ``Epochs``.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class Stream(Epochs):
             images = _checked(made).to(self.device, non_blocking=True)
             yield self._normalise(images), labels[batch]
             if self._jobs.now is not jobs:
+                if batch == parts[-1]:  # all of it has been given
+                    return
                 raise RuntimeError("another epoch of this stream was begun before this one was over")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dst.hooks import without_hooks
+
 _LAYERS = (
     nn.Linear,
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -69,14 +71,10 @@ def _count_layers(model: nn.Module, counter: Any) -> dict[str, int]:
 def _on_meta(model: nn.Module) -> nn.Module:
     """Return a deep copy on the meta device, without hooks; no weight is copied on the way.
 
-    ``deepcopy`` takes the objects in its memo as copied already. So the memo holds tensors without data, and empty
-    hooks, which would otherwise run or be copied with all that they hold.
+    ``deepcopy`` takes what is in its memo for copied already: here also tensors without data.
     """
-    memo: dict[int, Any] = {}
+    memo = without_hooks(model)
     for module in model.modules():
-        for name, value in vars(module).items():
-            if "_hooks" in name and isinstance(value, dict):
-                memo[id(value)] = type(value)()
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(value, Tensor):
                 memo[id(value)] = torch.empty_like(value, device="meta", requires_grad=False)

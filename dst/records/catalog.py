@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dst.records.entries import SUFFIX, read_entry
-from dst.records.label import method_of
+from dst.records.label import WRAPPERS, method_of, wrapper
 from dst.records.read import read_run, read_status, read_summary
 from dst.records.states import WITHOUT_RECORD, State
 from dst.records.store import RecordError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = (
     "id", "name", "group", "folder", "attempt_folder", "state", "step", "error", "created", "schema", "identity",
-    "method",
+    "method", "correction", "procedure",
 )  # fmt: skip
 """Columns that every catalog has, before those of the config and the summary."""
 
@@ -104,9 +104,10 @@ def attempt_folder(folder: Path) -> int:
 def catalog(root: Path, *, all_attempts: bool = False) -> "pd.DataFrame":
     """Return a table of the runs that ``root`` holds (see ``runs_of``): one row for each run, in any state.
 
-    Columns: ``COLUMNS``, of which ``method`` is the label and what was changed in the method; every config key as
-    ``config.<dotted key>``, lists as JSON text; every value of the summary by its name. Only the newest attempt folder
-    of a run counts, unless ``all_attempts``. The state of a run is ``unreadable`` if its record cannot be read
+    Columns: ``COLUMNS``, of which ``method`` is the label and what was changed in the method, ``correction`` and
+    ``procedure`` their names with options that are not the default; every config key as ``config.<dotted key>``, lists
+    as JSON text; every value of the summary by its name. Only the newest attempt folder of a run counts, unless
+    ``all_attempts``. The state of a run is ``unreadable`` if its record cannot be read
     (``error`` says why), ``unknown`` if it has no status, and ``missing`` if it is not where its group says.
     """
     import pandas as pd  # here: this module is part of the start of every run, and importing pandas takes half a second
@@ -165,6 +166,7 @@ def _row(root: Path, run: GroupRun) -> dict[str, Any]:
         "schema": None,
         "identity": "{}",
         "method": None,
+        **dict.fromkeys(WRAPPERS),
     }
     if run.state is not None:
         return row
@@ -177,6 +179,7 @@ def _row(root: Path, run: GroupRun) -> dict[str, Any]:
     row |= {name: status[name] for name in ("step", "error") if name in status}
     row |= {"state": status["state"].value} if "state" in status else {}
     row |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(about)}
+    row |= {kind: wrapper(kind, identity) for kind in WRAPPERS}
     config = identity | about.get("config", {})
     return row | {f"config.{key}": _cell(value) for key, value in config.items()} | summary
 

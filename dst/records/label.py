@@ -1,7 +1,9 @@
-"""The name of a method as people read it: its label, and what was changed in it."""
+"""The names of a method and of what wraps it as people read them, with what was changed in them."""
 
 from collections.abc import Mapping
 from typing import Any, Final
+
+from dst.options import shown
 
 LABEL: Final = "sparsity.label"
 """The key of a method's label; also what ``changed`` has where a user gave the label."""
@@ -25,3 +27,24 @@ def method_of(run: Mapping[str, Any]) -> str | None:
     """
     label = run.get("config", {}).get(LABEL)
     return None if label is None else labelled(str(label), run.get("changed", {}))
+
+
+WRAPPERS: Final = {"correction": "none", "procedure": "single"}
+"""What wraps a method -> the choice that leaves it as it is; records from before there were others do not name it."""
+
+
+def wrapper(kind: str, identity: Mapping[str, Any]) -> str:
+    """Return the choice of this kind in the identity of a run, and its options: ``agent(alpha=0.5, gamma=0.2)``.
+
+    Options that have their default are in no identity.
+    """
+    found = {key.removeprefix(f"{kind}."): value for key, value in identity.items() if key.startswith(f"{kind}.")}
+    name = found.pop("name", WRAPPERS[kind])
+    options = ", ".join(f"{option}={shown(value)}" for option, value in sorted(found.items()))
+    return f"{name}({options})" if options else name
+
+
+def wrappers_of(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return what wraps the method of a run, by kind, as ``wrapper`` names it; empty if nothing does."""
+    found = {kind: wrapper(kind, identity) for kind in WRAPPERS}
+    return {kind: told for kind, told in found.items() if told != WRAPPERS[kind]}

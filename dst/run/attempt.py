@@ -156,12 +156,13 @@ class _Attempt:
         """Log values, and show the most important ones."""
         self.record.log(step=step, epoch=epoch, attempt=self.attempt, values=values)
         self.tracker.poll()
-        if "val/accuracy" in values:
+        if "val/accuracy" in values or self.training.val_batches is None:
             sparsifier, phases = self.training.sparsifier, self.training.phases
+            self.progress.advance(step)
             self.progress.show(
                 {
                     **({"phase": self.training.phase.name} if len(phases) > 1 else {}),
-                    "accuracy": f"{values['val/accuracy']:.4f}",
+                    "accuracy": f"{values['val/accuracy']:.4f}" if "val/accuracy" in values else "-",
                     "density": f"{sparsifier.density:.4f}",
                     "Rs": f"{sparsifier.rs:.4f}",
                 }

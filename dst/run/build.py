@@ -18,7 +18,7 @@ from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
 from dst.data.dataset import DataError, Dataset, NotHereError, Samples, Split
-from dst.data.loader import Loader, loader
+from dst.data.loader import Loader, loader, samples_within
 from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
 from dst.fractions import Curve, step_at
@@ -30,10 +30,12 @@ from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
+from dst.training.clipping import Clipping
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
 from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
+from dst.training.length import steps_of
 from dst.training.loop import Training
 from dst.training.lr import LRPlan
 from dst.training.phase import Phase
@@ -83,6 +85,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         val_batches=loaders.val,
         ledger=ledger,
         correction=correct(Situation(gradients, sparsifier, loaders.train, ledger)) if correct else NoCorrection(),
+        clipping=_clipping(config, model),
     )
     if processes.world > 1:
         training.begin_alike()
@@ -90,7 +93,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         training=training,
         test_batches=loaders.test,
         dataset=dataset,
-        dense_training_flops=flops.dense_training(config.schedule.epochs * loaders.train.samples),
+        dense_training_flops=flops.dense_training(_dense_samples(config, loaders.train)),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
     )
 
@@ -98,6 +101,20 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
 def epochs(config: Config) -> int:
     """Return how many epochs the run trains for."""
     return config.schedule.epochs * config.schedule.multiplier
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Return how many steps the run trains for."""
+    return steps_of(epochs(config), steps_per_epoch, config.schedule.max_steps)
+
+
+def _dense_samples(config: Config, train: Loader) -> int:
+    """Return how many samples the dense training has that the run's FLOPs are compared with.
+
+    It is the same schedule at ``multiplier=1``: a longer training costs more, and one that ends after some steps costs
+    as much as these.
+    """
+    return samples_within(train, steps_of(config.schedule.epochs, len(train), config.schedule.max_steps))
 
 
 def part(config: Config, slot: str) -> Any:
@@ -146,8 +163,10 @@ def _load_once(name: str, **options: Any) -> Dataset | DataError:
 
 
 @cache
-def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples]:
+def _split_once(dataset: Dataset, val_fraction: float, split_seed: int) -> tuple[Samples, Samples | None]:
     train, val = train_val_split(dataset.train.labels, val_fraction, split_seed)
+    if len(val) == 0:
+        return dataset.train, None
     return dataset.train.select(train), dataset.train.select(val)
 
 
@@ -159,12 +178,12 @@ def _statistics(train: Split) -> tuple[list[float], list[float]]:
 @dataclass(frozen=True)
 class _Loaders:
     train: Loader
-    val: Loader
+    val: Loader | None
     test: Loader
 
 
 def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
-    """Return the batches of all three splits on a device, normalised by the statistics of the training split."""
+    """Return the batches of the splits on a device, normalised by the statistics of the training split."""
     data = config.data
     with in_config_terms(fraction="data.val_fraction"):
         train, val = _split_once(dataset, data.val_fraction, data.split_seed)
@@ -182,7 +201,7 @@ def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
     with in_config_terms("data", batch_size="schedule.batch_size"):
         return _Loaders(
             train=batches(train, augment=Augment(**vars(data.augment)), seed=config.seed, shuffle=True),
-            val=batches(val),
+            val=None if val is None else batches(val),
             test=batches(dataset.test),
         )
 
@@ -221,6 +240,12 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     return optimizer
 
 
+def _clipping(config: Config, model: nn.Module) -> Clipping | None:
+    """Return what clips the gradients; None if nothing does."""
+    norm, value = config.schedule.clip_norm, config.schedule.clip_value
+    return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
+
+
 def has_batch_norm(model: nn.Module) -> bool:
     """Say whether a model normalises by the statistics of batches."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -228,7 +253,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 def make_phases(config: Config, steps_per_epoch: int, is_normalised: bool) -> list[Phase]:
     """Return the phases of a run; ``is_normalised``: its model has batch norm."""
-    length = Length(epochs(config), steps_per_epoch, epochs(config) * steps_per_epoch)
+    length = Length(epochs(config), steps_per_epoch, total_steps(config, steps_per_epoch))
     method = Method(
         lr=lambda steps: learning_rate(config, steps_per_epoch, steps),
         update=lambda steps: make_update(config, steps),

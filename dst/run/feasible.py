@@ -14,16 +14,19 @@ from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
 from dst.fractions import step_at
 from dst.metrics.flops import forward_flops
+from dst.options import refuse
 from dst.run.build import (
     first_parts,
     has_batch_norm,
     initial_density,
+    learning_rate,
     load_dataset,
     make_loaders,
     make_model,
     make_phases,
     make_scope,
     part,
+    total_steps,
 )
 from dst.run.sources import stored
 from dst.run.terms import in_config_terms
@@ -33,6 +36,7 @@ from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, 
 from dst.sparsity.marks import marks_of
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
+from dst.training.length import length_problems
 from dst.training.phase import Phase
 
 
@@ -70,13 +74,15 @@ def _dataset(config: Config, *, elsewhere: bool) -> Dataset | None:
 def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     """Add all that does not fit a data set to the problems."""
     train = make_loaders(config, dataset, "cpu").train
+    _check_length(config, len(train), problems)
     with _collected(problems):
         _check_warmup(config, len(train))
     with torch.device("meta"):
         model = make_model(config, dataset)
     forward_flops(model, dataset.shape)
-    with _collected(problems):
-        _check_selection(config, len(train), make_phases(config, len(train), has_batch_norm(model))[0])
+    if not problems:  # else they would be told twice
+        with _collected(problems):
+            _check_selection(config, len(train), make_phases(config, len(train), has_batch_norm(model))[0])
     with _collected(problems):
         _check_shards(config, train.samples)
         _check_batch_norm(config, model, dataset, train.samples)
@@ -107,6 +113,16 @@ def _collected(problems: list[str], key: str = "") -> Iterator[None]:
         problems += error.problems
     except (ValueError, RuntimeError, MemoryError) as error:
         problems.append(f"{key}{error}")
+
+
+def _check_length(config: Config, steps_per_epoch: int, problems: list[str]) -> None:
+    """Add to the problems what does not fit the number of steps."""
+    schedule = config.schedule
+    with _collected(problems), in_config_terms("schedule"):
+        refuse(length_problems(schedule.max_steps, schedule.epochs, schedule.multiplier, steps_per_epoch))
+    length = {} if schedule.max_steps is None else {"total_steps": "schedule.max_steps"}
+    with _collected(problems, f"schedule.lr.warmup_epochs={schedule.lr.warmup_epochs}: "), in_config_terms(**length):
+        learning_rate(config, steps_per_epoch, total_steps(config, steps_per_epoch))
 
 
 def _check_warmup(config: Config, steps_per_epoch: int) -> None:

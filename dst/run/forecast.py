@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,9 +21,11 @@ from dst.metrics.flops import Ledger
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
+from dst.training.gradients import Correction
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
 from dst.training.phase import Phase
+from dst.training.planned import planned_steps
 
 _WARM_UP = 2
 _AT_LEAST = 5
@@ -137,49 +140,55 @@ def _measure(parts: Parts, shard: Shard, ledger: Ledger) -> tuple[int, float, fl
     """
     training = parts.training
     step_s, evaluation_s = _time_step(parts, shard), _time_evaluation(parts, shard)
-    epochs = -(-training.total_steps // len(training.train_batches))
-    evaluations = -(-epochs // training.settings.eval_every_epochs) + 1  # and the test at the end
-    evaluations += sum(phase.end is not None for phase in training.phases)  # of the networks that are made there
     steps_s = training.total_steps * step_s * ledger.total / ledger.training.total
-    return _peak_memory(), step_s, steps_s + evaluations * evaluation_s
+    return _peak_memory(), step_s, steps_s + _evaluations(training) * evaluation_s
+
+
+def _evaluations(training: Training) -> int:
+    """Return how many evaluations a whole training has: the validations, and the test at the end."""
+    if training.val_batches is None:
+        return 1
+    interval = len(training.train_batches) * training.settings.eval_every_epochs
+    made = sum(phase.end is not None for phase in training.phases)  # networks that are validated too
+    return -(-training.total_steps // interval) + made + 1
 
 
 def _planned(training: Training) -> Ledger:
-    """Return the FLOPs of the whole training as the loop will count them."""
+    """Return the FLOPs of the whole training as the loop will book them."""
     ledger = Ledger(training.ledger.flops)
     ledger.load_state_dict(training.ledger.state_dict())
     batches = training.train_batches
-    planned(training.phases, ledger, training.active, [samples_of(batches, i) for i in range(len(batches))])
+    sizes = [samples_of(batches, i) for i in range(len(batches))]
+    planned(training.phases, ledger, training.active, sizes, training.correction)
     return ledger
 
 
-def planned(phases: Sequence[Phase], ledger: Ledger, active: Mapping[str, int], batch_sizes: Sequence[int]) -> None:
+def planned(
+    phases: Sequence[Phase],
+    ledger: Ledger,
+    active: Mapping[str, int],
+    batch_sizes: Sequence[int],
+    correction: Correction,
+) -> None:
     """Book the FLOPs of all phases as the loop will; ``batch_sizes``: those of an epoch, in order.
 
-    ``active``: the first active weights of each layer in scope. What is booked is exact if every layer keeps its number
-    of weights. If weights move between layers or the density falls, each layer is assumed to keep its share; and what
-    a phase does at its end is booked as if networks that it makes had the layers' present numbers.
+    ``active``: the first active weights of each layer in scope. How exact that is: see ``planned_steps``. What a phase
+    does between steps is booked as if the networks that it makes had the layers' numbers of the last step.
     """
-    at_first, step = dict(active), 0
-    density = sum(active.values()) / ledger.flops.maskable
+    steps = partial(planned_steps, phases, active, ledger.flops.maskable, batch_sizes)
+    of_phases = steps()
     for phase in phases:
         if phase.begin is not None:
             phase.begin.book(ledger, active, sum(batch_sizes))
-        for phase_step in range(1, phase.steps + 1):
-            samples = batch_sizes[step % len(batch_sizes)]
-            ledger.training.forward(active, samples)
-            ledger.training.backward(active, samples)
-            step += 1
-            if phase.update is None:
-                continue
-            due = phase.update.plan.due(phase_step)
-            if phase.update.reads_dense_gradient(due=due):
-                ledger.training.dense_gradient(active, samples)
-            if due and phase.update.density_curve is not None:
-                share = phase.update.density_curve(phase_step) / density
-                active = at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
+        for step in islice(of_phases, phase.steps):
+            active = step.active
+            ledger.training.forward(active, step.samples)
+            ledger.training.backward(active, step.samples)
+            if step.dense_gradient:
+                ledger.training.dense_gradient(active, step.samples)
         if phase.end is not None:
             phase.end.book(ledger, active, sum(batch_sizes))
+    correction.book(ledger.correction, steps(), sum(batch_sizes))
 
 
 def _time_step(parts: Parts, shard: Shard) -> float:
@@ -201,8 +210,10 @@ def _time_step(parts: Parts, shard: Shard) -> float:
 
 
 def _time_evaluation(parts: Parts, shard: Shard) -> float:
-    """Return the seconds of one validation on a shard of each batch, judged by the first batches."""
+    """Return the seconds of one validation, or test, on a shard of each batch, judged by the first batches."""
     training, batches = parts.training, parts.training.val_batches
+    if batches is None:
+        batches = parts.test_batches
     training.model.eval()
     few = min(3, len(batches))
     started = time.perf_counter()

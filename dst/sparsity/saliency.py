@@ -15,6 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from dst.hooks import without_hooks
 from dst.options import Range, checked
 from dst.seeding import derive_seed
 from dst.sparsity.marks import marked
@@ -183,12 +184,10 @@ def synflow(
 @contextmanager
 def _twin(probe: Probe) -> Iterator[nn.Module]:
     """Give a copy of the model in training mode, without hooks and gradients; random states come back at the end."""
-    memo: dict[int, object] = {}  # what deepcopy takes for copied already
+    memo = without_hooks(probe.model)
     for module in probe.model.modules():
-        for name, value in vars(module).items():
-            if "_hooks" in name and isinstance(value, dict):
-                memo[id(value)] = type(value)()  # else they would run, or be copied with all that they hold
-            elif isinstance(value, Tensor) and not value.is_leaf:
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # such as features kept from the last pass
     # In one thread: where a GPU's own creates the graph of a gradient, the order in which its second derivative is
     # summed depends on what that thread has done before, and the last bits with it.

@@ -323,15 +323,17 @@ class Sparsifier:
     def set_masks(self, masks: Sequence[Tensor]) -> None:
         """Give every layer another mask; weights outside it, and their optimizer state, become zero.
 
-        Raises RuntimeError if the pattern does not allow a mask.
+        Raises RuntimeError, and changes nothing, if the pattern does not allow a mask.
         """
+        for layer, mask in zip(self.topology.layers, masks, strict=True):
+            if not (mask.all() or self.topology.pattern.allows(mask)):
+                raise RuntimeError(f"layer {layer.name}: its mask breaks the pattern")
         before = list(self.topology.masks)
         for i, mask in enumerate(masks):
             self.topology.replace(i, mask)
         self.topology.refresh(before)
         if not self.topology.is_structured:
             self.topology.counts = [report.active for report in self.topology.reports]
-        self.topology.check()
         self._enforce()
 
     def release(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dst.files import file_sha256, replace_text
-from dst.records.label import method_of
+from dst.records.label import method_of, wrappers_of
 from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_run, read_status
 from dst.records.states import State
 from dst.records.store import RESUME_EVENT, RecordError
@@ -65,7 +65,8 @@ def description(folder: Path) -> dict[str, Any]:
     about = read_run(folder)
     config = about["config"]
     method = method_of(about)
-    tags = [config.get("model.name"), config.get("data.name"), method]
+    wrapping = (told.partition("(")[0] for told in wrappers_of(about.get("identity", {})).values())
+    tags = [config.get("model.name"), config.get("data.name"), method, *wrapping]
     wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
     return {
         "id": folder.name,

@@ -1,6 +1,6 @@
 """The gradient of the mean loss at the weights of a network, on whole batches."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from dst.sparsity import Sparsifier
 from dst.training.determinism import seed_torch
 from dst.training.distributed import Processes
 from dst.training.phase import Tick
+from dst.training.planned import PlannedStep
 from dst.training.precision import Precision
 from dst.training.settings import Settings
 
@@ -136,8 +137,8 @@ class Correction(Protocol):
         """Change the model's gradients of a batch, which are dense and not masked, in place."""
         ...
 
-    def end_epoch(self, epoch: int) -> None:
-        """Measure after the last step of an epoch."""
+    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
+        """Measure after the last step of an epoch; ``is_last``: of training, which may end within one."""
         ...
 
     def restart(self) -> None:
@@ -146,6 +147,10 @@ class Correction(Protocol):
 
     def figures(self, epochs: float) -> dict[str, float]:
         """Return the metrics to log after so many epochs."""
+        ...
+
+    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
+        """Book what the correction of all steps of a run will cost; ``samples``: those of an epoch."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,7 +171,7 @@ class NoCorrection:
     def correct(self, batch: Batch) -> None:
         """Do nothing."""
 
-    def end_epoch(self, epoch: int) -> None:
+    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
         """Do nothing."""
 
     def restart(self) -> None:
@@ -175,6 +180,9 @@ class NoCorrection:
     def figures(self, epochs: float) -> dict[str, float]:
         """Return nothing."""
         return {}
+
+    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
+        """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing."""

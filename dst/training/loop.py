@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Ledger
+from dst.options import refuse
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
+from dst.training.clipping import Clipping
 from dst.training.evaluate import Evaluation, evaluate
 from dst.training.gradients import Batch, Correction, Gradients, Judgement, NoCorrection
 from dst.training.guard import DivergedError, Guard
 from dst.training.observer import Observer
+from dst.training.options import unvalidated_problems
 from dst.training.phase import Network, Phase, Tick, total_steps
 from dst.training.settings import Settings
 from dst.training.stopping import StopFlag
@@ -55,9 +59,10 @@ class Training:
     sparsifier: Sparsifier
     phases: Sequence[Phase]
     train_batches: Loader
-    val_batches: Loader
+    val_batches: Loader | None
     ledger: Ledger
     correction: Correction = field(default_factory=NoCorrection)
+    clipping: Clipping | None = None
     counters: Counters = field(default_factory=Counters)
     best: dict[str, Any] | None = None
     """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
@@ -73,6 +78,8 @@ class Training:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Sums of loss and of correct answers since the last log line."""
         self._guard = Guard(self.optimizer, self.model)
+        if self.val_batches is None:
+            refuse(unvalidated_problems(self.settings.select, self.settings.eval_every_epochs))
         self.active = self._count_active()
         """The active weights of each layer in scope."""
         self.total_steps = total_steps(self.phases)
@@ -120,6 +127,7 @@ class Training:
             while self.phase_step < self.phase.steps:
                 self._train_epoch(observer, watch)
             if self.phase.end is not None:
+                self._guard.check(now=True)
                 self._between_steps(self.phase.end, observer, watch)
             if not self.is_over:
                 self._next_phase(observer, watch)
@@ -141,12 +149,14 @@ class Training:
         epoch, first = divmod(counters.step, per_epoch)
         if first == 0:
             self._between_steps(lambda _, __, tick: self.correction.begin_epoch(epoch, tick), observer, watch)
-        for inputs, labels in self.train_batches.epoch(epoch, start=first, shard=self.processes.shard):
+        batches = self.train_batches.epoch(epoch, start=first, shard=self.processes.shard)
+        for inputs, labels in islice(batches, self.phase.steps - self.phase_step):
             samples = samples_of(self.train_batches, counters.step % per_epoch)
             self.train_step(inputs, labels, observer, samples)
-            is_epoch_over = counters.step % per_epoch == 0
-            if is_epoch_over or counters.step == self.total_steps:
-                self.correction.end_epoch(epoch)
+            is_last = counters.step == self.total_steps
+            is_epoch_over = counters.step % per_epoch == 0 or is_last
+            if is_epoch_over:
+                self.correction.end_epoch(epoch, is_last=is_last)
             counters.seconds = time.perf_counter() - self._started
             self._guard.check(now=self.is_over)
             if counters.step % self.settings.log_every_steps == 0 or is_epoch_over:
@@ -159,8 +169,6 @@ class Training:
                 raise watch.stopped(counters.step)
             observer.on_step(counters.step)
             self._evaluate_if_due(observer)
-            if self.phase_step == self.phase.steps:
-                return
 
     def _between_steps(
         self, work: Callable[["Training", Observer, Tick], None], observer: Observer, watch: Watch
@@ -203,8 +211,7 @@ class Training:
         return {
             "test/accuracy": test.accuracy,
             "test/loss": test.loss,
-            "val/accuracy": selected["accuracy"],
-            "val/loss": selected["loss"],
+            **({} if self.val_batches is None else _validation(selected["loss"], selected["accuracy"])),
             "selected_step": selected["step"],
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
@@ -216,6 +223,7 @@ class Training:
             "flops/train": self.ledger.total,
             "time/seconds": counters.seconds,
             "time/samples_per_second": counters.samples / counters.seconds,
+            **self.correction.figures(counters.step / len(self.train_batches)),
         }
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -237,7 +245,7 @@ class Training:
             self._guard.check(now=True)  # an update cannot be vetoed on the device
         if not turn.replaces_step:
             self.sparsifier.mask_gradients()
-            self.precision.step(self.optimizer)
+            self.precision.step(self.optimizer, self.clipping.clip if self.clipping else None)
             if due:
                 self._guard.check_weights(batch.step)
             self.sparsifier.check_step(turn)
@@ -304,6 +312,7 @@ class Training:
             "time/samples_per_second": samples / max(seconds, 1e-9),
             **self._sparsity(),
             **self.correction.figures(epochs),
+            **(self.clipping.figures() if self.clipping else {}),
         }
         observer.on_metrics(counters.step, epochs, values)
         self._sums.zero_()
@@ -326,13 +335,12 @@ class Training:
         counters, per_epoch = self.counters, len(self.train_batches)
         at_interval = counters.step % (per_epoch * self.settings.eval_every_epochs) == 0
         is_due = counters.step > 0 and (at_interval or counters.step == self.total_steps)
-        if not is_due or counters.evaluated == counters.step:
+        if self.val_batches is None or not is_due or counters.evaluated == counters.step:
             return
         result = self.evaluate(self.val_batches)
         counters.evaluated = counters.step
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
-        values = {"val/loss": result.loss, "val/accuracy": result.accuracy}
-        observer.on_metrics(counters.step, counters.step / per_epoch, values)
+        observer.on_metrics(counters.step, counters.step / per_epoch, _validation(result.loss, result.accuracy))
         may_be_best = self.settings.select == "best_val" and self.sparsifier.density_is_final
         if may_be_best and (self.best is None or result.accuracy > self.best["accuracy"]):
             self.best = {
@@ -403,6 +411,7 @@ class Training:
             "precision": self.precision,
             "ledger": self.ledger,
             "correction": self.correction,
+            **({"clipping": self.clipping} if self.clipping else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -434,6 +443,10 @@ def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:
     counters = dict(state["counters"])
     ledger = {"training": counters.pop("flops"), "correction": 0, "batch_norm": 0, "measuring": 0}
     return {**state, "counters": counters, "ledger": ledger, "correction": {}, "procedure": {}}
+
+
+def _validation(loss: float, accuracy: float) -> dict[str, float]:
+    return {"val/loss": loss, "val/accuracy": accuracy}
 
 
 def _copy(state: Any) -> Any:

@@ -1,10 +1,11 @@
 """Options of training. Needs no torch, so that configs are checked without it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from dst.data.options import BatchSize
-from dst.options import ASIDE, Clash, OneOf, Range
+from dst.options import ASIDE, Clash, OneOf, Range, declared, shown
 
 Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
 Decay = Annotated[
@@ -27,6 +28,9 @@ Select = Annotated[
 ]
 Seed = Annotated[int, Range(0), "all random numbers are derived from it"]
 Epochs = Annotated[int, Range(1), "passes over the training set"]
+MaxSteps = Annotated[
+    int, Range(1), "end training after this many steps, of which all fractions then are; null: after all epochs"
+]
 Determinism = Annotated[
     str, OneOf("strict", "fast"), "strict: resumes bit-identically; fast: may differ in the last bits"
 ]
@@ -35,6 +39,14 @@ ChannelsLast = Annotated[bool, "store images channels-last, as tensor cores pref
 LogEverySteps = Annotated[int, Range(1), "steps from one line of the history to the next"]
 SaveEverySteps = Annotated[int, Range(1), "steps from one checkpoint to the next, in addition; null: by time only"]
 Keep = Annotated[int, Range(1), "number of newest checkpoints to keep"]
+ClipNorm = Annotated[
+    float,
+    Range(0, ends="(]"),
+    "the largest norm of all gradients together, to which they are scaled down (after clip_value); null: any",
+]
+ClipValue = Annotated[
+    float, Range(0, ends="(]"), "the largest size of each gradient, to which it is cut (before clip_norm); null: any"
+]
 EvalEveryEpochs = Annotated[int, Range(1), "epochs from one validation to the next"]
 
 
@@ -63,10 +75,21 @@ class Schedule:
     multiplier: Annotated[
         int, Range(1), "train this many times as long; milestones and horizons scale with it, update_every stays"
     ] = 1
+    max_steps: MaxSteps | None = None
     update_every: Annotated[int, ASIDE, Range(1), "steps from one update of the topology to the next"] = 50
     label_smoothing: LabelSmoothing = 0.0
+    clip_norm: ClipNorm | None = None
+    clip_value: ClipValue | None = None
     select: Select = "last"
     eval_every_epochs: EvalEveryEpochs = 1
+
+
+def unvalidated_problems(select: str, eval_every_epochs: int) -> Iterator[str]:
+    """Yield the options that would be ignored where there is no validation split."""
+    for name, value in {"select": select, "eval_every_epochs": eval_every_epochs}.items():
+        default = declared(Schedule)[name].default
+        if value != default:
+            yield f"{name}={value} would be ignored: there is no validation split. Use {shown(default)}"
 
 
 @dataclass

@@ -1,17 +1,19 @@
 """The phases of a run, known in advance, and the networks that it makes on the way from one to the next."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from dst.fractions import Curve
 from dst.metrics.flops import Ledger
-from dst.options import Range, Text, require
 from dst.sparsity.update import TopologyUpdate
 
 if TYPE_CHECKING:
     from dst.training.loop import Training
     from dst.training.observer import Observer
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9 ._-]{0,99}")
 
 Tick = Callable[[], None]
 """Called now and then in work that takes long: it shows that the run is alive, and raises what ends the work early."""
@@ -49,22 +51,23 @@ class Network:
     """A network that a run makes on the way, such as the ticket of a cycle.
 
     ``phase``: the one whose beginning or end made it, counted from 0. ``step``: of the whole training. ``name``: no two
-    networks of a run share one. ``loss`` and ``accuracy`` (a fraction): on the validation set; None without one.
+    networks of a run share one. ``active``: its weights in the masks. ``loss`` and ``accuracy`` (a fraction): on the
+    validation set; None without one. ValueError for a name that no file can have everywhere.
     """
 
-    phase: Annotated[int, Range(0)]
+    phase: int
     phase_name: str
-    step: Annotated[int, Range(0)]
-    name: Annotated[
-        str, Text(r"[a-z0-9][a-z0-9 ._-]{0,99}", "lower-case letters, digits, spaces and ._-: it names a file")
-    ]
-    density: Annotated[float, Range(0, 1)]
-    active: Annotated[int, Range(0)]
+    step: int
+    name: str
+    density: float
+    active: int
     loss: float | None
     accuracy: float | None
 
     def __post_init__(self) -> None:
-        require(self)
+        if not _NAME.fullmatch(self.name):
+            told = "must be 1 to 100 lower-case letters, digits, spaces or ._-, as it names a file"
+            raise ValueError(f"name={self.name!r}: {told}")
 
 
 def total_steps(phases: Sequence[Phase]) -> int:

@@ -1,5 +1,6 @@
 """Number formats of a training step: fp32, TF32, bf16 and fp16 with loss scaling."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -38,8 +39,15 @@ class Precision:
         """Return the loss to call ``backward`` on."""
         return self._scaler.scale(loss) if self._scaler else loss
 
-    def step(self, optimizer: Optimizer) -> None:
-        """Take an optimizer step; if losses are scaled, unscale first, and skip it if a gradient overflowed."""
+    def step(self, optimizer: Optimizer, clip: Callable[[], None] | None = None) -> None:
+        """Take an optimizer step; if losses are scaled, unscale first, and skip it if a gradient overflowed.
+
+        ``clip`` clips the gradients, unscaled, just before.
+        """
+        if clip is not None:
+            if self._scaler is not None:
+                self._scaler.unscale_(optimizer)
+            clip()
         if self._scaler is None:
             optimizer.step()
         else:

@@ -8,8 +8,19 @@ import pandas as pd
 import pytest
 
 from analysis.plots import accuracy_against_flops
-from analysis.tables import TableError, accuracy_figures, accuracy_table, latex, main, missing_cells
+from analysis.tables import (
+    TableError,
+    accuracy_figures,
+    accuracy_table,
+    latex,
+    main,
+    missing_cells,
+    missing_networks,
+    network_figures,
+    network_table,
+)
 from dst.records.catalog import catalog
+from dst.records.store import Record
 from tests.analysis.test_plots import drawn
 
 REPOSITORY = Path(__file__).parents[2]
@@ -301,3 +312,154 @@ def test_where_a_table_has_runs_of_two_schemas_it_has_a_column_for_it(tmp_path, 
     assert missing_cells(catalog(tmp_path)) == ["missing in digits mlp rigl density=0.1 schema=2: seed 1 not run"]
     assert "schema" in latex(catalog(tmp_path))
     assert set(drawn(accuracy_against_flops(catalog(tmp_path)))) == {"rigl", "set, schema=1", "set, schema=2"}
+
+
+# -- what wraps a method -----------------------------------------------------------------------------------------------
+
+
+def test_what_wraps_a_method_has_a_column_where_a_run_has_one(tree, add_run):
+    """Seeds are taken together by it, and by its options; records from before there were any have the default."""
+    agent, tickets = {"correction.name": "agent"}, {"procedure.name": "sup_tickets"}
+    for seed, accuracy in enumerate((0.93, 0.95)):
+        add_run(tree, "sweep", "set", seed, accuracy, **agent)
+        add_run(tree, "sweep", "set", seed, accuracy + 0.01, **agent, **{"correction.gamma": 0.2})
+    assert cells(catalog(tree), "method", "correction", "density", "test accuracy (%)", "n") == [
+        ["dense", "none", "—", "98.00 ± —", "1/3"],
+        ["rigl", "none", "0.1", "96.00 ± 1.41", "2/3"],
+        ["set", "agent", "0.1", "94.00 ± 1.41", "2/3"],
+        ["set", "agent(gamma=0.2)", "0.1", "95.00 ± 1.41", "2/3"],
+        ["set", "none", "0.1", "92.00 ± 2.00", "3"],
+    ]
+    table = accuracy_table(catalog(tree))
+    assert [*table.columns[:5]] == ["data", "model", "method", "density", "correction"]
+    assert not {"procedure", "correction.gamma"} & {*table}
+    assert missing_cells(catalog(tree))[2] == "missing in digits mlp set density=0.1 correction=agent: seed 2 not run"
+    assert "set, correction=agent(gamma=0.2)" in drawn(accuracy_against_flops(catalog(tree)))
+    for seed in range(3):
+        add_run(tree, "sweep", "set", seed, 0.99, **tickets)
+    assert cells(catalog(tree), "correction", "procedure", "test accuracy (%)")[2:] == [
+        ["agent", "single", "94.00 ± 1.41"],
+        ["agent(gamma=0.2)", "single", "95.00 ± 1.41"],
+        ["none", "single", "92.00 ± 2.00"],
+        ["none", "sup_tickets", "99.00 ± 0.00"],
+    ]
+
+
+# -- the networks on the way -------------------------------------------------------------------------------------------
+
+NETWORKS = """\
+  data model method density    phase    network step val accuracy (%) realised density   n
+digits   mlp   rigl     0.1 pretrain pretrained   40     80.00 ± 2.83              0.1 2/3
+digits   mlp   rigl     0.1  cycle 1   ticket 1   50     90.00 ± 1.41              0.1 2/3
+digits   mlp   rigl     0.1  cycle 1 averaged 1   50        91.00 ± —             0.15 1/3
+"""
+
+MISSING_NETWORKS = [
+    "missing in digits mlp rigl density=0.1, pretrained, ticket 1: seed 2 failed",
+    "missing in digits mlp rigl density=0.1, averaged 1: seed 1 done without it; seed 2 failed",
+]
+
+NETWORKS_CSV = """\
+data,model,method,density,phase,phase_name,step,network,realised_density,accuracy,accuracy_std,n,expected,missing
+digits,mlp,rigl,0.1,0,pretrain,40,pretrained,0.1,80,2.828427125,2,3,seed 2 failed
+digits,mlp,rigl,0.1,1,cycle 1,50,ticket 1,0.1,90,1.414213562,2,3,seed 2 failed
+digits,mlp,rigl,0.1,1,cycle 1,50,averaged 1,0.15,91,,1,3,seed 1 done without it; seed 2 failed
+"""
+
+NETWORKS_LATEX = r"""\begin{tabular}{llllllrrrr}
+\toprule
+data & model & method & density & phase & network & step & val accuracy (\%) & realised density & n \\
+\midrule
+digits & mlp & rigl & 0.1 & pretrain & pretrained & 40 & 80.00 $\pm$ 2.83 & 0.1 & 2/3 \\
+digits & mlp & rigl & 0.1 & cycle 1 & ticket 1 & 50 & 90.00 $\pm$ 1.41 & 0.1 & 2/3 \\
+digits & mlp & rigl & 0.1 & cycle 1 & averaged 1 & 50 & 91.00 $\pm$ -- & 0.15 & 1/3 \\
+\bottomrule
+\end{tabular}
+\par\footnotesize missing in digits mlp rigl density=0.1, pretrained, ticket 1: seed 2 failed
+\par\footnotesize missing in digits mlp rigl density=0.1, averaged 1: seed 1 done without it; seed 2 failed
+"""
+
+
+def log_network(folder, phase, step, name, accuracy, density=0.1):
+    phase_name = f"cycle {phase}" if phase else "pretrain"
+    with Record.open(folder) as record:
+        where = {"phase": phase, "phase_name": phase_name, "step": step, "name": name}
+        record.log_network(attempt=1, **where, density=density, active=100, loss=0.1, accuracy=accuracy)
+
+
+@pytest.fixture
+def networks(tree):
+    """Those of rigl, whose third run failed before it made one: 78, 82: deviation sqrt(8); 89, 91: sqrt(2)."""
+    for seed, (first, ticket) in enumerate([(0.78, 0.89), (0.82, 0.91)]):
+        log_network(tree / "sweep" / f"rigl-0.1-{seed}", 0, 40, "pretrained", first)
+        log_network(tree / "sweep" / f"rigl-0.1-{seed}", 1, 50, "ticket 1", ticket)
+    log_network(tree / "sweep" / "rigl-0.1-0", 1, 50, "averaged 1", 0.91, density=0.15)
+    return tree
+
+
+def test_the_table_of_networks_has_the_figures_computed_by_hand(networks):
+    assert network_table(catalog(networks)).to_string(index=False) + "\n" == NETWORKS
+    assert missing_networks(catalog(networks)) == MISSING_NETWORKS
+    assert shown(catalog(networks)) == TABLE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_runs_does_not_matter_to_their_networks(networks, seed):
+    frame = catalog(networks).sample(frac=1, random_state=seed)
+    assert network_table(frame).to_string(index=False) + "\n" == NETWORKS
+
+
+def test_the_command_prints_and_writes_networks(networks, tmp_path):
+    result = run_cli(networks, "--networks", "--csv", tmp_path / "n.csv", "--latex", tmp_path / "n.tex")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "\n".join([NETWORKS, *MISSING_NETWORKS, ""])
+    assert (tmp_path / "n.csv").read_text("utf-8") == NETWORKS_CSV
+    assert (tmp_path / "n.tex").read_text("utf-8") == NETWORKS_LATEX
+
+
+def test_without_validation_networks_have_a_dash(networks):
+    path = networks / "sweep" / "rigl-0.1-0" / "networks.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for folder in (path.parent, networks / "sweep" / "rigl-0.1-1"):
+        lines = [{name: value for name, value in row.items() if not name.startswith("val/")} for row in rows]
+        (folder / "networks.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    table = network_table(catalog(networks))
+    assert [*zip(table["network"], table["val accuracy (%)"], table["n"], strict=True)] == [
+        (name, "—", "2/3") for name in ("pretrained", "ticket 1", "averaged 1")
+    ]
+
+
+def test_networks_that_a_resume_voids_are_not_in_the_table(networks):
+    with Record.open(networks / "sweep" / "rigl-0.1-0") as record:
+        record.mark_resume(phase=1, step=45, attempt=2)
+    assert network_figures(catalog(networks))[["network", "n"]].values.tolist() == [["pretrained", 2], ["ticket 1", 1]]
+
+
+def test_settings_in_which_experiments_differ_are_columns_of_their_networks_too(networks, add_run):
+    folder = add_run(networks, "sweep", "rigl", 0, 0.9, **{"schedule.multiplier": 5})
+    log_network(folder, 0, 200, "pretrained", 0.75)
+    table = network_table(catalog(networks))
+    assert table[["schedule.multiplier", "network", "step"]].values.tolist() == [
+        *(["1", name, step] for name, step in (("pretrained", "40"), ("ticket 1", "50"), ("averaged 1", "50"))),
+        ["5", "pretrained", "200"],
+    ]
+
+
+def test_networks_that_cannot_be_read_are_listed(networks):
+    path = networks / "sweep" / "rigl-0.1-0" / "networks.jsonl"
+    path.write_text('{"phase": 0, "step": 40, "phase_name": "pretrain", "name": "pretrained", "density": "x"}\n')
+    (networks / "sweep" / "set-0.1-2" / "run.json").write_text("{")
+    assert [*network_table(catalog(networks))["network"]] == ["pretrained", "ticket 1"]
+    first, *others = missing_networks(catalog(networks))
+    assert first == "missing in digits mlp rigl density=0.1, pretrained, ticket 1: seed 0 unreadable; seed 2 failed"
+    assert [note.partition(": ")[2].partition(" is ")[0] for note in others] == [
+        f"{networks}/sweep/set-0.1-2/run.json",
+        f"{path}: density must be a finite number, but",
+    ]
+
+
+def test_runs_without_networks_make_no_table_of_them(tree):
+    result = run_cli(tree, "--networks")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"no run in {tree} has made networks on the way (none has a networks.jsonl)\n"
+    assert network_table(catalog(tree)).empty

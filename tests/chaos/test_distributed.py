@@ -134,3 +134,18 @@ def test_a_launcher_starts_it(options, reference, tmp_path):
     assert_same(tmp_path, reference)
     assert "training, 63 steps" in (run_folder(tmp_path / "outputs") / "log.txt").read_text()
     assert (run_folder(tmp_path / "outputs") / "log.1.txt").read_text() == ""
+
+
+def test_two_processes_with_a_corrected_gradient_stop_and_die_without_a_trace(options, tmp_path):
+    """Inside the pass over an epoch: a request to one of them, then a kill of the other."""
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    for folder in (undisturbed, disturbed):
+        folder.mkdir()
+    corrected = (*options, "correction=agent", "correction.gamma=1", "schedule.epochs=2")
+    assert codes(run_together(*corrected, cwd=undisturbed)) == [0, 0]
+    results = run_together(*corrected, cwd=disturbed, faults=("", "signal:SIGTERM:pass:30"))
+    assert codes(results) == [75, 75], results
+    assert status(disturbed)["step"] == 21
+    assert codes(run_together(*corrected, cwd=disturbed, faults=("", "kill:pass:9"))) == [1, -9]
+    assert codes(run_together(*corrected, cwd=disturbed)) == [0, 0]
+    assert_same(disturbed, traces(run_folder(undisturbed / "outputs")))

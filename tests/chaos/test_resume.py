@@ -86,6 +86,34 @@ def test_kills_inside_writing_updating_and_evaluating(fault, tmp_path, reference
     assert_same(tmp_path, references("rigl_itop", "schedule.select=best_val"))
 
 
+CORRECTED = ("correction=agent", "correction.gamma=1", "schedule.epochs=3", "checkpoint.every_steps=5")
+
+
+@pytest.mark.parametrize("fault", ["kill:pass:7", "kill:pass:50", "kill:step:21", "kill:step:33", "kill:end_epoch:2"])
+@pytest.mark.parametrize("method", ["rigl", "set_itop"])
+def test_kills_around_a_corrected_gradient(method, fault, tmp_path, references):
+    """Inside the pass over an epoch of 21 batches, before the first, and within a period."""
+    options = (f"sparsity={method}", *SMALL, *CORRECTED)
+    assert run(*options, cwd=tmp_path, fault=fault).code == -9
+    result = run(*options, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert_same(tmp_path, references(method, *CORRECTED))
+
+
+@pytest.mark.parametrize(("batch", "step"), [(1, 0), (9, 0), (30, 21), (63, 42)])
+def test_a_stop_inside_the_pass_over_an_epoch_repeats_it(batch, step, tmp_path, references):
+    options = ("sparsity=rigl", *SMALL, *CORRECTED)
+    result = run(*options, cwd=tmp_path, fault=f"signal:SIGTERM:pass:{batch}")
+    assert result.code == 75, result.output
+    assert f"stopped by SIGTERM after step {step}; run the same command to continue" in result.output
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert (status["state"], status["step"]) == ("preempted", step)
+    result = run(*options, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert (f"continuing from step {step}" in result.output) == (step > 0)
+    assert_same(tmp_path, references("rigl", *CORRECTED))
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
 @pytest.mark.parametrize("step", [1, 42, 100])
 def test_signals_save_and_exit_75(name, step, tmp_path, references):

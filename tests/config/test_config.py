@@ -119,7 +119,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 OPTIONS = [
     (folder.name, path.stem)
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir()
+    if folder.is_dir() and folder.name != "experiment"
     for path in sorted(folder.glob("*.yaml"))
 ]
 
@@ -293,6 +293,9 @@ WRONG = {
     "schedule.lr.warmup_epochs=50": "schedule.lr.warmup_epochs=50.0 must be less than the 50 epochs",
     "schedule.optimizer.momentum=0": "needs schedule.optimizer.momentum, which is 0.0: set",
     "schedule.optimizer.beta1=0.9": "schedule.optimizer.beta1=0.9 would be ignored: optimizer 'sgd' takes momentum",
+    "schedule.clip_norm=0": "schedule.clip_norm=0.0: must be > 0",
+    "schedule.clip_norm=inf": "schedule.clip_norm=inf: must be a finite number > 0",
+    "schedule.clip_value=-1": "schedule.clip_value=-1.0: must be > 0",
     "schedule.epochs=0": "schedule.epochs=0: must be >= 1",
     "schedule.select=best": "schedule.select=best: did you mean 'best_val'? allowed: best_val, last",
     "model.hidden=[]": "model.hidden=[]: must be a list of 1 or more, each in [1, 1000000]",
@@ -303,7 +306,10 @@ WRONG = {
     f"model.weights_digest={'0' * 64}": ": needs model.weights, which is null: set that, or model.weights_digest=null",
     f"sparsity.init.digest={'0' * 64}": "would be ignored: init 'random' takes no options",
     "data.augment.padding_mode=zeros": "needs data.augment.crop_padding, which is 0: set that, or",
-    "data.val_fraction=1": "data.val_fraction=1.0: must be in (0, 1)",
+    "data.val_fraction=1": "data.val_fraction=1.0: must be in [0, 1)",
+    "data.val_fraction=0 schedule.select=best_val": "schedule.select=best_val would be ignored: there is no validation",
+    "data.val_fraction=0 schedule.eval_every_epochs=3": "eval_every_epochs=3 would be ignored: there is no validation",
+    "data.val_fraction=0 data.split_seed=3": "data.split_seed=3: needs data.val_fraction, which is 0.0",
     "hardware.device=gpu": "hardware.device=gpu:",
     "sparsity=nm_rigl sparsity.density=0.5": "sparsity.density=0.5 would be ignored: sparsity.pattern.name=n_m says",
     "sparsity=nm_rigl sparsity.distribution.name=erk": "sparsity.distribution.name=erk would be ignored: sparsity.pa",

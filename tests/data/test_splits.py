@@ -62,12 +62,18 @@ def test_the_split_is_a_constant_of_the_project():
     assert val.tolist() == VAL_OF_60
 
 
+def test_without_a_validation_part_all_is_for_training():
+    train, val = train_val_split(torch.tensor([0, 0, 1]), 0.0, 0)  # also where no split would be possible
+    assert train.tolist() == [0, 1, 2]
+    assert (val.tolist(), val.dtype) == ([], torch.int64)
+
+
 VAL_OF_60 = [10, 11, 30, 48, 52, 59]
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("fraction", [1.0, -0.1, float("nan")])
 def test_fractions_outside_the_unit_interval_are_refused(fraction):
-    with pytest.raises(ValueError, match=r"fraction=.* in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"fraction=.* in \[0, 1\)"):
         train_val_split(torch.arange(10) % 2, fraction, 0)
 
 

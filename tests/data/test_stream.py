@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,20 @@ def test_the_number_of_workers_does_not_matter_nor_does_starting_late(root, augm
         assert same(list(ours.epoch(1)), whole[1])
         with pytest.raises(RuntimeError, match="another epoch"):
             next(begun)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_may_be_read_again_with_the_last_one_still_at_hand(root, workers):
+    """As measuring at the end of an epoch does."""
+    augment = Augment(crop_padding=2, flip=True)
+    whole = list(stream(root, augment).epoch(0))
+    ours, met = stream(root, augment, workers), []
+    for batch in ours.epoch(0):
+        met.append(batch)
+        if len(met) == len(whole):
+            assert same(list(islice(ours.epoch(0), 2)), whole[:2])
+    assert same(met, whole)
+    assert same(list(ours.epoch(0)), whole)
 
 
 def test_a_stream_leaves_the_random_numbers_of_the_training_alone(root):

@@ -67,9 +67,15 @@ def test_first_masks_do_not_depend_on_what_the_process_did_before(method):
         assert all(map(torch.equal, first, again))
 
 
-@pytest.mark.parametrize("method", ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl"])
-def test_an_ordinary_step_never_waits_for_the_device(method):
-    config = catalogue.composed(method, "resnet20", ("hardware=gpu", "schedule.epochs=4"))
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((name, ()) for name in ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl"]),
+        ("set_itop", ("schedule.clip_norm=0.1", "schedule.clip_value=0.01")),
+    ],
+)
+def test_an_ordinary_step_never_waits_for_the_device(method, options):
+    config = catalogue.composed(method, "resnet20", ("hardware=gpu", "schedule.epochs=4", *options))
     if config.sparsity.update.every is not None:
         config.sparsity.update.every = 10
     training = build(complete(config)).training
@@ -90,10 +96,43 @@ def test_an_ordinary_step_never_waits_for_the_device(method):
     assert training.sparsifier.updates == 0
 
 
+@pytest.mark.parametrize("proxy", ["loss", "gradient"])
+@pytest.mark.parametrize("method", ["dense", "set_itop", "granet"])
+def test_a_corrected_gradient_never_waits_for_the_device(method, proxy):
+    """Neither its pass over an epoch, up to the estimate, nor a step; also once the topology has changed."""
+    options = ("hardware=gpu", "schedule.epochs=4", "correction=agent", f"correction.proxy={proxy}")
+    config = catalogue.composed(method, "resnet20", options)
+    training = build(complete(config)).training
+    number = len(training.train_batches)
+    try:
+        for epoch in range(2):
+            ticks = iter(range(1, number + 1))
+
+            def tick(ticks=ticks):
+                torch.cuda.set_sync_debug_mode("error" if 1 < next(ticks) < number else "default")
+
+            training.correction.begin_epoch(epoch, tick)
+            for i, batch in enumerate(training.train_batches.epoch(epoch)):
+                is_ordinary = i > 1 and not training.sparsifier.update_due()  # the first ones set up the device
+                torch.cuda.set_sync_debug_mode("error" if is_ordinary else "default")
+                training.train_step(*batch, NoObserver())
+                training._guard.check()
+                torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert "correction/estimate" in training.correction.figures(2)
+
+
 @pytest.mark.parametrize(
     "options",
-    [(), ("hardware.precision=fp16",), ("hardware.precision=bf16", "hardware.channels_last=true"), ("data.size=16",)],
-    ids=["fp32", "fp16", "bf16-channels-last", "resized"],
+    [
+        (),
+        ("hardware.precision=fp16",),
+        ("hardware.precision=bf16", "hardware.channels_last=true"),
+        ("data.size=16",),
+        ("correction=agent", "correction.gamma=1"),
+    ],
+    ids=["fp32", "fp16", "bf16-channels-last", "resized", "corrected"],
 )
 def test_kills_and_stops_leave_no_trace(options, tmp_path):
     undisturbed, disturbed = tmp_path / "a", tmp_path / "b"

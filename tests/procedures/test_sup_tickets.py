@@ -450,7 +450,7 @@ def forecast(training):
     ledger = Ledger(training.ledger.flops)
     batches = training.train_batches
     sizes = [samples_of(batches, i) for i in range(len(batches))]
-    planned(training.phases, ledger, training.active, sizes)
+    planned(training.phases, ledger, training.active, sizes, training.correction)
     return ledger.total
 
 

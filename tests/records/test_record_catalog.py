@@ -86,6 +86,8 @@ def test_the_catalog_has_config_and_summary_of_every_run(tmp_path, add):
         "created": "2026-01-01T00:00:00",
         "schema": 2,
         "method": "set grow=random",
+        "correction": "none",
+        "procedure": "single",
         "identity": '{"model.hidden": [64, 32], "schedule.lr.floor": null, "seed": 3, "sparsity.label": "set"}',
         "config.seed": 3,
         "config.sparsity.label": "set",

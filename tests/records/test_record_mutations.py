@@ -168,6 +168,10 @@ def root(tmp_path_factory):
             **{"host": os.uname().nodename, "process_started": "1"},
         }
         Record.open(folder).write_launch(submitted)
+        with Record.open(folder) as record:
+            made = {"phase": 0, "phase_name": "pretrain", "density": 0.1, "active": 118, "loss": 0.5, "accuracy": 0.5}
+            for step, name in ((20, "pretrained"), (21, "killed" if folder == killed else "neighbour")):
+                record.log_network(attempt=1, step=step, name=name, **made)
     return root
 
 
@@ -271,6 +275,19 @@ def test_whoever_looks_at_runs_sees_the_others_whatever_became_of_one(of, folder
             assert neighbour.setdefault(beside, found) == found
     problems.tell()
     assert len(todo) > 300
+
+
+def test_networks_of_other_runs_are_shown_whatever_became_of_those_of_one(folders, copy):
+    killed, _ = folders
+    problems, todo = Problems(), mutations(killed, "networks.jsonl")
+    for mutation in todo:
+        with problems.of(mutation), copy.mutated(killed, mutation):
+            frame = catalog(copy.root)
+            assert "neighbour" in tables.network_table(frame).to_string()
+            notes = tables.missing_networks(frame)
+            assert not any("not in the table" in note and "networks.jsonl" not in note for note in notes)
+    problems.tell()
+    assert len(todo) > 60
 
 
 def test_a_field_of_the_wrong_type_is_no_state(folders, copy):

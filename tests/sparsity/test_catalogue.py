@@ -161,6 +161,25 @@ def keeps_its_promises(method, model, optimizer, tmp_path, options=()):
     assert not same(state["model"], final["model"])  # what is compared does change
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_a_corrected_gradient(method, tmp_path):
+    """Two epochs with AGENT, whose second one begins with an estimate; stopped within it, and continued."""
+    options = ("correction=agent", "correction.gamma=1", "correction.variance_batches=2", "schedule.epochs=2")
+    config = composed(method, "lenet_300_100", options)
+    whole = trained(config)
+    begun = trained(config, stop_after=8)
+    Checkpoints(tmp_path).save(*begun.saved)
+    resumed = trained(config, state=Checkpoints(tmp_path).load_newest())
+    assert same(resumed.training.state_dict(), whole.training.state_dict())
+    figures = whole.training.correction.figures(2)
+    assert {"correction/estimate", "correction/variance_ratio"} < figures.keys()
+    assert figures["train/compute_epochs"] > 2
+    if method in ("dense", "static", "random_pruning", "set", "set_itop"):  # neither dense gradients nor probing
+        assert figures["train/compute_epochs"] == pytest.approx(3 + 10 / 3)
+    plain = composed(method, "lenet_300_100", options[-1:])
+    assert not same(trained(plain).training.model.state_dict(), whole.training.model.state_dict())
+
+
 def test_the_final_density_is_that_of_the_config():
     for method in ("gmp", "gmp_uniform", "granet", "granet_uniform"):
         sparsifier = trained(composed(method, "lenet_300_100", ())).training.sparsifier

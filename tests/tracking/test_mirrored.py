@@ -58,6 +58,12 @@ def test_all_that_is_sent_of_a_run_is_what_wandb_takes(tmp_path):
     assert found["config"]["sparsity"]["label"] == label
 
 
+def test_what_wraps_the_method_is_a_tag(tmp_path):
+    identity = {"correction.name": "agent", "correction.gamma": 0.2, "procedure.name": "sup_tickets"}
+    with Record.create(tmp_path / "abc", config_yaml="", run={**ABOUT, "identity": identity}):
+        assert description(tmp_path / "abc")["tags"] == ["mlp", "digits", "rigl", "agent", "sup_tickets", "mine"]
+
+
 def test_whoever_reads_run_json_is_told_which_field_is_damaged(tmp_path):
     with Record.create(tmp_path / "abc", config_yaml="", run={**ABOUT, "config": [], "code": {"digest": 7}}):
         readers = (destination, description, began, frozen_config, submitted_code)

@@ -117,6 +117,16 @@ def test_config_history_and_summary_arrive_while_the_run_trains(tracked, stub):
     assert found.exit_code == 0
 
 
+def test_a_run_without_validation_is_mirrored_without_its_figures(tmp_path, stub):
+    result = run(*ONLINE, "data.val_fraction=0", cwd=tmp_path, env=stub.env)
+    assert result.code == 0, result.output
+    folder = run_folder(tmp_path / "outputs")
+    assert arrived(stub, folder) == read_metrics(folder)
+    found = stub.run(folder.name)
+    assert read_summary(folder).items() <= found.summary.items()
+    assert not [name for name in found.summary if name.startswith("val/")]
+
+
 def test_the_table_of_layers(tracked, stub):
     _, folder, _ = tracked
     (table,) = [json.loads(data) for path, data in stub.uploads.items() if f"{folder.name}/media/table/" in path]

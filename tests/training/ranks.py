@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,9 +19,10 @@ from dst.data.shard import WHOLE
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.run.build import build
 from dst.sparsity import Sparsifier, UpdatePlan
+from dst.training.correction import agent
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, DesynchronisedError, Group, Processes, joined
-from dst.training.gradients import Gradients, Passes
+from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
 from dst.training.guard import DivergedError
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
@@ -33,6 +34,13 @@ from dst.training.stopping import StopFlag, StopRequestedError
 
 SHAPE, CLASSES = (2, 6, 6), 5
 SAMPLES, BATCH_SIZE, EPOCHS, EVERY = 194, 50, 3, 2  # batches of 50, 50, 50 and 44
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, fused=True),
+    "plain": partial(torch.optim.SGD, lr=0.05, fused=True),
+    "adamw": partial(torch.optim.AdamW, lr=0.01, fused=True),
+}
 
 
 @contextmanager
@@ -71,22 +79,30 @@ def training(
     precision: str = "fp32",
     momentum_growth: bool = False,
     select: str = "last",
+    samples: int = SAMPLES,
+    optimizer: str = "sgd",
+    method: Mapping[str, Any] | None = None,
+    correction: Mapping[str, Any] | None = None,
 ) -> Training:
-    """Return a training on random images, with an update every second step."""
+    """Return a training on random images, with an update every second step.
+
+    ``method``: other arguments of the Sparsifier, None for ``plan``: no updates; ``correction``: AGENT's options.
+    """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (SAMPLES, *SHAPE), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+    images = torch.randint(256, (samples, *SHAPE), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (samples,), generator=generator)
     make = partial(Doubles if double else Batches, Split(images, labels), batch_size=BATCH_SIZE, seed=1)
     seed_torch(0, "init")
     model = network(batch_norm)
     if double:
         model = model.double()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+    made = OPTIMIZERS[optimizer](model.parameters(), weight_decay=5e-4)
     plan = UpdatePlan(
         every=EVERY, total_steps=EPOCHS * 4, order="after_step" if momentum_growth else "replaces_step", start=0.1
     )
     moves: dict[str, Any] = {"grow": "momentum", "redistribute": "momentum"} if momentum_growth else {}
-    sparsifier = Sparsifier(model, optimizer, density=0.3, plan=plan, seed=0, **moves)
+    parts = {"density": 0.3, "plan": plan, "seed": 0, **moves, **(method or {})}
+    sparsifier = Sparsifier(model, made, **parts)
     flops = Flops(forward_flops(model, SHAPE), {report.layer: report.size for report in sparsifier.layers})
     settings = Settings(
         seed=0,
@@ -99,14 +115,18 @@ def training(
         checkpoint_every_s=1e9,
         checkpoint_every_steps=None,
     )
+    gradients = Gradients(model, Passes(settings, Precision(precision, "cpu"), group))
+    ledger, batches = Ledger(flops), make(shuffle=True, augment=Augment(flip=True))
+    situation = Situation(gradients, sparsifier, batches, ledger)
     return Training(
-        gradients=Gradients(model, Passes(settings, Precision(precision, "cpu"), group)),
-        optimizer=optimizer,
+        gradients=gradients,
+        optimizer=made,
         sparsifier=sparsifier,
         phases=[Phase("train", EPOCHS * 4, lambda step: 0.05, sparsifier.topology_update)],
-        train_batches=make(shuffle=True, augment=Augment(flip=True)),
+        train_batches=batches,
         val_batches=make(),
-        ledger=Ledger(flops),
+        ledger=ledger,
+        correction=NoCorrection() if correction is None else agent(situation, **correction),
     )
 
 
@@ -118,6 +138,7 @@ class Watcher(NoObserver):
         self.metrics: list[dict[str, float]] = []
         self.masks: list[torch.Tensor] = []
         self.digests: list[str] = []
+        self._seen = run.counters.step
         self.saved: list[int] = []
 
     def on_metrics(self, step, epoch, values):
@@ -127,7 +148,9 @@ class Watcher(NoObserver):
         self.masks.append(torch.cat([mask.flatten() for mask in self.run.sparsifier.topology.masks]))
 
     def on_step(self, step):
-        self.digests.append(digest(self.run))
+        if step > self._seen:  # else it is told that work between two steps goes on
+            self._seen = step
+            self.digests.append(digest(self.run))
 
     def on_checkpoint(self, step, state):
         self.saved.append(step)
@@ -177,7 +200,7 @@ def resume(options: dict[str, Any], steps: list[int]) -> tuple[list[str], list[l
         class Saver(Watcher):
             def on_step(self, step):
                 super().on_step(step)
-                states[step] = copy.deepcopy(self.run.state_dict())
+                states.setdefault(step, copy.deepcopy(self.run.state_dict()))  # before work between steps goes on
 
         undisturbed = Saver(run)
         run.run(undisturbed, StopFlag())

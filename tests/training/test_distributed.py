@@ -27,8 +27,13 @@ STEPS = 12
         (2, False, {"accumulate": 3}),
         (3, True, {"momentum_growth": True, "accumulate": 2}),  # shares of 17, 17 and 16 samples
         (3, False, {}),
+        (2, True, {"correction": {}}),
+        (2, False, {"correction": {"proxy": "gradient", "every_epochs": 2}, "accumulate": 2}),
     ],
-    ids=["strict", "overlapping-accumulated", "three-momentum-accumulated", "three-overlapping"],
+    ids=[
+        *("strict", "overlapping-accumulated", "three-momentum-accumulated", "three-overlapping"),
+        *("corrected", "overlapping-corrected"),
+    ],
 )
 def test_float64_equals_a_single_process(world, strict, options, tmp_path):
     """The same masks at every update, the same weights to 1e-10, whatever the shares of the batch are."""
@@ -45,23 +50,23 @@ def test_float64_equals_a_single_process(world, strict, options, tmp_path):
         assert found["final"] == pytest.approx(alone["final"], abs=1e-6)
 
 
+@pytest.mark.parametrize("correction", [None, {"gamma": 1}], ids=["", "corrected"])
 @pytest.mark.parametrize("strict", [True, False])
-def test_float32_ranks_are_alike_at_every_step(strict, tmp_path):
+def test_float32_ranks_are_alike_at_every_step(strict, correction, tmp_path):
     """With batch norm, dropout and uneven shares; also the figures, which are those of all samples."""
-    together = call_together(
-        ranks.train, {"batch_norm": True, "select": "best_val"}, strict, cwd=tmp_path, processes=3 if strict else 2
-    )
+    options = {"batch_norm": True, "select": "best_val", "correction": correction}
+    together = call_together(ranks.train, options, strict, cwd=tmp_path, processes=3 if strict else 2)
     assert len(together[0]["digests"]) == STEPS
     for found in together[1:]:
         for part in ("digests", "metrics", "final"):
             assert found[part] == together[0][part], part
 
 
-def test_a_continued_training_is_bit_identical(tmp_path):
+@pytest.mark.parametrize("correction", [None, {"gamma": 1}], ids=["", "corrected"])
+def test_a_continued_training_is_bit_identical(correction, tmp_path):
     """From the main process's state, in three processes, where the order of summation matters."""
-    for undisturbed, continued in call_together(
-        ranks.resume, {"batch_norm": True, "accumulate": 2}, [1, 4, 7], cwd=tmp_path, processes=3
-    ):
+    options = {"batch_norm": True, "accumulate": 2, "correction": correction}
+    for undisturbed, continued in call_together(ranks.resume, options, [1, 4, 7], cwd=tmp_path, processes=3):
         assert continued == [undisturbed[step:] for step in (1, 4, 7)]
 
 

@@ -1,0 +1,145 @@
+"""A snapshot of the weights: its gradients on any batch, and their mean over an epoch, correct those of the model."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dst.hooks import without_hooks
+from dst.sparsity import Sparsifier
+from dst.training.gradients import Gradients
+
+
+class Snapshot:
+    """Earlier weights of the model and the masks that they had, in a network of their own.
+
+    In sparse layers its gradients, and their mean, count where it is active only.
+    """
+
+    def __init__(self, gradients: Gradients, sparsifier: Sparsifier) -> None:
+        self._model, self._sparsifier = gradients.network, sparsifier
+        self.network = _copy(self._model)
+        self.gradients = Gradients(self.network, gradients.passes)
+        self.epoch: int | None = None
+        """The epoch before which it was taken; None if it was not."""
+        self.active: dict[str, int] = {}
+        """The active weights of each layer."""
+        own = dict(zip(map(id, self._model.parameters()), self.network.parameters(), strict=True))
+        self._weights = [own[id(layer.weight)] for layer in sparsifier.topology.layers]
+        self._mean = self.zeros()
+        self._masks = list(sparsifier.topology.masks)
+        self._factors: list[Tensor] = []
+        """The masks as they multiply gradients; made when they are needed."""
+
+    def zeros(self) -> list[Tensor]:
+        """Return zeros in the shapes of all parameters, for a sum of gradients."""
+        return [torch.zeros_like(parameter, requires_grad=False) for parameter in self.network.parameters()]
+
+    @torch.no_grad()
+    def take(self, epoch: int, mean: list[Tensor]) -> None:
+        """Take the present weights and masks of the model; ``mean``: of the gradients there, over the epoch; kept."""
+        self.network.load_state_dict(self._model.state_dict())
+        self.epoch, self._mean = epoch, mean
+        self.active = {report.layer: report.active for report in self._sparsifier.layers}
+        self._masks, self._factors = list(self._sparsifier.topology.masks), []
+        where = {id(parameter): i for i, parameter in enumerate(self.network.parameters())}
+        _multiply([mean[where[id(weight)]] for weight in self._weights], self._as_factors(self._masks))
+
+    def forget(self) -> None:
+        """Be no snapshot any more."""
+        self.epoch = None
+
+    @torch.no_grad()
+    def correct(self, coefficient: float) -> None:
+        """Change the model's gradients ``g`` in place to ``(g - c q) + c u``; leave all bits of them alone if c is 0.
+
+        ``q``: the snapshot's present gradients, of the same batch; ``u``: their mean; ``c``: the coefficient.
+        """
+        if coefficient == 0:
+            return
+        if self._has_moved:
+            self._factors = self._factors or self._as_factors(self._masks)
+            self.mask(self._factors)
+        parameters = zip(self._model.parameters(), self.network.parameters(), self._mean, strict=True)
+        found = [(ours.grad, theirs.grad, mean) for ours, theirs, mean in parameters if ours.grad is not None]
+        changed, subtracted, added = (list(tensors) for tensors in zip(*found, strict=True))
+        torch._foreach_add_(changed, subtracted, alpha=-coefficient)
+        torch._foreach_add_(changed, added, alpha=coefficient)
+
+    # -- masks ---------------------------------------------------------------------------------------------------------
+
+    def common(self) -> list[Tensor]:
+        """Return what to multiply gradients by, so that they count where both the snapshot and the model are active."""
+        pairs = zip(self._masks, self._sparsifier.topology.masks, strict=True)
+        return self._as_factors([then & now for then, now in pairs])
+
+    @torch.no_grad()
+    def mask(self, factors: Sequence[Tensor]) -> None:
+        """Multiply the snapshot's gradients of the layers in scope."""
+        _multiply([weight.grad for weight in self._weights], factors)
+
+    @property
+    def _has_moved(self) -> bool:
+        """Say whether the model has other masks by now; while it has not, its own do all that is needed."""
+        pairs = zip(self._masks, self._sparsifier.topology.masks, strict=True)
+        return any(then is not now for then, now in pairs)
+
+    def _as_factors(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Return 0 and 1 in the dtype and the memory layout of the weights."""
+        return [torch.empty_like(w).copy_(mask) for w, mask in zip(self._weights, masks, strict=True)]
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, masks and mean by name, and when they were taken."""
+        names = [name for name, _ in self.network.named_parameters()]
+        layers = [layer.name for layer in self._sparsifier.topology.layers]
+        return {
+            "network": self.network.state_dict(),
+            "mean": dict(zip(names, self._mean, strict=True)),
+            "masks": dict(zip(layers, self._masks, strict=True)),
+            "active": self.active,
+            "epoch": self.epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; load the model and the sparsifier first."""
+        self.network.load_state_dict(state["network"])
+        for mean, stored in zip(self._mean, state["mean"].values(), strict=True):
+            mean.copy_(stored)
+        pairs = zip(state["masks"].values(), self._sparsifier.topology.masks, strict=True)
+        self._masks = [now if torch.equal(then.to(now.device), now) else then.to(now.device) for then, now in pairs]
+        self._factors = []
+        self.active, self.epoch = dict(state["active"]), state["epoch"]
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy without hooks, compiled if the model is."""
+    twin = copy.deepcopy(model, without_hooks(model))
+    if model._compiled_call_impl is not None:
+        twin.compile()
+    return twin
+
+
+@torch.no_grad()
+def _multiply(tensors: Sequence[Tensor | None], factors: Sequence[Tensor]) -> None:
+    """Multiply in place, in one fused pass, the tensors that there are."""
+    pairs = [(tensor, factor) for tensor, factor in zip(tensors, factors, strict=True) if tensor is not None]
+    if pairs:
+        torch._foreach_mul_([tensor for tensor, _ in pairs], [factor for _, factor in pairs])
+
+
+@contextmanager
+def kept_buffers(*networks: nn.Module) -> Iterator[None]:
+    """Give networks back the buffers that they have now, such as running statistics, at the end, whatever happens."""
+    buffers = [buffer for network in networks for buffer in network.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
