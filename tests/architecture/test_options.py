@@ -19,7 +19,6 @@ from dst.tracking import tracker
 from dst.training.checkpoint import Checkpoints
 from dst.training.determinism import configure
 from dst.training.lr import LRPlan
-from dst.training.phase import Network
 from dst.training.settings import Settings
 from tests.processes import REPOSITORY
 
@@ -100,7 +99,7 @@ def test_every_field_of_what_checks_itself_is_declared(checked):
 
 def test_all_that_checks_itself_is_looked_at():
     source = [path.read_text() for path in (REPOSITORY / "dst").rglob("*.py")]
-    assert sum(text.count("require(self)") for text in source) == 7
+    assert sum(text.count("require(self)") for text in source) == 6
 
 
 SETTINGS = {
@@ -116,8 +115,6 @@ SETTINGS = {
         (lambda: Settings(**SETTINGS | {"log_every_steps": 0}), "log_every_steps=0: must be >= 1"),
         (lambda: Settings(**SETTINGS | {"checkpoint_every_s": -1}), "checkpoint_every_s=-1: must be > 0"),
         (lambda: Settings(**SETTINGS | {"checkpoint_every_steps": 0}), "checkpoint_every_steps=0: must be >= 1"),
-        (lambda: Network(-1, "train", 1, "ticket 1", 0.1, 5, None, None), "phase=-1: must be >= 0"),
-        (lambda: Network(0, "train", 1, "ticket/1", 0.1, 5, None, None), "name=ticket/1: must be lower-case letters"),
         (lambda: configure("cpu", "bogus", 2), "configure: determinism=bogus: allowed: fast, strict"),
         (lambda: configure("cpu", "strict", 0), r"configure: threads=0: must be in \[1, 1024\]"),
         (lambda: tracker("bogus", 1), "tracker: mode=bogus: allowed: none, offline, online"),
