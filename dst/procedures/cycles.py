@@ -1,4 +1,4 @@
-"""When the topology is updated in cycles that follow the method's ordinary run."""
+"""The learning rate, and when the topology is updated, in cycles that follow the method's ordinary run."""
 
 from dataclasses import dataclass, replace
 
@@ -60,3 +60,19 @@ def cycle_update(
 
 def _drop_fraction(re_explore: float | None, last: float) -> Curve:
     return lambda step: re_explore if re_explore is not None and step == 1 else last
+
+
+def triangular(steps: int, at_ticket: float, mid_cycle: float) -> Curve:
+    """Return a rate that goes along straight lines from ``at_ticket`` to ``mid_cycle`` and back, over ``steps``."""
+
+    def rate(step: int) -> float:
+        u = step / steps
+        share = 2 * u if u < 0.5 else 2 - 2 * u
+        return at_ticket * (1 - share) + mid_cycle * share
+
+    return rate
+
+
+def constant(rate: float) -> Curve:
+    """Return a rate that stays."""
+    return lambda step: rate

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from torch import Tensor, nn
 
-from dst.fractions import Curve
 from dst.metrics.flops import Ledger
 from dst.options import Excludes, Needs, OneOf, Range, checked, refuse
-from dst.procedures.cycles import cycle_update
+from dst.procedures.cycles import constant, cycle_update, triangular
 from dst.procedures.method import Length, Method
 from dst.procedures.options import batch_norm_problems, budget, superposing_problems, whole_epochs_problems
 from dst.procedures.superpose import Superposed, caa, cima, counts_to_keep, single, within
@@ -104,7 +103,7 @@ def sup_tickets(
     refuse(batch_norm_problems(batch_norm, method.has_batch_norm))
     first_steps, steps = (epochs * length.steps_per_epoch for epochs in (parts.pretrain_epochs, parts.cycle_epochs))
     rate, update = method.lr(first_steps), method.update(first_steps)
-    rates = triangular(steps, lr_at_ticket, lr_mid_cycle) if lr == "triangular" else _constant(rate(first_steps - 1))
+    rates = triangular(steps, lr_at_ticket, lr_mid_cycle) if lr == "triangular" else constant(rate(first_steps - 1))
     moves = cycle_update(update, steps, re_explore=re_explore, freeze_updates=freeze_updates)
     how = _Superposing(
         average=caa if superpose == "caa" else partial(cima, factor=cima_factor),
@@ -132,21 +131,6 @@ def sup_tickets(
             for number in cycles
         ),
     ]
-
-
-def triangular(steps: int, at_ticket: float, mid_cycle: float) -> Curve:
-    """Return a rate that goes along straight lines from ``at_ticket`` to ``mid_cycle`` and back, over ``steps``."""
-
-    def rate(step: int) -> float:
-        u = step / steps
-        share = 2 * u if u < 0.5 else 2 - 2 * u
-        return at_ticket * (1 - share) + mid_cycle * share
-
-    return rate
-
-
-def _constant(rate: float) -> Curve:
-    return lambda step: rate
 
 
 # ---------------------------------------------------------------------------------------------------------------------

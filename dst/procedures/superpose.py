@@ -45,7 +45,8 @@ def caa(before: Superposed, ticket: Superposed) -> Superposed:
     """Return the cumulative average: ``(1 - 1 / n) before + ticket / n``, ``n`` networks with the ticket.
 
     With ``counts``, ``n`` is that of the weight, and a weight that is not active in the ticket stays what it is.
-    Numbers that are counted (of batches seen) are those of the ticket. Computed as ``torch.optim.swa_utils`` does.
+    Numbers that are counted (of batches seen) are those of the ticket. On a CPU the bits are those of
+    ``torch.optim.swa_utils.AveragedModel``.
     """
     networks = before.networks + ticket.networks
     counts = {name: count + ticket.counts[name] for name, count in before.counts.items()}

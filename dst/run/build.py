@@ -260,7 +260,7 @@ def make_phases(config: Config, steps_per_epoch: int, is_normalised: bool) -> li
         density=final_density(config),
         has_batch_norm=is_normalised,
     )
-    with in_config_terms("procedure"):
+    with in_config_terms("procedure", steps="schedule.max_steps"):
         phases: list[Phase] = part(config, "procedure")(length, method)
     return phases
 

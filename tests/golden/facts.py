@@ -137,8 +137,7 @@ COMMANDS: tuple[str, ...] = (
     "data.augment.crop_padding=1 schedule.batch_size=96 schedule.accumulate=3",
     # what wraps a method
     "correction=none procedure=single",
-    "correction=agent schedule.epochs=4 schedule.update_every=20",
-    "sparsity=granet correction=agent correction.every_epochs=2 correction.proxy=gradient correction.clip=true",
+    "sparsity=granet correction=agent correction.every_epochs=2 correction.clip=true",
     "procedure=sup_tickets",
     "sparsity=set_itop procedure=sup_tickets procedure.pretrain_epochs=40 procedure.cycle_epochs=5 "
     "procedure.lr=constant procedure.re_explore=0.5 procedure.superpose=cima procedure.include_pretrained=false "

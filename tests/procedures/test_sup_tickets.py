@@ -528,3 +528,31 @@ def test_a_distribution_that_falls_short_on_purpose_is_not_filled_up():
     training, witness = trained(*options, "sparsity.density=0.5", TINY_MODEL, "procedure.re_explore=0.5")
     assert training.sparsifier.topology.active == witness.networks["ticket 2"].active
     assert training.sparsifier.topology.active < round(0.5 * training.sparsifier.topology.size)
+
+
+@pytest.mark.parametrize(
+    "options", [("sparsity=dense",), ("sparsity=set_itop", "procedure.re_explore=0.5", "procedure.pool=layer")]
+)
+def test_gradients_may_be_corrected(options):
+    """The passes of both are booked as forecast, and a stop within re-estimation leaves the correction as it was."""
+    options = (*options, WITH_BATCH_NORM, "correction=agent")
+    training = build(composed(*options)).training
+    expected = forecast(training)
+    witness = Witness()
+    training.run(witness, witness.stop)
+    assert_is_the_last_superposed_network(training, witness)
+    assert min(training.ledger.correction.total, training.ledger.batch_norm.total) > 0
+    assert training.ledger.total == expected
+    within = witness.steps.index(3 * PER_EPOCH) + 4
+    _, stopped = trained(*options, stop_at=within)
+    assert list(stopped.networks) == NAMES[:2]
+    resumed, _ = trained(*options, state=stopped.saved[-1][2])
+    assert same(resumed.state_dict(), training.state_dict())
+
+
+def test_without_a_validation_split_networks_have_no_figures():
+    training, witness = trained("sparsity=rigl_itop", TINY_MODEL, "data.val_fraction=0", "schedule.batch_size=240")
+    assert list(witness.networks) == NAMES
+    assert {(network.loss, network.accuracy) for network in witness.networks.values()} == {(None, None)}
+    assert same(dict(training.model.state_dict()), witness.states[NAMES[-1]]["model"])
+    assert not [values for _, values in witness.rows if "val/loss" in values]
