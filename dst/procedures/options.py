@@ -76,7 +76,7 @@ def superposing_problems(of: Budget, include_pretrained: bool, called: Names = s
 def whole_epochs_problems(wanted: int, steps: int) -> Iterator[str]:
     """Yield that training ends within an epoch, so that the last cycle would not be whole."""
     if steps != wanted:
-        yield f"steps={steps}: cycles consist of whole epochs, and the last one would have {steps - wanted:+} steps"
+        yield f"steps={steps}: cycles consist of whole epochs, so that training needs all {wanted} steps; leave it out"
 
 
 def batch_norm_problems(batch_norm: str, has_batch_norm: bool, called: Names = str) -> Iterator[str]:
