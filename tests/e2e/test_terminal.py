@@ -137,7 +137,7 @@ def read_until(terminal: int, text: bytes) -> bytes:
 
 
 def test_a_terminal_of_any_size_shows_the_bar(tmp_path):
-    command = [sys.executable, str(REPOSITORY / "run.py"), *TINY, "schedule.epochs=40"]
+    command = [sys.executable, str(REPOSITORY / "run.py"), *TINY, "schedule.epochs=100"]
     process, terminal = on_a_terminal(command, tmp_path, 0, 0)
     read_until(terminal, b"training")
     for columns in (1, 3, 10, 0, 400):
@@ -146,7 +146,7 @@ def test_a_terminal_of_any_size_shows_the_bar(tmp_path):
     seen = read_until(terminal, b"\0")
     assert ended(process) == 0
     os.close(terminal)
-    assert b"840/840" in seen
+    assert b"2100/2100" in seen
     assert read_status(run_folder(tmp_path / "outputs"))["state"] == "done"
 
 
