@@ -1,6 +1,6 @@
 """From a config to the objects of a run; the only module that knows every factory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -31,10 +31,11 @@ from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
 from dst.training.clipping import Clipping
+from dst.training.correction import Correction, NoCorrection, Situation
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
-from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
+from dst.training.gradients import Gradients, Passes
 from dst.training.length import steps_of
 from dst.training.loop import Training
 from dst.training.lr import LRPlan
@@ -75,7 +76,6 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     ledger.training.dense_forward(sparsifier.forward_passes)
     passes = Passes(_settings(config), Precision(hardware.precision, hardware.device), processes)
     gradients = Gradients(model, passes)
-    correct = part(config, "correction")
     training = Training(
         gradients=gradients,
         optimizer=optimizer,
@@ -84,7 +84,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         train_batches=loaders.train,
         val_batches=loaders.val,
         ledger=ledger,
-        correction=correct(Situation(gradients, sparsifier, loaders.train, ledger)) if correct else NoCorrection(),
+        correction=_correction(config, Situation(gradients, sparsifier, loaders.train, ledger)),
         clipping=_clipping(config, model),
     )
     if processes.world > 1:
@@ -238,6 +238,12 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     groups = parameter_groups(model, schedule.optimizer.decay)
     optimizer: Optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
     return optimizer
+
+
+def _correction(config: Config, situation: Situation) -> Correction:
+    """Return what is done to the gradients before each step."""
+    correct: Callable[[Situation], Correction] | None = part(config, "correction")
+    return NoCorrection() if correct is None else correct(situation)
 
 
 def _clipping(config: Config, model: nn.Module) -> Clipping | None:

@@ -21,7 +21,7 @@ from dst.metrics.flops import Ledger
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
-from dst.training.gradients import Correction
+from dst.training.correction import Correction
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
 from dst.training.phase import Phase

@@ -16,8 +16,9 @@ from dst.options import refuse
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
 from dst.training.clipping import Clipping
+from dst.training.correction import Correction, NoCorrection
 from dst.training.evaluate import Evaluation, evaluate
-from dst.training.gradients import Batch, Correction, Gradients, Judgement, NoCorrection
+from dst.training.gradients import Batch, Gradients, Judgement
 from dst.training.guard import DivergedError, Guard
 from dst.training.observer import Observer
 from dst.training.options import unvalidated_problems
