@@ -241,7 +241,7 @@ class Agent:
 
     @property
     def _active(self) -> dict[str, int]:
-        return {report.layer: report.active for report in self._sparsifier.layers}
+        return self._sparsifier.topology.active_by_layer
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch as its steps meet them."""

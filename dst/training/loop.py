@@ -81,7 +81,7 @@ class Training:
         self._guard = Guard(self.optimizer, self.model)
         if self.val_batches is None:
             refuse(unvalidated_problems(self.settings.select, self.settings.eval_every_epochs))
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
         """The active weights of each layer in scope."""
         self.total_steps = total_steps(self.phases)
         """Steps of the whole training."""
@@ -205,7 +205,7 @@ class Training:
             selected = self.best
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
-            self.active = self._count_active()
+            self.active = self.sparsifier.topology.active_by_layer
         with self.processes.watched():
             test = self.evaluate(test_batches)
         test_flops = self.ledger.flops.test(self.active)
@@ -279,16 +279,13 @@ class Training:
         """Compare and report the masks after an update."""
         step = self.counters.step
         self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
         observer.on_layers(step, self.sparsifier.layers)
 
     def _check_scale(self, step: int) -> None:
         """Raise DivergedError if the loss scale has vanished."""
         if self.precision.is_exhausted():
             raise DivergedError(step)
-
-    def _count_active(self) -> dict[str, int]:
-        return {report.layer: report.active for report in self.sparsifier.layers}
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
@@ -400,7 +397,7 @@ class Training:
         counts = torch.tensor(state["counts"], device=self._sums.device)
         self.processes.share([*self.model.state_dict().values(), *tensors, counts])
         self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -434,7 +431,7 @@ class Training:
             part.load_state_dict(state[name])
         self._sums.copy_(state["sums"])
         self.best, self.kept = state["best"], state["procedure"]
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
 
 
 def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:
