@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dst.data.loader import samples_of
-from dst.metrics.flops import Ledger
 from dst.run.forecast import planned
 from dst.sparsity import UpdatePlan
 from dst.training.checkpoint import Checkpoints
@@ -407,9 +405,7 @@ def test_longer_periods_and_gradients_as_the_proxy_cost_what_they_take():
 @pytest.mark.parametrize("proxy", ["loss", "gradient"])
 def test_a_forecast_books_what_training_will(method, every_epochs, proxy):
     run = training(ALONE, correction={"every_epochs": every_epochs, "proxy": proxy}, method=method)
-    ledger = Ledger(run.ledger.flops)
-    sizes = [samples_of(run.train_batches, i) for i in range(len(run.train_batches))]
-    planned(run.phases, ledger, run.active, sizes, run.correction)
+    ledger = planned(run)
     run.run(Watcher(run), StopFlag())
     assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
     assert ledger.correction.total > 0
@@ -426,8 +422,7 @@ def test_a_forecast_knows_that_a_phase_begins_anew():
         run = training(ALONE, correction={"every_epochs": 2}, method=STATIC)
         (phase,) = run.phases
         run.phases = [replace(phase, steps=first), replace(phase, steps=STEPS - first, begin=change)]
-        ledger, sizes = Ledger(run.ledger.flops), [50, 50, 50, 44]
-        planned(run.phases, ledger, run.active, sizes, run.correction)
+        ledger = planned(run)
         run.run(Watcher(run), StopFlag())
         assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
 
