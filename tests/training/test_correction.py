@@ -21,6 +21,7 @@ from dst.training.distributed import ALONE
 from dst.training.gradients import Batch
 from dst.training.snapshot import _copy
 from dst.training.stopping import StopFlag, StopRequestedError
+from tests.states import same
 from tests.training import ranks
 from tests.training.ranks import BATCH_SIZE, EPOCHS, Watcher, digest, training
 
@@ -77,16 +78,6 @@ def take(run, batch):
 
 def state_of(run):
     return copy.deepcopy(run.state_dict())
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "seconds")
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
-    return one == other
 
 
 # ---------------------------------------------------------------------------------------------------------------------
