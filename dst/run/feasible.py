@@ -37,6 +37,7 @@ from dst.sparsity.marks import marks_of
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
+from dst.training.options import snapshot_problems
 from dst.training.phase import Phase
 
 
@@ -193,14 +194,10 @@ def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, sample
 
 
 def _check_correction(config: Config, steps_per_epoch: int) -> None:
-    """Raise ConfigError if an epoch has too few batches for what a correction estimates of them."""
-    if "snapshot" in marks(config, "correction") and steps_per_epoch < 2:
-        raise ConfigError(
-            [
-                f"correction.name={config.correction.name} estimates a covariance over the batches of an epoch, which "
-                f"needs two of them, but there is one only: choose a smaller schedule.batch_size, or correction=none"
-            ]
-        )
+    """Raise OptionError if an epoch has too few batches for what a correction estimates of them."""
+    if "snapshot" in marks(config, "correction"):
+        problems = snapshot_problems(steps_per_epoch, lambda name: f"schedule.{name}")
+        refuse(f"correction.name={config.correction.name} {problem}, or correction=none" for problem in problems)
 
 
 def _part_sizes(config: Config, samples: int) -> set[int]:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Account, Ledger
-from dst.options import OneOf, Range, ZeroOr, checked
+from dst.options import OneOf, Range, ZeroOr, checked, refuse
 from dst.sparsity import Sparsifier
 from dst.sparsity.marks import marked
 from dst.training.coefficient import Coefficient, Covariances
 from dst.training.gradients import Batch, Gradients
+from dst.training.options import SCALED_LOSSES, snapshot_problems
 from dst.training.phase import Tick
 from dst.training.planned import PlannedStep
 from dst.training.snapshot import Snapshot, kept_buffers
@@ -142,6 +143,8 @@ class Agent:
     In sparse layers the correction is where the snapshot is active: a weight that grows gets it from the next one on.
     All passes are booked as sparse as the network that makes them. They are made whatever the coefficient is, 0
     included, with which training does not change by a bit.
+
+    ValueError with fp16, and with a single batch an epoch.
     """
 
     def __init__(
@@ -152,6 +155,9 @@ class Agent:
         by_gradients: bool,
         variance_batches: int,
     ) -> None:
+        if situation.gradients.passes.precision.scales_losses:
+            raise ValueError(f"precision=fp16: {SCALED_LOSSES}")
+        refuse(f"AGENT {problem}" for problem in snapshot_problems(len(situation.batches)))
         self._gradients, self._sparsifier = situation.gradients, situation.sparsifier
         self._batches, self._ledger = situation.batches, situation.ledger
         self._coefficient = coefficient

@@ -253,6 +253,13 @@ def test_a_restart_forgets_everything_until_the_next_epoch():
     assert run.correction.figures(1)["correction/coefficient"] == 0.1
 
 
+def test_what_cannot_be_corrected_is_refused():
+    with pytest.raises(ValueError, match=r"^precision=fp16: the gradients of the model and of a snapshot are read bef"):
+        training(ALONE, correction={}, precision="fp16")
+    with pytest.raises(ValueError, match=r"^AGENT estimates a covariance .* there is one only: choose a smaller batch"):
+        training(ALONE, correction={}, samples=BATCH_SIZE)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The estimate
 
