@@ -117,7 +117,7 @@ def _forecast(config: Config) -> Forecast:
     # Counts are the same on any device.
     parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
-    ledger = planned(training)
+    ledger = planned_ledger(training)
     train_flops = ledger.total
     return Forecast(
         name="",
@@ -153,7 +153,7 @@ def _evaluations(training: Training) -> int:
     return -(-training.total_steps // interval) + made + 1
 
 
-def planned(training: Training) -> Ledger:
+def planned_ledger(training: Training) -> Ledger:
     """Return the FLOPs of the whole training as the loop will book them; ``training``: one that has not begun.
 
     How exact they are: see ``planned_steps``. What a phase does between steps is booked as if the networks that it

@@ -15,7 +15,7 @@ from dst.procedures.options import budget
 from dst.procedures.sup_tickets import sup_tickets
 from dst.run.build import build, final_density
 from dst.run.feasible import check as check_feasible
-from dst.run.forecast import planned
+from dst.run.forecast import planned_ledger
 from dst.sparsity import UpdatePlan
 from dst.sparsity.drop_fraction import cosine
 from dst.sparsity.select import count_true
@@ -448,7 +448,7 @@ def test_a_request_to_stop_within_the_pass_leaves_the_ticket_as_it_was():
 )
 def test_the_forecast_is_exact_where_layers_keep_their_counts(options):
     training = build(composed(*options, WITH_BATCH_NORM)).training
-    expected = planned(training).total
+    expected = planned_ledger(training).total
     witness = Witness()
     training.run(witness, witness.stop)
     assert training.ledger.batch_norm.total > 0
@@ -519,7 +519,7 @@ def test_gradients_may_be_corrected(options):
     """The passes of both are booked as forecast, and a stop within re-estimation leaves the correction as it was."""
     options = (*options, WITH_BATCH_NORM, "correction=agent")
     training = build(composed(*options)).training
-    expected = planned(training).total
+    expected = planned_ledger(training).total
     witness = Witness()
     training.run(witness, witness.stop)
     assert_is_the_last_superposed_network(training, witness)

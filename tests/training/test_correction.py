@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dst.run.forecast import planned
+from dst.run.forecast import planned_ledger
 from dst.sparsity import UpdatePlan
 from dst.training.checkpoint import Checkpoints
 from dst.training.coefficient import Coefficient, Covariances
@@ -403,7 +403,7 @@ def test_longer_periods_and_gradients_as_the_proxy_cost_what_they_take():
 @pytest.mark.parametrize("proxy", ["loss", "gradient"])
 def test_a_forecast_books_what_training_will(method, every_epochs, proxy):
     run = training(ALONE, correction={"every_epochs": every_epochs, "proxy": proxy}, method=method)
-    ledger = planned(run)
+    ledger = planned_ledger(run)
     run.run(Watcher(run), StopFlag())
     assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
     assert ledger.correction.total > 0
@@ -420,7 +420,7 @@ def test_a_forecast_knows_that_a_phase_begins_anew():
         run = training(ALONE, correction={"every_epochs": 2}, method=STATIC)
         (phase,) = run.phases
         run.phases = [replace(phase, steps=first), replace(phase, steps=STEPS - first, begin=change)]
-        ledger = planned(run)
+        ledger = planned_ledger(run)
         run.run(Watcher(run), StopFlag())
         assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
 
