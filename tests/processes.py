@@ -7,7 +7,6 @@ nothing is flushed, no handler runs) or be signalled at an exact place; the prog
 import importlib
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.states import plain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -351,19 +352,6 @@ def traces(folder: Path) -> dict[str, Any]:
         "networks": plain(read_networks(folder)),
         "summary": plain(read_summary(folder)),
     }
-
-
-def plain(value: Any) -> Any:
-    """Return a value without times and attempt numbers; tensors as their exact bytes."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return (str(value.dtype), tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if not re.search("time/|seconds|attempt", str(key))}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 if __name__ == "__main__":

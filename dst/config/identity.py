@@ -9,7 +9,7 @@ from dst import registry
 from dst.config.schema import SLOTS, Config, flatten, get, leaves
 from dst.data import published
 from dst.files import sha256
-from dst.records.label import WRAPPERS, labelled, wrappers_of
+from dst.records.label import labelled, wrappers_of
 
 SCHEMA_VERSION = 2
 """Part of every run id. Raise it when the meaning or the default of an existing key changes."""
@@ -32,16 +32,6 @@ def _defaults_of(config: Config, slot: str) -> dict[str, Any]:
     return registry.find(SLOTS[slot], get(config, slot).name).defaults
 
 
-def _wrapping(config: Config) -> dict[str, Any]:
-    """Return the part of ``identity`` about what wraps the method, ten times as fast: sweeps name all their cells."""
-    found: dict[str, Any] = {}
-    for kind, usual in WRAPPERS.items():
-        defaults = {"name": usual, **_defaults_of(config, kind)}
-        values = vars(get(config, kind)).items()
-        found |= {f"{kind}.{key}": value for key, value in values if value is not None and value != defaults.get(key)}
-    return found
-
-
 def run_id(config: Config) -> str:
     """Return the run's id; see ``id_of``."""
     return id_of(identity(config))
@@ -53,16 +43,16 @@ def id_of(identity: Mapping[str, Any]) -> str:
     return sha256(canonical)[:12]
 
 
-def run_name(config: Config, changed: Mapping[str, Any]) -> str:
+def run_name(config: Config, changed: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """Return a name that people can read; what identifies the run is its id.
 
-    ``changed``: what was changed in the method, by dotted key. Data whose name does not fix their content are named
-    with their folder; correction and procedure only where there is one.
+    ``changed``: what was changed in the method, by dotted key; ``identity``: that of the run. Data whose name does not
+    fix their content are named with their folder; correction and procedure only where there is one.
     """
     density = "" if config.sparsity.density is None else f" density={config.sparsity.density:g}"
     data = config.data.name
     if published.digest(data) is None:
         data = f"{data}({PurePath(config.data.root).name})"
     method = labelled(config.sparsity.label, changed)
-    wrapped = "".join(f" {kind}={told}" for kind, told in wrappers_of(_wrapping(config)).items())
+    wrapped = "".join(f" {kind}={told}" for kind, told in wrappers_of(identity).items())
     return f"{data} {config.model.name} {method}{density}{wrapped} seed={config.seed}"

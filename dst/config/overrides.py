@@ -148,7 +148,7 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
             problems.append(f"{text}: keys and groups cannot be deleted; set the key to its default or to null instead")
             continue
         if name == EXPERIMENT in known_groups:
-            problems += _check_experiment(override, known_groups[EXPERIMENT])
+            problems += _check_experiment_names(override, known_groups[EXPERIMENT])
         elif name in known_groups:
             for option in _options(override):
                 if option not in known_groups[name] and not isinstance(option, dict):  # which sets keys of the group
@@ -161,7 +161,7 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
         raise ConfigError(problems)
 
 
-def _check_experiment(override: Override, experiments: list[str]) -> Iterator[str]:
+def _check_experiment_names(override: Override, experiments: list[str]) -> Iterator[str]:
     """Yield problems of an override that chooses experiments."""
     text = str(override.input_line)
     for option in _options(override):

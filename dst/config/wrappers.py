@@ -9,16 +9,13 @@ from dst.config.schema import SLOTS, Config, bound_options, marks
 from dst.options import problems, shown
 from dst.procedures.options import Budget, budget, budget_problems, still_problems, superposing_problems
 from dst.sparsity.options import Part, drop_problems
+from dst.training.options import SCALED_LOSSES
 
 
 def check_correction(config: Config) -> Iterator[str]:
     """Yield what does not go with a correction of the gradient."""
     if "snapshot" in marks(config, "correction") and config.hardware.precision == "fp16":
-        yield (
-            f"hardware.precision=fp16 does not go with correction.name={config.correction.name}: the gradients of the "
-            "model and of a snapshot are read before they are unscaled, so that the correction would mix different "
-            "loss scales; use bf16 or fp32"
-        )
+        yield (f"hardware.precision=fp16 does not go with correction.name={config.correction.name}: {SCALED_LOSSES}")
 
 
 def check_procedure(config: Config) -> Iterator[str]:

@@ -39,7 +39,8 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
 def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
     """Return a frozen run and its config; ConfigError if the config is not the recorded one."""
     config, text = frozen_config(folder), (folder / "config.yaml").read_text()
-    name = run_name(config, read_run(folder).get("changed", {}))
+    about = read_run(folder)
+    name = run_name(config, about.get("changed", {}), about.get("identity", {}))
     return FrozenRun(str(folder.resolve()), name, sha256(text), text), config
 
 

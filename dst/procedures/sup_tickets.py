@@ -14,7 +14,7 @@ from dst.options import Excludes, Needs, OneOf, Range, checked, refuse
 from dst.procedures.cycles import constant, cycle_update, triangular
 from dst.procedures.method import Length, Method
 from dst.procedures.options import batch_norm_problems, budget, superposing_problems, whole_epochs_problems
-from dst.procedures.superpose import Superposed, caa, cima, counts_to_keep, single, within
+from dst.procedures.superpose import Superposed, as_superposed, caa, cima, counts_to_keep, within
 from dst.sparsity import Sparsifier
 from dst.sparsity.marks import marked
 from dst.sparsity.options import Pool
@@ -152,7 +152,7 @@ class _Superposing:
         topology = run.sparsifier.topology
         names = _weight_names(run.model, run.sparsifier)
         masks = {name: mask.clone() for name, mask in zip(names, topology.masks, strict=True)}
-        return single(_copied(run.model), masks, average_over=self.average_over)
+        return as_superposed(_copied(run.model), masks, average_over=self.average_over)
 
     def pruned(self, network: Superposed, sparsifier: Sparsifier) -> Superposed:
         """Return a superposed network with as many weights as it shall have, those of largest magnitude."""

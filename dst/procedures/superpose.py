@@ -31,7 +31,7 @@ class Superposed:
     counts: Mapping[str, Tensor]
 
 
-def single(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, average_over: str) -> Superposed:
+def as_superposed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, average_over: str) -> Superposed:
     """Return one network, ready to be superposed with others.
 
     ``average_over``: each weight is to be averaged over all ``networks``, or over those where it is ``active``.

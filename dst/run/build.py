@@ -1,6 +1,6 @@
 """From a config to the objects of a run; the only module that knows every factory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from dst import registry
@@ -30,11 +29,13 @@ from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
+from dst.training.batch_norm import batch_norms
 from dst.training.clipping import Clipping
+from dst.training.correction import Correction, NoCorrection, Situation
 from dst.training.decay import parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
-from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
+from dst.training.gradients import Gradients, Passes
 from dst.training.length import steps_of
 from dst.training.loop import Training
 from dst.training.lr import LRPlan
@@ -67,7 +68,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     model = _initialised(config, dataset)
     dense_flops = forward_flops(model, dataset.shape)
     optimizer = _optimizer(config, model)
-    phases = make_phases(config, len(loaders.train), has_batch_norm(model))
+    phases = make_phases(config, len(loaders.train), model)
     sparsifier = _sparsifier(config, model, optimizer, phases, _probe(config, model, loaders.train))
     _convert(model, hardware)
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
@@ -75,7 +76,6 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     ledger.training.dense_forward(sparsifier.forward_passes)
     passes = Passes(_settings(config), Precision(hardware.precision, hardware.device), processes)
     gradients = Gradients(model, passes)
-    correct = part(config, "correction")
     training = Training(
         gradients=gradients,
         optimizer=optimizer,
@@ -84,7 +84,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         train_batches=loaders.train,
         val_batches=loaders.val,
         ledger=ledger,
-        correction=correct(Situation(gradients, sparsifier, loaders.train, ledger)) if correct else NoCorrection(),
+        correction=_correction(config, Situation(gradients, sparsifier, loaders.train, ledger)),
         clipping=_clipping(config, model),
     )
     if processes.world > 1:
@@ -240,25 +240,26 @@ def _optimizer(config: Config, model: nn.Module) -> Optimizer:
     return optimizer
 
 
+def _correction(config: Config, situation: Situation) -> Correction:
+    """Return what is done to the gradients before each step."""
+    correct: Callable[[Situation], Correction] | None = part(config, "correction")
+    return NoCorrection() if correct is None else correct(situation)
+
+
 def _clipping(config: Config, model: nn.Module) -> Clipping | None:
     """Return what clips the gradients; None if nothing does."""
     norm, value = config.schedule.clip_norm, config.schedule.clip_value
     return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    """Say whether a model normalises by the statistics of batches."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
-def make_phases(config: Config, steps_per_epoch: int, is_normalised: bool) -> list[Phase]:
-    """Return the phases of a run; ``is_normalised``: its model has batch norm."""
+def make_phases(config: Config, steps_per_epoch: int, model: nn.Module) -> list[Phase]:
+    """Return the phases of a run, which trains this model."""
     length = Length(epochs(config), steps_per_epoch, total_steps(config, steps_per_epoch))
     method = Method(
         lr=lambda steps: learning_rate(config, steps_per_epoch, steps),
         update=lambda steps: make_update(config, steps),
         density=final_density(config),
-        has_batch_norm=is_normalised,
+        has_batch_norm=bool(batch_norms(model)),
     )
     with in_config_terms("procedure", steps="schedule.max_steps"):
         phases: list[Phase] = part(config, "procedure")(length, method)

@@ -45,7 +45,7 @@ class Cell:
     @property
     def name(self) -> str:
         """What people call the run."""
-        return run_name(self.config, self.changed)
+        return run_name(self.config, self.changed, self.identity)
 
     @cached_property
     def text(self) -> str:

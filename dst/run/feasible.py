@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dst import registry
 from dst.config.schema import Config, ConfigError, bound_options, marks
@@ -17,7 +18,6 @@ from dst.metrics.flops import forward_flops
 from dst.options import refuse
 from dst.run.build import (
     first_parts,
-    has_batch_norm,
     initial_density,
     learning_rate,
     load_dataset,
@@ -37,6 +37,7 @@ from dst.sparsity.marks import marks_of
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
+from dst.training.options import snapshot_problems
 from dst.training.phase import Phase
 
 
@@ -82,7 +83,7 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     forward_flops(model, dataset.shape)
     if not problems:  # else they would be told twice
         with _collected(problems):
-            _check_selection(config, len(train), make_phases(config, len(train), has_batch_norm(model))[0])
+            _check_selection(config, len(train), make_phases(config, len(train), model)[0])
     with _collected(problems):
         _check_shards(config, train.samples)
         _check_batch_norm(config, model, dataset, train.samples)
@@ -173,12 +174,12 @@ def _check_shards(config: Config, samples: int) -> None:
 def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, samples: int) -> None:
     """Raise ConfigError if batch norm would see one value a channel, as in a last batch of one: it cannot train."""
     schedule, hardware = config.schedule, config.hardware
-    is_normalised = has_batch_norm(model)
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
     if hardware.sync_batch_norm:
-        if not is_normalised:
+        if not has_batch_norm:
             raise ConfigError(["hardware.sync_batch_norm=true would be ignored: the model has no batch norm"])
         return  # its statistics are over two processes or more
-    if 1 in _part_sizes(config, samples) and is_normalised:
+    if 1 in _part_sizes(config, samples) and has_batch_norm:
         try:
             model.train()(torch.empty(1, *dataset.shape, device="meta"))
         except ValueError as error:
@@ -193,14 +194,10 @@ def _check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, sample
 
 
 def _check_correction(config: Config, steps_per_epoch: int) -> None:
-    """Raise ConfigError if an epoch has too few batches for what a correction estimates of them."""
-    if "snapshot" in marks(config, "correction") and steps_per_epoch < 2:
-        raise ConfigError(
-            [
-                f"correction.name={config.correction.name} estimates a covariance over the batches of an epoch, which "
-                f"needs two of them, but there is one only: choose a smaller schedule.batch_size, or correction=none"
-            ]
-        )
+    """Raise OptionError if an epoch has too few batches for what a correction estimates of them."""
+    if "snapshot" in marks(config, "correction"):
+        problems = snapshot_problems(steps_per_epoch, lambda name: f"schedule.{name}")
+        refuse(f"correction.name={config.correction.name} {problem}, or correction=none" for problem in problems)
 
 
 def _part_sizes(config: Config, samples: int) -> set[int]:

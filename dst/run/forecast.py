@@ -21,7 +21,7 @@ from dst.metrics.flops import Ledger
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
-from dst.training.gradients import Correction
+from dst.training.correction import Correction
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
 from dst.training.phase import Phase
@@ -117,7 +117,7 @@ def _forecast(config: Config) -> Forecast:
     # Counts are the same on any device.
     parts = build(config if is_here else replace(config, hardware=Hardware(threads=config.hardware.threads)))
     training = parts.training
-    ledger = _planned(training)
+    ledger = planned_ledger(training)
     train_flops = ledger.total
     return Forecast(
         name="",
@@ -153,28 +153,28 @@ def _evaluations(training: Training) -> int:
     return -(-training.total_steps // interval) + made + 1
 
 
-def _planned(training: Training) -> Ledger:
-    """Return the FLOPs of the whole training as the loop will book them."""
+def planned_ledger(training: Training) -> Ledger:
+    """Return the FLOPs of the whole training as the loop will book them; ``training``: one that has not begun.
+
+    How exact they are: see ``planned_steps``. What a phase does between steps is booked as if the networks that it
+    makes had the layers' numbers of the last step.
+    """
     ledger = Ledger(training.ledger.flops)
     ledger.load_state_dict(training.ledger.state_dict())
     batches = training.train_batches
     sizes = [samples_of(batches, i) for i in range(len(batches))]
-    planned(training.phases, ledger, training.active, sizes, training.correction)
+    _book(ledger, training.phases, training.active, sizes, training.correction)
     return ledger
 
 
-def planned(
-    phases: Sequence[Phase],
+def _book(
     ledger: Ledger,
+    phases: Sequence[Phase],
     active: Mapping[str, int],
     batch_sizes: Sequence[int],
     correction: Correction,
 ) -> None:
-    """Book the FLOPs of all phases as the loop will; ``batch_sizes``: those of an epoch, in order.
-
-    ``active``: the first active weights of each layer in scope. How exact that is: see ``planned_steps``. What a phase
-    does between steps is booked as if the networks that it makes had the layers' numbers of the last step.
-    """
+    """Book all phases; ``active``: the first active weights of each layer; ``batch_sizes``: those of an epoch."""
     steps = partial(planned_steps, phases, active, ledger.flops.maskable, batch_sizes)
     of_phases = steps()
     for phase in phases:

@@ -96,7 +96,7 @@ def refreeze(record: Record, config: Config, changed: Mapping[str, Any]) -> str:
     if _text(path) != text:
         record.write_config(text)
     about = read_run(record.folder)
-    named = {"name": run_name(config, changed), "changed": dict(changed)}
+    named = {"name": run_name(config, changed, about.get("identity", {})), "changed": dict(changed)}
     new = {**about, **named, "config": flatten(frozen(config)), "config_digest": sha256(text)}
     if "dataset" not in about:  # it has not begun
         new["code"] = code_version()
@@ -133,7 +133,7 @@ def _known(config: Config, changed: Mapping[str, Any], identity: Mapping[str, An
     return {
         "schema": SCHEMA_VERSION,
         "id": id_of(identity),
-        "name": run_name(config, changed),
+        "name": run_name(config, changed, identity),
         "changed": dict(changed),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "identity": identity,

@@ -113,6 +113,11 @@ class Topology:
         """Number of weights that are or were active."""
         return sum(report.explored for report in self.reports)
 
+    @property
+    def active_by_layer(self) -> dict[str, int]:
+        """Number of active weights of each layer, by its name, in model order."""
+        return {report.layer: report.active for report in self.reports}
+
     def check(self) -> None:
         """Raise RuntimeError if a layer breaks its budget or its pattern, which only a faulty part can cause."""
         for report, count, mask in zip(self.reports, self.counts, self.masks, strict=True):

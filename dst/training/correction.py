@@ -1,27 +1,106 @@
 """What is done to the gradient before the optimizer steps."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dst.data.loader import samples_of
-from dst.metrics.flops import Account
-from dst.options import OneOf, Range, ZeroOr, checked
+from dst.data.loader import Loader, samples_of
+from dst.metrics.flops import Account, Ledger
+from dst.options import OneOf, Range, ZeroOr, checked, refuse
+from dst.sparsity import Sparsifier
 from dst.sparsity.marks import marked
 from dst.training.coefficient import Coefficient, Covariances
-from dst.training.gradients import Batch, Situation
+from dst.training.gradients import Batch, Gradients
+from dst.training.options import SCALED_LOSSES, snapshot_problems
 from dst.training.phase import Tick
 from dst.training.planned import PlannedStep
 from dst.training.snapshot import Snapshot, kept_buffers
 
 
+@dataclass(frozen=True)
+class Situation:
+    """What a correction works with: the gradients of the model, its masks, the training batches, and the ledger."""
+
+    gradients: Gradients
+    sparsifier: Sparsifier
+    batches: Loader
+    ledger: Ledger
+
+
+class Correction(Protocol):
+    """Changes the gradients of each step before the optimizer sees them."""
+
+    def begin_epoch(self, epoch: int, tick: Tick) -> None:
+        """Prepare for the coming epoch, before its first step; changes its own state only at the end."""
+        ...
+
+    def correct(self, batch: Batch) -> None:
+        """Change the model's gradients of a batch, which are dense and not masked, in place."""
+        ...
+
+    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
+        """Measure after the last step of an epoch; ``is_last``: of training, which may end within one."""
+        ...
+
+    def restart(self) -> None:
+        """Begin anew: the weights have been changed by something else than a step."""
+        ...
+
+    def figures(self, epochs: float) -> dict[str, float]:
+        """Return the metrics to log after so many epochs."""
+        ...
+
+    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
+        """Book what the correction of all steps of a run will cost; ``samples``: those of an epoch."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resume needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        ...
+
+
+class NoCorrection:
+    """Leaves gradients as they are."""
+
+    def begin_epoch(self, epoch: int, tick: Tick) -> None:
+        """Do nothing."""
+
+    def correct(self, batch: Batch) -> None:
+        """Do nothing."""
+
+    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
+        """Do nothing."""
+
+    def restart(self) -> None:
+        """Do nothing."""
+
+    def figures(self, epochs: float) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
+    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
 @marked("snapshot")
 @checked
 def agent(
-    situation: Any,
+    situation: Situation,
     *,
     every_epochs: Annotated[int, Range(1), "epochs from one snapshot of the weights to the next"] = 1,
     gamma: Annotated[
@@ -64,6 +143,8 @@ class Agent:
     In sparse layers the correction is where the snapshot is active: a weight that grows gets it from the next one on.
     All passes are booked as sparse as the network that makes them. They are made whatever the coefficient is, 0
     included, with which training does not change by a bit.
+
+    ValueError with fp16, and with a single batch an epoch.
     """
 
     def __init__(
@@ -74,6 +155,9 @@ class Agent:
         by_gradients: bool,
         variance_batches: int,
     ) -> None:
+        if situation.gradients.passes.precision.scales_losses:
+            raise ValueError(f"precision=fp16: {SCALED_LOSSES}")
+        refuse(f"AGENT {problem}" for problem in snapshot_problems(len(situation.batches)))
         self._gradients, self._sparsifier = situation.gradients, situation.sparsifier
         self._batches, self._ledger = situation.batches, situation.ledger
         self._coefficient = coefficient
@@ -163,7 +247,7 @@ class Agent:
 
     @property
     def _active(self) -> dict[str, int]:
-        return {report.layer: report.active for report in self._sparsifier.layers}
+        return self._sparsifier.topology.active_by_layer
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch as its steps meet them."""

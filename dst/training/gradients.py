@@ -1,21 +1,17 @@
 """The gradient of the mean loss at the weights of a network, on whole batches."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
-from dst.data.loader import Loader
-from dst.metrics.flops import Account, Ledger
-from dst.sparsity import Sparsifier
+from dst.metrics.flops import Account
 from dst.training.determinism import seed_torch
 from dst.training.distributed import Processes
-from dst.training.phase import Tick
-from dst.training.planned import PlannedStep
 from dst.training.precision import Precision
 from dst.training.settings import Settings
 
@@ -114,79 +110,3 @@ class Gradients:
         seed_torch(settings.seed, "step", batch.step, *processes.seed_path)
         parts = [processes.parts(tensor, settings.accumulate) for tensor in (batch.inputs, batch.labels)]
         return list(zip(*parts, strict=True))
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What a correction works with: the gradients of the model, its masks, the training batches, and the ledger."""
-
-    gradients: Gradients
-    sparsifier: Sparsifier
-    batches: Loader
-    ledger: Ledger
-
-
-class Correction(Protocol):
-    """Changes the gradients of each step before the optimizer sees them."""
-
-    def begin_epoch(self, epoch: int, tick: Tick) -> None:
-        """Prepare for the coming epoch, before its first step; changes its own state only at the end."""
-        ...
-
-    def correct(self, batch: Batch) -> None:
-        """Change the model's gradients of a batch, which are dense and not masked, in place."""
-        ...
-
-    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
-        """Measure after the last step of an epoch; ``is_last``: of training, which may end within one."""
-        ...
-
-    def restart(self) -> None:
-        """Begin anew: the weights have been changed by something else than a step."""
-        ...
-
-    def figures(self, epochs: float) -> dict[str, float]:
-        """Return the metrics to log after so many epochs."""
-        ...
-
-    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
-        """Book what the correction of all steps of a run will cost; ``samples``: those of an epoch."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resume needs."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        ...
-
-
-class NoCorrection:
-    """Leaves gradients as they are."""
-
-    def begin_epoch(self, epoch: int, tick: Tick) -> None:
-        """Do nothing."""
-
-    def correct(self, batch: Batch) -> None:
-        """Do nothing."""
-
-    def end_epoch(self, epoch: int, *, is_last: bool) -> None:
-        """Do nothing."""
-
-    def restart(self) -> None:
-        """Do nothing."""
-
-    def figures(self, epochs: float) -> dict[str, float]:
-        """Return nothing."""
-        return {}
-
-    def book(self, account: Account, steps: Iterable[PlannedStep], samples: int) -> None:
-        """Do nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""

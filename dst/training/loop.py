@@ -16,8 +16,9 @@ from dst.options import refuse
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
 from dst.training.clipping import Clipping
+from dst.training.correction import Correction, NoCorrection
 from dst.training.evaluate import Evaluation, evaluate
-from dst.training.gradients import Batch, Correction, Gradients, Judgement, NoCorrection
+from dst.training.gradients import Batch, Gradients, Judgement
 from dst.training.guard import DivergedError, Guard
 from dst.training.observer import Observer
 from dst.training.options import unvalidated_problems
@@ -80,7 +81,7 @@ class Training:
         self._guard = Guard(self.optimizer, self.model)
         if self.val_batches is None:
             refuse(unvalidated_problems(self.settings.select, self.settings.eval_every_epochs))
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
         """The active weights of each layer in scope."""
         self.total_steps = total_steps(self.phases)
         """Steps of the whole training."""
@@ -204,7 +205,7 @@ class Training:
             selected = self.best
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
-            self.active = self._count_active()
+            self.active = self.sparsifier.topology.active_by_layer
         with self.processes.watched():
             test = self.evaluate(test_batches)
         test_flops = self.ledger.flops.test(self.active)
@@ -278,16 +279,13 @@ class Training:
         """Compare and report the masks after an update."""
         step = self.counters.step
         self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
         observer.on_layers(step, self.sparsifier.layers)
 
     def _check_scale(self, step: int) -> None:
         """Raise DivergedError if the loss scale has vanished."""
         if self.precision.is_exhausted():
             raise DivergedError(step)
-
-    def _count_active(self) -> dict[str, int]:
-        return {report.layer: report.active for report in self.sparsifier.layers}
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
@@ -399,7 +397,7 @@ class Training:
         counts = torch.tensor(state["counts"], device=self._sums.device)
         self.processes.share([*self.model.state_dict().values(), *tensors, counts])
         self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -433,7 +431,7 @@ class Training:
             part.load_state_dict(state[name])
         self._sums.copy_(state["sums"])
         self.best, self.kept = state["best"], state["procedure"]
-        self.active = self._count_active()
+        self.active = self.sparsifier.topology.active_by_layer
 
 
 def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:

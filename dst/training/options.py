@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from dst.data.options import BatchSize
-from dst.options import ASIDE, Clash, OneOf, Range, declared, shown
+from dst.options import ASIDE, Clash, Names, OneOf, Range, declared, shown
 
 Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
 Decay = Annotated[
@@ -90,6 +90,22 @@ def unvalidated_problems(select: str, eval_every_epochs: int) -> Iterator[str]:
         default = declared(Schedule)[name].default
         if value != default:
             yield f"{name}={value} would be ignored: there is no validation split. Use {shown(default)}"
+
+
+SCALED_LOSSES: Final = (
+    "the gradients of the model and of a snapshot are read before they are unscaled, so that the correction would mix "
+    "different loss scales; use bf16 or fp32"
+)
+"""Why a correction by a snapshot does not go with fp16."""
+
+
+def snapshot_problems(batches: int, called: Names = str) -> Iterator[str]:
+    """Yield that an epoch has too few batches for what a correction by a snapshot estimates of them."""
+    if batches < 2:
+        yield (
+            "estimates a covariance over the batches of an epoch, which needs two of them, but there is one only: "
+            f"choose a smaller {called('batch_size')}"
+        )
 
 
 @dataclass

@@ -43,7 +43,7 @@ class Snapshot:
         """Take the present weights and masks of the model; ``mean``: of the gradients there, over the epoch; kept."""
         self.network.load_state_dict(self._model.state_dict())
         self.epoch, self._mean = epoch, mean
-        self.active = {report.layer: report.active for report in self._sparsifier.layers}
+        self.active = self._sparsifier.topology.active_by_layer
         self._masks, self._factors = list(self._sparsifier.topology.masks), []
         where = {id(parameter): i for i, parameter in enumerate(self.network.parameters())}
         _multiply([mean[where[id(weight)]] for weight in self._weights], self._as_factors(self._masks))

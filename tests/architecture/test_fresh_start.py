@@ -45,6 +45,7 @@ NEED_DATA = {
     "sparsity.update.every=100000",  # the number of training samples says how many steps there are
     "model=resnet20 sparsity=nm_rigl sparsity.pattern.indivisible=error",  # the shape of the images
     "model=lenet_5 data.size=4",
+    "correction=agent schedule.batch_size=2000 schedule.update_every=5",  # one batch an epoch
     "sparsity=snip sparsity.distribution.batches=1000",
     "sparsity.density=0.00001",
     "data=image_folder data.root=nowhere",  # the reader of the set says what it looked for

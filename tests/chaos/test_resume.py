@@ -11,7 +11,8 @@ from dst.files import file_sha256
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_layers, read_metrics, read_run, read_status, read_summary
 from tests.old_records import BEFORE_PHASES, unpack
-from tests.processes import REPOSITORY, plain, run, run_folder, traces
+from tests.processes import REPOSITORY, run, run_folder, traces
+from tests.states import plain
 
 pytestmark = pytest.mark.slow
 

@@ -49,7 +49,7 @@ def test_what_leaves_a_method_as_it_is_is_the_default():
 def test_the_name_of_a_run_says_what_wraps_its_method(command, wrapped):
     config = composed(command)
     for one in (config, complete(config)):
-        assert run_name(one, {}) == f"digits mlp rigl_itop density=0.1 {wrapped}seed=0"
+        assert run_name(one, {}, identity(one)) == f"digits mlp rigl_itop density=0.1 {wrapped}seed=0"
     told = wrappers_of(identity(config))
     assert "".join(f"{kind}={text} " for kind, text in told.items()) == wrapped
     assert {kind: wrapper(kind, identity(config)) for kind in WRAPPERS} == WRAPPERS | told

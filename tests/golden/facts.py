@@ -326,7 +326,7 @@ def _counts(config: Config) -> dict[str, Any]:
     if {config.sparsity.distribution.name, config.sparsity.init.name} & set(SALIENT):
         return found
     training = _BUILT[0].training
-    layers = {report.layer: report.active for report in training.sparsifier.layers}
+    layers = training.sparsifier.topology.active_by_layer
     test = training.ledger.flops.test(layers)
     return {**found, "train_flops": forecast.train_flops, "test_flops": test, "layers": layers}
 

@@ -12,7 +12,7 @@ from tests.chaos.test_resume import CYCLES, assert_same
 from tests.procedures import ranks
 from tests.procedures.test_sup_tickets import NAMES, SHORT, WITH_BATCH_NORM, composed
 from tests.processes import call_together, run_folder, run_together, traces
-from tests.sparsity.test_catalogue import same
+from tests.states import same
 
 OPTIONS = ("sparsity=rigl_itop", WITH_BATCH_NORM, "procedure.re_explore=0.5", "procedure.pool=layer")
 TOGETHER = "hardware.processes=2"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dst.procedures.superpose import Superposed, caa, cima, counts_to_keep, single, within
+from dst.procedures.superpose import Superposed, as_superposed, caa, cima, counts_to_keep, within
 from dst.sparsity.prune import prune_to
 from dst.sparsity.select import count_true
 
@@ -20,7 +20,7 @@ T = torch.tensor([[2.0, 6.0], [0.0, 0.0]])
 def network(weight, *, average_over="networks", bias=0.0, seen=0):
     """Return a network of one sparse layer, whose inactive weights are those that are zero."""
     tensors = {"w": weight, "b": torch.tensor([bias]), "seen": torch.tensor(seen)}
-    return single(tensors, {"w": weight != 0}, average_over=average_over)
+    return as_superposed(tensors, {"w": weight != 0}, average_over=average_over)
 
 
 def test_caa_averages_over_all_networks_with_zeros():
@@ -60,7 +60,7 @@ def test_caa_is_torchs_averaged_model_bit_by_bit():
         for parameter in net.parameters():
             nn.init.normal_(parameter)
         net(torch.randn(8, 7))  # statistics of batches
-        ours = single(copy.deepcopy(net.state_dict()), {}, average_over="networks")
+        ours = as_superposed(copy.deepcopy(net.state_dict()), {}, average_over="networks")
         made = ours if made is None else caa(made, ours)
         averaged.update_parameters(net)
     for name, tensor in averaged.module.state_dict().items():
@@ -95,7 +95,7 @@ def union_of(parts):
 def test_any_networks_are_pruned_to_exact_counts_within_their_union(parts, target, pool, average_over):
     made = None
     for tensors, masks in parts:
-        ticket = single(tensors, masks, average_over=average_over)
+        ticket = as_superposed(tensors, masks, average_over=average_over)
         made = ticket if made is None else caa(made, ticket)
         tickets, union = count_true([*masks.values()]), [*made.masks.values()]
         counts = counts_to_keep(target, count_true(union), tickets, pool)
@@ -114,9 +114,9 @@ def test_any_networks_are_pruned_to_exact_counts_within_their_union(parts, targe
 @given(networks(), st.sampled_from(["networks", "active"]))
 def test_averages_of_any_networks_are_means(parts, average_over):
     """Over all of them, or over those in which a weight is active."""
-    made = single(*parts[0], average_over=average_over)
+    made = as_superposed(*parts[0], average_over=average_over)
     for tensors, masks in parts[1:]:
-        made = caa(made, single(tensors, masks, average_over=average_over))
+        made = caa(made, as_superposed(tensors, masks, average_over=average_over))
     assert made.networks == len(parts)
     for name, union in union_of(parts).items():
         assert torch.equal(made.masks[name], union)

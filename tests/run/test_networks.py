@@ -12,7 +12,6 @@ from dst.cli import main
 from dst.records.read import read_attempts, read_networks, read_status
 from dst.training.checkpoint import Checkpoints
 from dst.training.loop import Training
-from dst.training.observer import NoObserver
 from dst.training.phase import Network
 from tests.limits import largest_file
 from tests.processes import run_folder
@@ -199,7 +198,3 @@ NETWORK = Network(1, "cycle 1", 40, "ticket 1", 0.05, 59, None, None)
 def test_a_name_that_names_no_file_is_refused(name):
     with pytest.raises(ValueError, match=r"name=.*must be 1 to 100 lower-case letters, digits"):
         replace(NETWORK, name=name)
-
-
-def test_who_trains_alone_needs_no_networks():
-    assert NoObserver().on_network(NETWORK, {}) is None

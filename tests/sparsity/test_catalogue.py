@@ -16,6 +16,7 @@ from dst.training.checkpoint import Checkpoints
 from dst.training.observer import NoObserver
 from dst.training.stopping import StopFlag, StopRequestedError
 from tests.composed import compose_cells
+from tests.states import same
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml"))
@@ -123,18 +124,6 @@ def trained(config, *, stop_after=None, state=None):
     except StopRequestedError:
         assert training.counters.step == stop_after
     return witness
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            same(one[key], other[key]) for key in one if "seconds" not in str(key)
-        )
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
-    return bool(one == other)
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ from dst.data.shard import WHOLE
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.run.build import build
 from dst.sparsity import Sparsifier, UpdatePlan
-from dst.training.correction import agent
+from dst.training.correction import NoCorrection, Situation, agent
 from dst.training.determinism import seed_torch
 from dst.training.distributed import ALONE, DesynchronisedError, Group, Processes, joined
-from dst.training.gradients import Gradients, NoCorrection, Passes, Situation
+from dst.training.gradients import Gradients, Passes
 from dst.training.guard import DivergedError
 from dst.training.loop import Training
 from dst.training.observer import NoObserver

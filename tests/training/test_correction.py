@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dst.data.loader import samples_of
-from dst.metrics.flops import Ledger
-from dst.run.forecast import planned
+from dst.run.forecast import planned_ledger
 from dst.sparsity import UpdatePlan
 from dst.training.checkpoint import Checkpoints
 from dst.training.coefficient import Coefficient, Covariances
@@ -23,6 +21,7 @@ from dst.training.distributed import ALONE
 from dst.training.gradients import Batch
 from dst.training.snapshot import _copy
 from dst.training.stopping import StopFlag, StopRequestedError
+from tests.states import same
 from tests.training import ranks
 from tests.training.ranks import BATCH_SIZE, EPOCHS, Watcher, digest, training
 
@@ -79,16 +78,6 @@ def take(run, batch):
 
 def state_of(run):
     return copy.deepcopy(run.state_dict())
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "seconds")
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
-    return one == other
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,6 +253,13 @@ def test_a_restart_forgets_everything_until_the_next_epoch():
     assert run.correction.figures(1)["correction/coefficient"] == 0.1
 
 
+def test_what_cannot_be_corrected_is_refused():
+    with pytest.raises(ValueError, match=r"^precision=fp16: the gradients of the model and of a snapshot are read bef"):
+        training(ALONE, correction={}, precision="fp16")
+    with pytest.raises(ValueError, match=r"^AGENT estimates a covariance .* there is one only: choose a smaller batch"):
+        training(ALONE, correction={}, samples=BATCH_SIZE)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The estimate
 
@@ -407,9 +403,7 @@ def test_longer_periods_and_gradients_as_the_proxy_cost_what_they_take():
 @pytest.mark.parametrize("proxy", ["loss", "gradient"])
 def test_a_forecast_books_what_training_will(method, every_epochs, proxy):
     run = training(ALONE, correction={"every_epochs": every_epochs, "proxy": proxy}, method=method)
-    ledger = Ledger(run.ledger.flops)
-    sizes = [samples_of(run.train_batches, i) for i in range(len(run.train_batches))]
-    planned(run.phases, ledger, run.active, sizes, run.correction)
+    ledger = planned_ledger(run)
     run.run(Watcher(run), StopFlag())
     assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
     assert ledger.correction.total > 0
@@ -426,8 +420,7 @@ def test_a_forecast_knows_that_a_phase_begins_anew():
         run = training(ALONE, correction={"every_epochs": 2}, method=STATIC)
         (phase,) = run.phases
         run.phases = [replace(phase, steps=first), replace(phase, steps=STEPS - first, begin=change)]
-        ledger, sizes = Ledger(run.ledger.flops), [50, 50, 50, 44]
-        planned(run.phases, ledger, run.active, sizes, run.correction)
+        ledger = planned_ledger(run)
         run.run(Watcher(run), StopFlag())
         assert ledger.state_dict() == {**run.ledger.state_dict(), "measuring": 0}
 
