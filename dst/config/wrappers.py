@@ -81,6 +81,9 @@ def _check_moving(config: Config) -> Iterator[str]:
         yield from still_problems(options["re_explore"], options["freeze_updates"], method, _key)
     if not asked and options["freeze_updates"] and _keeps_masks(config):
         yield from _ignored_pruning(config, options)
+    elif "structured" in marks(config, "sparsity.pattern") and options["pool"] == "layer":
+        pattern = f"sparsity.pattern.name={config.sparsity.pattern.name}"
+        yield f"{_key('pool')}=layer would be ignored: {pattern} prunes each layer by itself in any case. Use global"
 
 
 def _keeps_masks(config: Config) -> bool:

@@ -106,6 +106,8 @@ WRONG = {
     f"{TICKETS} procedure.pool=layer": "procedure.pool=layer would be ignored: nothing moves in cycles",
     f"{TICKETS} sparsity=static procedure.average_over=active": "procedure.average_over=active would be ignored: ",
     f"{TICKETS} sparsity=dense procedure.prune_back=end": "procedure.prune_back=end would be ignored: nothing moves",
+    f"{MOVING} sparsity=srigl procedure.pool=layer": "procedure.pool=layer would be ignored: sparsity.pattern.name="
+    "constant_fan_in prunes each layer by itself",
 }
 
 
