@@ -57,7 +57,9 @@ def _check_schedule(config: Config) -> Iterator[str]:
     lr = config.schedule.lr
     epochs = method_epochs(config)
     if lr.warmup_epochs >= epochs > 0:
-        yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of training"
+        is_whole = epochs == config.schedule.epochs * config.schedule.multiplier
+        what = "training" if is_whole else "pretraining"
+        yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {epochs} epochs of {what}"
     if config.data.val_fraction == 0:
         found = unvalidated_problems(config.schedule.select, config.schedule.eval_every_epochs)
         yield from (f"schedule.{problem}, or give data.val_fraction a share, e.g. 0.1" for problem in found)

@@ -95,7 +95,8 @@ WRONG = {
     "is no positive multiple of procedure.cycle_epochs=4; e.g. procedure.pretrain_epochs=42",
     f"{TICKETS} procedure.pretrain_epochs=50": "leaves 0 of 50 epochs for cycles",
     f"{TICKETS} schedule.epochs=20 procedure.include_pretrained=false": "leaves a single network to superpose",
-    f"{TICKETS} schedule.lr.warmup_epochs=42": "schedule.lr.warmup_epochs=42.0 must be less than the 42 epochs of",
+    f"{TICKETS} schedule.lr.warmup_epochs=42": "schedule.lr.warmup_epochs=42.0 must be less than the 42 epochs of "
+    "pretraining",
     # what moves
     f"{TICKETS} sparsity=static procedure.freeze_updates=false": "unfrozen cycles in which nothing would move",
     f"{TICKETS} sparsity=gmp procedure.freeze_updates=false": "unfrozen cycles in which nothing would move",
