@@ -5,7 +5,7 @@ from typing import Any
 
 from dst import registry
 from dst.config.method import moves
-from dst.config.schema import SLOTS, Config, bound_options, marks
+from dst.config.schema import SLOTS, Config, bound_options, get, marks
 from dst.options import problems, shown
 from dst.procedures.options import Budget, budget, budget_problems, still_problems, superposing_problems
 from dst.sparsity.options import Part, drop_problems
@@ -16,6 +16,22 @@ def check_correction(config: Config) -> Iterator[str]:
     """Yield what does not go with a correction of the gradient."""
     if "snapshot" in marks(config, "correction") and config.hardware.precision == "fp16":
         yield (f"hardware.precision=fp16 does not go with correction.name={config.correction.name}: {SCALED_LOSSES}")
+    if "snapshot" in marks(config, "correction"):
+        yield from _check_estimates(config)
+
+
+def _check_estimates(config: Config) -> Iterator[str]:
+    """Yield options of estimates, of which the first period makes none, if it is the only one."""
+    options, defaults = bound_options(config, "correction"), _defaults(config, "correction")
+    if options["every_epochs"] < _epochs(config):
+        return
+    for name in ("alpha", "clip", "variance_floor", "proxy"):
+        if options[name] != defaults[name]:
+            yield (
+                f"correction.{name}={shown(options[name])} would be ignored: the first period makes no estimate, and "
+                f"correction.every_epochs={options['every_epochs']} leaves no other. Use {shown(defaults[name])}, or "
+                "shorter periods"
+            )
 
 
 def check_procedure(config: Config) -> Iterator[str]:
@@ -29,6 +45,10 @@ def check_procedure(config: Config) -> Iterator[str]:
         )
     yield from _check_budget(config)
     yield from _check_moving(config)
+
+
+def _defaults(config: Config, slot: str) -> dict[str, Any]:
+    return registry.find(SLOTS[slot], get(config, slot).name).defaults
 
 
 def method_epochs(config: Config) -> int:
@@ -94,7 +114,7 @@ def _keeps_masks(config: Config) -> bool:
 
 def _ignored_pruning(config: Config, options: dict[str, Any]) -> Iterator[str]:
     """Yield options of averaging and pruning networks of different masks, where all networks have the same."""
-    defaults = registry.find(SLOTS["procedure"], config.procedure.name).defaults
+    defaults = _defaults(config, "procedure")
     mend = f", or let weights move: {_key('re_explore')}, {_key('freeze_updates')}=false" if moves(config) else ""
     for name in ("prune_back", "average_over", "pool"):
         if options[name] != defaults[name]:

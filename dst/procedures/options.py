@@ -69,7 +69,7 @@ def superposing_problems(of: Budget, include_pretrained: bool, called: Names = s
     if of.cycles == 1 and not include_pretrained:
         yield (
             f"{called('include_pretrained')}=false: leaves a single network to superpose, since there is one cycle of "
-            f"{of.cycle_epochs} epochs; use {called('include_pretrained')}=true, or make room for two cycles"
+            f"{called('cycle_epochs')}={of.cycle_epochs}; use {called('include_pretrained')}=true, or shorter cycles"
         )
 
 

@@ -204,13 +204,13 @@ class _AfterCycle:
             if self.how.reestimates:
                 self._reestimate(run, masks, tick)
                 made = replace(made, tensors=_copied(run.model))
-            judged = run.report_network(observer, f"superposed {self.number}", masks)
+            evaluation = run.report_network(observer, f"superposed {self.number}", masks)
         if not self.is_last:
             run.kept = dict(vars(made))
             return
         run.kept = {}
         _put(run.model, made.tensors)
-        run.adopt(observer, list(masks.values()), judged)
+        run.adopt(observer, list(masks.values()), evaluation)
 
     def _reestimate(self, run: "Training", masks: Mapping[str, Tensor], tick: Tick) -> None:
         """Find the statistics of the network that the model holds, over the epoch that was trained last."""

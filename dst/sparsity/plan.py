@@ -17,14 +17,14 @@ class UpdatePlan(Update):
     """
 
     every: Every = field()
-    total_steps: Annotated[int, Range(1), "steps of the whole training"]
+    total_steps: Annotated[int, Range(1), "steps of the phase that the updates belong to"]
 
     def __post_init__(self) -> None:
         require(self)
         if self.updates() == 0:
             raise OptionError(
-                f"every={self.every}: there is no update in the whole run, which has {self.total_steps} steps and "
-                f"allows updates from step {self.start_step} to {self.last_step}; update more often, or train longer"
+                f"every={self.every}: there is no update in all {self.total_steps} steps, which allow updates from "
+                f"step {self.start_step} to {self.last_step}; update more often, or train longer"
             )
 
     @property

@@ -115,19 +115,13 @@ class Sparsifier:
         self.postponed = False
         """Whether an update is due but has to wait, since the gradients have not been finite."""
         self.verify_every = verify_every
-        made = topology_update(
-            plan,
-            drop=drop,
-            grow=grow,
-            redistribute=redistribute,
-            drop_fraction=drop_fraction,
-            drop_pool=drop_pool,
-            density_curve=density_curve,
-            prune_pool=prune_pool,
-        )
-        if update is not None and made is not None:
-            raise ValueError("plan would be ignored: update says when the topology is updated. Give one of the two")
-        self.topology_update = update or made
+        parts_of_update: dict[str, Any] = {
+            **{"drop": drop, "grow": grow, "redistribute": redistribute, "drop_fraction": drop_fraction},
+            **{"drop_pool": drop_pool, "density_curve": density_curve, "prune_pool": prune_pool},
+        }
+        if update is not None:
+            _refuse_twice({"plan": plan, **parts_of_update})
+        self.topology_update = update or topology_update(plan, **parts_of_update)
         if self.topology_update is None:
             refuse_unused({"verify_every": verify_every}, WITHOUT_PLAN)
         parts = FirstParts(
@@ -449,6 +443,14 @@ class Sparsifier:
         if pairs:
             torch._foreach_mul_([tensor for tensor, _ in pairs], [mask for _, mask in pairs])
         return found
+
+
+def _refuse_twice(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for what is given of an update, by argument, although all of it is given in one."""
+    defaults = {"drop": DEFAULT, "grow": DEFAULT, "drop_pool": "layer", "prune_pool": "global"}
+    for name, value in given.items():
+        if value != defaults.get(name):
+            raise ValueError(f"{name} would be ignored: update says all about updates. Give one of the two")
 
 
 def _warn_of(names: Sequence[str], sizes: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ class LayerView:
 
     ``gradient`` is dense for grow scores. Only those marked to read it get it, since training FLOPs count it; from
     others it ``is_withheld``. Drop scores are taken after the optimizer step, if there is one, and then see it masked
-    (and clipped, if the loop clips); they matter at active positions only.
+    (and as the loop has corrected and clipped it); they matter at active positions only.
     ``momentum``: the moving average of dense gradients, kept only if a part of the method is marked to read it.
     """
 

@@ -360,31 +360,31 @@ class Training:
         is a validation split.
         """
         counters, topology = self.counters, self.sparsifier.topology
-        judged = None
+        evaluation = None
         if self.val_batches is not None:
             is_known = masks is None and counters.evaluated == counters.step
             known = Evaluation(counters.val_loss, counters.val_accuracy)
-            judged = known if is_known else self.evaluate(self.val_batches)
+            evaluation = known if is_known else self.evaluate(self.val_batches)
         sparsifier = self.sparsifier.state_dict() if masks is None else {"masks": masks}
         active = sum(count_true([*sparsifier["masks"].values()]))
-        figures = (judged.loss, judged.accuracy) if judged else (None, None)
+        figures = (evaluation.loss, evaluation.accuracy) if evaluation else (None, None)
         where = (counters.phase, self.phase.name, counters.step)
         network = Network(*where, name, active / topology.size, active, *figures)
         observer.on_network(network, {"model": self.model.state_dict(), "sparsifier": sparsifier})
-        return judged
+        return evaluation
 
-    def adopt(self, observer: Observer, masks: Sequence[Tensor], judged: Evaluation | None) -> None:
+    def adopt(self, observer: Observer, masks: Sequence[Tensor], evaluation: Evaluation | None) -> None:
         """Take the present weights, with other masks, for the run's own network, which is what will be tested.
 
-        ``judged``: its validation figures.
+        ``evaluation``: its validation figures.
         """
         counters = self.counters
         self.sparsifier.set_masks(masks)
         self._report_update(observer)
         values = {}
-        if judged is not None:
-            counters.val_loss, counters.val_accuracy = judged.loss, judged.accuracy
-            values = {"val/loss": judged.loss, "val/accuracy": judged.accuracy}
+        if evaluation is not None:
+            counters.val_loss, counters.val_accuracy = evaluation.loss, evaluation.accuracy
+            values = {"val/loss": evaluation.loss, "val/accuracy": evaluation.accuracy}
         epochs = counters.step / len(self.train_batches)
         observer.on_metrics(counters.step, epochs, {**values, **self._sparsity()})
 

@@ -87,6 +87,8 @@ WRONG = {
     f"{TICKETS} procedure.superpose=mean": "allowed: caa, cima",
     f"{TICKETS} procedure.cycle_rate=1": "procedure.cycle_rate=1.0: must be in (0, 1)",
     # the rest of the run
+    "correction=agent correction.every_epochs=50 correction.alpha=0.5": "correction.alpha=0.5 would be ignored: the "
+    "first period makes no estimate, and correction.every_epochs=50 leaves no other. Use 0.3, or shorter periods",
     "correction=agent hardware.precision=fp16": "hardware.precision=fp16 does not go with correction.name=agent: the "
     "gradients of the model and of a snapshot are read before they are unscaled",
     f"{TICKETS} schedule.select=best_val": "schedule.select=best_val does not go with procedure.name=sup_tickets",

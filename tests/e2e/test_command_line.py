@@ -277,7 +277,7 @@ def tree(folder):
         ("+experiment=itop/sett", "did you mean 'itop/set'? allowed: "),
         ("experiment=itop/set", "write +experiment=itop/set"),
         ("sparsity.density=nan", "sparsity.density=nan: must be a finite number in (0, 1)"),
-        ("sparsity.update.every=100000", "there is no update in the whole run, which has 42 steps"),
+        ("sparsity.update.every=100000", "there is no update in all 42 steps"),
         ("model=lenet_5", "set data.size=16 or more"),
         ("hardware.slurm.partition=gpu", "hardware.slurm.partition=gpu would be ignored: add hydra/launcher=slurm"),
         ("hydra/launcher=local", "hydra/launcher=local submits sweeps: add -m"),
@@ -555,7 +555,7 @@ def test_flags_that_would_be_ignored():
 def test_all_that_does_not_fit_is_told_at_once(tmp_path):
     result = run(*TINY, "sparsity.update.every=1000", "sparsity.scope.exclude=[fcx]", cwd=tmp_path)
     assert result.code == 2
-    assert "there is no update in the whole run" in result.output
+    assert "there is no update in all" in result.output
     assert "scope pattern 'fcx' matches no layer" in result.output
 
 

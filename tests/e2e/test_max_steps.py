@@ -120,7 +120,7 @@ REFUSED = {
     "schedule.max_steps=60 schedule.multiplier=2": "schedule.multiplier=2 would be ignored: schedule.max_steps=60 ends",
     "schedule.max_steps=20 schedule.lr.warmup_epochs=1": "schedule.lr.warmup_epochs=1.0: warmup_steps=21: must be in "
     "[0, schedule.max_steps=20)",
-    "schedule.max_steps=9": "sparsity.update.every=10: there is no update in the whole run, which has 9 steps",
+    "schedule.max_steps=9": "sparsity.update.every=10: there is no update in all 9 steps",
 }
 
 

@@ -71,9 +71,9 @@ def test_number_of_updates_is_the_number_of_due_steps(every, total, start, stop,
         ({"on_last_step": True, "stop": 0.5}, "on_last_step=true: with stop=0.5 it would be ignored"),
         (
             {"every": 100},
-            "every=100: there is no update in the whole run, which has 100 steps and .* from step 0 to 99",
+            "every=100: there is no update in all 100 steps, which allow .* from step 0 to 99",
         ),
-        ({"every": 60, "start": 0.7}, "every=60: there is no update in the whole run, .* from step 70 to 99"),
+        ({"every": 60, "start": 0.7}, "every=60: there is no update in all 100 steps, .* from step 70 to 99"),
         ({"order": "before"}, "order=before: allowed: after_step, replaces_step"),
     ],
 )

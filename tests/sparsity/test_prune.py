@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dst.sparsity import Sparsifier
+from dst.sparsity import Sparsifier, UpdatePlan
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.pattern.n_m import n_m
 from dst.sparsity.pattern.unstructured import unstructured
 from dst.sparsity.prune import prune_like, prune_to
+from dst.sparsity.update import topology_update
 
 
 def masks(*rows):
@@ -83,3 +84,15 @@ def test_a_sparsifier_takes_the_masks_that_it_prunes_to(pattern):
         with pytest.raises(RuntimeError, match="its mask breaks the pattern"):
             sparsifier.set_masks([torch.zeros_like(mask) for mask in kept])
         assert topology.active == 48
+
+
+@pytest.mark.parametrize(
+    "given", [{"drop": "random"}, {"prune_pool": "layer"}, {"plan": UpdatePlan(every=2, total_steps=9)}]
+)
+def test_an_update_is_given_in_one_or_in_parts(given):
+    model = nn.Linear(8, 6)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    update = topology_update(UpdatePlan(every=2, total_steps=9))
+    with pytest.raises(ValueError, match=rf"^{next(iter(given))} would be ignored: update says all about updates"):
+        Sparsifier(model, optimizer, density=0.5, update=update, **given)
+    assert Sparsifier(model, optimizer, density=0.5, update=update).topology_update is update
