@@ -60,6 +60,7 @@ class Gradients:
         self.network = network
         self.passes = passes
         self._replica = passes.processes.replica(network)
+        self._parameters = list(network.parameters())
         self._buffers = list(network.buffers())
 
     def of(
@@ -72,7 +73,8 @@ class Gradients:
         these ``active`` weights, and what the ``dense_gradient`` costs where the method reads it.
         """
         settings, precision, processes = self.passes.settings, self.passes.precision, self.passes.processes
-        self.network.zero_grad()
+        for parameter in self._parameters:  # the module's own method would look for its parameters at every step
+            parameter.grad = None
         losses, right = [], []
         parts = self._parts(batch)
         for i, (inputs, labels) in enumerate(parts):
@@ -83,7 +85,7 @@ class Gradients:
                 precision.scaled(processes.to_sum(loss)).backward()  # type: ignore[no-untyped-call,unused-ignore]
             losses.append(loss.detach())
             right.append((logits.detach().argmax(1) == labels).sum())
-        processes.sum_gradients(self.network.parameters())
+        processes.sum_gradients(self._parameters)
         processes.share(self._buffers)  # all use the running statistics of the main process, which saves them
         account.forward(active, batch.samples)
         account.backward(active, batch.samples)
