@@ -111,7 +111,6 @@ def on_a_terminal(command: list[str], cwd: Path, rows: int, columns: int) -> tup
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(cwd)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the tests themselves may have been told to ignore (nohup)
         os.execv(command[0], command)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     return process, terminal
