@@ -339,6 +339,11 @@ def seen_key(config: Config, key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
+def epochs(config: Config) -> int:
+    """Return how many epochs the run trains for."""
+    return config.schedule.epochs * config.schedule.multiplier
+
+
 def get(config: Config, key: str) -> Any:
     """Return the value (leaf or node) at a dotted key."""
     node: Any = config

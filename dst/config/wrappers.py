@@ -5,7 +5,7 @@ from typing import Any
 
 from dst import registry
 from dst.config.method import moves
-from dst.config.schema import SLOTS, Config, bound_options, get, marks
+from dst.config.schema import SLOTS, Config, bound_options, epochs, get, marks
 from dst.options import problems, shown
 from dst.procedures.options import Budget, budget, budget_problems, still_problems, superposing_problems
 from dst.sparsity.options import Part, drop_problems
@@ -14,16 +14,17 @@ from dst.training.options import SCALED_LOSSES
 
 def check_correction(config: Config) -> Iterator[str]:
     """Yield what does not go with a correction of the gradient."""
-    if "snapshot" in marks(config, "correction") and config.hardware.precision == "fp16":
-        yield (f"hardware.precision=fp16 does not go with correction.name={config.correction.name}: {SCALED_LOSSES}")
-    if "snapshot" in marks(config, "correction"):
-        yield from _check_estimates(config)
+    if "snapshot" not in marks(config, "correction"):
+        return
+    if config.hardware.precision == "fp16":
+        yield f"hardware.precision=fp16 does not go with correction.name={config.correction.name}: {SCALED_LOSSES}"
+    yield from _check_estimates(config)
 
 
 def _check_estimates(config: Config) -> Iterator[str]:
     """Yield options of estimates, of which the first period makes none, if it is the only one."""
     options, defaults = bound_options(config, "correction"), _defaults(config, "correction")
-    if options["every_epochs"] < _epochs(config):
+    if options["every_epochs"] < epochs(config):
         return
     for name in ("alpha", "clip", "variance_floor", "proxy"):
         if options[name] != defaults[name]:
@@ -54,11 +55,7 @@ def _defaults(config: Config, slot: str) -> dict[str, Any]:
 def method_epochs(config: Config) -> int:
     """Return for how many epochs the method trains as it is: those before cycles, if there are any."""
     divided = _budget(config)
-    return divided.pretrain_epochs if divided else _epochs(config)
-
-
-def _epochs(config: Config) -> int:
-    return config.schedule.epochs * config.schedule.multiplier
+    return divided.pretrain_epochs if divided else epochs(config)
 
 
 def _key(name: str) -> str:
@@ -67,7 +64,7 @@ def _key(name: str) -> str:
 
 def _division(config: Config) -> dict[str, Any] | None:
     """Return what says how the epochs are divided; None if they are not, or by what other checks report."""
-    if "cycles" not in marks(config, "procedure") or _epochs(config) < 1:
+    if "cycles" not in marks(config, "procedure") or epochs(config) < 1:
         return None
     options = bound_options(config, "procedure")
     given = {name: options[name] for name in ("cycle_rate", "cycle_epochs", "pretrain_epochs")}
@@ -78,12 +75,12 @@ def _division(config: Config) -> dict[str, Any] | None:
 def _budget(config: Config) -> Budget | None:
     """Return how the epochs are divided; None if they are not, or cannot be."""
     given = _division(config)
-    return None if given is None or any(budget_problems(_epochs(config), **given)) else budget(_epochs(config), **given)
+    return None if given is None or any(budget_problems(epochs(config), **given)) else budget(epochs(config), **given)
 
 
 def _check_budget(config: Config) -> Iterator[str]:
     if (given := _division(config)) is not None:
-        yield from budget_problems(_epochs(config), **given, called=_key)
+        yield from budget_problems(epochs(config), **given, called=_key)
     if (divided := _budget(config)) is not None:
         include_pretrained = bound_options(config, "procedure")["include_pretrained"]
         yield from superposing_problems(divided, include_pretrained, _key)

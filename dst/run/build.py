@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dst import registry
-from dst.config.schema import SLOTS, Config, Hardware, bound_options, get
+from dst.config.schema import SLOTS, Config, Hardware, bound_options, epochs, get
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -96,11 +96,6 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         dense_training_flops=flops.dense_training(_dense_samples(config, loaders.train)),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
     )
-
-
-def epochs(config: Config) -> int:
-    """Return how many epochs the run trains for."""
-    return config.schedule.epochs * config.schedule.multiplier
 
 
 def total_steps(config: Config, steps_per_epoch: int) -> int:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Annotated, Any
 
 import torch
@@ -447,9 +448,10 @@ class Sparsifier:
 
 def _refuse_twice(given: Mapping[str, Any]) -> None:
     """Raise ValueError for what is given of an update, by argument, although all of it is given in one."""
-    defaults = {"drop": DEFAULT, "grow": DEFAULT, "drop_pool": "layer", "prune_pool": "global"}
+    parameters = signature(topology_update).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()} | {"plan": None}
     for name, value in given.items():
-        if value != defaults.get(name):
+        if value != defaults[name]:
             raise ValueError(f"{name} would be ignored: update says all about updates. Give one of the two")
 
 

@@ -366,7 +366,7 @@ class Training:
             known = Evaluation(counters.val_loss, counters.val_accuracy)
             evaluation = known if is_known else self.evaluate(self.val_batches)
         sparsifier = self.sparsifier.state_dict() if masks is None else {"masks": masks}
-        active = sum(count_true([*sparsifier["masks"].values()]))
+        active = topology.active if masks is None else sum(count_true([*masks.values()]))
         figures = (evaluation.loss, evaluation.accuracy) if evaluation else (None, None)
         where = (counters.phase, self.phase.name, counters.step)
         network = Network(*where, name, active / topology.size, active, *figures)
@@ -384,7 +384,7 @@ class Training:
         values = {}
         if evaluation is not None:
             counters.val_loss, counters.val_accuracy = evaluation.loss, evaluation.accuracy
-            values = {"val/loss": evaluation.loss, "val/accuracy": evaluation.accuracy}
+            values = _validation(evaluation.loss, evaluation.accuracy)
         epochs = counters.step / len(self.train_batches)
         observer.on_metrics(counters.step, epochs, {**values, **self._sparsity()})
 
