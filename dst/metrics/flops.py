@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dst.hooks import without_hooks
+from dst.network.copies import without_hooks
 
 _LAYERS = (
     nn.Linear,

@@ -125,8 +125,8 @@ def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
 def check_zeros(layers: Sequence[Layer], masks: Sequence[Tensor], blame: str) -> None:
     """Raise RuntimeError, naming the layers, if a model computes with weights outside the masks."""
     for layer in layers:
-        for module in layer.modules:
-            if module._parameters.get("weight") is not layer.weight:
+        for place in layer.places:
+            if place.parameter is not layer.weight:
                 raise RuntimeError(
                     f"layer {layer.name} computes with another weight than the one that is held sparse: the weight has "
                     "been replaced or parametrised since. Make a new Sparsifier and a new optimizer after such changes"

@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from dst.hooks import without_hooks
+from dst.network.copies import without_hooks
 from dst.options import Range, checked
 from dst.seeding import derive_seed
 from dst.sparsity.marks import marked

@@ -6,31 +6,32 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
+from dst.network.places import Place, places
 from dst.options import require, suggest
 from dst.sparsity import options
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A handle on one maskable weight; ``name`` is its module's qualified name.
+    """A handle on one maskable weight; ``name`` is its layer's (``dst.network.places``).
 
-    ``is_output``: it is the last convolution or linear layer of the model, so its output units are the network's.
-    ``modules``: all modules that use the weight.
+    ``is_output``: it is the last layer of the model, so its output units are the network's. ``places``: wherever the
+    weight is used.
     """
 
     name: str
     weight: nn.Parameter
     is_output: bool = False
-    modules: tuple[nn.Module, ...] = ()
+    places: tuple[Place, ...] = ()
 
     @property
     def is_transposed(self) -> bool:
         """Say whether the first dimension is that of the inputs, not of the output units."""
-        return any(isinstance(module, _ConvTransposeNd) for module in self.modules)
+        return any(isinstance(place.module, _ConvTransposeNd) for place in self.places)
 
     @property
     def size(self) -> int:
@@ -89,52 +90,48 @@ def outside(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
 
 
 def never_sparse(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return the names of parameters that no scope can make sparse, since no convolution or linear layer has them."""
-    prefixes = tuple(f"{candidate.name}." if candidate.name else "" for candidate in _candidates(model))
+    """Return the names of parameters that no scope can make sparse, since no layer multiplies by them."""
+    modules = {place.module for place in places(model)}
+    prefixes = tuple(f"{name}." if name else "" for name, module in model.named_modules() if module in modules)
     return [name for name in names if not name.startswith(prefixes)]
 
 
 @dataclass
 class _Candidate:
-    """A convolution or linear layer that may be in scope, with all modules that share its weight."""
+    """A layer that may be in scope, with all places of its weight."""
 
     name: str
-    modules: list[nn.Module]
+    places: list[Place]
     is_output: bool = False
 
     def layer(self) -> Layer:
         """Return the handle; ValueError if the weight cannot be held."""
-        weight = _own_weight(self.modules[0])
-        problem = _problem(self.modules[0], weight)
+        first = self.places[0]
+        weight = first.parameter
+        problem = _problem(first, weight)
         if problem is not None or weight is None:
             leave_out = f"leave it out of the scope (exclude={[self.name]})" if self.name else "take another model"
             raise ValueError(f"layer {self.name!r} {problem}, or {leave_out}")
-        return Layer(self.name, weight, self.is_output, tuple(self.modules))
+        return Layer(self.name, weight, self.is_output, tuple(self.places))
 
 
 def _candidates(model: nn.Module) -> list[_Candidate]:
     found: dict[int, _Candidate] = {}
     last = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | _ConvNd):
-            weight = _own_weight(module)
-            last = found.setdefault(id(module if weight is None else weight), _Candidate(name, []))
-            last.modules.append(module)
+    for place in places(model):
+        weight = place.parameter
+        last = found.setdefault(id(place if weight is None else weight), _Candidate(place.name, []))
+        last.places.append(place)
     if last is not None:
         last.is_output = True
     return list(found.values())
 
 
-def _own_weight(module: nn.Module) -> nn.Parameter | None:
-    """Return the weight if it is a parameter of the module, without computing it if it is not."""
-    return module._parameters.get("weight")
-
-
-def _problem(module: nn.Module, weight: nn.Parameter | None) -> str | None:
+def _problem(place: Place, weight: nn.Parameter | None) -> str | None:
     """Return why a weight cannot be held, and how to mend it."""
     if weight is None:
         return (
-            f"computes its weight anew from {', '.join(_sources(module)) or 'something else'} at each forward pass "
+            f"computes its weight anew from {', '.join(_sources(place)) or 'something else'} at each forward pass "
             "(weight_norm, spectral_norm, torch.nn.utils.prune and other parametrisations do this): masks would not "
             "hold; remove it (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
             "remove_spectral_norm, prune.remove)"
@@ -146,10 +143,12 @@ def _problem(module: nn.Module, weight: nn.Parameter | None) -> str | None:
     return None
 
 
-def _sources(module: nn.Module) -> list[str]:
-    """Return the names of the parameters and buffers that a module's weight is computed from."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return [name for name, _ in tensors if name != "bias" and not name.startswith("parametrizations.bias.")]
+def _sources(place: Place) -> list[str]:
+    """Return the names of the parameters and buffers that a weight is computed from."""
+    tensors = [*place.module.named_parameters(), *place.module.named_buffers()]
+    parametrized = f"parametrizations.{place.attribute}."
+    hidden = [name for name, _ in tensors if name.startswith((parametrized, f"{place.attribute}_"))]
+    return hidden or [name for name, _ in tensors if "." not in name and "bias" not in name]
 
 
 def _check_memory(model: nn.Module, layers: Sequence[Layer]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dst.hooks import without_hooks
+from dst.network.copies import without_hooks
 from dst.sparsity import Sparsifier
 from dst.training.gradients import Gradients
 
