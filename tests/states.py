@@ -20,3 +20,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def states_of(optimizer: Any, weight: Any) -> list[Any]:
+    """Return the tensors of an optimizer that hold a number for each element of a weight."""
+    state = optimizer.state.get(weight, {})
+    return [value for value in state.values() if getattr(value, "shape", None) == weight.shape]

@@ -240,7 +240,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _weight_names(model: nn.Module, sparsifier: Sparsifier) -> list[str]:
     """Return the name of each sparse layer's weight among the model's tensors."""
     names = {id(tensor): name for name, tensor in _tensors(model).items()}
-    return [names[id(layer.weight)] for layer in sparsifier.topology.layers]
+    return [names[id(parameter)] for parameter in sparsifier.weights.parameters]
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

@@ -67,9 +67,10 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     loaders = make_loaders(config, dataset, hardware.device)
     model = _initialised(config, dataset)
     dense_flops = forward_flops(model, dataset.shape)
-    optimizer = _optimizer(config, model)
     phases = make_phases(config, len(loaders.train), model)
-    sparsifier = _sparsifier(config, model, optimizer, phases, _probe(config, model, loaders.train))
+    sparsifier = _sparsifier(config, model, phases, _probe(config, model, loaders.train))
+    optimizer = _optimizer(config, model, sparsifier)
+    sparsifier.attach(optimizer)
     _convert(model, hardware)
     flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
     ledger = Ledger(flops)
@@ -228,9 +229,9 @@ def _convert(model: nn.Module, hardware: Hardware) -> None:
         model.compile()  # names of parameters, masks and checkpoints stay as they are
 
 
-def _optimizer(config: Config, model: nn.Module) -> Optimizer:
+def _optimizer(config: Config, model: nn.Module, sparsifier: Sparsifier) -> Optimizer:
     schedule = config.schedule
-    groups = parameter_groups(model, schedule.optimizer.decay)
+    groups = parameter_groups(model, schedule.optimizer.decay, sparsifier.weights.parameters)
     optimizer: Optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
     return optimizer
 
@@ -321,13 +322,12 @@ def final_density(config: Config) -> float | None:
     return None if falls_short and not ramps else config.sparsity.density
 
 
-def _sparsifier(
-    config: Config, model: nn.Module, optimizer: Optimizer, phases: Sequence[Phase], probe: Probe
-) -> Sparsifier:
+def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe: Probe) -> Sparsifier:
+    """Return what keeps the network sparse, its first masks drawn; an optimizer is still to be attached."""
     with in_config_terms(*(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "drop"))):
         return Sparsifier(
             model,
-            optimizer,
+            None,
             density=initial_density(config),
             **vars(first_parts(config)),
             scope=make_scope(config),

@@ -22,14 +22,14 @@ from dst.sparsity.view import LayerView, Score
 
 @dataclass
 class Start:
-    """The situation before the first step.
+    """The situation before the first step. ``patterns``: one a layer.
 
     ``counts``: active weights of each layer, empty until the distribution is allocated. ``forward_passes``: the cost of
     looking at data so far, in dense forward passes of one sample.
     """
 
     layers: Sequence[Layer]
-    pattern: Pattern
+    patterns: Sequence[Pattern]
     seed: int
     probe: Probe | None = None
     counts: Sequence[int] = ()
@@ -43,8 +43,8 @@ class Start:
     def choose_by(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """Return the masks of the highest scores, given one tensor a layer."""
         return [
-            self.pattern.initial(score, count) if count < layer.size else torch.ones_like(score, dtype=torch.bool)
-            for score, layer, count in zip(scores, self.layers, self.counts, strict=True)
+            pattern.initial(score, count) if count < layer.size else torch.ones_like(score, dtype=torch.bool)
+            for pattern, score, layer, count in zip(self.patterns, scores, self.layers, self.counts, strict=True)
         ]
 
     def rank(self, criterion: Criterion, keep: int | Sequence[int]) -> list[Tensor]:
@@ -81,11 +81,15 @@ Init = Callable[[Start], list[Tensor]]
 
 @dataclass(frozen=True)
 class FirstParts:
-    """The parts of a method that make its first masks; ``pattern`` is a factory."""
+    """The parts of a method that make its first masks; ``pattern`` makes the pattern of one layer."""
 
     distribution: Distribution | Criterion | None
     init: Init
     pattern: Callable[[], Pattern]
+
+    def patterns(self, layers: Sequence[Layer]) -> list[Pattern]:
+        """Return a pattern for each layer."""
+        return [self.pattern() for _ in layers]
 
     @property
     def own_counts(self) -> bool:
@@ -98,10 +102,10 @@ def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[
     """Return the mask of every layer; ValueError for a density or masks that are impossible."""
     start.counts = first_counts(start.layers, parts, density, partial(_ranked_counts, start))
     masks = parts.init(start)
-    for layer, mask in zip(start.layers, masks, strict=True):
+    for layer, pattern, mask in zip(start.layers, start.patterns, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
             raise ValueError(f"layer {layer.name}: an init gives boolean masks of the shape of the weights")
-        if not (mask.all() or start.pattern.allows(mask)):
+        if not (mask.all() or pattern.allows(mask)):
             raise ValueError(
                 f"layer {layer.name}: the pattern does not allow the mask that this init gives; random, magnitude and "
                 "saliency choose inside it, and the unstructured pattern allows every mask"
@@ -131,13 +135,13 @@ def first_counts(
     else:
         distribution = uniform if ranks else cast(Distribution, parts.distribution)
         counts = allocate(distribution, [layer.weight.shape for layer in layers], density)
-    return _admissible(parts.pattern(), layers, counts)
+    return _admissible(parts.patterns(layers), layers, counts)
 
 
-def _admissible(pattern: Pattern, layers: Sequence[Layer], counts: Sequence[int]) -> list[int]:
-    """Return the counts that a pattern allows, nearest to the given; ValueError names the layer that has none."""
+def _admissible(patterns: Sequence[Pattern], layers: Sequence[Layer], counts: Sequence[int]) -> list[int]:
+    """Return the counts that the patterns allow, nearest to the given; ValueError names the layer that has none."""
     found = []
-    for layer, count in zip(layers, counts, strict=True):
+    for pattern, layer, count in zip(patterns, layers, counts, strict=True):
         try:
             found.append(pattern.admissible(layer.weight.shape, count))
         except ValueError as error:

@@ -19,13 +19,13 @@ def prune_to(counts: int | Sequence[int], scores: Sequence[Tensor], among: Seque
 
 
 def prune_like(
-    example: Sequence[Tensor], scores: Sequence[Tensor], among: Sequence[Tensor], pattern: Pattern
+    example: Sequence[Tensor], scores: Sequence[Tensor], among: Sequence[Tensor], patterns: Sequence[Pattern]
 ) -> list[Tensor]:
     """Return masks of the highest scores within ``among`` that have as many weights, and the structure, of an example.
 
-    ``example``: masks that the pattern allows, each part of the mask in ``among``.
+    ``example``: masks that the patterns of the layers allow, each part of the mask in ``among``.
     """
     return [
         mask if like.all() else pattern.prune(score, mask, like)
-        for like, score, mask in zip(example, scores, among, strict=True)
+        for like, score, mask, pattern in zip(example, scores, among, patterns, strict=True)
     ]

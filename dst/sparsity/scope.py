@@ -8,7 +8,6 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
-from torch.optim import Optimizer
 
 from dst.network.places import Place, places
 from dst.options import require, suggest
@@ -37,11 +36,6 @@ class Layer:
     def size(self) -> int:
         """Number of weights."""
         return self.weight.numel()
-
-    def optimizer_state(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return the optimizer's tensors that hold a value for each weight (momentum, Adam's moments)."""
-        state = optimizer.state.get(self.weight, {})
-        return [v for v in state.values() if isinstance(v, Tensor) and v.shape == self.weight.shape and v.dim() > 0]
 
 
 @dataclass

@@ -14,15 +14,6 @@ from dst.fractions import Curve
 from dst.options import Range, checked, refuse
 from dst.seeding import derive_seed
 from dst.sparsity.distribution import Distribution
-from dst.sparsity.held import (
-    all_finite,
-    begin_state,
-    check_free,
-    check_optimizer,
-    check_trainable,
-    check_zeros,
-    hold,
-)
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import marks_of
 from dst.sparsity.options import FirstDensity, Part, Pool, pattern_problems, scope_problems
@@ -35,6 +26,8 @@ from dst.sparsity.scope import Layer, Scope, never_sparse, outside
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.update import DEFAULT, WITHOUT_PLAN, TopologyUpdate, find_part, refuse_unused, topology_update
 from dst.sparsity.view import LayerView, Score
+from dst.sparsity.weights.held import check_free, check_optimizer
+from dst.sparsity.weights.masked_dense import MaskedDense
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Sparsifier:
     Args:
         model: its convolution and linear weights (those in ``scope``) are masked in place.
         optimizer: trains all layers in scope, each weight by itself; its state of inactive weights is kept at exactly
-            zero.
+            zero. None if it is built later, of the weights as they are held by then (``attach``).
         density: active fraction of all weights in scope at the start; None for the ``dense`` distribution, and for an
             init or a pattern with counts of its own.
         distribution, init, pattern, drop, grow, redistribute: names, or functions as in the modules of those names;
@@ -87,7 +80,7 @@ class Sparsifier:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         *,
         density: FirstDensity | None,
         distribution: str | Distribution | Criterion | None = "erk",
@@ -107,7 +100,6 @@ class Sparsifier:
         seed: int = 0,
         verify_every: Annotated[int | None, Range(1)] = None,
     ) -> None:
-        self.optimizer = optimizer
         self.seed = seed
         self.steps = 0
         """Steps taken so far in this phase, topology updates that replaced a step included."""
@@ -132,24 +124,32 @@ class Sparsifier:
         scope = scope or Scope()
         own = getattr(parts.distribution, "keywords", {}).get("classifier")
         refuse(scope_problems(scope, Part("this distribution", marks_of(parts.distribution)), own), "scope")
-        layers = self._layers_of(model, scope, parts)
+        layers = self._layers_of(model, optimizer, scope, parts)
         self.outside = outside(model, layers)
         """What is trained dense and not counted in any density: name of the parameter -> number of weights."""
         _warn_of(never_sparse(model, [*self.outside]), self.outside)
-        start = Start(layers, parts.pattern(), seed, probe)
+        start = Start(layers, parts.patterns(layers), seed, probe)
         self.topology = self._first_topology(start, parts, density)
         self.forward_passes = start.forward_passes
         """What the first masks have cost, in dense forward passes of one sample."""
         update = self.topology_update
         if update is not None and update.drop is not None and update.density_curve is None:
             check_room(layers, self.topology.counts)
-        begin_state(optimizer)
-        self._enforce()
         self._proven = False
         """Whether the optimizer has been seen to leave inactive weights at zero."""
-        self._masked = False
-        """Whether the gradients are still masked: no backward pass has come since."""
-        self._release = hold(layers, self, Sparsifier._on_gradient)
+        self.weights = MaskedDense(layers, self.topology.masks, self._active)
+        """How the weights are held."""
+        if optimizer is not None:
+            self.attach(optimizer)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Let an optimizer train the weights; ValueError unless it trains all of them, each by itself."""
+        self.weights.attach(optimizer)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What trains the weights; RuntimeError before ``attach``."""
+        return self.weights.optimizer
 
     def _check_pattern(self, first: FirstParts) -> None:
         """Raise ValueError if the pattern does not go with the init or with what changes the layers' counts."""
@@ -158,11 +158,12 @@ class Sparsifier:
         pattern, init = Part("this pattern", marks_of(first.pattern)), Part("this init", marks_of(first.init))
         refuse(pattern_problems(pattern, init, [name for name, part in changing.items() if part is not None]))
 
-    def _layers_of(self, model: nn.Module, scope: Scope, first: FirstParts) -> list[Layer]:
+    def _layers_of(self, model: nn.Module, optimizer: Optimizer | None, scope: Scope, first: FirstParts) -> list[Layer]:
         """Return the layers in scope; ValueError if one of them cannot be held, or does not go with a part."""
         layers = scope.layers(model)
         check_free(layers)
-        check_optimizer(self.optimizer, layers)
+        if optimizer is not None:
+            check_optimizer(optimizer, layers)
         update = self.topology_update
         if update is not None and update.redistribute is not None:
             check_sharing(layers, "redistribute")
@@ -172,13 +173,15 @@ class Sparsifier:
     def _first_topology(self, start: Start, first: FirstParts, density: float | None) -> Topology:
         """Return the first masks, with what else the updates need to remember of each layer."""
         update = self.topology_update
+        averages = update is not None and "momentum" in update.needs
+        goes_back = update is not None and update.grow is not None and update.plan.grown_weights == "initial"
         return Topology(
             start.layers,
             first_masks(start, first, density),
-            start.pattern,
+            start.patterns,
             is_structured="structured" in marks_of(first.pattern),
-            with_momentum=update is not None and "momentum" in update.needs,
-            with_initial=update is not None and update.grow is not None and update.plan.grown_weights == "initial",
+            momentum=[torch.zeros_like(layer.weight) for layer in start.layers] if averages else (),
+            initial=[layer.weight.detach().clone() for layer in start.layers] if goes_back else (),
         )
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class Sparsifier:
         self.steps += 1
         # The optimizer's own step would carry an overflow into the weights, so there is no need to look for one.
         if self.topology_update is not None:
-            self.topology.track_momentum(may_overflow=may_overflow)
+            self.topology.track_momentum(self.weights.gradients, may_overflow=may_overflow)
         overflowed = update is not None and not self._may_update(gradients_are_finite)
         if overflowed:
             self.postponed, update = True, None
@@ -224,27 +227,17 @@ class Sparsifier:
 
     def _may_update(self, gradients_are_finite: bool) -> bool:
         """Return whether the gradients are finite; waits for the device unless that is known."""
-        check_trainable(self.topology.layers)
-        return gradients_are_finite or bool(all_finite(layer.weight.grad for layer in self.topology.layers))
+        self.weights.check_trainable()
+        return gradients_are_finite or self.weights.all_finite(gradients=True)
 
-    @torch.no_grad()
     def mask_gradients(self) -> None:
         """Zero the gradients of inactive weights, in one fused pass over the layers that are not full."""
-        self._masked = True
-        pairs = [(w.grad, mask) for w, mask in self._sparse if w.grad is not None]
-        if pairs:
-            torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
+        self.weights.mask_gradients()
 
     def check_step(self, turn: Turn) -> None:
         """Raise RuntimeError if the optimizer step has moved inactive weights; looks at weights where it has to."""
-        if not self._masked:
-            raise RuntimeError(
-                "a backward pass within the step (in apply, or by a closure of the optimizer) has made gradients that "
-                "are not masked, so that inactive weights may have moved: let it call sparsifier.mask_gradients() "
-                "after its backward pass, or do it before the step"
-            )
-        layers = self.topology.layers
-        if turn.overflowed and not all_finite(layer.weight.detach() for layer in layers):
+        self.weights.check_masked()
+        if turn.overflowed and not self.weights.all_finite(weights=True):
             raise RuntimeError(
                 f"gradients of step {self.steps} were not finite and have reached the weights: training has diverged, "
                 "or the step went past a GradScaler. Let it take the step: sparsifier.step(step), where step() calls "
@@ -252,8 +245,7 @@ class Sparsifier:
             )
         # The first step shows whether the optimizer leaves inactive weights at zero, unless a GradScaler has left this
         # step out or training has diverged in it.
-        seen = [tensor for layer in layers for tensor in (layer.weight.grad, layer.weight.detach())]
-        if not self._proven and all_finite(seen):
+        if not self._proven and self.weights.all_finite(gradients=True, weights=True):
             self.verify()
             self._proven = True
 
@@ -263,23 +255,20 @@ class Sparsifier:
         if turn.update is None:
             return False
         before = list(self.topology.masks)
-        lost = turn.update.prune(self.topology, self.steps)
+        lost = turn.update.prune(self.topology, self.weights.weights, self.steps)
         if self._moves:  # pruned weights that grow again in the same update start from zero (GraNet, Liu et al. 2021)
-            self._zero_inactive(lost)
-        pruned = list(self.topology.masks)
+            self.weights.clear({i: self.topology.masks[i] for i in lost})
         kept = turn.update.move(self.topology, self.steps, self._view, turn.grow_scores)
+        if turn.update.plan.returning_weights == "reset":
+            self.weights.clear(kept)
         self.topology.refresh(before)
         self.topology.check()
         self.updates += 1
         self.postponed = False
-        self._start_entered(turn.update.plan, pruned, kept)
-        self._enforce()
+        self.weights.set_masks(self.topology.masks, self._active, self.topology.initial)
         if self.verify_every is not None and self.updates % self.verify_every == 0:
             self.verify()
         return True
-
-    def _on_gradient(self) -> None:
-        self._masked = False
 
     def update_due(self) -> bool:
         """Say whether the next step updates the topology, if its gradients are finite."""
@@ -311,7 +300,7 @@ class Sparsifier:
         each layer, as many as that has now, and then the present masks must lie in ``among``.
         """
         if self.topology.is_structured:
-            return prune_like(self.topology.masks, scores, among, self.topology.pattern)
+            return prune_like(self.topology.masks, scores, among, self.topology.patterns)
         return prune_to(counts, scores, among)
 
     @torch.no_grad()
@@ -320,20 +309,20 @@ class Sparsifier:
 
         Raises RuntimeError, and changes nothing, if the pattern does not allow a mask.
         """
-        for layer, mask in zip(self.topology.layers, masks, strict=True):
-            if not (mask.all() or self.topology.pattern.allows(mask)):
+        for layer, pattern, mask in zip(self.topology.layers, self.topology.patterns, masks, strict=True):
+            if not (mask.all() or pattern.allows(mask)):
                 raise RuntimeError(f"layer {layer.name}: its mask breaks the pattern")
         before = list(self.topology.masks)
         for i, mask in enumerate(masks):
             self.topology.replace(i, mask)
         self.topology.refresh(before)
         if not self.topology.is_structured:
-            self.topology.counts = [report.active for report in self.topology.reports]
-        self._enforce()
+            self.topology.counts = self._active
+        self.weights.set_masks(self.topology.masks, self._active)
 
     def release(self) -> None:
         """Release the layers, so that another Sparsifier may hold them; do not step this one any more."""
-        self._release()
+        self.weights.release()
 
     # -- what it reports -----------------------------------------------------------------------------------------------
 
@@ -352,7 +341,7 @@ class Sparsifier:
             f"{type(self.optimizer).__name__} may treat the weights of a layer together, or something else than "
             "sparsifier.step() has changed them"
         )
-        check_zeros(self.topology.layers, self.topology.masks, blame)
+        self.weights.check_zeros(self.topology.masks, blame)
 
     @property
     def density_is_final(self) -> bool:
@@ -390,60 +379,26 @@ class Sparsifier:
         self.topology.load_state_dict(state)
         self.steps, self.updates = state["steps"], state["updates"]
         self.postponed = bool(state.get("postponed", False))
-        begin_state(self.optimizer)
-        self._enforce()
+        self.weights.set_masks(self.topology.masks, self._active)
+        self.weights.begin_state()
 
     # -- the update ----------------------------------------------------------------------------------------------------
 
     def _view(self, i: int, purpose: str) -> LayerView:
-        topology, weight = self.topology, self.topology.layers[i].weight
+        topology = self.topology
         average = topology.momentum[i] if topology.momentum else None
         seed = derive_seed(self.seed, purpose, self.updates, i)
         update = self.topology_update
         withheld = purpose == "grow" and update is not None and "dense_gradient" not in marks_of(update.grow)
-        gradient = None if withheld else weight.grad
-        return LayerView(weight.detach(), topology.masks[i], topology.explored[i], gradient, seed, average, withheld)
-
-    def _start_entered(self, plan: UpdatePlan, before: Sequence[Tensor], kept: Mapping[int, Tensor]) -> None:
-        """Give the weights that entered in this update their first value and optimizer state.
-
-        Where a weight was inactive before, both are zero already. ``before``: the masks after pruning and before
-        weights moved; ``kept``: the masks that the drop left, of the layers that moved.
-        """
-        reset = plan.returning_weights == "reset"
-        for i, left in kept.items():
-            layer, old = self.topology.layers[i], left if reset else before[i]
-            if reset:
-                for tensor in (layer.weight, *layer.optimizer_state(self.optimizer)):
-                    tensor.mul_(left)
-            if self.topology.initial:
-                layer.weight.copy_(torch.where(self.topology.masks[i] & ~old, self.topology.initial[i], layer.weight))
-
-    @torch.no_grad()
-    def _enforce(self) -> None:
-        """Zero inactive weights and their optimizer state, and keep the masks to multiply gradients by.
-
-        Weights that were inactive before had exact zeros in both, so weights that are new in the mask start from zero.
-        """
-        self._sparse = self._zero_inactive(
-            [i for i, report in enumerate(self.topology.reports) if report.active < report.size]
+        gradient = None if withheld else self.weights.gradient(i)
+        return LayerView(
+            self.weights.weight(i), topology.masks[i], topology.explored[i], gradient, seed, average, withheld
         )
 
-    def _zero_inactive(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Zero the inactive weights of some layers and their optimizer state in one fused pass; return weight and mask.
-
-        For these passes a mask holds 0 and 1 in the weight's dtype: five times as fast as a boolean one.
-        """
-        layers = [self.topology.layers[i] for i in indices]
-        # empty_like: the weight's dtype and memory layout
-        masks = [torch.empty_like(self.topology.layers[i].weight).copy_(self.topology.masks[i]) for i in indices]
-        found: list[tuple[Tensor, Tensor]] = [(layer.weight, mask) for layer, mask in zip(layers, masks, strict=True)]
-        pairs = list(found)
-        for layer, mask in zip(layers, masks, strict=True):
-            pairs += [(state, mask) for state in layer.optimizer_state(self.optimizer)]
-        if pairs:
-            torch._foreach_mul_([tensor for tensor, _ in pairs], [mask for _, mask in pairs])
-        return found
+    @property
+    def _active(self) -> list[int]:
+        """The active weights of each layer."""
+        return [report.active for report in self.topology.reports]
 
 
 def _refuse_twice(given: Mapping[str, Any]) -> None:
@@ -460,7 +415,7 @@ def _warn_of(names: Sequence[str], sizes: Mapping[str, int]) -> None:
     if names:
         told = ", ".join(f"{name} ({sizes[name]:,} weights)" for name in names)
         warnings.warn(
-            f"trained dense and not counted in the density, since only weights of convolution and linear layers can be "
-            f"sparse: {told}",
+            "trained dense and not counted in the density, since only weights of convolutions, linear layers and "
+            f"attention can be sparse: {told}",
             stacklevel=3,
         )

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dst.sparsity.held import all_finite
 from dst.sparsity.pattern import Pattern
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
+from dst.sparsity.weights.held import all_finite
 
 MOMENTUM = 0.9
 """Weight of the past in the moving average of gradients: that of SNFS, the momentum of its optimizer."""
@@ -31,29 +31,28 @@ class LayerReport:
 class Topology:
     """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included.
 
-    ``pattern``: which masks are allowed; ``is_structured``: it has quotas, so that a layer that keeps to it may have a
-    few weights more or less than its count.
+    ``patterns``: which masks each layer allows; ``is_structured``: they have quotas, so that a layer that keeps to its
+    own may have a few weights more or less than its count. ``momentum``: moving averages of dense gradients, where the
+    method asks for them; ``initial``: the weights before anything was masked, where grown weights start from them.
     """
 
     def __init__(
         self,
         layers: Sequence[Layer],
         masks: Sequence[Tensor],
-        pattern: Pattern,
+        patterns: Sequence[Pattern],
         *,
         is_structured: bool = False,
-        with_momentum: bool = False,
-        with_initial: bool = False,
+        momentum: Sequence[Tensor] = (),
+        initial: Sequence[Tensor] = (),
     ) -> None:
         self.layers = list(layers)
         self.masks = list(masks)
-        self.pattern = pattern
+        self.patterns = list(patterns)
         self.is_structured = is_structured
         self.explored = [mask.clone() for mask in masks]
-        self.momentum = [torch.zeros_like(layer.weight) for layer in layers] if with_momentum else []
-        """Moving averages of dense gradients, where the method asks for them."""
-        self.initial = [layer.weight.detach().clone() for layer in layers] if with_initial else []
-        """The weights before anything was masked, where grown weights start from them."""
+        self.momentum = list(momentum)
+        self.initial = list(initial)
         self.reports: list[LayerReport] = []
         self.refresh()
         self.counts = [report.active for report in self.reports]
@@ -72,19 +71,19 @@ class Topology:
         ]
 
     @torch.no_grad()
-    def track_momentum(self, *, may_overflow: bool = False) -> None:
-        """Add the present dense gradients to the moving averages, in one fused pass.
+    def track_momentum(self, gradients: Sequence[Tensor | None], *, may_overflow: bool = False) -> None:
+        """Add dense gradients, one of each layer, to the moving averages, in one fused pass.
 
         ``may_overflow``: leave them out unless all are finite, which the device finds out without the host.
         """
         if self.momentum:
-            gradients = [gradient for layer in self.layers if (gradient := layer.weight.grad) is not None]
-            if len(gradients) < len(self.layers):
+            there = [gradient for gradient in gradients if gradient is not None]
+            if len(there) < len(self.layers):
                 raise RuntimeError("a moving average of gradients needs a backward pass before every step")
             if may_overflow:
-                finite = all_finite(gradients)
-                gradients = [torch.where(finite, *pair) for pair in zip(gradients, self.momentum, strict=True)]
-            torch._foreach_lerp_(self.momentum, gradients, 1 - MOMENTUM)
+                finite = all_finite(there)
+                there = [torch.where(finite, *pair) for pair in zip(there, self.momentum, strict=True)]
+            torch._foreach_lerp_(self.momentum, there, 1 - MOMENTUM)
 
     def bottlenecks(self) -> dict[str, str]:
         """Return a warning, by layer, where a layer has fewer active weights than outputs, and than inputs.
@@ -93,9 +92,9 @@ class Topology:
         """
         return {
             report.layer: f"layer {report.layer} is a bottleneck: it keeps {report.active:,} of {report.size:,} "
-            f"weights, for {len(layer.weight):,} outputs of {layer.weight[0].numel():,} inputs each"
-            for layer, report in zip(self.layers, self.reports, strict=True)
-            if report.active < min(len(layer.weight), layer.weight[0].numel())
+            f"weights, for {mask.shape[0]:,} outputs of {mask[0].numel():,} inputs each"
+            for mask, report in zip(self.masks, self.reports, strict=True)
+            if report.active < min(mask.shape[0], mask[0].numel())
         }
 
     @property
@@ -120,9 +119,9 @@ class Topology:
 
     def check(self) -> None:
         """Raise RuntimeError if a layer breaks its budget or its pattern, which only a faulty part can cause."""
-        for report, count, mask in zip(self.reports, self.counts, self.masks, strict=True):
+        for report, count, mask, pattern in zip(self.reports, self.counts, self.masks, self.patterns, strict=True):
             if self.is_structured:
-                if report.active < report.size and not self.pattern.allows(mask):
+                if report.active < report.size and not pattern.allows(mask):
                     raise RuntimeError(f"layer {report.layer}: its mask breaks the pattern")
             elif report.active != count:
                 raise RuntimeError(f"layer {report.layer} has {report.active} active weights instead of {count}")
@@ -133,23 +132,35 @@ class Topology:
         self.explored[index] |= mask
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts, and by layer name masks, explored masks (boolean), moving averages and initial weights."""
+        """Return counts, and by layer name masks, explored masks (boolean), moving averages and initial weights.
+
+        And the state of patterns that have one.
+        """
         names = [layer.name for layer in self.layers]
-        kinds = {"masks": self.masks, "explored": self.explored, "momentum": self.momentum, "initial": self.initial}
-        tensors = {kind: dict(zip(names, found, strict=True)) for kind, found in kinds.items() if found}
-        return {"counts": list(self.counts), **tensors}
+        states = [pattern.state_dict() for pattern in self.patterns]
+        patterns = {name: state for name, state in zip(names, states, strict=True) if state}
+        tensors = {kind: dict(zip(names, found, strict=True)) for kind, found in self._tensors().items() if found}
+        return {"counts": list(self.counts), **tensors, **({"patterns": patterns} if patterns else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; ValueError if the layers or shapes differ."""
-        for kind in [kind for kind in self.state_dict() if kind != "counts"]:
+        here = {layer.name: tuple(mask.shape) for layer, mask in zip(self.layers, self.masks, strict=True)}
+        for kind, tensors in self._tensors().items():
+            if not tensors:
+                continue
             if kind not in state:
                 raise ValueError(f"the stored state has no {kind}, which this method needs: it is of another method")
             stored = {name: tuple(tensor.shape) for name, tensor in state[kind].items()}
-            here = {layer.name: tuple(layer.weight.shape) for layer in self.layers}
             if stored != here:
                 differing = sorted({name for name, _ in stored.items() ^ here.items()})
                 raise ValueError(f"stored {kind} do not fit this model: layers {', '.join(differing)} differ")
-            tensors = [state[kind][layer.name].to(layer.weight.device, copy=True) for layer in self.layers]
-            setattr(self, kind, tensors)
+            pairs = zip(self.layers, tensors, strict=True)
+            setattr(self, kind, [state[kind][layer.name].to(old.device, copy=True) for layer, old in pairs])
+        for layer, pattern in zip(self.layers, self.patterns, strict=True):
+            pattern.load_state_dict(state.get("patterns", {}).get(layer.name, {}))
         self.counts = list(state["counts"])
         self.refresh()
+
+    def _tensors(self) -> dict[str, list[Tensor]]:
+        """Return all that is kept of each layer, by kind; some kinds only where the method asks for them."""
+        return {"masks": self.masks, "explored": self.explored, "momentum": self.momentum, "initial": self.initial}

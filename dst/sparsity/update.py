@@ -104,7 +104,7 @@ class TopologyUpdate:
             return []
         return [self.grow(view(i, "grow")) for i in self.movable(topology)]
 
-    def prune(self, topology: Topology, step: int) -> list[int]:
+    def prune(self, topology: Topology, weights: Sequence[Tensor], step: int) -> list[int]:
         """Keep the largest weights, as many as the scheduled density allows; return the layers that lost some."""
         before = topology.counts
         if self.density_curve is None:
@@ -114,7 +114,7 @@ class TopologyUpdate:
             return []
         sizes = [layer.size for layer in topology.layers]
         counts = target if self.prune_pool == "global" else level_counts(target, sizes, before)
-        topology.masks = prune_to(counts, [layer.weight.detach().abs() for layer in topology.layers], topology.masks)
+        topology.masks = prune_to(counts, [weight.abs() for weight in weights], topology.masks)
         topology.counts = count_true(topology.masks)
         return [i for i, (now, was) in enumerate(zip(topology.counts, before, strict=True)) if now < was]
 
@@ -141,7 +141,7 @@ class TopologyUpdate:
                 regrow=self.plan.regrow,
                 is_output=topology.layers[i].is_output,
             )
-            kept[i], mask = topology.pattern.update(layer.scores, scores, layer.view.mask, budget)
+            kept[i], mask = topology.patterns[i].update(layer.scores, scores, layer.view.mask, budget)
             topology.replace(i, mask)
             topology.counts[i] += layer.grow - layer.drop
         return kept

@@ -1,5 +1,6 @@
 """The parameters that weight decay acts on."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -13,15 +14,16 @@ _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @checked
-def parameter_groups(model: nn.Module, decay: Decay) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, decay: Decay, held: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
     """Return the optimizer's parameter groups: one that decays and, if needed, one with a decay of zero.
 
     ``decay``: ``all`` parameters decay; all except those of normalisation layers (``not_norms``), recognised by the
-    type of their module; or only the ``weights`` of layers (``dst.network.places``), no biases.
+    type of their module; or only the ``weights`` of layers (``dst.network.places``), no biases. ``held``: what is
+    trained of sparse layers, which are weights however they are held.
     """
     if decay == "all":
         return [{"params": list(model.parameters())}]
-    weights = {id(place.parameter) for place in places(model)}
+    weights = {id(parameter) for parameter in (*(place.parameter for place in places(model)), *held)}
     chosen: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dst.sparsity.held import all_finite
+from dst.sparsity.weights.held import all_finite
 
 
 class DivergedError(RuntimeError):

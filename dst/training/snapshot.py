@@ -28,7 +28,7 @@ class Snapshot:
         self.active: dict[str, int] = {}
         """The active weights of each layer."""
         own = dict(zip(map(id, self._model.parameters()), self.network.parameters(), strict=True))
-        self._weights = [own[id(layer.weight)] for layer in sparsifier.topology.layers]
+        self._weights = [own[id(parameter)] for parameter in sparsifier.weights.parameters]
         self._mean = self.zeros()
         self._masks = list(sparsifier.topology.masks)
         self._factors: list[Tensor] = []

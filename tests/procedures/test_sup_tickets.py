@@ -472,8 +472,8 @@ def test_every_method_can_be_superposed(name):
     density = final_density(config)
     is_own = density is None or topology.is_structured
     assert topology.active == (ticket.active if is_own else round(density * topology.size))
-    for report, mask in zip(topology.reports, topology.masks, strict=True):
-        assert report.active == report.size or topology.pattern.allows(mask)
+    for report, mask, pattern in zip(topology.reports, topology.masks, topology.patterns, strict=True):
+        assert report.active == report.size or pattern.allows(mask)
     assert_is_the_last_superposed_network(training, witness)
     assert_inactive_is_zero(training)
     if moves:
@@ -487,8 +487,8 @@ def test_structured_methods_stay_in_their_pattern(name, prune_back):
     training, witness = trained(*options)
     topology = training.sparsifier.topology
     assert topology.is_structured
-    for layer, mask in witness.states["superposed 2"]["masks"].items():
-        assert mask.all() or topology.pattern.allows(mask)
+    for pattern, (layer, mask) in zip(topology.patterns, witness.states["superposed 2"]["masks"].items(), strict=True):
+        assert mask.all() or pattern.allows(mask)
         moved = witness.states["ticket 1"]["masks"][layer] ^ witness.states["ticket 2"]["masks"][layer]
         assert mask.all() or moved.any()
     assert training.sparsifier.topology.active == witness.networks["ticket 2"].active

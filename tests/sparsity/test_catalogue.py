@@ -16,7 +16,7 @@ from dst.training.checkpoint import Checkpoints
 from dst.training.observer import NoObserver
 from dst.training.stopping import StopFlag, StopRequestedError
 from tests.composed import compose_cells
-from tests.states import same
+from tests.states import same, states_of
 
 CONF = Path(__file__).parents[2] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml"))
@@ -87,14 +87,14 @@ class Witness(NoObserver):
         self.updates += 1
         topology, update = self.training.sparsifier.topology, self.training.sparsifier.topology_update
         assert [report.active for report in layers] == [int(mask.sum()) for mask in topology.masks]
-        for report, mask in zip(layers, topology.masks, strict=True):
+        for report, mask, pattern in zip(layers, topology.masks, topology.patterns, strict=True):
             assert report.active >= 1
-            assert report.active == report.size or topology.pattern.allows(mask)
+            assert report.active == report.size or pattern.allows(mask)
         if update.redistribute is not None:
             assert sum(report.active for report in layers) == sum(self.first)
         elif update.density_curve is not None:
             assert topology.active == round(update.density_curve(step) * topology.size)
-        elif not (topology.is_structured and ablates(topology.pattern)):
+        elif not (topology.is_structured and ablates(topology.patterns[0])):
             assert [report.active for report in layers] == self.first
 
     def on_checkpoint(self, step, state):
@@ -110,7 +110,7 @@ def assert_inactive_is_zero(training):
     sparsifier = training.sparsifier
     for layer, mask in zip(sparsifier.topology.layers, sparsifier.topology.masks, strict=True):
         assert torch.count_nonzero(layer.weight[~mask]) == 0, layer.name
-        for state in layer.optimizer_state(training.optimizer):
+        for state in states_of(training.optimizer, layer.weight):
             assert torch.count_nonzero(state[~mask]) == 0, layer.name
 
 

@@ -332,6 +332,11 @@ def meta_layers():
         return Scope().layers(net())
 
 
+def start_of(model, parts, probe=None):
+    layers = Scope().layers(model)
+    return Start(layers, parts.patterns(layers), 0, probe)
+
+
 @pytest.mark.parametrize(
     ("parts", "densities"),
     [
@@ -345,7 +350,7 @@ def meta_layers():
 )
 def test_the_counts_are_those_of_the_masks_and_need_no_weights(parts, densities):
     for density in densities:
-        masks = first_masks(Start(Scope().layers(net()), parts.pattern(), seed=0), parts, density)
+        masks = first_masks(start_of(net(), parts), parts, density)
         assert first_counts(meta_layers(), parts, density) == [int(mask.sum()) for mask in masks]
 
 
@@ -354,7 +359,7 @@ def test_counts_that_need_data_are_shared_evenly_until_it_is_there():
     model = net()
     parts = FirstParts(snip, inits.random, registry.find("pattern", "unstructured").load())
     evenly = first_counts(meta_layers(), parts, 0.1)
-    masks = first_masks(Start(Scope().layers(model), parts.pattern(), 0, probe(model)), parts, 0.1)
+    masks = first_masks(start_of(model, parts, probe(model)), parts, 0.1)
     ranked = [int(mask.sum()) for mask in masks]
     assert evenly == first_counts(meta_layers(), parts_of("uniform"), 0.1) != ranked
     assert sum(evenly) == sum(ranked)

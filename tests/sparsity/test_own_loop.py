@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
-from dst.sparsity.held import all_finite, begin_state
 from dst.sparsity.init import prune_structured
 from dst.sparsity.marks import marked
 from dst.sparsity.pattern.n_m import n_m
+from dst.sparsity.weights.held import all_finite, begin_state
 from dst.training.optimizer import adamw, sgd
 
 

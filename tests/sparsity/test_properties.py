@@ -7,6 +7,7 @@ from torch import nn
 
 from dst.sparsity import Sparsifier, UpdatePlan
 from dst.sparsity.density_schedule import cubic
+from tests.states import states_of
 
 LAYERS = st.lists(
     st.one_of(
@@ -130,9 +131,9 @@ def test_promises(
                 assert report.grown == (mask & ~before[i]).sum()
                 assert report.dropped == (before[i] & ~mask).sum()
             if structured:
-                assert mask.all() or topology.pattern.allows(mask)
+                assert mask.all() or topology.patterns[i].allows(mask)
             assert torch.count_nonzero(layer.weight[~mask]) == 0
-            for state in layer.optimizer_state(optimizer):
+            for state in states_of(optimizer, layer.weight):
                 assert torch.count_nonzero(state[~mask]) == 0
                 if step % 2 == 0:
                     assert torch.count_nonzero(state[mask & ~before[i]]) == 0

@@ -31,7 +31,7 @@ def test_a_pattern_keeps_the_rows_that_are_worth_most():
     like = masks([[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0]])
     scores = [torch.tensor([[1.0, 1.0, 1.5, 9.0], [3.0, 3.0, 0.0, 0.0], [0.0, 4.0, 1.0, 5.0]])]
     among = masks([[1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 1, 1]])
-    (kept,) = prune_like(like, scores, among, constant_fan_in())
+    (kept,) = prune_like(like, scores, among, [constant_fan_in()])
     assert kept.int().tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1]]  # 2.5 < 6 < 9
 
 
@@ -47,7 +47,7 @@ def test_a_pattern_prunes_within_what_is_given_to_as_many_as_it_has(pattern, see
     tickets = [pattern.initial(torch.rand(shape, generator=generator), count) for _ in range(3)]
     like, among = tickets[0], tickets[0] | tickets[1] | tickets[2]
     scores = torch.randint(3, shape, generator=generator).float() if ties else torch.rand(shape, generator=generator)
-    (kept,) = prune_like([like], [scores], [among], pattern)
+    (kept,) = prune_like([like], [scores], [among], [pattern])
     assert not (kept & ~among).any()
     assert kept.sum() == like.sum()
     assert pattern.allows(kept)
@@ -55,7 +55,7 @@ def test_a_pattern_prunes_within_what_is_given_to_as_many_as_it_has(pattern, see
 
 def test_a_full_layer_stays_full():
     like = masks([[1, 1], [1, 1]])
-    (kept,) = prune_like(like, [torch.rand(2, 2)], like, n_m(n=1, m=2))
+    (kept,) = prune_like(like, [torch.rand(2, 2)], like, [n_m(n=1, m=2)])
     assert kept.all()
 
 

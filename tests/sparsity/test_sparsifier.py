@@ -19,6 +19,7 @@ from dst.sparsity.drop_fraction import cosine
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.select import top_k
 from dst.sparsity.view import LayerView
+from tests.states import states_of
 
 
 def net(seed=0, width=12):
@@ -91,7 +92,7 @@ def test_invariants(density, distribution, drop, grow, fraction, order, regrow, 
         assert sum(int(seen.sum()) for seen in explored) == sparsifier.topology.explored_count
         for layer, mask in zip(sparsifier.topology.layers, masks, strict=True):
             assert torch.count_nonzero(layer.weight[~mask]) == 0
-            for state in layer.optimizer_state(optimizer):
+            for state in states_of(optimizer, layer.weight):
                 assert torch.count_nonzero(state[~mask]) == 0
         if changed:
             for report in sparsifier.layers:
@@ -286,7 +287,7 @@ def test_dense_costs_nothing_and_counts_as_explored():
     model = net()
     sparsifier = Sparsifier(model, optimizer_of(model, "sgd"), density=None, distribution="dense")
     assert (sparsifier.density, sparsifier.rs) == (1.0, 1.0)
-    assert sparsifier._sparse == []
+    assert sparsifier.weights._sparse == []
 
 
 def test_scope_leaves_layers_alone():

@@ -113,7 +113,7 @@ def test_channels_last_convolutions_keep_masks_and_weights_in_step(training):
         assert run.sparsifier.updates == 1
         weights = [layer.weight for layer in run.sparsifier.topology.layers]
         for weight, mask, (_, dtyped) in zip(
-            weights, run.sparsifier.topology.masks, run.sparsifier._sparse, strict=False
+            weights, run.sparsifier.topology.masks, run.sparsifier.weights._sparse, strict=False
         ):
             assert dtyped.stride() == weight.stride() or dtyped.shape != weight.shape
             assert torch.count_nonzero(weight[~mask]) == 0

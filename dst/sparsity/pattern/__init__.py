@@ -1,7 +1,8 @@
 """What shapes a mask may take, and the selection inside that shape."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Size, Tensor
 
@@ -29,9 +30,10 @@ class Moved(NamedTuple):
 
 
 class Pattern(Protocol):
-    """A family of allowed masks. All tensors have the weight's shape; masks are boolean.
+    """The masks that one layer may have. All tensors have the weight's shape; masks are boolean.
 
-    Every pattern allows a layer that keeps all its weights, and is never asked about one.
+    Each layer has a pattern of its own, which may have a state. Every pattern allows a layer that keeps all its
+    weights, and is never asked about one.
     """
 
     def admissible(self, shape: Size, count: int) -> int:
@@ -53,3 +55,11 @@ class Pattern(Protocol):
     def allows(self, mask: Tensor) -> bool:
         """Say whether the pattern allows a mask."""
         ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the pattern has to remember of its layer: tensors and plain data; most remember nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        return None

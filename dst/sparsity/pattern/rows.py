@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Size, Tensor
 
-from dst.sparsity.pattern import Budget, Moved
+from dst.sparsity.pattern import Budget, Moved, Pattern
 from dst.sparsity.select import bottom_k, row_top_k
 
 
-class Rows(ABC):
+class Rows(Pattern, ABC):
     """A layer as rows [groups, places]; each row drops and grows until it has its quota."""
 
     @abstractmethod

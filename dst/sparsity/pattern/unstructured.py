@@ -3,11 +3,11 @@
 import torch
 from torch import Size, Tensor
 
-from dst.sparsity.pattern import Budget, Moved
+from dst.sparsity.pattern import Budget, Moved, Pattern
 from dst.sparsity.select import bottom_k, top_k
 
 
-class Unstructured:
+class Unstructured(Pattern):
     """Units are single weights, in one group a layer."""
 
     def admissible(self, shape: Size, count: int) -> int:

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dst.sparsity.scope import Layer
-from dst.sparsity.select import count_true
 
 _MIXING = {
     "Muon": "orthogonalises the step of a whole layer",
@@ -120,20 +119,3 @@ def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
     # Summing squares is the fastest pass over numbers; in half precision it would overflow at once.
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in there), torch.float32)
     return torch.isfinite(torch.stack(torch._foreach_norm(there, 2, dtype))).all()
-
-
-def check_zeros(layers: Sequence[Layer], masks: Sequence[Tensor], blame: str) -> None:
-    """Raise RuntimeError, naming the layers, if a model computes with weights outside the masks."""
-    for layer in layers:
-        for place in layer.places:
-            if place.parameter is not layer.weight:
-                raise RuntimeError(
-                    f"layer {layer.name} computes with another weight than the one that is held sparse: the weight has "
-                    "been replaced or parametrised since. Make a new Sparsifier and a new optimizer after such changes"
-                )
-    moved = count_true([(layer.weight.detach() != 0) & ~mask for layer, mask in zip(layers, masks, strict=True)])
-    if any(moved):
-        told = ", ".join(
-            f"{layer.name} ({count:,} of {layer.size:,})" for layer, count in zip(layers, moved, strict=True) if count
-        )
-        raise RuntimeError(f"inactive weights are not zero in layers {told}: the density is not as reported; {blame}")

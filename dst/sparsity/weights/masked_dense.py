@@ -1,0 +1,187 @@
+"""Dense weights with masks: what is inactive is exactly zero, in the weight as in the optimizer's state."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dst.sparsity.scope import Layer
+from dst.sparsity.select import count_true
+from dst.sparsity.weights.held import all_finite, begin_state, check_optimizer, check_trainable, hold
+
+
+class MaskedDense:
+    """The weights of all sparse layers as plain dense parameters of the model.
+
+    Inactive weights are zero and stay so, because their *gradients* are masked before the optimizer steps. Their
+    optimizer state is zero as well, so a weight that becomes active starts from zero in both.
+
+    ``masks``: boolean, of the weights' shapes; ``active``: how many weights each leaves. Raises ValueError if a weight
+    is held already.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor], active: Sequence[int]) -> None:
+        self._layers = list(layers)
+        self._optimizer: Optimizer | None = None
+        self._held = list(masks)
+        """Where weights keep value and state: within the masks, less what has been cleared since they were set."""
+        self._is_masked = False
+        """Whether the gradients are still masked: no backward pass has come since."""
+        self.release = hold(self._layers, self, MaskedDense._on_gradient)
+        """Release the layers, so that something else may hold them."""
+        self.set_masks(masks, active)
+
+    # -- what is held --------------------------------------------------------------------------------------------------
+
+    def parameter(self, i: int) -> nn.Parameter:
+        """Return what the optimizer trains of a layer."""
+        return self._layers[i].weight
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer trains, layer by layer."""
+        return [layer.weight for layer in self._layers]
+
+    def weight(self, i: int) -> Tensor:
+        """Return a layer's weight: dense, zero off the mask, without history."""
+        return self._layers[i].weight.detach()
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """All weights, layer by layer."""
+        return [layer.weight.detach() for layer in self._layers]
+
+    def gradient(self, i: int) -> Tensor | None:
+        """Return the gradient of a layer's weight: dense until it is masked; None without a backward pass."""
+        return self._layers[i].weight.grad
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """All gradients, layer by layer."""
+        return [layer.weight.grad for layer in self._layers]
+
+    def state(self, i: int) -> list[Tensor]:
+        """Return the optimizer's tensors that hold a value for each weight of a layer (momentum, Adam's moments)."""
+        weight = self._layers[i].weight
+        found = self._optimizer.state.get(weight, {}) if self._optimizer else {}
+        return [v for v in found.values() if isinstance(v, Tensor) and v.shape == weight.shape and v.dim() > 0]
+
+    # -- the optimizer -------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What trains the weights; RuntimeError before ``attach``."""
+        if self._optimizer is None:
+            raise RuntimeError("nothing trains these weights yet: call attach(optimizer) first")
+        return self._optimizer
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Let an optimizer train the weights; ValueError unless it trains all of them, each by itself."""
+        check_optimizer(optimizer, self._layers)
+        self._optimizer = optimizer
+        self.begin_state()
+
+    @torch.no_grad()
+    def begin_state(self) -> None:
+        """Bring the optimizer's state in line with the masks: after it was attached, or has got another state."""
+        begin_state(self.optimizer)
+        self._zero([i for i, _ in self._sparse], [mask for _, mask in self._sparse])
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zero the gradients of inactive weights, in one fused pass over the layers that are not full."""
+        self._is_masked = True
+        pairs = [(grad, mask) for i, mask in self._sparse if (grad := self._layers[i].weight.grad) is not None]
+        if pairs:
+            torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
+
+    def check_masked(self) -> None:
+        """Raise RuntimeError if a backward pass has come since gradients were masked."""
+        if not self._is_masked:
+            raise RuntimeError(
+                "a backward pass within the step (in apply, or by a closure of the optimizer) has made gradients that "
+                "are not masked, so that inactive weights may have moved: let it call sparsifier.mask_gradients() "
+                "after its backward pass, or do it before the step"
+            )
+
+    def check_trainable(self) -> None:
+        """Raise RuntimeError if a layer has been frozen since it is held."""
+        check_trainable(self._layers)
+
+    def _on_gradient(self) -> None:
+        self._is_masked = False
+
+    # -- masks ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def clear(self, masks: Mapping[int, Tensor]) -> None:
+        """Zero value and state of all weights of some layers that are outside these masks, by the layer's index.
+
+        If the next masks have them, they are new there.
+        """
+        self._zero(list(masks), [self._factor(i, mask) for i, mask in masks.items()])
+        for i, mask in masks.items():
+            self._held[i] = self._held[i] & mask
+
+    @torch.no_grad()
+    def set_masks(self, masks: Sequence[Tensor], active: Sequence[int], values: Sequence[Tensor] = ()) -> None:
+        """Hold the weights by these masks: all others, and their optimizer state, become zero.
+
+        ``active``: how many weights each leaves. Weights that are new start from ``values``, or else from zero.
+        """
+        for i, value in enumerate(values):
+            if masks[i] is not self._held[i]:
+                weight = self._layers[i].weight
+                weight.copy_(torch.where(masks[i] & ~self._held[i], value, weight))
+        self._held = list(masks)
+        sparse = [i for i, layer in enumerate(self._layers) if active[i] < layer.size]
+        self._sparse = [(i, self._factor(i, masks[i])) for i in sparse]
+        """The layers that are not full, and what their gradients are multiplied by."""
+        self._zero(sparse, [mask for _, mask in self._sparse])
+
+    def _factor(self, i: int, mask: Tensor) -> Tensor:
+        """Return a mask as 0 and 1 in the weight's dtype and layout: five times as fast as a boolean one."""
+        return torch.empty_like(self._layers[i].weight).copy_(mask)
+
+    def _zero(self, indices: Sequence[int], factors: Sequence[Tensor]) -> None:
+        """Multiply the weights of some layers, and their optimizer state, by these factors in one fused pass."""
+        pairs = [
+            (tensor, factor)
+            for i, factor in zip(indices, factors, strict=True)
+            for tensor in (self.weight(i), *self.state(i))
+        ]
+        if pairs:
+            torch._foreach_mul_([tensor for tensor, _ in pairs], [factor for _, factor in pairs])
+
+    # -- checks --------------------------------------------------------------------------------------------------------
+
+    def all_finite(self, *, gradients: bool = False, weights: bool = False) -> bool:
+        """Say whether all gradients, weights or both are finite; waits for the device."""
+        return bool(all_finite([*(self.gradients if gradients else []), *(self.weights if weights else [])]))
+
+    @torch.no_grad()
+    def check_zeros(self, masks: Sequence[Tensor], blame: str) -> None:
+        """Raise RuntimeError, naming layers, if the model computes with weights outside the masks; says whom to blame.
+
+        One pass over the weights of the model as it computes now; waits for the device.
+        """
+        for layer in self._layers:
+            if any(place.parameter is not layer.weight for place in layer.places):
+                raise RuntimeError(
+                    f"layer {layer.name} computes with another weight than the one that is held sparse: the weight has "
+                    "been replaced or parametrised since. Make a new Sparsifier and a new optimizer after such changes"
+                )
+        moved = count_true([(weight != 0) & ~mask for weight, mask in zip(self.weights, masks, strict=True)])
+        if any(moved):
+            told = ", ".join(
+                f"{layer.name} ({count:,} of {layer.size:,})"
+                for layer, count in zip(self._layers, moved, strict=True)
+                if count
+            )
+            raise RuntimeError(
+                f"inactive weights are not zero in layers {told}: the density is not as reported; {blame}"
+            )
