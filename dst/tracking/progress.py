@@ -55,7 +55,7 @@ class Bar:
     """A tqdm bar with rate, ETA and the latest figures."""
 
     def __init__(self, total: int, start: int) -> None:
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
+        self._bar = _OnlyBar(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -68,6 +68,18 @@ class Bar:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+
+class _OnlyBar(tqdm):  # type: ignore[type-arg]  # which it has for type checkers only
+    """A bar on a terminal of any number of rows, since there is no other bar that it would have to make room for.
+
+    A terminal whose size nobody has set has 0 rows, and there tqdm would hide its bar for good.
+    """
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show the bar."""
+        self.nrows = None
+        super().display(msg, pos)
 
 
 class Lines:

@@ -136,6 +136,14 @@ def read_until(terminal: int, text: bytes) -> bytes:
     return seen
 
 
+def test_a_terminal_whose_size_nobody_has_set_shows_the_bar(tmp_path):
+    process, terminal = on_a_terminal([sys.executable, str(REPOSITORY / "run.py"), *TINY], tmp_path, 0, 0)
+    seen = read_until(terminal, b"\0")
+    assert ended(process) == 0
+    os.close(terminal)
+    assert b"42/42" in seen
+
+
 def test_a_terminal_of_any_size_shows_the_bar(tmp_path):
     command = [sys.executable, str(REPOSITORY / "run.py"), *TINY, "schedule.epochs=100"]
     process, terminal = on_a_terminal(command, tmp_path, 0, 0)
