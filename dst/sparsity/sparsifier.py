@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dst.fractions import Curve
 from dst.options import Range, checked, refuse
 from dst.seeding import derive_seed
-from dst.sparsity.distribution import Distribution
+from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.held import (
     all_finite,
     begin_state,
@@ -90,7 +90,7 @@ class Sparsifier:
         optimizer: Optimizer,
         *,
         density: FirstDensity | None,
-        distribution: str | Distribution | Criterion | None = "erk",
+        distribution: str | Distribution | NamedDistribution | Criterion | None = "erk",
         init: str | Init = "random",
         pattern: str | Callable[[], Pattern] = "unstructured",
         drop: str | Score | None = DEFAULT,
