@@ -87,14 +87,14 @@ def unfinished(config: Config, key: str) -> Iterator[str]:
         return
     folder = Path(get(config, key))
     try:
-        status = read_status(folder) or {"state": State.UNKNOWN}
+        state = (read_status(folder) or {"state": State.UNKNOWN})["state"]
     except RecordError as error:
         yield f"{key}={folder}: {error}"
         return
-    if status["state"] != State.DONE:
+    if state != State.DONE:
         yield (
-            f"{key}={folder}: this run is not done but {status['state']} (status.json), and how dense its layers will "
-            "be at its end is not known yet: finish it first, or give another run"
+            f"{key}={folder}: this run is not done, its state is {state}, so that the masks in its newest checkpoint "
+            "are not its final ones: finish it first, or give another run"
         )
 
 

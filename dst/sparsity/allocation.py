@@ -29,10 +29,13 @@ def allocate(distribution: Distribution, shapes: Sequence[Shape], density: First
     falls_short = not math.isclose(given, wanted, rel_tol=1e-9)
     total = round(given if falls_short else wanted)
     if total < len(sizes):
-        least = "choose a larger one" if falls_short else f"the least is {_rounded_up(len(sizes) / sum(sizes)):g}"
+        least = _rounded_up(len(sizes) / sum(sizes))
+        mend = (
+            "this distribution falls short of its density, take another" if falls_short else f"the least is {least:g}"
+        )
         raise ValueError(
             f"{total} active weights cannot be shared among {len(sizes)} layers of {sum(sizes)} weights in all: every "
-            f"layer keeps at least one. The density is too small; {least}"
+            f"layer keeps at least one. The density is too small: {mend}"
         )
     return layer_counts(densities, sizes, total)
 
