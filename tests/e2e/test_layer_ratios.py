@@ -184,10 +184,7 @@ def test_a_run_that_is_not_done_is_refused_however_it_is_named(tmp_path):
             "sparsity.distribution.name=pyramidal sparsity.distribution.clip=true",
             "sparsity.distribution.clip=true would be ignored: distribution 'pyramidal' takes classifier",
         ),
-        (
-            "sparsity.distribution.name=pyramid",
-            ("sparsity.distribution.name=pyramid", "unknown distribution 'pyramid': did you mean 'pyramidal'?"),
-        ),
+        ("sparsity.distribution.name=pyramid", "unknown distribution 'pyramid': did you mean 'pyramidal'?"),
         ("sparsity.distribution.name=balanced sparsity.density=0", "sparsity.density=0.0: must be in (0, 1)"),
         ("sparsity.distribution.name=pyramidal sparsity.density=1.5", "sparsity.density=1.5: must be in (0, 1)"),
         ("sparsity.distribution.name=balanced sparsity.density=-0.1", "sparsity.density=-0.1: must be in (0, 1)"),
