@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dst.records.catalog import find_runs
 from dst.records.read import read_json, read_layers, read_status, read_summary
 from dst.sparsity.allocation import allocate
 from dst.training.checkpoint import Checkpoints
+from tests.e2e.test_identity import carry_out, frozen
 from tests.processes import run, run_folder, traces
 
 SILENT = ("tracking=none", "tracking.progress=none", "hardware.threads=1")
@@ -139,6 +141,16 @@ def test_a_killed_run_goes_on_bit_identically_without_its_source(gmp, tmp_path):
     anew = run(*FROM_RUN, *given, "output.resume=never", cwd=tmp_path / "killed")
     assert anew.code == 2
     assert f"sparsity.distribution.path={source}: there is no checkpoint" in anew.output
+
+
+def test_a_queued_run_takes_the_ratios_that_it_was_submitted_with(gmp, tmp_path):
+    shutil.copytree(gmp, source := tmp_path / "source")
+    queued = frozen(tmp_path, *FROM_RUN, f"sparsity.distribution.path={source}", "hardware=cpu")
+    ended = carry_out(queued)
+    assert ended.returncode == 0, ended.stderr
+    assert first_counts(Path(queued.folder)) == counts_of(gmp)
+    about = read_json(Path(queued.folder) / "run.json")
+    assert about["sources"]["sparsity.distribution.path"] == about["identity"]["sparsity.distribution.digest"]
 
 
 # -- refusing ----------------------------------------------------------------------------------------------------------
