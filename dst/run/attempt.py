@@ -238,6 +238,8 @@ class _Attempt:
         """Test once, write the summary, and only then record the run as done."""
         summary: dict[str, Any] = dict(self.training.finish(self.parts.test_batches))
         summary["flops/train_ratio"] = summary["flops/train"] / self.parts.dense_training_flops
+        if (asked := self.cell.config.sparsity.density) is not None:
+            summary["sparsity/nominal_density"] = asked
         self.record.write_summary(summary)
         self.summary = summary
         self.record.close()

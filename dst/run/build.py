@@ -23,7 +23,7 @@ from dst.data.splits import train_val_split
 from dst.fractions import Curve, step_at
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.procedures.method import Length, Method
-from dst.run.sources import checkpoint, stored, with_checkpoints
+from dst.run.sources import CHECKPOINTS, checkpoint, stored, with_checkpoints
 from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
@@ -300,10 +300,15 @@ def make_update(config: Config, steps: int) -> TopologyUpdate | None:
 
 def first_parts(config: Config) -> FirstParts:
     """Return the parts of the method that make the first masks."""
-    init = part(config, "sparsity.init")
-    if config.sparsity.init.path is not None:
-        init = partial(init, path=str(checkpoint(config, "sparsity.init.path")))
-    return FirstParts(part(config, "sparsity.distribution"), init, part(config, "sparsity.pattern"))
+    return FirstParts(*(_first_part(config, f"sparsity.{slot}") for slot in ("distribution", "init", "pattern")))
+
+
+def _first_part(config: Config, slot: str) -> Any:
+    """Return what fills a slot; a part that looks at another run gets the checkpoint in the place of its folder."""
+    found, key = part(config, slot), f"{slot}.path"
+    if key not in CHECKPOINTS or get(config, key) is None:
+        return found
+    return partial(found, path=str(checkpoint(config, key)))
 
 
 def initial_density(config: Config) -> float | None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dst import registry
-from dst.config.schema import Config, ConfigError, bound_options, marks
+from dst.config.schema import Config, ConfigError, bound_options, get, marks
 from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
@@ -28,7 +28,7 @@ from dst.run.build import (
     part,
     total_steps,
 )
-from dst.run.sources import stored
+from dst.run.sources import stored, unfinished
 from dst.run.terms import in_config_terms
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import uniform
@@ -95,11 +95,13 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         layers = make_scope(config).layers(model)
         with _collected(problems):
             _check_batches(config, len(train))
-        with _collected(problems, f"sparsity.init.path={config.sparsity.init.path}: "):
-            _check_masks(config, layers)
+        misfits = list(_misfits(config, layers))
+        problems += misfits
         if (name := config.sparsity.redistribute.name) != registry.NONE:
             with _collected(problems):
                 check_sharing(layers, f"sparsity.redistribute.name={name}")
+        if misfits and config.sparsity.distribution.path is not None:  # they would be told twice
+            return
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
             _check_density(config, layers)
@@ -240,13 +242,21 @@ def _check_sources(config: Config, model: nn.Module) -> None:
         raise ConfigError([f"model.weights={config.model.weights} is of another model: {differing} differ"])
 
 
-def _check_masks(config: Config, layers: list[Layer]) -> None:
-    """Raise ValueError if the masks of another run, to start from, do not fit the model."""
-    if config.sparsity.init.path is None:
-        return
-    masks = stored(config, "sparsity.init.path")["sparsifier"]["masks"]
-    if differing := _differing(masks, {layer.name: layer.weight for layer in layers}):
-        raise ValueError(f"its masks are of another model or scope: layers {differing} differ")
+def _misfits(config: Config, layers: list[Layer]) -> Iterator[str]:
+    """Yield why the masks of other runs cannot be used: they are of another model, or not the final ones."""
+    here = {layer.name: layer.weight for layer in layers}
+    for key in ("sparsity.init.path", "sparsity.distribution.path"):
+        if get(config, key) is None:
+            continue
+        try:
+            masks = stored(config, key)["sparsifier"]["masks"]
+        except ConfigError as error:
+            yield from error.problems
+            continue
+        if differing := _differing(masks, here):
+            yield f"{key}={get(config, key)}: its masks are of another model or scope: layers {differing} differ"
+    if config.sparsity.distribution.path is not None:
+        yield from unfinished(config, "sparsity.distribution.path")
 
 
 def _differing(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> str:

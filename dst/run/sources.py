@@ -8,7 +8,7 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +17,16 @@ from dst import registry
 from dst.config.schema import Config, ConfigError, Data, get, with_value
 from dst.data import published
 from dst.files import OtherContentError, read_verified, sha256
+from dst.records.read import read_status
+from dst.records.states import State
+from dst.records.store import RecordError
 from dst.run.terms import in_config_terms
 
-CHECKPOINTS: Final = {"model.weights": "model.weights_digest", "sparsity.init.path": "sparsity.init.digest"}
+CHECKPOINTS: Final = {
+    "model.weights": "model.weights_digest",
+    "sparsity.init.path": "sparsity.init.digest",
+    "sparsity.distribution.path": "sparsity.distribution.digest",
+}
 """Keys that name a run to start from -> keys of the digest of its checkpoint."""
 
 Known = dict[tuple[str, ...], "str | ConfigError"]
@@ -69,6 +76,26 @@ def going_on(config: Config, folder: Path) -> Config:
     for key in given:
         config = with_value(with_value(config, key, str(folder)), CHECKPOINTS[key], None)
     return config
+
+
+def unfinished(config: Config, key: str) -> Iterator[str]:
+    """Yield that the run at a key is not done, so that what its newest checkpoint holds is not its end.
+
+    A run that goes on looks at its own checkpoint (``going_on``), which needs not be the end of anything.
+    """
+    if get(config, CHECKPOINTS[key]) is None:
+        return
+    folder = Path(get(config, key))
+    try:
+        state = (read_status(folder) or {"state": State.UNKNOWN})["state"]
+    except RecordError as error:
+        yield f"{key}={folder}: {error}"
+        return
+    if state != State.DONE:
+        yield (
+            f"{key}={folder}: this run is not done, its state is {state}, so that the masks in its newest checkpoint "
+            "are not its final ones: finish it first, or give another run"
+        )
 
 
 def sources(config: Config) -> dict[str, str]:

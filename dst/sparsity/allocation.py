@@ -26,7 +26,24 @@ def allocate(distribution: Distribution, shapes: Sequence[Shape], density: First
         return [round(d * n) for d, n in zip(distribution(shapes, 1.0), sizes, strict=True)]
     densities, wanted = distribution(shapes, density), density * sum(sizes)
     given = sum(d * n for d, n in zip(densities, sizes, strict=True))
-    return layer_counts(densities, sizes, round(wanted if math.isclose(given, wanted, rel_tol=1e-9) else given))
+    falls_short = not math.isclose(given, wanted, rel_tol=1e-9)
+    total = round(given if falls_short else wanted)
+    if total < len(sizes):
+        least = _rounded_up(len(sizes) / sum(sizes))
+        mend = (
+            "this distribution falls short of its density, take another" if falls_short else f"the least is {least:g}"
+        )
+        raise ValueError(
+            f"{total} active weights cannot be shared among {len(sizes)} layers of {sum(sizes)} weights in all: every "
+            f"layer keeps at least one. The density is too small: {mend}"
+        )
+    return layer_counts(densities, sizes, total)
+
+
+def _rounded_up(number: float) -> float:
+    """Return a positive number with three digits, not below the number."""
+    ones = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return math.ceil(number / ones) * ones
 
 
 def layer_counts(densities: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:

@@ -2,20 +2,24 @@
 
 A distribution is a function ``(shapes, density) -> densities``, one real number in [0, 1] a layer, such that the
 densities weighted by layer size average to ``density``. The criteria in ``dst.sparsity.saliency`` are the other kind:
-they look at weights or data, and give each layer its share of the most salient weights of the network.
+they look at weights or data, and give each layer its share of the most salient weights of the network. A distribution
+that is marked ``names`` has to know which layer is which, so it is given the shapes by name.
 
 ``classifier``, where it is an option, fixes the density of the last layer; the others share the rest.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
-from dst.options import Range, checked
+from dst.options import ASIDE, SHA256, Range, checked
 from dst.sparsity.marks import marked
+from dst.sparsity.masks_file import read_masks
 
 Shape = Sequence[int]
 Distribution = Callable[[Sequence[Shape], float], list[float]]
+NamedDistribution = Callable[[Mapping[str, Shape], float], list[float]]
+"""A distribution that is marked ``names``: from the shape of each layer, by its name."""
 
 Classifier = Annotated[float, Range(0, 1, "(]"), "density of the last layer; the others share the rest"]
 Clip = Annotated[bool, "limit layers that would exceed a density of 1 to 1; the total then falls short of the density"]
@@ -65,6 +69,48 @@ def erk(
     return _with_fixed(_clipped_erk if clip else _erk, shapes, density, last=classifier)
 
 
+@checked
+def balanced(
+    shapes: Sequence[Shape], density: float, *, classifier: Classifier | None = None, clip: Clip = False
+) -> list[float]:
+    """Give every layer the same number of weights (Gadhikar et al. 2023); smaller layers are full, the others share.
+
+    ``clip``: as in the published code, the number is that of the first sharing, all weights by all layers, and no other
+    layer gets what does not fit into the small ones, so that the total falls short of the density.
+    """
+    return _with_fixed(_clipped_balanced if clip else _balanced, shapes, density, last=classifier)
+
+
+@checked
+def pyramidal(shapes: Sequence[Shape], density: float, *, classifier: Classifier | None = None) -> list[float]:
+    """Let the density fall by the same factor from layer to layer: x, x^2, x^3, ... (Gadhikar et al. 2023).
+
+    Layers come in the order in which the model's modules are registered, which in all of ``dst.models`` is that of a
+    forward pass.
+    """
+    return _with_fixed(_pyramidal, shapes, density, last=classifier)
+
+
+@marked("names")
+@checked
+def from_run(
+    shapes: Mapping[str, Shape],
+    density: float,
+    *,
+    path: Annotated[str, ASIDE, "the folder of the finished run whose layer densities are taken"],
+    digest: Annotated[str | None, SHA256, "identifies the checkpoint; null: the newest in the folder"] = None,
+) -> list[float]:
+    """Take the layer densities of another run, scaled; what would exceed a density of 1 is shared out in proportion.
+
+    They are those of the masks in its checkpoint, or in what ``Sparsifier.state_dict`` returned, in a torch file. A
+    layer without any weight there counts as one with a single weight. Raises ValueError if the run has other layers, or
+    another ``digest`` (SHA-256 in hex).
+    """
+    masks = read_masks(path, digest, shapes)
+    found = [max(1, int(masks[name].count_nonzero())) / masks[name].numel() for name in shapes]
+    return _scaled(found, list(shapes.values()), density)
+
+
 def _same(shapes: Sequence[Shape], density: float) -> list[float]:
     return [density for _ in shapes]
 
@@ -83,6 +129,26 @@ def _clipped_er(shapes: Sequence[Shape], density: float) -> list[float]:
 
 def _clipped_erk(shapes: Sequence[Shape], density: float) -> list[float]:
     return _clipped([_ratio(shape) for shape in shapes], shapes, density)
+
+
+def _balanced(shapes: Sequence[Shape], density: float) -> list[float]:
+    return _scaled([1 / math.prod(shape) for shape in shapes], shapes, density)
+
+
+def _clipped_balanced(shapes: Sequence[Shape], density: float) -> list[float]:
+    return _clipped([1 / math.prod(shape) for shape in shapes], shapes, density)
+
+
+def _pyramidal(shapes: Sequence[Shape], density: float) -> list[float]:
+    """Return x, x^2, ... for the x at which they average to the density; the average rises from 0 to 1 with x."""
+    sizes = [math.prod(shape) for shape in shapes]
+    wanted, low, high = density * sum(sizes), 0.0, 1.0
+    while low < (x := (low + high) / 2) < high:  # until no number lies between the two
+        if sum(x**i * n for i, n in enumerate(sizes, start=1)) < wanted:
+            low = x
+        else:
+            high = x
+    return [high**i for i in range(1, len(sizes) + 1)]
 
 
 def _ratio(shape: Shape) -> float:

@@ -5,23 +5,21 @@ the masks of another run, or prune given (for instance trained) weights at a rat
 plasticity (Liu et al. 2021).
 """
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from dst import registry
-from dst.files import read_verified
 from dst.fractions import exact
 from dst.options import ASIDE, SHA256, Range, check_part, checked
 from dst.registry import MemberOf
 from dst.sparsity.initial_masks import Start
 from dst.sparsity.marks import marked
+from dst.sparsity.masks_file import read_masks
 from dst.sparsity.saliency import gradient
 from dst.sparsity.select import pooled_top_k, top_k
 
@@ -78,25 +76,8 @@ def file(
 
     Raises ValueError if it has other layers, or another ``digest`` (SHA-256 in hex).
     """
-    state = torch.load(io.BytesIO(read_verified(Path(path), digest)), map_location="cpu", weights_only=True)
-    masks = state.get("sparsifier", state).get("masks")
-    here = {layer.name: layer.weight.shape for layer in start.layers}
-    if masks is None:
-        raise ValueError(f"there are no masks in {path}: give the checkpoint of a run")
-    theirs = {name: mask.shape for name, mask in masks.items()}
-    if theirs != here:
-        told = ", ".join(
-            f"{name} is {_size(theirs.get(name))} there and {_size(here.get(name))} here"
-            for name in sorted({name for name, _ in theirs.items() ^ here.items()})
-        )
-        raise ValueError(
-            f"the masks in {path} do not fit this model and scope: {told}. Take masks of the same model and scope"
-        )
+    masks = read_masks(path, digest, {layer.name: layer.weight.shape for layer in start.layers})
     return [masks[layer.name].to(layer.weight.device, torch.bool) for layer in start.layers]
-
-
-def _size(shape: torch.Size | None) -> str:
-    return "x".join(map(str, shape)) if shape is not None else "missing"
 
 
 @marked("own_counts", "free_form")

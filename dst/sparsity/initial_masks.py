@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import allocate
-from dst.sparsity.distribution import Distribution, uniform
+from dst.sparsity.distribution import Distribution, NamedDistribution, uniform
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.pattern import Pattern
 from dst.sparsity.saliency import Criterion, Probe
@@ -83,7 +83,7 @@ Init = Callable[[Start], list[Tensor]]
 class FirstParts:
     """The parts of a method that make its first masks; ``pattern`` makes the pattern of one layer."""
 
-    distribution: Distribution | Criterion | None
+    distribution: Distribution | NamedDistribution | Criterion | None
     init: Init
     pattern: Callable[[], Pattern]
 
@@ -133,9 +133,19 @@ def first_counts(
     elif ranks and by_rank is not None:
         counts = by_rank(cast(Criterion, parts.distribution), cast(float, density))
     else:
-        distribution = uniform if ranks else cast(Distribution, parts.distribution)
+        distribution = uniform if ranks else _by_shape(cast(Distribution, parts.distribution), layers)
         counts = allocate(distribution, [layer.weight.shape for layer in layers], density)
     return _admissible(parts.patterns(layers), layers, counts)
+
+
+def _by_shape(distribution: Distribution | NamedDistribution, layers: Sequence[Layer]) -> Distribution:
+    """Return a distribution as one that is given the shapes of these layers, and nothing else."""
+    if "names" not in marks_of(distribution):
+        return cast(Distribution, distribution)
+    named = cast(NamedDistribution, distribution)
+    return lambda shapes, density: named(
+        {layer.name: shape for layer, shape in zip(layers, shapes, strict=True)}, density
+    )
 
 
 def _admissible(patterns: Sequence[Pattern], layers: Sequence[Layer], counts: Sequence[int]) -> list[int]:

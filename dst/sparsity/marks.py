@@ -14,6 +14,7 @@ Mark = Literal[
     "data",
     "own_counts",
     "ranks",
+    "names",
     "structured",
     "units",
     "free_form",
@@ -28,9 +29,10 @@ Mark = Literal[
 average of dense gradients, so needs these at every step. ``after_drop``: a grow score that must know which weights have
 left, and sees no dense gradients. ``cuts``: a drop score that makes all weights leave whose score is negative, however
 many. ``data``: looks at training batches. ``own_counts``: decides itself how many weights are kept, without a density.
-``ranks``: a criterion that ranks all weights of a network. ``structured``: a pattern that keeps quotas. ``units``:
-works on output units, and takes the first dimension of a weight for them. ``free_form``: an init whose masks follow no
-pattern. ``fixes_first``, ``fixes_last``: a distribution that gives the first or the last layer a density of its own.
+``ranks``: a criterion that ranks all weights of a network. ``names``: a distribution that is given the layers by name.
+``structured``: a pattern that keeps quotas. ``units``: works on output units, and takes the first dimension of a weight
+for them. ``free_form``: an init whose masks follow no pattern. ``fixes_first``, ``fixes_last``: a distribution that
+gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself.
 """

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dst.fractions import Curve
 from dst.options import Range, checked, refuse
 from dst.seeding import derive_seed
-from dst.sparsity.distribution import Distribution
+from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import marks_of
 from dst.sparsity.options import FirstDensity, Part, Pool, pattern_problems, scope_problems
@@ -83,7 +83,7 @@ class Sparsifier:
         optimizer: Optimizer | None,
         *,
         density: FirstDensity | None,
-        distribution: str | Distribution | Criterion | None = "erk",
+        distribution: str | Distribution | NamedDistribution | Criterion | None = "erk",
         init: str | Init = "random",
         pattern: str | Callable[[], Pattern] = "unstructured",
         drop: str | Score | None = DEFAULT,

@@ -33,7 +33,8 @@ class Counters:
     """All plain numbers that a resume needs.
 
     ``step``: steps taken, in all phases; ``phase``: the index of the present one, which is that of no phase at the end
-    if the last one has an end of its own; ``evaluated``: the step of the last validation.
+    if the last one has an end of its own; ``evaluated``: the step of the last validation; ``initial_active``: the
+    weights of the first masks, None where earlier versions of this code began the run.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class Counters:
     seconds: float = 0.0
     logged_samples: int = 0
     logged_seconds: float = 0.0
+    initial_active: int | None = None
 
 
 class _StopAskedError(Exception):
@@ -120,6 +122,8 @@ class Training:
     def _run(self, observer: Observer, watch: Watch) -> None:
         self.processes.check_masks(self.sparsifier.topology, f"at step {self.counters.step}")
         self._started = time.perf_counter() - self.counters.seconds
+        if self.counters.step == 0:
+            self.counters.initial_active = self.sparsifier.topology.active
         self._evaluate_if_due(observer)
         while not self.is_over:
             if self.phase_step == 0 and self.phase.begin is not None:
@@ -214,6 +218,7 @@ class Training:
             "test/loss": test.loss,
             **({} if self.val_batches is None else _validation(selected["loss"], selected["accuracy"])),
             "selected_step": selected["step"],
+            **self._initial_density(),
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
@@ -226,6 +231,11 @@ class Training:
             "time/samples_per_second": counters.samples / counters.seconds,
             **self.correction.figures(counters.step / len(self.train_batches)),
         }
+
+    def _initial_density(self) -> dict[str, float]:
+        """Return the density of the first masks, if it is known."""
+        active = self.counters.initial_active
+        return {} if active is None else {"sparsity/initial_density": active / self.sparsifier.topology.size}
 
     # -- one step ------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,8 @@ SCORES = ("drop", "grow", "redistribute")
 """Kinds whose members are called at every update: their options are checked when they are handed over."""
 
 FREE = {
-    *["model.weights", "sparsity.label", "sparsity.init.path", "sparsity.scope.include", "sparsity.scope.exclude"],
+    *["model.weights", "sparsity.label", "sparsity.init.path", "sparsity.distribution.path"],
+    *["sparsity.scope.include", "sparsity.scope.exclude"],
     *[f"hardware.slurm.{name}" for name in ("partition", "account", "qos", "constraint", "setup", "options")],
     *[f"tracking.{name}" for name in ("project", "entity", "tags", "notes")],
 }

@@ -329,11 +329,15 @@ def test_a_run_that_goes_on_needs_its_source_no_more(source, tmp_path):
     assert "there is no checkpoint" in anew.output
 
 
-@pytest.mark.parametrize("key", ["model.weights", "sparsity.init.path"])
+@pytest.mark.parametrize("key", CHECKPOINTS)
 def test_a_checkpoint_that_is_gone_or_changed_fails_the_run_and_both_digests_are_named(source, key, monkeypatch):
-    masks = ("sparsity=static", "sparsity.density=null", "sparsity.distribution.name=none", "sparsity.init.name=file")
-    options = masks if key != "model.weights" else ("sparsity=dense",)
-    ((_, config),) = composed(*DIGITS, *options, f"{key}={source}")
+    options = {
+        "model.weights": "sparsity=dense",
+        "sparsity.init.path": "sparsity=static sparsity.density=null sparsity.distribution.name=none "
+        "sparsity.init.name=file",
+        "sparsity.distribution.path": "sparsity=static sparsity.distribution.name=from_run",
+    }
+    ((_, config),) = composed(*DIGITS, *options[key].split(), f"{key}={source}")
     config = identified(complete(config), {})
     digest, _ = newest(source)
     file = Checkpoints(source / "checkpoints").newest()

@@ -41,7 +41,7 @@ from dst.run import build as building
 from dst.run import feasible
 from dst.run import forecast as forecasting
 from dst.run.cell import Cell
-from dst.run.sources import identified
+from dst.run.sources import CHECKPOINTS, identified
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONF = REPOSITORY / "conf"
@@ -122,6 +122,12 @@ COMMANDS: tuple[str, ...] = (
     f"sparsity=static sparsity.distribution.name=none sparsity.density=null sparsity.init.name=file "
     f"sparsity.init.path={SOURCE} sparsity.init.digest={'4' * 64}",
     f"model.weights={SOURCE} model.weights_digest={'5' * 64} sparsity=static",
+    "sparsity=static sparsity.distribution.name=balanced",
+    f"{CIFAR} model=resnet18 sparsity=random_pruning sparsity.distribution.name=balanced sparsity.density=0.3 "
+    "sparsity.distribution.clip=true",
+    f"{CIFAR} model=resnet18 sparsity=random_pruning sparsity.distribution.name=pyramidal sparsity.density=0.3",
+    f"sparsity=rigl sparsity.distribution.name=from_run sparsity.density=0.5 sparsity.distribution.path={SOURCE} "
+    f"sparsity.distribution.digest={'6' * 64}",
     # schedules, selection, interpolation
     "schedule.select=best_val schedule.eval_every_epochs=5 schedule.epochs=20 sparsity=gmp",
     "schedule.optimizer.name=adamw schedule.optimizer.beta2=0.99 schedule.lr.name=constant schedule.lr.peak=0.001 "
@@ -315,7 +321,7 @@ def _config(command: str) -> tuple[Config, dict[str, Any]]:
 
 def _counts(config: Config) -> dict[str, Any]:
     """Return weights and FLOPs of a run at its first step."""
-    for key, digest in (("model.weights", "model.weights_digest"), ("sparsity.init.path", "sparsity.init.digest")):
+    for key, digest in CHECKPOINTS.items():
         if get(config, key) is not None:  # the bits of what is there differ between machines, and so does their digest
             config = with_value(with_value(config, key, _source()), digest, None)
     config = with_value(config, "hardware", Config().hardware)  # which changes no count
