@@ -334,7 +334,7 @@ def test_layers_come_in_the_order_of_a_forward_pass(name):
         model = registry.find("model", name).load()(shape, 10).eval()
         layers, seen = Scope().layers(model), []
         for layer in layers:
-            layer.modules[0].register_forward_hook(lambda *_, name=layer.name: seen.append(name))
+            layer.places[0].module.register_forward_hook(lambda *_, name=layer.name: seen.append(name))
         model(torch.empty(1, *shape))
     assert seen == [layer.name for layer in layers]
 
