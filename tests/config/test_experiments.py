@@ -219,7 +219,7 @@ CIFAR = {
 }
 IMAGENET = {
     **SGD,
-    **{"model.name": "resnet50", "model.fan_in": True, "data.name": "imagenet", "data.val_fraction": 0, "seed": 17},
+    **{"model.name": "resnet50", "model.init": "fan_in", "data.name": "imagenet", "data.val_fraction": 0, "seed": 17},
     **{"schedule.epochs": 100, "schedule.lr.warmup_epochs": 5, "schedule.label_smoothing": 0.1},
     **{"schedule.optimizer.weight_decay": 1e-4, "schedule.optimizer.decay": "not_norms"},
     "schedule.optimizer.nesterov": False,

@@ -82,7 +82,7 @@ COMMANDS: tuple[str, ...] = (
     f"{CIFAR} model=wrn_28_10 sparsity=rigl_itop sparsity.distribution.clip=true",
     f"data=tiny_imagenet data.digest={'2' * 64} {STATISTICS} model=resnet18_imagenet schedule=granet_imagenet "
     "schedule.epochs=6 schedule.update_every=1000 sparsity=granet_uniform",
-    f"{IMAGENET} schedule=itop_imagenet model=resnet34_imagenet model.fan_in=true sparsity=set_itop",
+    f"{IMAGENET} schedule=itop_imagenet model=resnet34_imagenet model.init=fan_in sparsity=set_itop",
     f"{IMAGENET} schedule=rigl_imagenet model=resnet50 sparsity=rigl sparsity.density=0.2 schedule.accumulate=32",
     f"{IMAGENET} schedule=shuffled_imagenet model=resnet101 sparsity=static sparsity.distribution.name=uniform",
     f"data=image_folder data.root=pictures data.digest={'3' * 64} data.size=64 {STATISTICS} model=resnet152 "
