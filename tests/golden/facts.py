@@ -147,6 +147,12 @@ COMMANDS: tuple[str, ...] = (
     "+experiment=itop/rigl",
     "+experiment=agent/set",
     "+experiment=sup_tickets/cifar_granet",
+    "+experiment=random_pruning/static",
+    "+experiment=random_pruning/er_dst",
+    "data=cifar10 schedule=er_cifar model=vgg16 sparsity=random_pruning sparsity.distribution.name=er "
+    "model.init=signed_constant model.bias_scale=0 'model.init_density=${sparsity.density}'",
+    "data=cifar100 schedule=er_dst_cifar model=resnet18 model.init=looks_linear sparsity=gmp "
+    "sparsity.distribution.name=erk sparsity.density_schedule.initial=0.01 sparsity.density=0.001",
     "data.val_fraction=0 schedule.clip_norm=1 schedule.clip_value=0.5 schedule.max_steps=100",
     # hardware, tracking and what changes no result
     "hardware=gpu",
