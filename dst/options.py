@@ -275,7 +275,7 @@ class Option:
 
     def is_used(self, value: Any) -> bool:
         """Say whether a value asks for something: true, or another than the default."""
-        return value is True or (value not in (None, False) and value != self.default)
+        return value is True or (value is not None and value is not False and value != self.default)
 
     def unset(self, called: Names = str) -> str:
         """Return how to leave the option out."""

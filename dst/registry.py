@@ -47,6 +47,7 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
         "models.resnet_imagenet",
         "models.wrn",
     ),
+    "model_init": ("models.init",),
     "data": ("data.digits", "data.mnist", "data.cifar", "data.folder", "data.tiny_imagenet"),
     "distribution": ("sparsity.distribution", "sparsity.saliency"),
     "criterion": ("sparsity.saliency",),

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Final
 
 from dst import registry
 from dst.config.schema import SLOTS, Config, flatten, get, leaves
@@ -14,6 +14,9 @@ from dst.records.label import labelled, wrappers_of
 SCHEMA_VERSION = 2
 """Part of every run id. Raise it when the meaning or the default of an existing key changes."""
 
+_FORMERLY: Final = {("model.init", "fan_in"): ("model.fan_in", True)}
+"""Settings -> as they were written when runs got their ids by them. Identities keep that, so that ids stay."""
+
 
 def identity(config: Config) -> dict[str, Any]:
     """Return what identifies the run: the identity fields that do not have their default value, by dotted key."""
@@ -21,11 +24,16 @@ def identity(config: Config) -> dict[str, Any]:
     for slot in SLOTS:
         defaults |= {f"{slot}.{name}": value for name, value in _defaults_of(config, slot).items()}
     defaults["data.digest"] = published.digest(config.data.name)
-    return {
+    found = {
         key: value
         for key, value, is_identity in leaves(config)
         if is_identity and value is not None and value != defaults[key]
     }
+    for (key, value), (former_key, former_value) in _FORMERLY.items():
+        if found.get(key) == value:
+            del found[key]
+            found[former_key] = former_value
+    return found
 
 
 def _defaults_of(config: Config, slot: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dst.config.launcher import LAUNCHER_OPTIONS
-from dst.config.schema import Config, ConfigError, flatten
+from dst.config.schema import Config, ConfigError, flatten, replaced
 from dst.options import suggest
 from dst.records.label import LABEL
 
@@ -153,6 +153,8 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
             for option in _options(override):
                 if option not in known_groups[name] and not isinstance(option, dict):  # which sets keys of the group
                     problems.append(f"{name}={option}: unknown {name}: {suggest(str(option), known_groups[name])}")
+        elif told_of := replaced(name):
+            problems.append(f"{text}: there is no key '{name}' any more{told_of}")
         elif name not in keys:
             near = suggest(name, [*keys, *known_groups]).split("allowed:")[0].strip()
             siblings = _siblings(name, keys) or [*known_groups, *(key for key in keys if "." not in key)]
@@ -259,4 +261,5 @@ def _explain(error: BaseException) -> str:
         parts += [line for line in lines if not line.startswith(("reference_type", "object_type", "provider="))]
         cause = cause.__cause__
     told = "; ".join(dict.fromkeys(part.replace("full_key: ", "at key ") for part in parts)) or repr(error)
-    return told.removeprefix("Error merging override ").replace("; ", ": ", 1)
+    told = told.removeprefix("Error merging override ").replace("; ", ": ", 1)
+    return told + replaced(*re.findall(r"at key ([\w.]+)", told))

@@ -9,12 +9,13 @@ id (``dst.config.identity``). ``dst.config.checks`` says what is wrong with a co
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 from dst import registry
 from dst.config.launcher import Slurm
 from dst.data import options as data_options
 from dst.data import published
+from dst.models import options as model_options
 from dst.options import ASIDE, SHA256, Needs, OneOf, Option, Range, Text, Values, declared
 from dst.registry import MemberOf
 from dst.sparsity import options as sparsity_options
@@ -88,7 +89,7 @@ def _left_open(by_member: Mapping[str, Option]) -> Any:
 
 @of_members("model")
 @dataclass
-class Model(Slot):
+class Model(model_options.Model, Slot):
     """The network."""
 
     name: str = "mlp"
@@ -350,6 +351,15 @@ def get(config: Config, key: str) -> Any:
     for part in key.split("."):
         node = getattr(node, part)
     return node
+
+
+_REPLACED: Final = {"model.fan_in": "model.init=fan_in is what model.fan_in=true was; what false was is the default"}
+"""Keys that there are no more -> what has taken their place."""
+
+
+def replaced(*keys: str) -> str:
+    """Return, as the end of a message that keys are unknown, what has taken their place; empty if nothing has."""
+    return "".join(f": {_REPLACED[key]}" for key in keys if key in _REPLACED)
 
 
 def with_value(node: Any, key: str, value: Any) -> Any:

@@ -1,53 +1,42 @@
 """Residual networks for ImageNet, from torchvision (He et al., 2016; v1.5: stride on the 3x3 convolutions).
 
 Built without pretrained weights. The last maps are averaged, whatever their size. For other than three channels the
-first convolution is replaced, and initialised in the same way. ``fan_in``: convolutions start from Kaiming's normal
-distribution by fan-in instead of fan-out, as in ITOP's ImageNet command (``-c fanin``).
+first convolution is replaced, and initialised in the same way.
 
 Names without a suffix mean these networks from 50 layers on, and ``resnet_cifar`` up to 34.
 """
 
-from typing import Annotated
-
 from torch import nn
 
 from dst.models.shape import Shape, require_side
-from dst.options import checked
-
-FanIn = Annotated[bool, "start from Kaiming's normal distribution by fan-in instead of fan-out"]
 
 
-@checked
-def resnet18_imagenet(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
+def resnet18_imagenet(shape: Shape, classes: int) -> nn.Module:
     """Build torchvision's ResNet-18: 11 689 512 parameters for ImageNet (3x224x224, 1000 classes)."""
-    return _resnet("resnet18_imagenet", shape, classes, fan_in=fan_in)
+    return _resnet("resnet18_imagenet", shape, classes)
 
 
-@checked
-def resnet34_imagenet(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
+def resnet34_imagenet(shape: Shape, classes: int) -> nn.Module:
     """Build torchvision's ResNet-34: 21 797 672 parameters for ImageNet (3x224x224, 1000 classes)."""
-    return _resnet("resnet34_imagenet", shape, classes, fan_in=fan_in)
+    return _resnet("resnet34_imagenet", shape, classes)
 
 
-@checked
-def resnet50(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
+def resnet50(shape: Shape, classes: int) -> nn.Module:
     """Build torchvision's ResNet-50: 25 557 032 parameters for ImageNet (3x224x224, 1000 classes)."""
-    return _resnet("resnet50", shape, classes, fan_in=fan_in)
+    return _resnet("resnet50", shape, classes)
 
 
-@checked
-def resnet101(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
+def resnet101(shape: Shape, classes: int) -> nn.Module:
     """Build torchvision's ResNet-101: 44 549 160 parameters for ImageNet (3x224x224, 1000 classes)."""
-    return _resnet("resnet101", shape, classes, fan_in=fan_in)
+    return _resnet("resnet101", shape, classes)
 
 
-@checked
-def resnet152(shape: Shape, classes: int, *, fan_in: FanIn = False) -> nn.Module:
+def resnet152(shape: Shape, classes: int) -> nn.Module:
     """Build torchvision's ResNet-152: 60 192 808 parameters for ImageNet (3x224x224, 1000 classes)."""
-    return _resnet("resnet152", shape, classes, fan_in=fan_in)
+    return _resnet("resnet152", shape, classes)
 
 
-def _resnet(name: str, shape: Shape, classes: int, *, fan_in: bool) -> nn.Module:
+def _resnet(name: str, shape: Shape, classes: int) -> nn.Module:
     require_side(name, shape, smallest=1)
     # Imported here since it takes a second, and only these models need it.
     import torchvision.models
@@ -57,8 +46,4 @@ def _resnet(name: str, shape: Shape, classes: int, *, fan_in: bool) -> nn.Module
     if shape[0] != 3:
         model.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if fan_in:
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     return model

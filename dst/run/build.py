@@ -22,6 +22,7 @@ from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
 from dst.fractions import Curve, step_at
 from dst.metrics.flops import Flops, Ledger, forward_flops
+from dst.models.initialise import initialise
 from dst.procedures.method import Length, Method
 from dst.run.sources import CHECKPOINTS, checkpoint, stored, with_checkpoints
 from dst.run.terms import in_config_terms
@@ -206,9 +207,11 @@ def make_loaders(config: Config, dataset: Dataset, device: str) -> _Loaders:
 
 
 def make_model(config: Config, dataset: Dataset) -> nn.Module:
-    """Return the network for the shape and the classes of a data set, on torch's default device."""
+    """Return the network for the shape and the classes of a data set, on torch's default device, as it is drawn."""
+    init, given = registry.find("model_init", config.model.init).load(), config.model
     with in_config_terms("model", size="data.size"):
         model: nn.Module = part(config, "model")(dataset.shape, dataset.classes)
+        initialise(model, init, bias_scale=given.bias_scale, init_density=given.init_density)
     return model
 
 

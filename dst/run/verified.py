@@ -13,7 +13,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import yaml
 
 from dst.config.identity import SCHEMA_VERSION, run_id
-from dst.config.schema import Config, ConfigError
+from dst.config.schema import Config, ConfigError, replaced
 from dst.files import sha256
 from dst.records.read import read_run
 from dst.records.store import RecordError
@@ -126,7 +126,7 @@ def _problems(kind: Any, value: Any, key: str) -> Iterator[str]:
         return
     types, prefix = _types(kind), key and f"{key}."
     yield from (f"{prefix}{name} is missing" for name in types if name not in value)
-    yield from (f"{prefix}{name} is no key of a config" for name in value if name not in types)
+    yield from (f"{prefix}{name} is no key of a config{replaced(prefix + name)}" for name in value if name not in types)
     for name, inner in types.items():
         if name in value:
             yield from _problems(inner, value[name], f"{prefix}{name}")

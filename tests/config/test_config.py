@@ -214,6 +214,14 @@ def test_every_identity_field_changes_the_id(key):
     assert run_id(config) != before
 
 
+def test_a_key_that_was_replaced_still_identifies_its_runs():
+    """Whatever the model; runs that had it are found by the key that took its place."""
+    found = identity(composed("model=resnet50", "model.init=fan_in"))
+    assert found.items() >= {"model.name": "resnet50", "model.fan_in": True}.items()
+    assert "model.init" not in found
+    assert identity(composed("model=resnet50", "model.init=looks_linear"))["model.init"] == "looks_linear"
+
+
 def test_a_default_said_aloud_is_the_same_run():
     assert run_id(composed("schedule.optimizer.momentum=0.9", "schedule.lr.floor=0")) == run_id(composed())
     assert run_id(complete(composed())) == run_id(composed())
@@ -301,6 +309,14 @@ WRONG = {
     "model.hidden=[]": "model.hidden=[]: must be a list of 1 or more, each in [1, 1000000]",
     "model.hidden=null": "model.hidden is missing: model 'mlp' needs it",
     "model.name=lenet_300_100": "model.hidden=[256, 256] would be ignored",
+    "model.init=kaiming": "model.init=kaiming: did you mean 'kaiming_normal'? allowed: default, fan_in, k",
+    "model.init=fan_in model.weights=x": "model.init=fan_in: does not go with model.weights=x: leave out one of them",
+    "model.bias_scale=0 model.weights=x": "model.bias_scale=0.0: does not go with model.weights=x",
+    "model.bias_scale=-1": "model.bias_scale=-1.0: must be >= 0",
+    "model.init_density=0.1 model.weights=x": "(model.init_density=null)",
+    "model.init_density=0": "model.init_density=0.0: must be in (0, 1]",
+    "model.fan_in=true": "there is no key 'model.fan_in' any more: model.init=fan_in is what model.fan_in=true was",
+    "model={fan_in:true}": "Key 'fan_in' not in 'Model'; at key model.fan_in: model.init=fan_in is what model.fan_",
     "data.mean=[0.5]": "data.mean=[0.5]: needs data.std, which is null: set that, or data.mean=null",
     "data.digest=abc": "data.digest=abc: must be a SHA-256, 64 digits of 0-9 and a-f",
     f"model.weights_digest={'0' * 64}": ": needs model.weights, which is null: set that, or model.weights_digest=null",

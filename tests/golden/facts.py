@@ -82,7 +82,7 @@ COMMANDS: tuple[str, ...] = (
     f"{CIFAR} model=wrn_28_10 sparsity=rigl_itop sparsity.distribution.clip=true",
     f"data=tiny_imagenet data.digest={'2' * 64} {STATISTICS} model=resnet18_imagenet schedule=granet_imagenet "
     "schedule.epochs=6 schedule.update_every=1000 sparsity=granet_uniform",
-    f"{IMAGENET} schedule=itop_imagenet model=resnet34_imagenet model.fan_in=true sparsity=set_itop",
+    f"{IMAGENET} schedule=itop_imagenet model=resnet34_imagenet model.init=fan_in sparsity=set_itop",
     f"{IMAGENET} schedule=rigl_imagenet model=resnet50 sparsity=rigl sparsity.density=0.2 schedule.accumulate=32",
     f"{IMAGENET} schedule=shuffled_imagenet model=resnet101 sparsity=static sparsity.distribution.name=uniform",
     f"data=image_folder data.root=pictures data.digest={'3' * 64} data.size=64 {STATISTICS} model=resnet152 "
@@ -153,6 +153,12 @@ COMMANDS: tuple[str, ...] = (
     "+experiment=itop/rigl",
     "+experiment=agent/set",
     "+experiment=sup_tickets/cifar_granet",
+    "+experiment=random_pruning/static",
+    "+experiment=random_pruning/er_dst",
+    "data=cifar10 schedule=er_cifar model=vgg16 sparsity=random_pruning sparsity.distribution.name=er "
+    "model.init=signed_constant model.bias_scale=0 'model.init_density=${sparsity.density}'",
+    "data=cifar100 schedule=er_dst_cifar model=resnet18 model.init=looks_linear sparsity=gmp "
+    "sparsity.distribution.name=erk sparsity.density_schedule.initial=0.01 sparsity.density=0.001",
     "data.val_fraction=0 schedule.clip_norm=1 schedule.clip_value=0.5 schedule.max_steps=100",
     # hardware, tracking and what changes no result
     "hardware=gpu",

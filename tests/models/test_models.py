@@ -16,6 +16,7 @@ from torch import nn
 
 from dst import registry
 from dst.models import ModelError
+from dst.models.initialise import initialise
 from dst.sparsity.distribution import erk
 from dst.sparsity.scope import Scope
 
@@ -288,21 +289,23 @@ def test_resnet50_initialises_the_stem_of_other_channels_likewise():
     assert stem.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("fan_in", [False, True])
-def test_imagenet_networks_start_by_fan_out_or_fan_in(fan_in):
+@pytest.mark.parametrize("init", ["default", "fan_in"])
+def test_imagenet_networks_start_by_fan_out_or_fan_in(init):
     """A 1x1 convolution to 256 channels has fan-out 256 and fan-in 64; a 3x3 one of 256 has 2304 of both."""
     torch.manual_seed(0)
-    model = build("resnet50", (3, 64, 64), 10, device="cpu", fan_in=fan_in)
+    model = build("resnet50", (3, 64, 64), 10, device="cpu")
+    initialise(model, registry.find("model_init", init).load())
     wide, narrow = model.layer1[0].conv3.weight, model.layer3[1].conv2.weight
     assert tuple(wide.shape) == (256, 64, 1, 1)
-    assert wide.std().item() == pytest.approx((2 / (64 if fan_in else 256)) ** 0.5, rel=0.03)
+    assert wide.std().item() == pytest.approx((2 / (64 if init == "fan_in" else 256)) ** 0.5, rel=0.03)
     assert narrow.std().item() == pytest.approx((2 / 2304) ** 0.5, rel=0.03)
 
 
 def test_fan_in_acts_on_the_stem_of_other_channels_too():
     torch.manual_seed(0)
-    stem = build("resnet18_imagenet", (1, 64, 64), 10, device="cpu", fan_in=True).conv1
-    assert stem.weight.std().item() == pytest.approx((2 / 49) ** 0.5, rel=0.05)
+    model = build("resnet18_imagenet", (1, 64, 64), 10, device="cpu")
+    initialise(model, registry.find("model_init", "fan_in").load())
+    assert model.conv1.weight.std().item() == pytest.approx((2 / 49) ** 0.5, rel=0.05)
 
 
 def test_the_names_of_the_two_forms_of_resnets():

@@ -30,6 +30,10 @@ BOMB = "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i e
         (TEXT.replace("\nseed: 0", ""), "seed is missing"),
         (TEXT.replace("    timeout_min: 60\n", ""), "hardware.slurm.timeout_min is missing"),
         (TEXT + "extra: 1\n", "extra is no key"),
+        (
+            TEXT.replace("  init: default", "  fan_in: true", 1),
+            "model.fan_in is no key of a config: model.init=fan_in is",
+        ),
         (TEXT + "seed: 0\n", "seed twice"),
         (TEXT.replace("\nseed: 0", "\nseed: ${oc.env:SEED}"), r"seed is '\$\{oc.env:SEED\}', which is no int"),
         (TEXT.replace("\nseed: 0", "\nseed: '0'"), "seed is '0', which is no int"),
