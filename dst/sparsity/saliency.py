@@ -21,11 +21,11 @@ from dst.sparsity.probe import (
     FORWARD,
     Probe,
     gpus,
+    gradients_of,
     input_of_ones,
     named_layers,
     twin,
     twin_weights,
-    gradients_of,
 )
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import pooled_top_k, top_k
