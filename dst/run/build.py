@@ -302,7 +302,8 @@ def first_parts(config: Config) -> FirstParts:
     init = part(config, "sparsity.init")
     if config.sparsity.init.path is not None:
         init = partial(init, path=str(checkpoint(config, "sparsity.init.path")))
-    return FirstParts(part(config, "sparsity.distribution"), init, part(config, "sparsity.pattern"))
+    repair = config.sparsity.repair
+    return FirstParts(part(config, "sparsity.distribution"), init, part(config, "sparsity.pattern"), repair)
 
 
 def initial_density(config: Config) -> float | None:
@@ -315,16 +316,19 @@ def initial_density(config: Config) -> float | None:
 
 
 def final_density(config: Config) -> float | None:
-    """Return the density after the last step; None where counts are the method's own, or fall short on purpose."""
+    """Return the density after the last step; None where counts are the method's own, or others on purpose."""
     ramps = config.sparsity.density_schedule.name != registry.NONE
     falls_short = bound_options(config, "sparsity.distribution").get("clip", False)
-    return None if falls_short and not ramps else config.sparsity.density
+    rises = config.sparsity.repair.flow == "add"
+    return None if (falls_short or rises) and not ramps else config.sparsity.density
 
 
 def _sparsifier(
     config: Config, model: nn.Module, optimizer: Optimizer, phases: Sequence[Phase], probe: Probe
 ) -> Sparsifier:
-    with in_config_terms(*(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "drop"))):
+    with in_config_terms(
+        *(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "repair", "drop"))
+    ):
         return Sparsifier(
             model,
             optimizer,

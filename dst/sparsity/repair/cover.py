@@ -53,7 +53,8 @@ class Graph:
     @property
     def wide(self) -> Edges:
         """Kernel positions that see more than half as much of the map as the one that sees most."""
-        return self.ways > self.ways.max() / 2
+        found: Edges = self.ways > self.ways.max() / 2
+        return found
 
     @property
     def widest(self) -> Edges:
@@ -82,8 +83,10 @@ def by_units(layer: Layer, tensor: Tensor) -> NDArray[Any]:
 
 def units_of(edges: Edges) -> tuple[Edges, Edges]:
     """Return which units of the first kind, and of the second, have an edge: [group, unit] each."""
-    pairs = edges.any(3)
-    return pairs.any(2), pairs.any(1)
+    pairs: Edges = np.any(edges, axis=3)
+    firsts: Edges = np.any(pairs, axis=2)
+    seconds: Edges = np.any(pairs, axis=1)
+    return firsts, seconds
 
 
 def cover(graph: Graph) -> None:
@@ -94,7 +97,7 @@ def cover(graph: Graph) -> None:
     missing = [
         wanted & ~has for wanted, has in zip(units_of(graph.able), units_of(graph.active & graph.able), strict=True)
     ]
-    pairs = (graph.fresh & ~graph.active).any(3)
+    pairs: Edges = np.any(graph.fresh & ~graph.active, axis=3)
     for group, first in graph.random.permutation(np.argwhere(missing[0])):
         partners = pairs[group, first]
         wanted = partners & missing[1][group]
@@ -108,7 +111,7 @@ def cover(graph: Graph) -> None:
 def _one(graph: Graph, among: Edges) -> int:
     if not among.any():
         raise ValueError(
-            f"layer {graph.layer.name}: a unit without edges cannot be given one, since the weights that are not active "
+            f"layer {graph.layer.name}: a unit without edges cannot be given one, since all weights that it may have "
             "are zero, and an edge of zero passes nothing on: start from weights that are not zero, as initialised ones"
         )
     return int(graph.random.choice(np.flatnonzero(among)))
@@ -143,7 +146,9 @@ def spare(graph: Graph, count: int) -> None:
 
 def _join_stars(graph: Graph, degrees: "_Degrees", excess: int) -> None:
     """Remove last edges of units of both kinds in turn, whose other units have more: each two leave one to add."""
-    units = [wanted & ~has for wanted, has in zip(units_of(graph.able), units_of(graph.active & graph.able), strict=True)]
+    units = [
+        wanted & ~has for wanted, has in zip(units_of(graph.able), units_of(graph.active & graph.able), strict=True)
+    ]
     missing = [kind.sum(1) for kind in units]
     leaves: list[list[list[Edge]]] = [[[] for _ in missing[0]] for _ in range(2)]
     for edge in _some(graph, graph.active & graph.able):
@@ -152,12 +157,12 @@ def _join_stars(graph: Graph, degrees: "_Degrees", excess: int) -> None:
     for group in range(len(missing[0])):
         while excess > 0:
             kind = int(missing[0][group] > missing[1][group])  # whichever kind lacks fewer; its next one costs nothing
-            edge = next((e for e in _popped(leaves[kind][group]) if max(degrees.of(e)) > 1), None)
-            if edge is None:
+            left = next((edge for edge in _popped(leaves[kind][group]) if max(degrees.of(edge)) > 1), None)
+            if left is None:
                 break
             before = max(missing[0][group], missing[1][group])
-            degrees.remove(edge)
-            graph.active[edge] = False
+            degrees.remove(left)
+            graph.active[left] = False
             missing[kind][group] += 1
             excess -= 1 - int(max(missing[0][group], missing[1][group]) - before)
 

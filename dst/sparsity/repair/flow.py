@@ -20,7 +20,7 @@ from torch import Tensor
 from dst.seeding import derive_seed
 from dst.sparsity.allocation import share
 from dst.sparsity.probe import Probe
-from dst.sparsity.repair.cover import Edge, Edges, Graph, by_units, cover, spare, units_of
+from dst.sparsity.repair.cover import Edges, Graph, by_units, cover, spare, units_of
 from dst.sparsity.repair.paths import Paths, followed
 from dst.sparsity.scope import Layer
 
@@ -31,13 +31,17 @@ _PATIENCE = 2
 
 @dataclass(frozen=True)
 class LayerFlow:
-    """What was mended in a layer: its ``dead_units`` and ``dead_edges`` before, and edges ``added`` and ``removed``."""
+    """What was mended in a layer: its ``dead_units`` and ``dead_edges`` before, and edges ``added`` and ``removed``.
+
+    ``idle``: active edges that lie on no path whatever the masks are, since they only ever meet padding.
+    """
 
     layer: str
     dead_units: int
     dead_edges: int
     added: int
     removed: int
+    idle: int
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ def _report(graph: Graph, alive: Edges) -> LayerFlow:
         int(np.count_nonzero(graph.first & graph.able & ~alive)),
         int(np.count_nonzero(graph.active & ~graph.first)),
         int(np.count_nonzero(graph.first & ~graph.active)),
+        int(np.count_nonzero(graph.active & ~graph.able)),
     )
 
 
@@ -178,7 +183,7 @@ def _enliven(paths: Paths, graphs: Sequence[Graph]) -> None:
     Where all units have edges, an edge is dead only if maps are so small that what one kernel position lets through
     another shifts out of the map.
     """
-    wider = [lambda graph: graph.wide, lambda graph: graph.widest]
+    wider = ["wide", "widest"]
     lowest, patience = math.inf, _PATIENCE
     for _ in range(_ROUNDS):
         alive = _alive(paths, graphs)
@@ -188,16 +193,16 @@ def _enliven(paths: Paths, graphs: Sequence[Graph]) -> None:
         patience = _PATIENCE if dead < lowest else patience - 1
         lowest = min(dead, lowest)
         if patience < 0 and wider:
-            positions, patience = wider.pop(0), _PATIENCE
+            patience, positions = _PATIENCE, wider.pop(0)
             for graph in graphs:
-                _widen(graph, positions(graph))
+                _widen(graph, getattr(graph, positions))
             continue
         homeless = sum(_revive(graph, living) for graph, living in zip(graphs, alive, strict=True))
         _settle(graphs, alive, homeless)
     names = [graph.layer.name for graph, living in zip(graphs, alive, strict=True) if _dead([graph], [living])]
     raise ValueError(
-        f"{dead} edges of layers {', '.join(names[:8])} lead nowhere and cannot be mended: the maps there are too small "
-        "for paths through so few weights; use a larger density"
+        f"{dead} edges of layers {', '.join(names[:8])} lead nowhere and cannot be mended: the maps there are too "
+        "small for paths through so few weights; use a larger density"
     )
 
 

@@ -26,7 +26,7 @@ class Paths:
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensor], ones: Tensor, layers: Sequence[Layer]) -> None:
         self._model, self._weights, self._layers = model, weights, layers
-        self._ones = ones.requires_grad_()
+        self._ones = ones
         self.passes = 0
 
     def through(self, masks: Sequence[Tensor]) -> list[Tensor]:
@@ -89,13 +89,13 @@ class _Signal(torch.autograd.Function):
 
 def _entering(values: Tensor) -> Tensor:
     """Return a layer's input. Its gradient is a sum of ones: above a half, though the sum may be rounded, or none."""
-    found: Tensor = _Signal.apply(values, 0.0, 0.5)  # type: ignore[no-untyped-call]
+    found: Tensor = _Signal.apply(values, 0.0, 0.5)
     return found
 
 
 def _leaving(values: Tensor) -> Tensor:
     """Return a layer's output, which is a sum of ones."""
-    found: Tensor = _Signal.apply(values, 0.5, 0.0)  # type: ignore[no-untyped-call]
+    found: Tensor = _Signal.apply(values, 0.5, 0.0)
     return found
 
 
@@ -110,7 +110,6 @@ class _Flow(TorchFunctionMode):
         super().__init__()
         masks = {id(weight) for weight in weights}
         self._constants = {id(tensor) for tensor in chain(model.parameters(), model.buffers())} - masks
-        self._masks = masks
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -121,7 +120,7 @@ class _Flow(TorchFunctionMode):
         if name in _OPENING:
             return torch.relu(1 + _first(args, kwargs))  # of -inf, where something is masked: nothing
         if name in _LAYERS:
-            return self._layer(func, args, kwargs)
+            return _layer(func, args, kwargs)
         if name in _SCALING:
             return func(*map(self._open, args), **{key: self._open(value) for key, value in kwargs.items()})
         if name in _SUBTRACTING:
@@ -131,35 +130,35 @@ class _Flow(TorchFunctionMode):
         if name == "scaled_dot_product_attention":
             return _attention(*args[:3], **{k: v for k, v in kwargs.items() if k in ("query", "key", "value")})
         if name == "multi_head_attention_forward":
-            return self._heads(**signature(func).bind(*args, **kwargs).arguments)
+            return _heads(**signature(func).bind(*args, **kwargs).arguments)
         return func(*args, **kwargs)
 
     def _open(self, value: Any) -> Any:
         """Return ones instead of a parameter or buffer of the model that is no mask."""
         return torch.ones_like(value) if id(value) in self._constants else value
 
-    def _layer(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-        """Return the output of a linear layer or a convolution, without its bias."""
-        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-        rest = {key: value for key, value in given.items() if key not in ("input", "weight", "bias")}
-        weight = given["weight"]
-        weight = weight if id(weight) in self._masks or weight.requires_grad else torch.ones_like(weight)
-        return _leaving(func(_entering(given["input"]), weight, None, *args[3:], **rest))
 
-    def _heads(self, **given: Any) -> tuple[Tensor, None]:
-        """Return the output of ``nn.MultiheadAttention``; sequences are [length, samples, width], or without samples."""
-        inputs = [given[name] for name in ("query", "key", "value")]
-        if (whole := given["in_proj_weight"]) is not None and not given.get("use_separate_proj_weight", False):
-            projections = (whole if id(whole) in self._masks else torch.ones_like(whole)).chunk(3)
-        else:
-            separate = [given[f"{name}_proj_weight"] for name in "qkv"]
-            projections = tuple(w if id(w) in self._masks else torch.ones_like(w) for w in separate)
-        split = [
-            _leaving(F.linear(_entering(sequence), projection)).unflatten(-1, (given["num_heads"], -1)).movedim(0, -2)
-            for sequence, projection in zip(inputs, projections, strict=True)
-        ]
-        mixed = _attention(*split).movedim(-2, 0).flatten(-2)
-        return self._layer(F.linear, (mixed, given["out_proj_weight"]), {}), None
+def _layer(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the output of a linear layer or a convolution, without its bias."""
+    given = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs)
+    rest = {key: value for key, value in given.items() if key not in ("input", "weight", "bias")}
+    weight = given["weight"]
+    if not weight.requires_grad:  # it is no mask
+        weight = torch.ones_like(weight)
+    return _leaving(func(_entering(given["input"]), weight, None, *args[3:], **rest))
+
+
+def _heads(**given: Any) -> tuple[Tensor, None]:
+    """Return the output of ``nn.MultiheadAttention``; sequences are [length, samples, width] or [length, width]."""
+    if given.get("use_separate_proj_weight", False):
+        weights = [given[f"{name}_proj_weight"] for name in "qkv"]
+    else:
+        weights = given["in_proj_weight"].chunk(3)
+    sequences = zip((given[name] for name in ("query", "key", "value")), weights, strict=True)
+    projected = [_layer(F.linear, pair, {}) for pair in sequences]
+    split = [x.reshape(*x.shape[:-1], given["num_heads"], -1).movedim(0, -2) for x in projected]
+    mixed = _attention(*split).movedim(-2, 0).flatten(-2)
+    return _layer(F.linear, (mixed, given["out_proj_weight"]), {}), None
 
 
 def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
