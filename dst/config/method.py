@@ -5,7 +5,14 @@ from collections.abc import Iterable, Iterator
 from dst import registry
 from dst.config.schema import Config, get, marks
 from dst.options import declared, shown
-from dst.sparsity.options import Part, drop_problems, pattern_problems, ramp_problems, scope_problems
+from dst.sparsity.options import (
+    Part,
+    drop_problems,
+    pattern_problems,
+    ramp_problems,
+    repair_problems,
+    scope_problems,
+)
 
 
 def _marks(config: Config, slot: str) -> frozenset[str]:
@@ -90,11 +97,13 @@ def check_parts(config: Config) -> Iterator[str]:
     yield from _check_all_weights(config)
     yield from _check_fixed_layers(config)
     changing = _chosen(config, "redistribute", "density_schedule")
-    yield from pattern_problems(_part(config, "pattern"), _part(config, "init"), changing)
+    pattern, init = _part(config, "pattern"), _part(config, "init")
+    yield from pattern_problems(pattern, init, changing)
+    yield from (f"sparsity.repair.{problem}" for problem in repair_problems(config.sparsity.repair, pattern, init))
 
 
 def _check_all_weights(config: Config) -> Iterator[str]:
-    """Yield inits and patterns that would find nothing to choose, since all weights are kept."""
+    """Yield inits, patterns and repairs that would find nothing to do, since all weights are kept."""
     sparsity, schedule = config.sparsity, config.sparsity.density_schedule
     if _with_own_counts(config):  # another check reports those that also have a distribution
         return
@@ -110,6 +119,11 @@ def _check_all_weights(config: Config) -> Iterator[str]:
                 f"{_named(config, slot)} would be ignored: with {why} all weights are active at first. Choose {mend}, "
                 f"or sparsity.{slot}.name={default}"
             )
+    if sparsity.repair.flow != "none":
+        yield (
+            f"sparsity.repair.flow={sparsity.repair.flow} would be ignored: with {why} all weights are active at "
+            f"first, and on a path. Choose {mend}, or sparsity.repair.flow=none"
+        )
 
 
 def _check_fixed_layers(config: Config) -> Iterator[str]:

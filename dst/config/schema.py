@@ -175,6 +175,7 @@ class Sparsity:
     distribution: Distribution = field(default_factory=Distribution)
     init: Init = field(default_factory=Init)
     pattern: Pattern = field(default_factory=Pattern)
+    repair: sparsity_options.Repair = field(default_factory=sparsity_options.Repair)
     drop: Drop = field(default_factory=Drop)
     grow: Grow = field(default_factory=Grow)
     redistribute: Redistribute = field(default_factory=Redistribute)

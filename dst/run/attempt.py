@@ -17,7 +17,7 @@ from dst.records.states import State
 from dst.records.store import Record
 from dst.run.cell import Cell
 from dst.run.environment import JOB
-from dst.run.report import layer_table, outside_line, run_report
+from dst.run.report import layer_table, outside_line, repair_table, run_report
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
@@ -43,8 +43,9 @@ def run(
     the main one calls this, and the others call ``follow``.
     """
     parts = _built(cell.building, processes)
-    outside = parts.training.sparsifier.outside
-    facts = found_here(parts.device_name, parts.dataset, sources(cell.config), outside)
+    sparsifier = parts.training.sparsifier
+    repair = None if sparsifier.mended is None else sparsifier.mended.report()
+    facts = found_here(parts.device_name, parts.dataset, sources(cell.config), sparsifier.outside, repair)
     record = cell.record(command)
     with locked_record(record, cell.config, cell.changed, facts):
         return _Attempt(cell, record, parts, with_tables).carry_out(stop)
@@ -230,6 +231,8 @@ class _Attempt:
             print(outside_line(training.sparsifier.outside), flush=True)
         if self.with_tables:
             print(layer_table(training.sparsifier.layers, training.sparsifier.outside), flush=True)
+        if step == 0 and training.sparsifier.mended is not None:
+            print(repair_table(training.sparsifier.mended.report(), whole=self.with_tables), flush=True)
         self.progress = progress(config.tracking.progress, total, step)
         self.tracker = tracker(config.tracking.mode, config.tracking.timeout_s)
         self.tracker.begin(self.record.folder)

@@ -303,7 +303,11 @@ def make_update(config: Config, steps: int) -> TopologyUpdate | None:
 
 def first_parts(config: Config) -> FirstParts:
     """Return the parts of the method that make the first masks."""
-    return FirstParts(*(_first_part(config, f"sparsity.{slot}") for slot in ("distribution", "init", "pattern")))
+    slots = ("distribution", "init", "pattern")
+    distribution, init, pattern = (_first_part(config, f"sparsity.{slot}") for slot in slots)
+        _first_part(config, f"sparsity.{slot}") for slot in ("distribution", "init", "pattern")
+    )
+    return FirstParts(distribution, init, pattern, config.sparsity.repair)
 
 
 def _first_part(config: Config, slot: str) -> Any:
@@ -324,15 +328,18 @@ def initial_density(config: Config) -> float | None:
 
 
 def final_density(config: Config) -> float | None:
-    """Return the density after the last step; None where counts are the method's own, or fall short on purpose."""
+    """Return the density after the last step; None where counts are the method's own, or others on purpose."""
     ramps = config.sparsity.density_schedule.name != registry.NONE
     falls_short = bound_options(config, "sparsity.distribution").get("clip", False)
-    return None if falls_short and not ramps else config.sparsity.density
+    rises = config.sparsity.repair.flow == "add"
+    return None if (falls_short or rises) and not ramps else config.sparsity.density
 
 
 def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe: Probe) -> Sparsifier:
     """Return what keeps the network sparse, its first masks drawn; an optimizer is still to be attached."""
-    with in_config_terms(*(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "drop"))):
+    with in_config_terms(
+        *(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "repair", "drop"))
+    ):
         return Sparsifier(
             model,
             None,

@@ -34,6 +34,7 @@ from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import uniform
 from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, first_counts
 from dst.sparsity.marks import marks_of
+from dst.sparsity.repair.flow import check_enough
 from dst.sparsity.scope import Layer
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
@@ -221,6 +222,9 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
         counts = first_counts(layers, parts, initial_density(config))
     if sparsity.density is not None:  # the final one may be impossible where the first is not
         allocate(uniform, [layer.weight.shape for layer in layers], sparsity.density)
+    if sparsity.repair.flow == "move" and not parts.own_counts and "free_form" not in marks_of(parts.init):
+        with in_config_terms("sparsity.repair"):
+            check_enough(layers, sum(counts))
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if sparsity.drop.name != registry.NONE and not may_be_full:
         check_room(layers, counts)

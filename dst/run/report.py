@@ -43,6 +43,29 @@ def outside_line(outside: Mapping[str, int]) -> str:
     return f"  outside the scope, dense: {sum(outside.values()):,} weights ({names})"
 
 
+def repair_table(repair: Mapping[str, Any], *, whole: bool) -> str:
+    """Return what was mended in the first masks: a line for each kind of repair, or (``whole``) a table of layers."""
+    parts = []
+    for kind, layers in repair.items():
+        header, rows = [*layers[0]], [[*map(_mended, layer.values())] for layer in layers]
+        if "added" in header:  # errors of matrices do not add up
+            total = ["all", *(f"{sum(layer[name] for layer in layers):,}" for name in header[1:])]
+            rows = [*rows, total]
+            told = ", ".join(
+                f"{number} {name.replace('_', ' ')}" for name, number in zip(header[1:], total[1:], strict=True)
+            )
+        else:
+            closer = sum(layer["after"] < layer["before"] for layer in layers)
+            told = f"{closer} of {len(layers)} layers are nearer to an isometry"
+        names = [name.replace("_", " ") for name in header]
+        parts += [f"  repair.{kind}: {told}", *([table(names, rows)] if whole else [])]
+    return "\n".join(parts)
+
+
+def _mended(value: str | int | float) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
 def _layer_row(name: str, size: int, active: int, explored: int) -> list[str]:
     return [name, f"{size:,}", f"{active:,}", f"{active / size:.4f}", f"{explored / size:.4f}"]
 

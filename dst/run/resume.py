@@ -143,11 +143,16 @@ def _known(config: Config, changed: Mapping[str, Any], identity: Mapping[str, An
 
 
 def found_here(
-    device: str, dataset: "Dataset", sources: Mapping[str, str], outside: Mapping[str, int]
+    device: str,
+    dataset: "Dataset",
+    sources: Mapping[str, str],
+    outside: Mapping[str, int],
+    repair: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what ``run.json`` says about where and with what a run begins.
 
-    ``outside``: the parameters outside the scope (dense, in no density), with their numbers of weights.
+    ``outside``: the parameters outside the scope (dense, in no density), with their numbers of weights. ``repair``:
+    what was mended in the first masks, by layer, if it was asked for.
     """
     return {
         "code": code_version(),
@@ -157,6 +162,7 @@ def found_here(
         "dataset": {"name": dataset.name, "digest": dataset.digest},
         "sources": dict(sources),
         "outside": dict(outside),
+        **({} if repair is None else {"repair": dict(repair)}),
     }
 
 

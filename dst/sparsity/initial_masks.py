@@ -13,7 +13,9 @@ from dst.seeding import derive_seed
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import Distribution, NamedDistribution, uniform
 from dst.sparsity.marks import Mark, marks_of
+from dst.sparsity.options import Repair
 from dst.sparsity.pattern import Pattern
+from dst.sparsity.repair import Mended, mend
 from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import pooled_top_k
@@ -25,7 +27,7 @@ class Start:
     """The situation before the first step. ``patterns``: one a layer.
 
     ``counts``: active weights of each layer, empty until the distribution is allocated. ``forward_passes``: the cost of
-    looking at data so far, in dense forward passes of one sample.
+    looking at data and at paths so far, in dense forward passes of one sample. ``mended``: what was repaired.
     """
 
     layers: Sequence[Layer]
@@ -34,6 +36,7 @@ class Start:
     probe: Probe | None = None
     counts: Sequence[int] = ()
     forward_passes: int = 0
+    mended: Mended | None = None
     _ranked: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
 
     def choose(self, score: Score) -> list[Tensor]:
@@ -81,11 +84,15 @@ Init = Callable[[Start], list[Tensor]]
 
 @dataclass(frozen=True)
 class FirstParts:
-    """The parts of a method that make its first masks; ``pattern`` makes the pattern of one layer."""
+    """The parts of a method that make its first masks, and what is mended then.
+
+    ``pattern`` makes the pattern of one layer.
+    """
 
     distribution: Distribution | NamedDistribution | Criterion | None
     init: Init
     pattern: Callable[[], Pattern]
+    repair: Repair = field(default_factory=Repair)
 
     def patterns(self, layers: Sequence[Layer]) -> list[Pattern]:
         """Return a pattern for each layer."""
@@ -110,7 +117,11 @@ def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[
                 f"layer {layer.name}: the pattern does not allow the mask that this init gives; random, magnitude and "
                 "saliency choose inside it, and the unstructured pattern allows every mask"
             )
-    return masks
+    if not parts.repair.asked:
+        return masks
+    start.mended = mend(parts.repair, start.probe, start.layers, masks, start.seed)
+    start.forward_passes += start.mended.forward_passes
+    return start.mended.masks
 
 
 def first_counts(

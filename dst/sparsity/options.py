@@ -29,6 +29,23 @@ class Scope:
 
 
 @dataclass
+class Repair:
+    """What is mended in the first masks, before training."""
+
+    flow: Annotated[
+        str,
+        OneOf("none", "add", "move"),
+        "put all units on a path from input to output: add edges, or move some, so that the density stays",
+    ] = "none"
+    orthogonal: Annotated[bool, "change the masked weights of each layer so that it is nearer to an isometry"] = False
+
+    @property
+    def asked(self) -> list[str]:
+        """The repairs that are wanted, as people are told of them."""
+        return [f"flow={self.flow}"] * (self.flow != "none") + ["orthogonal=true"] * self.orthogonal
+
+
+@dataclass
 class Drop:
     """Who leaves."""
 
@@ -111,6 +128,21 @@ def pattern_problems(pattern: Part, init: Part, changing: Iterable[str]) -> Iter
         yield (
             f"{init.told} keeps to no pattern, so its masks would break {pattern.told}: choose random, magnitude or "
             "saliency, or the unstructured pattern"
+        )
+
+
+def repair_problems(repair: Repair, pattern: Part, init: Part) -> Iterator[str]:
+    """Yield repairs that a pattern or an init does not bear."""
+    if "structured" in pattern.marks:
+        for told in repair.asked:
+            yield (
+                f"{told} mends single weights, and {pattern.told} does not go by them: leave the repair out, or choose "
+                "the unstructured pattern"
+            )
+    if repair.flow != "none" and "units" in init.marks:
+        yield (
+            f"flow={repair.flow} would bring back the units that {init.told} removes on purpose: leave out one of the "
+            "two"
         )
 
 

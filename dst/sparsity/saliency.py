@@ -5,9 +5,7 @@ which costs the memory of one more set of parameters and buffers (twice that for
 leaves the model and torch's global random states as they were, bit by bit. Scores are in the precision of the weights.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Annotated
@@ -15,30 +13,25 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from dst.network.copies import without_hooks
 from dst.options import Range, checked
 from dst.seeding import derive_seed
 from dst.sparsity.marks import marked
+from dst.sparsity.probe import (
+    BACKWARD,
+    FORWARD,
+    Probe,
+    gpus,
+    gradients_of,
+    input_of_ones,
+    named_layers,
+    twin,
+    twin_weights,
+)
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import pooled_top_k, top_k
 
-_FORWARD, _BACKWARD = 1, 2
-_DOUBLE_BACKWARD = 2 * (_FORWARD + _BACKWARD)
+_DOUBLE_BACKWARD = 2 * (FORWARD + BACKWARD)
 """A backward pass costs twice the graph that it differentiates; that of a gradient is a forward and a backward pass."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a criterion may look at besides the weights: the model, training batches and the loss.
-
-    ``batches(n)`` gives the first n training batches (inputs, labels) on the model's device, the same at every call;
-    ``loss(logits, labels)`` is a scalar, the mean over the batch. ``seed``: seeds dropout.
-    """
-
-    model: nn.Module
-    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,11 +61,11 @@ def magnitude(probe: Probe | None, layers: Sequence[Layer], keep: int | Sequence
 @checked
 def gradient(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, batches: Batches = 1) -> Saliency:
     """Keep the weights where the loss is steepest: ``|dL/dw|``, with ``L`` and the cost as for ``snip``."""
-    with _twin(probe) as model:
-        weights = _weights(probe, model, layers)
-        gradients, samples = _mean(probe, model, batches, lambda loss: _gradients(loss, weights, layers))
+    with twin(probe) as model:
+        weights = twin_weights(probe, model, layers)
+        gradients, samples = _mean(probe, model, batches, lambda loss: gradients_of(loss, weights, layers))
         scores = [slope.abs() for slope in gradients]
-    return Saliency(_informative("gradient", scores, layers), (_FORWARD + _BACKWARD) * samples)
+    return Saliency(_informative("gradient", scores, layers), (FORWARD + BACKWARD) * samples)
 
 
 @marked("ranks", "data")
@@ -84,11 +77,11 @@ def snip(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, ba
     initialisation and in training mode. One batch is in memory at a time. Costs a forward and a backward pass a sample.
     Raises ValueError for too few batches, layers without gradient and scores that are not finite or all zero.
     """
-    with _twin(probe) as model:
-        weights = _weights(probe, model, layers)
-        gradients, samples = _mean(probe, model, batches, lambda loss: _gradients(loss, weights, layers))
+    with twin(probe) as model:
+        weights = twin_weights(probe, model, layers)
+        gradients, samples = _mean(probe, model, batches, lambda loss: gradients_of(loss, weights, layers))
         scores = [(weight.detach() * gradient).abs() for weight, gradient in zip(weights, gradients, strict=True)]
-    return Saliency(_informative("snip", scores, layers), (_FORWARD + _BACKWARD) * samples)
+    return Saliency(_informative("snip", scores, layers), (FORWARD + BACKWARD) * samples)
 
 
 @marked("ranks", "data")
@@ -110,16 +103,16 @@ def grasp(
     batches ``v`` must be known before the first second derivative: 3 more, and the batches are read twice. Raises
     ValueError as ``snip``.
     """
-    with _twin(probe) as model:
-        weights = _weights(probe, model, layers)
+    with twin(probe) as model:
+        weights = twin_weights(probe, model, layers)
         flow: Sequence[Tensor] = ()
-        passes = _FORWARD + _BACKWARD + _DOUBLE_BACKWARD
+        passes = FORWARD + BACKWARD + _DOUBLE_BACKWARD
         if batches != 1:
-            flow, first = _mean(probe, model, batches, lambda loss: _gradients(loss, weights, layers), temperature)
-            passes += _FORWARD + _BACKWARD
+            flow, first = _mean(probe, model, batches, lambda loss: gradients_of(loss, weights, layers), temperature)
+            passes += FORWARD + BACKWARD
 
         def hessian_times_gradient(loss: Tensor) -> Sequence[Tensor]:
-            gradients = _gradients(loss, weights, layers, create_graph=True)
+            gradients = gradients_of(loss, weights, layers, create_graph=True)
             constants = flow or [gradient.detach() for gradient in gradients]
             curved = [pair for pair in zip(gradients, constants, strict=True) if pair[0].requires_grad]
             if not curved:  # a loss that is linear in the weights has no second derivative
@@ -157,15 +150,15 @@ def synflow(
     impossible ``keep`` and ``rounds``, no batch, layers without gradient, and scores that overflow or are all zero.
     """
     paths = _paths([layer.size for layer in layers], keep, rounds)
-    with _twin(probe) as model:
-        ones = _input_of_ones(probe, layers[0].weight.device)
+    with twin(probe) as model:
+        ones = input_of_ones(probe, layers[0].weight.device)
         _make_positive(model, ones.dtype)
-        weights = _weights(probe, model, layers)
+        weights = twin_weights(probe, model, layers)
         active = [torch.arange(weight.numel(), device=weight.device) for weight in weights]  # flat indices
         ranks = [torch.zeros_like(weight, requires_grad=False) for weight in weights]
         last, scores = 0, []
         for r in range(rounds):
-            gradients = _gradients(model(ones).sum(), weights, layers)
+            gradients = gradients_of(model(ones).sum(), weights, layers)
             scores = [_effects(*layer) for layer in zip(weights, gradients, active, strict=True)]
             _informative("synflow", scores, layers, all_layers=r == 0)
             kept = _select(scores, [path[r] for path in paths], pooled=isinstance(keep, int))
@@ -175,53 +168,17 @@ def synflow(
                 weight.detach().view(-1)[where] = 0
             active = [where[stays] for where, stays in zip(active, kept, strict=True)]
         _append(ranks, active, [score[stays] for score, stays in zip(scores, kept, strict=True)], last)
-    return Saliency(ranks, (_FORWARD + _BACKWARD) * rounds)
+    return Saliency(ranks, (FORWARD + BACKWARD) * rounds)
 
 
-# -- the copy that is probed -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _twin(probe: Probe) -> Iterator[nn.Module]:
-    """Give a copy of the model in training mode, without hooks and gradients; random states come back at the end."""
-    memo = without_hooks(probe.model)
-    for module in probe.model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()  # such as features kept from the last pass
-    # In one thread: where a GPU's own creates the graph of a gradient, the order in which its second derivative is
-    # summed depends on what that thread has done before, and the last bits with it.
-    with (
-        torch.autograd.set_multithreading_enabled(False),
-        torch.random.fork_rng(_gpus(probe.model)),
-        torch.enable_grad(),
-    ):
-        yield copy.deepcopy(probe.model, memo).train().requires_grad_(False)
-
-
-def _gpus(model: nn.Module) -> list[torch.device]:
-    return [device for device in dict.fromkeys(p.device for p in model.parameters()) if device.type == "cuda"]
-
-
-def _weights(probe: Probe, twin: nn.Module, layers: Sequence[Layer]) -> list[Tensor]:
-    """Return the copy's weights of the layers, the only ones that get gradients."""
-    if not layers:
-        raise ValueError("there are no layers to rank: give those of Scope().layers(model)")
-    copies = dict(zip(map(id, probe.model.parameters()), twin.parameters(), strict=True))
-    strangers = [layer.name for layer in layers if id(layer.weight) not in copies]
-    if strangers:
-        raise ValueError(f"no parameters of this model: layers {', '.join(strangers)}; take Scope().layers(model)")
-    return [copies[id(layer.weight)].requires_grad_() for layer in layers]
+# -- derivatives -------------------------------------------------------------------------------------------------------
 
 
 def _seed(model: nn.Module, seed: int) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed GPUs that are not in use
-    for device in _gpus(model):
+    for device in gpus(model):
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-# -- derivatives -------------------------------------------------------------------------------------------------------
 
 
 def _mean(
@@ -248,21 +205,6 @@ def _mean(
     return mean, samples
 
 
-def _gradients(
-    loss: Tensor, weights: Sequence[Tensor], layers: Sequence[Layer], *, create_graph: bool = False
-) -> tuple[Tensor, ...]:
-    if loss.dim():
-        raise ValueError(f"the loss has shape {tuple(loss.shape)}: it must be one number, the mean over the batch")
-    found: Sequence[Tensor | None] = [None] * len(weights)
-    if loss.requires_grad:
-        found = torch.autograd.grad(loss, weights, create_graph=create_graph, allow_unused=True)
-    gradients = tuple(gradient for gradient in found if gradient is not None)
-    if len(gradients) < len(weights):
-        unused = [layer.name for layer, gradient in zip(layers, found, strict=True) if gradient is None]
-        raise ValueError(f"no gradient for {_named(unused)}, which the model does not use: exclude from the scope")
-    return gradients
-
-
 def _informative(
     criterion: str, scores: list[Tensor], layers: Sequence[Layer], *, all_layers: bool = True
 ) -> list[Tensor]:
@@ -272,31 +214,19 @@ def _informative(
     if not all(finite):
         names = [layer.name for layer, ok in zip(layers, finite, strict=True) if not ok]
         raise ValueError(
-            f"{criterion}: scores are not finite in {_named(names)}: look for infinite weights or inputs, or an "
+            f"{criterion}: scores are not finite in {named_layers(names)}: look for infinite weights or inputs, or an "
             "initialisation that lets the outputs of the network grow beyond all bounds"
         )
     if all_layers and not all(nonzero):
         names = [layer.name for layer, ok in zip(layers, nonzero, strict=True) if not ok]
         raise ValueError(
-            f"{criterion}: all scores are zero in {_named(names)}, so there is nothing to rank by: weights or what "
-            "multiplies them (a norm's scale, say) start at zero; exclude from the scope, or initialise otherwise"
+            f"{criterion}: all scores are zero in {named_layers(names)}, so there is nothing to rank by: weights or "
+            "what multiplies them (a norm's scale, say) start at zero; exclude from the scope, or initialise otherwise"
         )
     return scores
 
 
-def _named(names: Sequence[str]) -> str:
-    return f"layer{'s' * (len(names) > 1)} {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
-
-
 # -- rounds of pruning -------------------------------------------------------------------------------------------------
-
-
-def _input_of_ones(probe: Probe, device: torch.device) -> Tensor:
-    """Return ones of the shape of a sample, a batch of one, in the highest precision that the device has."""
-    first = next(iter(probe.batches(1)), None)
-    if first is None:
-        raise ValueError("synflow takes the shape of its input from the first training batch: give the probe one")
-    return torch.ones_like(first[0][:1], dtype=torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _make_positive(model: nn.Module, dtype: torch.dtype) -> None:

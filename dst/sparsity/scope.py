@@ -33,6 +33,11 @@ class Layer:
         return any(isinstance(place.module, _ConvTransposeNd) for place in self.places)
 
     @property
+    def groups(self) -> int:
+        """Into how many groups a convolution divides its channels; 1 for all other layers."""
+        return max([getattr(place.module, "groups", 1) for place in self.places], default=1)
+
+    @property
     def size(self) -> int:
         """Number of weights."""
         return self.weight.numel()

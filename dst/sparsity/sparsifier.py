@@ -16,7 +16,15 @@ from dst.seeding import derive_seed
 from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import marks_of
-from dst.sparsity.options import FirstDensity, Part, Pool, pattern_problems, scope_problems
+from dst.sparsity.options import (
+    FirstDensity,
+    Part,
+    Pool,
+    Repair,
+    pattern_problems,
+    repair_problems,
+    scope_problems,
+)
 from dst.sparsity.pattern import Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.prune import prune_like, prune_to
@@ -58,6 +66,7 @@ class Sparsifier:
             init or a pattern with counts of its own.
         distribution, init, pattern, drop, grow, redistribute: names, or functions as in the modules of those names;
             without ``drop`` and ``grow`` an update only prunes. Options of a part: a ``functools.partial`` of it.
+        repair: what is mended in the first masks, which looks at the shape of the probe's data; nothing if not given.
         plan: when to update, by magnitude and gradient if nothing else is given; None for a static topology, which has
             neither ``drop`` nor ``grow``.
         update: all of an update in one, instead of ``plan``, ``drop`` and what else belongs to updates.
@@ -86,6 +95,7 @@ class Sparsifier:
         distribution: str | Distribution | NamedDistribution | Criterion | None = "erk",
         init: str | Init = "random",
         pattern: str | Callable[[], Pattern] = "unstructured",
+        repair: Repair | None = None,
         drop: str | Score | None = DEFAULT,
         grow: str | Score | None = DEFAULT,
         redistribute: str | Statistic | None = None,
@@ -118,7 +128,10 @@ class Sparsifier:
         if self.topology_update is None:
             refuse_unused({"verify_every": verify_every}, WITHOUT_PLAN)
         parts = FirstParts(
-            find_part("distribution", distribution), find_part("init", init), find_part("pattern", pattern)
+            find_part("distribution", distribution),
+            find_part("init", init),
+            find_part("pattern", pattern),
+            repair or Repair(),
         )
         self._check_pattern(parts)
         scope = scope or Scope()
@@ -132,6 +145,8 @@ class Sparsifier:
         self.topology = self._first_topology(start, parts, density)
         self.forward_passes = start.forward_passes
         """What the first masks have cost, in dense forward passes of one sample."""
+        self.mended = start.mended
+        """What was repaired in the first masks; None where no repair was asked for."""
         update = self.topology_update
         if update is not None and update.drop is not None and update.density_curve is None:
             check_room(layers, self.topology.counts)
@@ -157,6 +172,7 @@ class Sparsifier:
         changing = {"redistribute": update.redistribute, "density_curve": update.density_curve} if update else {}
         pattern, init = Part("this pattern", marks_of(first.pattern)), Part("this init", marks_of(first.init))
         refuse(pattern_problems(pattern, init, [name for name, part in changing.items() if part is not None]))
+        refuse(repair_problems(first.repair, pattern, init))
 
     def _layers_of(self, model: nn.Module, optimizer: Optimizer | None, scope: Scope, first: FirstParts) -> list[Layer]:
         """Return the layers in scope; ValueError if one of them cannot be held, or does not go with a part."""
