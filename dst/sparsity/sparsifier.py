@@ -460,7 +460,7 @@ def _warn_of(names: Sequence[str], sizes: Mapping[str, int]) -> None:
     if names:
         told = ", ".join(f"{name} ({sizes[name]:,} weights)" for name in names)
         warnings.warn(
-            f"trained dense and not counted in the density, since only weights of convolution and linear layers can be "
-            f"sparse: {told}",
+            f"trained dense and not counted in the density, since only weights of convolutions, linear layers and "
+            f"attention can be sparse: {told}",
             stacklevel=3,
         )
