@@ -46,6 +46,7 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
         "models.resnet_cifar",
         "models.resnet_imagenet",
         "models.wrn",
+        "models.vit",
     ),
     "model_init": ("models.init",),
     "data": ("data.digits", "data.mnist", "data.cifar", "data.folder", "data.tiny_imagenet"),

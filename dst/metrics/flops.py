@@ -1,4 +1,4 @@
-"""FLOPs of dense and sparse networks, as exact integers: 2 per multiply-add of convolutions and linear layers.
+"""FLOPs of dense and sparse networks: 2 per multiply-add of convolutions, linear layers and attention, exact integers.
 
 The conventions are those of the sparse-training papers (RigL, Evci et al., 2020): padding counts as if it were data,
 biases, norms and activations do not count, and a backward pass costs two forward passes.
@@ -13,59 +13,94 @@ import torch
 from torch import Tensor, nn
 
 from dst.network.copies import without_hooks
+from dst.network.places import places
 
-_LAYERS = (
-    nn.Linear,
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+_ATTENTION = "scores+values"  # no attribute of a module is called so
 _BACKWARD = 2  # one pass for the gradients of the weights, one for those of the inputs
 
 
 def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Count the dense FLOPs of one forward pass of one sample, per convolution and linear layer.
+    """Count the dense FLOPs of one forward pass of one sample, per layer.
 
-    ``shape``: that of a sample, without the batch. Returns ``{module name: FLOPs}`` of all such layers in the order of
-    ``model.named_modules()``. A layer that the pass does not reach has 0, and one that it uses twice has the sum of
-    both uses. A weight that several layers share counts for the first of them, as in the scope of a sparsity method.
+    ``shape``: that of a sample, without the batch. Returns ``{layer name: FLOPs}`` of all ``dst.network.places`` in
+    their order; then, for each ``nn.MultiheadAttention``, those of its scores and of the sums of its values, which no
+    weight takes part in, as ``<name>.scores+values``. A layer that the pass does not reach has 0, and one that it uses
+    twice has the sum of both uses. A weight that several layers share counts for the first of them, as in the scope of
+    a sparsity method. A product counts for the layer whose weight it multiplies by, wherever it takes place; one with
+    a weight that is computed anew, for the layer (or the attention) in whose forward it takes place.
     The pass runs on a copy on the meta device: it takes neither time nor memory and changes neither the model (weights,
-    buffers, hooks, training flags) nor the random numbers. Raises ``ValueError`` if other modules spend FLOPs
-    (attention, for example), since these have no density.
+    buffers, hooks, training flags) nor the random numbers. Raises ``ValueError`` if FLOPs are spent elsewhere (in
+    products of activations, for example), since these have no density.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imported here since it takes time
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry  # imported here since it takes time
 
     twin = _on_meta(model).eval()  # eval: batch norm takes a batch of one, dropout no random numbers
-    counter = FlopCounterMode(display=False)
-    counts = _count_layers(twin, counter)
+    meter = _Meter(twin)
+    counter = FlopCounterMode(display=False, custom_mapping={op: meter.of(flop_registry[op]) for op in flop_registry})
     dtypes = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
     sample = torch.empty((1, *shape), device="meta", dtype=dtypes[0] if dtypes else None)
     with torch.no_grad(), counter:
         twin(sample)
-    elsewhere = counter.get_total_flops() - sum(counts.values())
+    elsewhere = counter.get_total_flops() - sum(meter.counts.values())
     if elsewhere:
         raise ValueError(
-            f"{elsewhere} of {counter.get_total_flops()} FLOPs of {type(model).__name__} are spent outside the forward "
-            "of its convolution and linear layers, where no density is known for them"
+            f"{elsewhere} of {counter.get_total_flops()} FLOPs of {type(model).__name__} are spent outside its "
+            "convolutions, linear layers and attention, where no density is known for them"
         )
-    return counts
+    return meter.counts
 
 
-def _count_layers(model: nn.Module, counter: Any) -> dict[str, int]:
-    """Return a table of the layers that fills itself, by hooks, when the model runs under the counter."""
-    counts: dict[str, int] = {}
-    owners: dict[int, str] = {}
+class _Meter:
+    """Puts every product that a model on the meta device computes down to a layer, while the model runs.
 
-    def add(name: str, sign: int) -> None:
-        counts[name] += sign * counter.get_total_flops()
+    ``counts``: FLOPs by layer so far.
+    """
 
-    for name, layer in model.named_modules():
-        if isinstance(layer, _LAYERS):
-            # A parametrized weight is not a parameter but made anew at each access; its layer stands for it.
-            owner = owners.setdefault(id(layer._parameters.get("weight", layer)), name)
-            counts[owner] = 0
-            layer.register_forward_pre_hook(lambda *_, owner=owner: add(owner, -1))
-            layer.register_forward_hook(lambda *_, owner=owner: add(owner, +1))
-    return counts
+    def __init__(self, model: nn.Module) -> None:
+        self.counts: dict[str, int] = {}
+        self._of_storage: dict[int, str] = {}
+        self._running: list[str] = []  # the layers whose forward runs, the innermost last
+        for place in places(model):
+            weight = place.parameter  # None if it is computed anew: then its module stands for it
+            owner = place.name if weight is None else self._of_storage.setdefault(_storage(weight), place.name)
+            self.counts[owner] = 0
+            if not isinstance(place.module, nn.MultiheadAttention):
+                self._follow(place.module, owner)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.MultiheadAttention):
+                owner = f"{name}.{_ATTENTION}" if name else _ATTENTION
+                self.counts[owner] = 0
+                self._follow(module, owner)
+
+    def of(self, formula: Any) -> Any:
+        """Return a formula of ``torch.utils.flop_counter`` that also puts down what it returns."""
+
+        def count(*args: Any, **kwargs: Any) -> int:
+            flops: int = formula(*args, **kwargs)
+            owners = [name for name in map(self._owner, args) if name is not None] or self._running[-1:]
+            if owners:
+                self.counts[owners[0]] += flops
+            return flops
+
+        count._get_raw = True  # type: ignore[attr-defined]  # it takes tensors, not their shapes
+        return count
+
+    def _owner(self, operand: Any) -> str | None:
+        """Return the layer whose weight an operand is, or a part of which."""
+        return self._of_storage.get(_storage(operand)) if isinstance(operand, Tensor) else None
+
+    def _follow(self, module: nn.Module, owner: str) -> None:
+        def end(*_: Any) -> None:
+            self._running.pop()
+
+        module.register_forward_pre_hook(lambda *_: self._running.append(owner))
+        module.register_forward_hook(end)
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what tells the memory of a tensor, which its views share, from that of others; no address on meta."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

@@ -18,3 +18,15 @@ def require_side(model: str, shape: Shape, smallest: int) -> None:
             f"model {model} needs images of at least {smallest}x{smallest}, these are {height}x{width} "
             f"({channels} channel{'s' * (channels != 1)}): set size={smallest} or more, or choose another model"
         )
+
+
+def require_patches(model: str, shape: Shape, patch: int) -> None:
+    """Raise ``ModelError`` unless the data are squares that can be cut into patches of ``patch`` x ``patch``."""
+    channels, height, width = shape
+    if height != width or height < patch or height % patch:
+        side = max(1, -(-max(height, width) // patch)) * patch
+        raise ModelError(
+            f"model {model} cuts square images into patches of {patch}x{patch}, these are {height}x{width} "
+            f"({channels} channel{'s' * (channels != 1)}): set size={side} or another multiple of {patch}, or choose "
+            "another model"
+        )

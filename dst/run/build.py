@@ -305,8 +305,6 @@ def first_parts(config: Config) -> FirstParts:
     """Return the parts of the method that make the first masks."""
     slots = ("distribution", "init", "pattern")
     distribution, init, pattern = (_first_part(config, f"sparsity.{slot}") for slot in slots)
-        _first_part(config, f"sparsity.{slot}") for slot in ("distribution", "init", "pattern")
-    )
     return FirstParts(distribution, init, pattern, config.sparsity.repair)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dst.options import Range, checked
 from dst.seeding import derive_seed
@@ -103,7 +104,8 @@ def grasp(
     batches ``v`` must be known before the first second derivative: 3 more, and the batches are read twice. Raises
     ValueError as ``snip``.
     """
-    with twin(probe) as model:
+    # Attention by its formula: its fused kernels have no second derivative.
+    with twin(probe) as model, sdpa_kernel(SDPBackend.MATH):
         weights = twin_weights(probe, model, layers)
         flow: Sequence[Tensor] = ()
         passes = FORWARD + BACKWARD + _DOUBLE_BACKWARD
@@ -146,8 +148,10 @@ def synflow(
 
     The scores are ranks: weights pruned in a later round are above those pruned earlier, those kept are above all, and
     among themselves they are ordered by the scores of that round (equal ones have equal ranks). So the largest ``keep``
-    are exactly the last round's. Costs a forward and a backward pass of one sample a round. Raises ValueError for
-    impossible ``keep`` and ``rounds``, no batch, layers without gradient, and scores that overflow or are all zero.
+    are exactly the last round's. It was made for networks without attention: there, ones and weights of one sign make
+    all tokens alike, so that queries and keys have next to no score. Costs a forward and a backward pass of one sample
+    a round. Raises ValueError for impossible ``keep`` and ``rounds``, no batch, layers without gradient, and scores
+    that overflow or are all zero.
     """
     paths = _paths([layer.size for layer in layers], keep, rounds)
     with twin(probe) as model:
@@ -219,9 +223,11 @@ def _informative(
         )
     if all_layers and not all(nonzero):
         names = [layer.name for layer, ok in zip(layers, nonzero, strict=True) if not ok]
+        empty = [layer.name for layer in layers if not layer.weight.any()]
+        zero = f"those of {named_layers(empty)}" if empty else "a norm's scale, say"
         raise ValueError(
             f"{criterion}: all scores are zero in {named_layers(names)}, so there is nothing to rank by: weights or "
-            "what multiplies them (a norm's scale, say) start at zero; exclude from the scope, or initialise otherwise"
+            f"what multiplies them ({zero}) start at zero; exclude from the scope, or initialise otherwise"
         )
     return scores
 

@@ -67,7 +67,7 @@ def test_members_are_the_public_functions():
             *["alexnet_b", "alexnet_s", "lenet_300_100", "lenet_5", "mlp", "mlp_cifar10"],
             *["resnet101", "resnet152", "resnet18", "resnet18_imagenet"],
             *["resnet20", "resnet32", "resnet34", "resnet34_imagenet", "resnet50", "resnet50_cifar"],
-            *["vgg16", "vgg19", "vgg_c", "vgg_d", "vgg_like"],
+            *["vgg16", "vgg19", "vgg_c", "vgg_d", "vgg_like", "vit_b_16", "vit_tiny"],
             *["wrn_16_10", "wrn_16_8", "wrn_22_2", "wrn_22_8", "wrn_28_10", "wrn_28_2"],
         ],
         "data": [

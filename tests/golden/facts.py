@@ -87,6 +87,8 @@ COMMANDS: tuple[str, ...] = (
     f"{IMAGENET} schedule=shuffled_imagenet model=resnet101 sparsity=static sparsity.distribution.name=uniform",
     f"data=image_folder data.root=pictures data.digest={'3' * 64} data.size=64 {STATISTICS} model=resnet152 "
     "sparsity=static schedule.epochs=2 schedule.batch_size=256",
+    "data=cifar10 model=vit_tiny schedule=vit_cifar schedule.epochs=20 sparsity=rigl_itop sparsity.density=0.2",
+    f"{IMAGENET} schedule=vit_cifar model=vit_b_16 sparsity=set_itop sparsity.density=0.2",
     # what wraps a method
     "correction=agent",
     f"{CIFAR} model=vgg_c sparsity=rigl correction=agent correction.every_epochs=3 correction.proxy=gradient",

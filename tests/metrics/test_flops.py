@@ -8,10 +8,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 from dst.metrics.flops import Flops, Ledger, forward_flops
+from dst.sparsity.scope import Scope
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,24 @@ def test_resnet50_all_layers_at_a_fifth(resnet50):
     active = {name: size // 5 for name, size in sizes.items()}
     assert flops.test(active) == sum(dense[name] * active[name] // sizes[name] for name in dense)
     assert flops.test(active) / flops.dense == pytest.approx(0.2, abs=1e-4)
+
+
+def test_vit_b_16_at_224():
+    """With n = 196 + 1 tokens of width 768, each of 12 blocks spends 24 * 768^2 * n in layers, 4 * 768 * n^2 aside."""
+    from torchvision.models import vit_b_16
+
+    with torch.device("meta"):
+        model = vit_b_16()
+    dense = forward_flops(model, (3, 224, 224))
+    sizes = {layer.name: layer.size for layer in Scope().layers(model)}
+    assert sum(dense.values()) == 35_127_656_448
+    assert sum(sizes.values()) == 86_292_480
+    by_part = {part: sum(n for name, n in dense.items() if name.endswith(part)) for part in (".in_proj", "+values")}
+    assert by_part == {".in_proj": 12 * 2 * 3 * 768**2 * 197, "+values": 12 * 4 * 768 * 197**2}
+    flops = Flops(dense, sizes)
+    assert (flops.dense, flops.test(sizes)) == (35_127_656_448,) * 2
+    never_sparse = flops.test(dict.fromkeys(sizes, 0))
+    assert never_sparse == by_part["+values"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,6 +154,118 @@ def test_parametrized_layers_count_by_their_name():
 
 def test_half_precision():
     assert forward_flops(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).half(), (3, 3, 3)) == {"0": 2 * 3 * 4 * 9}
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    """Attention of a sample's tokens to themselves, or to others, of other number and width."""
+
+    def __init__(self, width, heads, others=None, *, need_weights=False, **options):
+        super().__init__()
+        self.others, self.need_weights = others, need_weights
+        self.attention = nn.MultiheadAttention(width, heads, **options)
+
+    def forward(self, x):
+        x = x if self.attention.batch_first else x.transpose(0, 1)
+        if self.others is None:
+            return self.attention(x, x, x, need_weights=self.need_weights)[0]
+        batch, number = x.shape[1 - self.attention.batch_first], self.others
+        shape = (batch, number) if self.attention.batch_first else (number, batch)
+        key = x.new_ones(*shape, self.attention.kdim)
+        value = key if self.attention.kdim == self.attention.vdim else x.new_ones(*shape, self.attention.vdim)
+        return self.attention(query=x, key=key, value=value, need_weights=self.need_weights)[0]
+
+
+def counted_by_torch(model, shape):
+    """Count in training mode on the CPU, with the attention of which torch's counter sees the products."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.train()(torch.ones(1, *shape))
+    return counter.get_total_flops()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    heads=st.integers(1, 4),
+    head=st.integers(1, 3),
+    tokens=st.integers(1, 6),
+    others=st.none() | st.integers(1, 6),
+    apart=st.booleans(),
+    batch_first=st.booleans(),
+    need_weights=st.booleans(),
+    bias=st.booleans(),
+)
+def test_attention(heads, head, tokens, others, apart, batch_first, need_weights, bias):
+    width, keys = heads * head, tokens if others is None else others
+    apart = apart and others is not None
+    widths = {"kdim": width + 1, "vdim": width + 2} if apart else {}
+    options = {"batch_first": batch_first, "need_weights": need_weights, "bias": bias, **widths}
+    model = Attending(width, heads, others, **options)
+    found = forward_flops(model, (tokens, width))
+    if apart:
+        into = {"q": tokens * width, "k": keys * (width + 1), "v": keys * (width + 2)}
+        expected = {f"attention.{part}_proj": 2 * width * inputs for part, inputs in into.items()}
+    else:
+        expected = {"attention.in_proj": 2 * width * width * (tokens + 2 * keys)}
+    expected["attention.out_proj"] = 2 * width * width * tokens
+    expected["attention.scores+values"] = 4 * width * tokens * keys
+    assert found == expected
+    assert sum(found.values()) == counted_by_torch(model, (tokens, width))
+    assert [layer.name for layer in Scope().layers(model)] == list(expected)[:-1]
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_nothing_is_hidden_by_the_fused_layer_of_evaluation(norm_first):
+    """On a CPU this layer is one operation in evaluation, of which torch's counter sees nothing."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer.eval()(torch.ones(1, 5, 8))
+    assert counter.get_total_flops() == 0
+    assert forward_flops(layer, (5, 8)) == {
+        "self_attn.in_proj": 2 * 5 * 3 * 64,
+        "self_attn.out_proj": 2 * 5 * 64,
+        "linear1": 2 * 5 * 128,
+        "linear2": 2 * 5 * 128,
+        "self_attn.scores+values": 4 * 8 * 25,
+    }
+    assert sum(forward_flops(layer, (5, 8)).values()) == counted_by_torch(layer, (5, 8))
+
+
+def test_attention_by_itself_and_its_shared_weights():
+    class Twice(nn.MultiheadAttention):
+        def forward(self, x):
+            return super().forward(*[super().forward(x, x, x)[0]] * 3)[0]
+
+    assert forward_flops(Twice(4, 2, batch_first=True), (3, 4)) == {
+        **{"in_proj": 2 * 2 * 3 * 3 * 16, "out_proj": 2 * 2 * 3 * 16, "scores+values": 2 * 4 * 4 * 9}
+    }
+    model = nn.Sequential(Attending(4, 2), Attending(4, 2))
+    model[1].attention.in_proj_weight = model[0].attention.in_proj_weight
+    found = forward_flops(model, (3, 4))
+    assert found.keys() & {"0.attention.in_proj", "1.attention.in_proj"} == {"0.attention.in_proj"}
+    assert found["0.attention.in_proj"] == 2 * 2 * 3 * 3 * 16
+
+
+def test_a_projection_that_is_computed_anew_counts_with_its_attention():
+    model = Attending(4, 2)
+    parametrize.register_parametrization(model.attention, "in_proj_weight", nn.Softsign())
+    whole = 2 * 3 * 3 * 16 + 4 * 4 * 9
+    assert forward_flops(model, (3, 4)) == {
+        **{"attention.in_proj": 0, "attention.out_proj": 2 * 3 * 16, "attention.scores+values": whole}
+    }
+
+
+def test_a_weight_counts_wherever_it_is_multiplied_by():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 6, bias=False)
+
+        def forward(self, x):
+            return nn.functional.linear(self.first(x), self.first.weight.t())
+
+    assert forward_flops(Tied(), (4,)) == {"first": 2 * 2 * 24}
 
 
 class Product(nn.Module):

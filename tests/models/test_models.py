@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +26,21 @@ NAMES = sorted(registry.members("model"))
 SMALLEST = dict.fromkeys(NAMES, 1) | {
     **{"lenet_5": 16, "alexnet_s": 7, "alexnet_b": 7},
     **{"vgg_c": 4, "vgg_d": 32, "vgg_like": 32, "vgg16": 16, "vgg19": 16},
+    **{"vit_tiny": 4, "vit_b_16": 16},
 }
 IMAGENET = [name for name in NAMES if registry.find("model", name).module == "dst.models.resnet_imagenet"]
 WRN = [name for name in NAMES if name.startswith("wrn")]
+VIT = ["vit_b_16", "vit_tiny"]
+"""Those that take squares only, whose side is a multiple of the smallest."""
+FREE = [name for name in NAMES if name not in VIT]
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
 any_model = pytest.mark.parametrize("name", NAMES)
+any_free_model = pytest.mark.parametrize("name", FREE)
 # One of each kind, where all would take long: on the CPU they have 500 million weights to draw.
 KINDS = [
     *["mlp", "lenet_300_100", "lenet_5", "mlp_cifar10", "alexnet_s", "vgg_c", "vgg16", "resnet18", "resnet20"],
-    *["resnet50_cifar", "resnet18_imagenet", "resnet50", "wrn_22_2", "wrn_28_10"],
+    *["resnet50_cifar", "resnet18_imagenet", "resnet50", "wrn_22_2", "wrn_28_10", "vit_tiny"],
 ]
 one_of_each_kind = pytest.mark.parametrize("name", KINDS)
 
@@ -90,6 +96,10 @@ PUBLISHED = [
     ("resnet34_imagenet", IMAGES, (21_797_672, 21_797_672 - 2 * 8_512 - 1000, 37)),
     ("resnet101", IMAGES, (44_549_160, 44_549_160 - 2 * 52_672 - 1000, 105)),
     ("resnet152", IMAGES, (60_192_808, 60_192_808 - 2 * 75_712 - 1000, 156)),
+    # Transformers: maskable are 21 233 664 weights of attention's fused projections as well.
+    ("vit_b_16", IMAGES, (86_567_656, 86_292_480, 50)),
+    # A block has 12 * 192^2 weights and 13 * 192 biases and norms; then stem, token, positions, norm, classifier.
+    ("vit_tiny", CIFAR10, (6 * (12 * 192**2 + 13 * 192) + 192 * (48 + 1 + 1 + 65 + 2 + 10) + 10, 2_665_344, 26)),
 ]
 
 
@@ -97,7 +107,7 @@ PUBLISHED = [
 def test_published_counts(name, data, counts):
     shape, classes = data
     model = build(name, shape, classes)
-    weights = [layer.weight.numel() for layer in layers(model).values()]
+    weights = [layer.size for layer in Scope().layers(model)]
     assert (sum(p.numel() for p in model.parameters()), sum(weights), len(weights)) == counts
     assert output_shape(model, shape) == (2, classes)
 
@@ -200,8 +210,13 @@ def test_resnet18_block_adds_its_shortcut():
     assert torch.equal(block(maps), maps.clamp(min=0))
 
 
-@any_model
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 40, 33), (5, 33, 32)])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, shape) for name in FREE for shape in [(3, 64, 64), (1, 40, 33), (5, 33, 32)]),
+        *((name, shape) for name in VIT for shape in [(3, 64, 64), (1, 48, 48), (5, 16, 16)]),
+    ],
+)
 def test_adapts_to_channels_size_and_classes(name, shape):
     assert output_shape(build(name, shape, 100), shape) == (2, 100)
 
@@ -226,7 +241,7 @@ def test_trains_on_digits(name):
     assert all(layer.weight.grad.any() for layer in layers(model).values())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if SMALLEST[name] > 1])
+@pytest.mark.parametrize("name", [name for name in FREE if SMALLEST[name] > 1])
 def test_smaller_images_really_leave_no_map(name):
     """Below the smallest size torch itself fails, before the classifier whose width depends on the size."""
     modules = list(build(name, (1, 64, 64), 10).children())
@@ -237,7 +252,7 @@ def test_smaller_images_really_leave_no_map(name):
     assert features(torch.empty(2, 1, SMALLEST[name], SMALLEST[name], device="meta")).numel() > 0
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if SMALLEST[name] > 1 or name in KINDS])
+@pytest.mark.parametrize("name", [name for name in FREE if SMALLEST[name] > 1 or name in KINDS])
 @settings(max_examples=10, deadline=None)
 @given(height=st.integers(0, 40), width=st.integers(0, 40))
 def test_builds_exactly_if_both_sides_are_large_enough(name, height, width):
@@ -248,7 +263,7 @@ def test_builds_exactly_if_both_sides_are_large_enough(name, height, width):
         build(name, (2, height, width), 3)
 
 
-@any_model
+@any_free_model
 def test_error_of_too_small_images_says_how_to_mend_it(name):
     side = SMALLEST[name]
     with pytest.raises(ModelError) as error:
@@ -439,7 +454,7 @@ def test_wrn_refuses_a_dropout_that_is_no_proper_fraction(dropout):
         build("wrn_22_2", (3, 8, 8), 10, dropout=dropout)
 
 
-def test_torchvision_is_imported_by_the_imagenet_networks_only():
+def test_torchvision_is_imported_by_the_networks_that_are_made_of_it_only():
     code = f"""
 import sys
 import torch
@@ -447,7 +462,7 @@ from dst import registry
 torch.set_default_device("meta")
 for name in registry.members("model"):
     build = registry.find("model", name).load()
-    if name not in {IMAGENET}:
+    if name not in {[*IMAGENET, *VIT]}:
         build((3, 32, 32), 10, **({{"hidden": [8]}} if name == "mlp" else {{}}))
 print("torchvision" in sys.modules)
 registry.find("model", "resnet50").load()((3, 32, 32), 10)
@@ -455,6 +470,58 @@ print("torchvision" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("name", VIT)
+@settings(max_examples=20, deadline=None)
+@given(side=st.integers(0, 70), longer=st.integers(0, 2))
+def test_transformers_build_exactly_if_patches_fill_a_square(name, side, longer):
+    patch = SMALLEST[name]
+    if longer == 0 and side and side % patch == 0:
+        assert output_shape(build(name, (2, side, side), 3), (2, side, side)) == (2, 3)
+        return
+    with pytest.raises(ModelError) as error:
+        build(name, (2, side, side + longer), 3)
+    (remedy,) = re.findall(r"set size=(\d+) or another multiple of", str(error.value))
+    assert output_shape(build(name, (2, int(remedy), int(remedy)), 3), (2, int(remedy), int(remedy))) == (2, 3)
+    assert 0 <= int(remedy) - (side + longer) <= patch
+
+
+@pytest.mark.parametrize(
+    ("shape", "given"),
+    [((3, 30, 30), "30x30 (3 channels)"), ((1, 32, 28), "32x28 (1 channel)"), ((3, 29, 31), "29x31 (3 channels)")],
+)
+def test_error_of_images_that_patches_do_not_fill_says_how_to_mend_it(shape, given):
+    with pytest.raises(ModelError) as error:
+        build("vit_tiny", shape, 10)
+    assert str(error.value) == (
+        f"model vit_tiny cuts square images into patches of 4x4, these are {given}: set size=32 or another multiple of "
+        "4, or choose another model"
+    )
+
+
+def test_transformers_are_torchvisions_own():
+    """But for the classifier of the small one, which torchvision starts from zeros."""
+    from torchvision.models import VisionTransformer, vit_b_16
+
+    torch.manual_seed(0)
+    ours = build("vit_tiny", (3, 32, 32), 10, device="cpu").state_dict()
+    torch.manual_seed(0)
+    theirs = VisionTransformer(32, 4, 6, 3, 192, 768, num_classes=10).state_dict()
+    assert list(ours) == list(theirs)
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == ["heads.head.weight"]
+    assert ours["heads.head.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in vit_b_16().state_dict().items()}
+    assert {key: value.shape for key, value in build("vit_b_16", *IMAGES).state_dict().items()} == shapes
+
+
+def test_transformers_initialise_the_stem_of_other_channels_likewise():
+    torch.manual_seed(0)
+    stem = build("vit_tiny", (1, 8, 8), 10, device="cpu").conv_proj
+    assert tuple(stem.weight.shape) == (192, 1, 4, 4)
+    assert stem.weight.std().item() == pytest.approx(1 / 4, rel=0.05)
+    assert not stem.bias.any()
 
 
 def test_every_model_has_its_yaml_and_every_yaml_its_model():

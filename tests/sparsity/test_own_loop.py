@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.init import prune_structured
@@ -123,21 +123,21 @@ def test_other_weights_that_cannot_be_held_are_refused_by_name(change, told):
 
 
 def test_what_no_scope_can_make_sparse_is_told_and_counted():
-    """An attention's fused projection, an embedding, a recurrent layer: 3 * 8 * 8, 10 * 8 and two of 32 * 8 weights."""
+    """An embedding and a recurrent layer, of 10 * 8 and two of 32 * 8 weights; attention's projections are held."""
     model = nn.Module()
     model.embedding, model.attention = nn.Embedding(10, 8), nn.MultiheadAttention(8, 2)
     model.memory, model.first, model.last = nn.LSTM(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
-    with pytest.warns(UserWarning, match=r"trained dense.*attention\.in_proj_weight \(192 weights\)") as told:
+    with pytest.warns(UserWarning, match=r"trained dense.*memory\.weight_ih_l0 \(256 weights\)") as told:
         sparsifier = sparse(model, scope=Scope(exclude=["last"]))
     assert "last" not in str(told[0].message)
+    assert "attention" not in str(told[0].message)
     assert sparsifier.outside == {
         "embedding.weight": 80,
-        "attention.in_proj_weight": 192,
         "memory.weight_ih_l0": 256,
         "memory.weight_hh_l0": 256,
         "last.weight": 16,
     }
-    assert sparsifier.topology.size == 64 + 64  # the attention's own linear layer, and the first
+    assert sparsifier.topology.size == 192 + 64 + 64  # the attention's projections, and the first layer
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert sparse(net(), scope=Scope(dense_last=True)).outside == {"4.weight": 24}
@@ -159,6 +159,79 @@ def test_what_goes_by_output_units_refuses_transposed_convolutions(part, options
     sparse(model, scope=Scope(exclude=["1"]), **options)
     free = sparse(model, scope=Scope(include=["1"]))  # where it does not matter
     assert free.topology.active == round(0.2 * 8 * 4 * 9)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def tokens(step):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(16, 5, 12, generator=generator)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", [momentum_sgd, lambda model: torch.optim.AdamW(model.parameters(), 1e-2)])
+def test_attention_is_held_and_its_queries_keys_and_values_move(make):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, batch_first=True)
+    sparsifier = sparse(model, make(model), grow="random", verify_every=1)
+    names = ["self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2"]
+    assert [report.layer for report in sparsifier.layers] == names
+    assert sparsifier.outside == {}
+    fused = model.self_attn.in_proj_weight
+    first = sparsifier.topology.masks[0].clone()
+    for step in range(13):  # one more than the last update, so that what has grown is not zero any more
+        sparsifier.optimizer.zero_grad()
+        nn.functional.mse_loss(model(tokens(step)), tokens(step).flip(1)).backward()
+        sparsifier.step()
+    mask = sparsifier.topology.masks[0]
+    assert not fused[~mask].any()
+    assert sparsifier.layers[0].active == int(torch.count_nonzero(fused)) == int(first.sum())
+    left, entered = (first & ~mask).chunk(3), (mask & ~first).chunk(3)  # of queries, of keys, of values
+    assert all(torch.any(part) for part in (*left, *entered))
+    with torch.no_grad():  # what torch fuses for inference computes with the same sparse weights
+        trained, fast = model(tokens(99)), model.eval()(tokens(99))
+    torch.testing.assert_close(fast, trained)
+    assert not torch.equal(fast, trained)  # it really was another computation
+
+
+def test_projections_apart_are_layers_of_their_own():
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 2, kdim=7, vdim=5)
+
+        def forward(self, x):
+            return self.attention(x, x.new_ones(3, 5, 7), x.new_ones(3, 5, 5))[0]
+
+    model = Cross()
+    sparsifier = sparse(model, verify_every=1)
+    sizes = {"q_proj": 12 * 12, "k_proj": 12 * 7, "v_proj": 12 * 5, "out_proj": 12 * 12}
+    parts = {f"attention.{part}": size for part, size in sizes.items()}
+    assert {report.layer: report.size for report in sparsifier.layers} == parts
+    for step in range(4):
+        sparsifier.optimizer.zero_grad()
+        model(tokens(step)).square().mean().backward()
+        sparsifier.step()
+    assert sparsifier.topology.active == round(0.2 * sum(parts.values()))
+    assert not model.attention.v_proj_weight[~sparsifier.topology.masks[2]].any()
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("in_proj", lambda module: parametrize.register_parametrization(module, "in_proj_weight", nn.Softsign())),
+        ("in_proj", lambda module: prune.l1_unstructured(module, "in_proj_weight", 0.5)),
+        ("k_proj", lambda module: parametrize.register_parametrization(module, "k_proj_weight", nn.Softsign())),
+        ("out_proj", lambda module: parametrizations.weight_norm(module.out_proj)),
+    ],
+)
+def test_attention_that_computes_its_projection_anew_is_refused_unless_it_is_left_out(part, change):
+    model = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2, kdim=4 if part == "k_proj" else None))
+    change(model[1])
+    with pytest.raises(ValueError, match=rf"layer '1\.{part}' computes its weight anew from .*exclude=\['1\.{part}'\]"):
+        sparse(model)
+    assert f"1.{part}" not in [report.layer for report in sparse(model, scope=Scope(exclude=[f"1.{part}"])).layers]
 
 
 # -- optimizers --------------------------------------------------------------------------------------------------------

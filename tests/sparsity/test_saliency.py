@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -200,6 +201,30 @@ def test_grasp_against_an_explicit_hessian(temperature, count):
     found = grasp(probe_of(model, *batches), layers, 1, batches=count, temperature=temperature)
     torch.testing.assert_close(flat(found.scores), weights * (hessian @ slope), rtol=1e-9, atol=1e-18)
     assert (flat(found.scores) < 0).any()  # signed: weights whose removal would increase the flow come last
+
+
+class Attending(nn.Module):
+    """Attention over tokens of a width of 4, then a classifier of their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.classifier = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.classifier(x.mean(1) + self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def test_grasp_goes_through_attention():
+    torch.manual_seed(0)
+    model = Attending().double()
+    batch, layers = data(6, inputs=(3, 4)), layers_of(model)
+    assert [layer.name for layer in layers] == ["attention.in_proj", "attention.out_proj", "classifier"]
+    weights = flat([layer.weight.detach() for layer in layers])
+    with sdpa_kernel(SDPBackend.MATH):
+        slope, hessian = gradient_flow(model, layers, weights, *batch, 1.0)
+    found = grasp(probe_of(model, batch), layers, 1, temperature=1.0)
+    torch.testing.assert_close(flat(found.scores), weights * (hessian @ slope), rtol=1e-9, atol=1e-18)
+    assert all(scores.any() for scores in found.scores[0].chunk(3))
 
 
 def test_the_weight_that_grasp_keeps_first_is_the_one_whose_removal_hurts_gradient_flow_most():
@@ -650,7 +675,9 @@ def test_a_layer_that_cannot_be_ranked(criterion, where):
     """A last layer of zeros has a gradient, but lets none through; what it hides has a second derivative."""
     model = mlp(4, 5, 3)
     nn.init.zeros_(model[2].weight)
-    with pytest.raises(ValueError, match=f"{criterion}: all scores are zero in {where}, so there is nothing to rank"):
+    with pytest.raises(
+        ValueError, match=rf"{criterion}: all scores are zero in {where}, so.*\(those of layer 2\) start"
+    ):
         CRITERIA[criterion](probe_of(model, data(2), data(2)), layers_of(model))
 
 
