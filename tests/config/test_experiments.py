@@ -315,7 +315,8 @@ PUBLISHED = {
         **{"model.init": "default", "data.name": "cifar10", "data.val_fraction": 0.1},
         **{"data.augment.padding_mode": "reflect", "schedule.epochs": 160, "schedule.batch_size": 100},
         **{"schedule.optimizer.nesterov": True, "sparsity.density": 0.001, "sparsity.update.every": 1000},
-        "sparsity.density_schedule.initial": 0.01,
+        **{"sparsity.density_schedule.initial": 0.01, "sparsity.distribution.name": "balanced"},
+        "sparsity.repair.flow": "add",
     },
 }
 """What the published commands are meant to do, by key of the complete config."""

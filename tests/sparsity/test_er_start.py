@@ -12,8 +12,8 @@ from dst.run import build, feasible
 from tests.golden.facts import STATISTICS, pretended
 from tests.processes import REPOSITORY, run
 
-RATIOS = sorted(set(registry.members("distribution")) - {"none", "dense"})
-"""All that say by themselves how many weights each layer has."""
+RATIOS = sorted(set(registry.members("distribution")) - {"none", "dense", "from_run"})
+"""All that say how many weights each layer has, without another run."""
 FALLING = ("sparsity.density_schedule.initial=0.01", "sparsity.density=0.001")
 METHODS = {"static": ("sparsity.density=0.2",), "dst": ("sparsity.density=0.001",), "granet": FALLING, "gmp": FALLING}
 DATA = {

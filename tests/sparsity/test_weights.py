@@ -157,7 +157,7 @@ def test_patterns_without_a_state_leave_none():
 
 # -- nobody else -------------------------------------------------------------------------------------------------------
 
-BEFORE_MASKS = {"scope.py", "init.py", "initial_masks.py", "saliency.py"}
+BEFORE_MASKS = {"scope.py", "init.py", "initial_masks.py", "saliency.py", "probe.py"}
 """Modules that look at the weights a network was given, before there are masks."""
 VIEWS = {"view.py", "drop.py", "grow.py", "redistribute.py"}
 """Scores, which see one layer as it is shown to them."""
