@@ -299,7 +299,7 @@ def make_update(config: Config, steps: int) -> TopologyUpdate | None:
 
 def first_parts(config: Config) -> FirstParts:
     """Return the parts of the method that make the first masks."""
-    return FirstParts(*(_first_part(config, f"sparsity.{slot}") for slot in ("distribution", "init", "pattern")))
+    return FirstParts(**{slot: _first_part(config, f"sparsity.{slot}") for slot in ("distribution", "init", "pattern")})
 
 
 def _first_part(config: Config, slot: str) -> Any:
