@@ -303,9 +303,8 @@ def make_update(config: Config, steps: int) -> TopologyUpdate | None:
 
 def first_parts(config: Config) -> FirstParts:
     """Return the parts of the method that make the first masks."""
-    slots = ("distribution", "init", "pattern")
-    distribution, init, pattern = (_first_part(config, f"sparsity.{slot}") for slot in slots)
-    return FirstParts(distribution, init, pattern, config.sparsity.repair)
+    drawn = {slot: _first_part(config, f"sparsity.{slot}") for slot in ("distribution", "init", "pattern")}
+    return FirstParts(**drawn, repair=config.sparsity.repair)
 
 
 def _first_part(config: Config, slot: str) -> Any:

@@ -81,7 +81,7 @@ def going_on(config: Config, folder: Path) -> Config:
 def unfinished(config: Config, key: str) -> Iterator[str]:
     """Yield that the run at a key is not done, so that what its newest checkpoint holds is not its end.
 
-    A run that goes on looks at its own checkpoint (``going_on``), which needs not be the end of anything.
+    A run that goes on looks at its own checkpoint (``going_on``), which need not be the end of anything.
     """
     if get(config, CHECKPOINTS[key]) is None:
         return

@@ -81,8 +81,8 @@ def test_members_are_the_public_functions():
             "tiny_imagenet",
         ],
         "distribution": [
-            *["dense", "er", "erk", "gradient", "grasp", "magnitude", "none", "snip", "synflow"],
-            *["uniform", "uniform_plus"],
+            *["balanced", "dense", "er", "erk", "from_run", "gradient", "grasp", "magnitude", "none", "pyramidal"],
+            *["snip", "synflow", "uniform", "uniform_plus"],
         ],
         "init": [
             *["bernoulli", "file", "magnitude"],
