@@ -128,6 +128,33 @@ def test_signals_save_and_exit_75(name, step, tmp_path, references):
     assert_same(tmp_path, references("set_itop"))
 
 
+TRANSFORMER = (
+    *("model=vit_tiny", "sparsity=rigl_itop", "sparsity.density=0.2", "schedule=vit_cifar"),
+    *("schedule.lr.warmup_epochs=0", "data.val_fraction=0.9", "schedule.batch_size=48", "schedule.update_every=2"),
+    *("checkpoint.every_steps=2", "tracking=none", "tracking.progress=none", "hardware.threads=1"),
+)
+WRAPPED = ("correction=agent", "correction.gamma=1", "procedure=sup_tickets", "procedure.cycle_epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (("schedule.epochs=2",), "kill:update:30"),  # in the second of 26 layers' updates: half of attention has moved
+        (("schedule.epochs=2", *WRAPPED, "procedure.cycle_rate=0.5"), "kill:superpose:1"),
+    ],
+    ids=["rigl_itop", "agent and sup_tickets"],
+)
+def test_kills_of_a_transformer(more, fault, tmp_path, tmp_path_factory):
+    """Its attention's fused projections are sparse as any weight; an epoch has three steps."""
+    assert run(*TRANSFORMER, *more, cwd=tmp_path, fault=fault).code == -9
+    result = run(*TRANSFORMER, *more, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert "continuing from step" in result.output
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run(*TRANSFORMER, *more, cwd=folder).code == 0
+    assert_same(tmp_path, traces(run_folder(folder / "outputs")))
+
+
 CYCLES = (
     *("sparsity=rigl_itop", "model=resnet20", "procedure=sup_tickets", "procedure.cycle_epochs=1"),
     *("procedure.cycle_rate=0.5", "procedure.re_explore=0.5", "data.val_fraction=0.8", "schedule.batch_size=48"),
