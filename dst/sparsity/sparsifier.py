@@ -25,7 +25,7 @@ from dst.sparsity.held import (
 )
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import marks_of
-from dst.sparsity.options import FirstDensity, Part, Pool, pattern_problems, scope_problems
+from dst.sparsity.options import FirstDensity, Part, Pool, age_problems, pattern_problems, scope_problems
 from dst.sparsity.pattern import Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.prune import prune_like, prune_to
@@ -35,6 +35,7 @@ from dst.sparsity.scope import Layer, Scope, never_sparse, outside
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.update import DEFAULT, WITHOUT_PLAN, TopologyUpdate, find_part, refuse_unused, topology_update
 from dst.sparsity.view import LayerView, Score
+from dst.sparsity.weights.adam_age import AdamAge, counts_steps
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Sparsifier:
         if update is not None:
             _refuse_twice({"plan": plan, **parts_of_update})
         self.topology_update = update or topology_update(plan, **parts_of_update)
+        self._check_age(self.topology_update)
         if self.topology_update is None:
             refuse_unused({"verify_every": verify_every}, WITHOUT_PLAN)
         parts = FirstParts(
@@ -150,6 +152,14 @@ class Sparsifier:
         self._masked = False
         """Whether the gradients are still masked: no backward pass has come since."""
         self._release = hold(layers, self, Sparsifier._on_gradient)
+        weights = {layer.name: layer.weight for layer in layers}
+        self._ages = AdamAge(optimizer, weights) if counts_steps(optimizer) else None
+
+    def _check_age(self, update: TopologyUpdate | None) -> None:
+        """Raise ValueError if an update says by which age Adam corrects its moments, and has no use for it."""
+        if update is not None:
+            optimizer = Part(type(self.optimizer).__name__, frozenset(["ages"] * counts_steps(self.optimizer)))
+            refuse(age_problems(update.plan.adam_age, optimizer, grows=update.grow is not None), "plan")
 
     def _check_pattern(self, first: FirstParts) -> None:
         """Raise ValueError if the pattern does not go with the init or with what changes the layers' counts."""
@@ -274,6 +284,8 @@ class Sparsifier:
         self.postponed = False
         self._start_entered(turn.update.plan, pruned, kept)
         self._enforce()
+        reset = turn.update.plan.returning_weights == "reset"
+        self._note_ages({i: left if reset else pruned[i] for i, left in kept.items()})
         if self.verify_every is not None and self.updates % self.verify_every == 0:
             self.verify()
         return True
@@ -300,6 +312,7 @@ class Sparsifier:
 
     def begin(self, update: TopologyUpdate | None) -> None:
         """Begin a phase of training, whose steps count from 0, with updates of its own or none."""
+        self._check_age(update)
         self.topology_update = update
         self.steps = 0
         self.postponed = False
@@ -330,10 +343,13 @@ class Sparsifier:
         if not self.topology.is_structured:
             self.topology.counts = [report.active for report in self.topology.reports]
         self._enforce()
+        self._note_ages(dict(enumerate(before)))
 
     def release(self) -> None:
         """Release the layers, so that another Sparsifier may hold them; do not step this one any more."""
         self._release()
+        if self._ages is not None:
+            self._ages.release()
 
     # -- what it reports -----------------------------------------------------------------------------------------------
 
@@ -381,9 +397,10 @@ class Sparsifier:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, and the state of the topology."""
+        """Return counters, the state of the topology, and when weights were grown if their ages matter."""
         counters = {"steps": self.steps, "updates": self.updates, "postponed": self.postponed}
-        return {**counters, **self.topology.state_dict()}
+        ages = {} if self._ages is None else self._ages.state_dict(self.topology.masks)
+        return {**counters, **self.topology.state_dict(), **({"births": ages} if ages else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
@@ -392,6 +409,8 @@ class Sparsifier:
         self.postponed = bool(state.get("postponed", False))
         begin_state(self.optimizer)
         self._enforce()
+        if self._ages is not None:
+            self._ages.load_state_dict(state.get("births", {}), self.topology.masks)
 
     # -- the update ----------------------------------------------------------------------------------------------------
 
@@ -418,6 +437,16 @@ class Sparsifier:
                     tensor.mul_(left)
             if self.topology.initial:
                 layer.weight.copy_(torch.where(self.topology.masks[i] & ~old, self.topology.initial[i], layer.weight))
+
+    def _note_ages(self, stayed: Mapping[int, Tensor]) -> None:
+        """Let the weights that are active now begin their lives, but those in the masks ``stayed``, by layer."""
+        if self._ages is None:
+            return
+        update = self.topology_update
+        if update is not None and update.plan.adam_age == "tensor":
+            stayed = {}
+        masks = self.topology.masks
+        self._ages.changed(masks, [mask & ~stayed[i] if i in stayed else None for i, mask in enumerate(masks)])
 
     @torch.no_grad()
     def _enforce(self) -> None:

@@ -1,0 +1,1 @@
+"""How weights are held sparse: what touches them, their gradients and their optimizer state."""
