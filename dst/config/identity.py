@@ -24,6 +24,7 @@ def identity(config: Config) -> dict[str, Any]:
     for slot in SLOTS:
         defaults |= {f"{slot}.{name}": value for name, value in _defaults_of(config, slot).items()}
     defaults["data.digest"] = published.digest(config.data.name)
+    defaults["sparsity.update.adam_age"] = "tensor"  # as it was for all runs before one could choose
     found = {
         key: value
         for key, value, is_identity in leaves(config)

@@ -7,6 +7,7 @@ from dst.config.schema import Config, get, marks
 from dst.options import declared, shown
 from dst.sparsity.options import (
     Part,
+    age_problems,
     drop_problems,
     pattern_problems,
     ramp_problems,
@@ -170,6 +171,10 @@ def _check_moves(config: Config) -> Iterator[str]:
         )
     pool = [] if sparsity.drop.pool == "layer" else [f"sparsity.drop.pool={sparsity.drop.pool}"]
     yield from drop_problems(_part(config, "drop"), [*_chosen(config, "drop_fraction"), *pool])
+    optimizer = config.schedule.optimizer.name
+    ages = Part(f"schedule.optimizer.name={optimizer}", marks(config, "schedule.optimizer"))
+    found = age_problems(sparsity.update.adam_age, ages, grows=True)
+    yield from (f"sparsity.update.{problem} (null)" for problem in found)
     if config.hardware.precision == "fp16" and "momentum" in _marks(config, "grow") | _marks(config, "redistribute"):
         yield (
             "hardware.precision=fp16 does not go with growth or redistribution by momentum: gradients are read before "
@@ -180,7 +185,7 @@ def _check_moves(config: Config) -> Iterator[str]:
 def _ignored_without_moves(config: Config) -> Iterator[str]:
     keys = ["redistribute.name", "drop.pool"]
     if config.sparsity.density_schedule.name != registry.NONE:  # without it every key of update is reported anyway
-        keys += ["update.regrow", "update.grown_weights", "update.returning_weights"]
+        keys += [f"update.{name}" for name in ("regrow", "grown_weights", "returning_weights", "adam_age")]
     yield from _ignored(config, keys, ": nothing is dropped and grown")
 
 

@@ -417,4 +417,8 @@ def complete(config: Config) -> Config:
         setattr(node, last, replace(getattr(node, last), **bound_options(config, slot)))
     if done.data.digest is None:
         done.data.digest = published.digest(done.data.name)
+    # Null where it has no use, so that it is part of the identity of those runs only that it changes.
+    if done.sparsity.grow.name != registry.NONE and "ages" in marks(done, "schedule.optimizer"):
+        update = done.sparsity.update
+        done.sparsity.update = replace(update, adam_age=update.adam_age or "weight")
     return done

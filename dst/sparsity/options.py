@@ -87,6 +87,12 @@ class Update:
         Needs("regrow"),
         "keep: a weight dropped and grown in one update keeps its value and state; reset: it starts as if it was grown",
     ] = "keep"
+    adam_age: Annotated[
+        str | None,
+        OneOf("weight", "tensor"),
+        "whose age corrects the bias of Adam's moments: a weight's own since it was grown, or that of its tensor, by "
+        "which grown weights first move too far; null: weight",
+    ] = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,6 +157,13 @@ def drop_problems(drop: Part, given: Iterable[str]) -> Iterator[str]:
     if "cuts" in drop.marks:
         for told in given:
             yield f"{told} would be ignored: {drop.told} says itself how many leave; leave it out"
+
+
+def age_problems(age: str | None, optimizer: Part, *, grows: bool) -> Iterator[str]:
+    """Yield that ``adam_age`` is of no use, since nothing is grown, or the optimizer does not go by ages as Adam's."""
+    if age is not None and not (grows and "ages" in optimizer.marks):
+        why = f"{optimizer.told} does not correct moments by age as Adam does" if grows else "nothing is grown"
+        yield f"adam_age={age} would be ignored: {why}; leave it out"
 
 
 def ramp_problems(start: float, end: float, plan: Update) -> Iterator[str]:

@@ -21,6 +21,7 @@ from dst.sparsity.options import (
     Part,
     Pool,
     Repair,
+    age_problems,
     pattern_problems,
     repair_problems,
     scope_problems,
@@ -34,6 +35,7 @@ from dst.sparsity.scope import Layer, Scope, never_sparse, outside
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.update import DEFAULT, WITHOUT_PLAN, TopologyUpdate, find_part, refuse_unused, topology_update
 from dst.sparsity.view import LayerView, Score
+from dst.sparsity.weights.adam_age import counts_steps
 from dst.sparsity.weights.held import check_free, check_optimizer
 from dst.sparsity.weights.masked_dense import MaskedDense
 
@@ -125,6 +127,8 @@ class Sparsifier:
         if update is not None:
             _refuse_twice({"plan": plan, **parts_of_update})
         self.topology_update = update or topology_update(plan, **parts_of_update)
+        if optimizer is not None:
+            _check_age(self.topology_update, optimizer)
         if self.topology_update is None:
             refuse_unused({"verify_every": verify_every}, WITHOUT_PLAN)
         parts = FirstParts(
@@ -159,6 +163,7 @@ class Sparsifier:
 
     def attach(self, optimizer: Optimizer) -> None:
         """Let an optimizer train the weights; ValueError unless it trains all of them, each by itself."""
+        _check_age(self.topology_update, optimizer)
         self.weights.attach(optimizer)
 
     @property
@@ -281,7 +286,12 @@ class Sparsifier:
         self.topology.check()
         self.updates += 1
         self.postponed = False
-        self.weights.set_masks(self.topology.masks, self._active, self.topology.initial)
+        self.weights.set_masks(
+            self.topology.masks,
+            self._active,
+            values=self.topology.initial,
+            are_born=turn.update.plan.adam_age != "tensor",
+        )
         if self.verify_every is not None and self.updates % self.verify_every == 0:
             self.verify()
         return True
@@ -305,6 +315,7 @@ class Sparsifier:
 
     def begin(self, update: TopologyUpdate | None) -> None:
         """Begin a phase of training, whose steps count from 0, with updates of its own or none."""
+        _check_age(update, self.optimizer)
         self.topology_update = update
         self.steps = 0
         self.postponed = False
@@ -386,9 +397,10 @@ class Sparsifier:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, and the state of the topology."""
+        """Return counters, the state of the topology, and when weights were grown if their ages matter."""
         counters = {"steps": self.steps, "updates": self.updates, "postponed": self.postponed}
-        return {**counters, **self.topology.state_dict()}
+        births = self.weights.births
+        return {**counters, **self.topology.state_dict(), **({"births": births} if births else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
@@ -397,6 +409,7 @@ class Sparsifier:
         self.postponed = bool(state.get("postponed", False))
         self.weights.set_masks(self.topology.masks, self._active)
         self.weights.begin_state()
+        self.weights.load_births(state.get("births", {}))
 
     # -- the update ----------------------------------------------------------------------------------------------------
 
@@ -415,6 +428,13 @@ class Sparsifier:
     def _active(self) -> list[int]:
         """The active weights of each layer."""
         return [report.active for report in self.topology.reports]
+
+
+def _check_age(update: TopologyUpdate | None, optimizer: Optimizer) -> None:
+    """Raise ValueError if an update says by which age Adam corrects its moments, and has no use for it."""
+    if update is not None:
+        part = Part(type(optimizer).__name__, frozenset(["ages"] * counts_steps(optimizer)))
+        refuse(age_problems(update.plan.adam_age, part, grows=update.grow is not None), "plan")
 
 
 def _refuse_twice(given: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from dst.options import Needs, Range, checked
+from dst.sparsity.marks import marked
 
 WeightDecay = Annotated[float, Range(0), "the coefficient of weight decay"]
 
@@ -23,6 +24,7 @@ def sgd(
     return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
 
 
+@marked("ages")
 @checked
 def adamw(
     groups: list[dict[str, Any]],

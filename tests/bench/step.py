@@ -59,10 +59,10 @@ def _methods(device: str, rounds: int) -> None:
     inputs, labels = torch.randn(32, 1, 32, 32, device=device), torch.randint(10, (32,), device=device)
     names = ["dense", *sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml") if path.stem != "dense")]
     actions = {name: partial(_training(name, device).train_step, inputs, labels, NoObserver()) for name in names}
-    times = _interleaved(actions, rounds, device)
+    times = interleaved(actions, rounds, device)
     for name in names:
         target = "reported" if "momentum" in _needs(name) else "1.03 x or less"
-        _print(f"step of {name}", times[name], times["dense"], target)
+        print_ratio(f"step of {name}", times[name], times["dense"], target)
 
 
 def _training(method: str, device: str) -> Training:
@@ -101,9 +101,9 @@ def _resnet50(device: str, rounds: int) -> None:
         method = Sparsifier(model, optimizer, **{"density": density, "plan": UPDATES, **fraction, **options})
         weights = [layer.weight for layer in method.topology.layers]
         actions = {"pass": partial(_pass_over, weights), "update": partial(_update, method)}
-        times = _interleaved(actions, rounds, device, lambda weights=weights: _give_gradients(weights))
+        times = interleaved(actions, rounds, device, lambda weights=weights: _give_gradients(weights))
         passes = statistics.median(times["update"]) / statistics.median(times["pass"])
-        _print(f"ResNet-50 update, {name}", times["update"], target=f"{target or 'reported'}; {passes:.1f} passes")
+        print_ratio(f"ResNet-50 update, {name}", times["update"], target=f"{target or 'reported'}; {passes:.1f} passes")
 
 
 def _update(method: Sparsifier) -> None:
@@ -121,11 +121,11 @@ def _pass_over(weights: list[nn.Parameter]) -> None:
 def _steps(device: str, rounds: int) -> None:
     inputs = torch.randn(32, 3, 32, 32, device=device)
     labels = torch.randint(10, (32,), device=device)
-    times = _interleaved(
+    times = interleaved(
         {"dense": _trainer(inputs, labels, None), "sparse": _trainer(inputs, labels, DENSITY)}, rounds, device
     )
-    _print("whole training step, dense", times["dense"])
-    _print("whole training step, sparse", times["sparse"], times["dense"], "1.03 x or less")
+    print_ratio("whole training step, dense", times["dense"])
+    print_ratio("whole training step, sparse", times["sparse"], times["dense"], "1.03 x or less")
 
 
 def _trainer(inputs: Tensor, labels: Tensor, density: float | None) -> Callable[[], None]:
@@ -151,9 +151,9 @@ def _optimizer_steps(device: str, rounds: int) -> None:
     default = torch.optim.SGD(plain.parameters(), 1e-6, momentum=0.9, nesterov=True, weight_decay=5e-4)
     _give_gradients([p for group in sparsifier.optimizer.param_groups for p in group["params"]])
     _give_gradients(plain.parameters())
-    times = _interleaved({"default": default.step, "masked": sparsifier.step}, rounds, device)
-    _print("optimizer step, torch's default SGD", times["default"])
-    _print("optimizer step, ours, masked", times["masked"], times["default"], "1.0 x or less")
+    times = interleaved({"default": default.step, "masked": sparsifier.step}, rounds, device)
+    print_ratio("optimizer step, torch's default SGD", times["default"])
+    print_ratio("optimizer step, ours, masked", times["masked"], times["default"], "1.0 x or less")
 
 
 def _updates(device: str, rounds: int) -> None:
@@ -168,9 +168,9 @@ def _updates(device: str, rounds: int) -> None:
     def fresh_gradients() -> None:
         _give_gradients([layer.weight for layer in sparsifier.topology.layers])
 
-    times = _interleaved({"sorts": by_sorting, "ours": partial(_update, sparsifier)}, rounds, device, fresh_gradients)
-    _print("topology update, full sorts", times["sorts"])
-    _print("topology update, ours, exact", times["ours"], times["sorts"], f"{1 / 6:.3f} x or less")
+    times = interleaved({"sorts": by_sorting, "ours": partial(_update, sparsifier)}, rounds, device, fresh_gradients)
+    print_ratio("topology update, full sorts", times["sorts"])
+    print_ratio("topology update, ours, exact", times["ours"], times["sorts"], f"{1 / 6:.3f} x or less")
 
 
 def _sorted_update(weight: Tensor, gradient: Tensor | None, mask: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def _give_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = torch.randn_like(parameter)
 
 
-def _interleaved(
+def interleaved(
     actions: Mapping[str, Callable[[], object]],
     rounds: int,
     device: str,
@@ -230,7 +230,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _print(what: str, times: list[float], against: list[float] | None = None, target: str = "") -> None:
+def print_ratio(what: str, times: list[float], against: list[float] | None = None, target: str = "") -> None:
     text = f"  {what:<56} {1e3 * statistics.median(times):9.2f} ms"
     if against is None and target:
         text += f"   (target: {target})"

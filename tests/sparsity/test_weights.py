@@ -86,7 +86,7 @@ def test_a_weight_is_new_unless_it_was_active_all_along():
     weights.clear({0: torch.tensor([[True, False, True, True]])})  # the second one leaves, and comes back at once
     assert model.weight.tolist() == [[1.0, 0.0, 0.0, 0.0]]
     first = [torch.tensor([[5.0, 6.0, 7.0, 8.0]])]
-    weights.set_masks([torch.tensor([[True, True, True, False]])], [3], first)
+    weights.set_masks([torch.tensor([[True, True, True, False]])], [3], values=first)
     assert model.weight.tolist() == [[1.0, 6.0, 7.0, 0.0]]
     weights.set_masks([torch.tensor([[True, True, True, True]])], [4])
     assert model.weight.tolist() == [[1.0, 6.0, 7.0, 0.0]]

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
+from dst.sparsity.weights.adam_age import AdamAge, counts_steps
 from dst.sparsity.weights.held import all_finite, begin_state, check_optimizer, check_trainable, hold
 
 
@@ -15,7 +16,8 @@ class MaskedDense:
     """The weights of all sparse layers as plain dense parameters of the model.
 
     Inactive weights are zero and stay so, because their *gradients* are masked before the optimizer steps. Their
-    optimizer state is zero as well, so a weight that becomes active starts from zero in both.
+    optimizer state is zero as well, so a weight that becomes active starts from zero in both; for Adam it is born then
+    (``AdamAge``).
 
     ``masks``: boolean, of the weights' shapes; ``active``: how many weights each leaves. Raises ValueError if a weight
     is held already.
@@ -25,12 +27,12 @@ class MaskedDense:
     def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor], active: Sequence[int]) -> None:
         self._layers = list(layers)
         self._optimizer: Optimizer | None = None
+        self._ages: AdamAge | None = None
         self._held = list(masks)
         """Where weights keep value and state: within the masks, less what has been cleared since they were set."""
         self._is_masked = False
         """Whether the gradients are still masked: no backward pass has come since."""
-        self.release = hold(self._layers, self, MaskedDense._on_gradient)
-        """Release the layers, so that something else may hold them."""
+        self._let_go = hold(self._layers, self, MaskedDense._on_gradient)
         self.set_masks(masks, active)
 
     # -- what is held --------------------------------------------------------------------------------------------------
@@ -81,6 +83,8 @@ class MaskedDense:
         """Let an optimizer train the weights; ValueError unless it trains all of them, each by itself."""
         check_optimizer(optimizer, self._layers)
         self._optimizer = optimizer
+        if counts_steps(optimizer):
+            self._ages = AdamAge(optimizer, {layer.name: layer.weight for layer in self._layers})
         self.begin_state()
 
     @torch.no_grad()
@@ -108,6 +112,12 @@ class MaskedDense:
                 "after its backward pass, or do it before the step"
             )
 
+    def release(self) -> None:
+        """Release the layers, so that something else may hold them, and the optimizer."""
+        self._let_go()
+        if self._ages is not None:
+            self._ages.release()
+
     def check_trainable(self) -> None:
         """Raise RuntimeError if a layer has been frozen since it is held."""
         check_trainable(self._layers)
@@ -128,20 +138,40 @@ class MaskedDense:
             self._held[i] = self._held[i] & mask
 
     @torch.no_grad()
-    def set_masks(self, masks: Sequence[Tensor], active: Sequence[int], values: Sequence[Tensor] = ()) -> None:
+    def set_masks(
+        self, masks: Sequence[Tensor], active: Sequence[int], *, values: Sequence[Tensor] = (), are_born: bool = True
+    ) -> None:
         """Hold the weights by these masks: all others, and their optimizer state, become zero.
 
-        ``active``: how many weights each leaves. Weights that are new start from ``values``, or else from zero.
+        ``active``: how many weights each leaves. Weights that are new start from ``values``, or else from zero, and
+        ``are_born`` now, or else are of their tensor's age.
         """
+        new = [None if mask is held else mask & ~held for mask, held in zip(masks, self._held, strict=True)]
         for i, value in enumerate(values):
-            if masks[i] is not self._held[i]:
+            if (entered := new[i]) is not None:
                 weight = self._layers[i].weight
-                weight.copy_(torch.where(masks[i] & ~self._held[i], value, weight))
+                weight.copy_(torch.where(entered, value, weight))
         self._held = list(masks)
         sparse = [i for i, layer in enumerate(self._layers) if active[i] < layer.size]
         self._sparse = [(i, self._factor(i, masks[i])) for i in sparse]
         """The layers that are not full, and what their gradients are multiplied by."""
         self._zero(sparse, [mask for _, mask in self._sparse])
+        if self._ages is not None:
+            self._ages.changed(masks, new if are_born else [None] * len(new))
+
+    # -- ages ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def births(self) -> dict[str, Tensor]:
+        """The steps at which weights were grown, by the names of layers; empty where ages do not matter."""
+        return {} if self._ages is None else self._ages.state_dict(self._held)
+
+    def load_births(self, births: Mapping[str, Tensor]) -> None:
+        """Restore what ``births`` was; the optimizer has its state already."""
+        if self._ages is not None:
+            self._ages.load_state_dict(births, self._held)
+
+    # -- the passes ----------------------------------------------------------------------------------------------------
 
     def _factor(self, i: int, mask: Tensor) -> Tensor:
         """Return a mask as 0 and 1 in the weight's dtype and layout: five times as fast as a boolean one."""

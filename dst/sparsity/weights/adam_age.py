@@ -1,0 +1,315 @@
+"""Adam's bias corrections by the age of each weight, not of its tensor.
+
+``torch.optim.Adam`` counts the steps of a tensor. A weight that was grown at a late one starts with moments of zero,
+but they are corrected as if they were old, so that its first move is ``(1 - beta1) / sqrt(1 - beta2)`` learning rates:
+3.16 of them for 0.9 and 0.999. Here torch takes its step as ever. What it did to grown weights is then taken back, and
+done as to a weight of their own age: everything else keeps its bits.
+"""
+
+import inspect
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def counts_steps(optimizer: Optimizer) -> bool:
+    """Say whether an optimizer moves weights as torch's Adam and AdamW do, by one count of steps a tensor.
+
+    NAdam, RAdam, Adamax and others have formulas of their own, and so has a class with a ``step`` of its own.
+    """
+    own = {inspect.unwrap(cls.step) for cls in (torch.optim.Adam, torch.optim.AdamW)}
+    return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and inspect.unwrap(type(optimizer).step) in own
+
+
+class AdamAge:
+    """Correct what each step of ``optimizer`` (``counts_steps``) does to weights that were grown.
+
+    ``weights``: those that are held sparse, by the names of their layers. A weight is born at the step at which it was
+    grown, so that its age is 1 at the next. Steps that are left out, by a GradScaler or by ``found_inf``, are no steps
+    of its life. Without an effect on float arithmetic, an age is forgotten (17,000 steps for a ``beta2`` of 0.999).
+    """
+
+    def __init__(self, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
+        self._optimizer = optimizer
+        self._layers = [_Layer(name, weight) for name, weight in weights.items()]
+        self._births: set[int] = set()
+        """The steps at which weights were born, and some more."""
+        self._batches: list[_Batch] = []
+        me = weakref.ref(self)
+
+        def stepped(*_: Any) -> None:
+            if (ages := me()) is not None:
+                ages._after_step()
+
+        handle = optimizer.register_step_post_hook(stepped)
+        self._release = weakref.finalize(self, handle.remove)
+        self._release.atexit = False
+
+    def release(self) -> None:
+        """Leave the optimizer's steps as they are from now on."""
+        self._release()
+
+    # -- births ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def changed(self, masks: Sequence[Tensor], entered: Sequence[Tensor | None]) -> None:
+        """Note a change of the topology, after it; waits for the device.
+
+        ``masks``: which weights are active now, boolean, a tensor a layer. ``entered``: which of them start from
+        moments of zero; None for a layer where none does.
+        """
+        if all(new is None for new in entered) and not any(len(layer.positions) for layer in self._layers):
+            return
+        clocks = self._clocks()
+        for layer, mask, new, now in zip(self._layers, masks, entered, clocks, strict=True):
+            layer.change(mask, new, now, now - self._horizon(layer))
+            self._births.add(now)
+        self._put(clocks)
+
+    def _clocks(self) -> list[int]:
+        """Return the steps that the tensor of each layer has taken."""
+        found: dict[int, int] = {}
+        steps: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
+        for i, layer in enumerate(self._layers):
+            if (step := self._optimizer.state.get(layer.weight, {}).get("step")) is not None:
+                steps[step.device][i] = step
+        for there in steps.values():  # one synchronisation a device
+            found |= zip(there, map(int, torch.stack(list(there.values())).tolist()), strict=True)
+        return [found.get(i, 0) for i in range(len(self._layers))]
+
+    def _group(self, layer: "_Layer") -> int:
+        """Return the index of the parameter group of a layer."""
+        groups = self._optimizer.param_groups
+        return next(i for i, group in enumerate(groups) if any(p is layer.weight for p in group["params"]))
+
+    def _horizon(self, layer: "_Layer") -> int:
+        """Return the age from which on corrections by it and by a higher one are the same in the weight's dtype."""
+        beta = max(map(float, self._optimizer.param_groups[self._group(layer)]["betas"]))
+        smallest = torch.finfo(layer.weight.dtype).eps / 4
+        return math.ceil(math.log(smallest) / math.log(beta)) if beta > 0 else 0
+
+    def _put(self, clocks: Sequence[int]) -> None:
+        """Put layers with grown weights together that one pass can correct, at these steps of their tensors."""
+        alike: dict[Any, list[_Layer]] = defaultdict(list)
+        for layer, now in zip(self._layers, clocks, strict=True):
+            if len(layer.positions):
+                alike[self._group(layer), layer.weight.device, layer.weight.dtype, now].append(layer)
+        self._births = {born for born in self._births if born}
+        self._batches = [_Batch(layers, key[0], self._births) for key, layers in alike.items()]
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def _after_step(self) -> None:
+        for batch in list(self._batches):
+            idle = [layer for layer in batch.layers if layer.weight.grad is None]
+            if not idle:
+                batch.correct(self._optimizer)
+            elif len(idle) < len(batch.layers):  # their counts of steps are no longer the same
+                busy = [layer for layer in batch.layers if layer.weight.grad is not None]
+                self._batches.remove(batch)
+                self._batches += [_Batch(layers, batch.group, self._births) for layers in (idle, busy)]
+                self._batches[-1].correct(self._optimizer)
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return by the names of layers with grown weights the step of birth of each active weight, int32.
+
+        0: since the start, or so old that it makes no difference. In the order of the weights.
+        """
+        return {
+            layer.name: layer.dense().view(mask.shape)[mask]
+            for layer, mask in zip(self._layers, masks, strict=True)
+            if len(layer.positions)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor], masks: Sequence[Tensor]) -> None:
+        """Restore what ``state_dict`` returned; the optimizer has its own state already. ValueError if it is of others.
+
+        Layers without an entry have no grown weights: their ages are those of their tensors.
+        """
+        if unknown := sorted(set(state) - {layer.name for layer in self._layers}):
+            raise ValueError(f"the stored ages are of another model: it has layers {', '.join(unknown)}")
+        self._births = set()
+        for layer, mask in zip(self._layers, masks, strict=True):
+            born = state.get(layer.name)
+            if born is None:
+                layer.forget()
+                continue
+            if len(born) != int(mask.sum()):
+                raise ValueError(f"layer {layer.name}: {len(born)} ages are stored for {int(mask.sum())} weights")
+            born = born.to(layer.weight.device)
+            layer.remember(torch.zeros_like(mask, dtype=torch.int32).masked_scatter_(mask, born).reshape(-1))
+            self._births.update(torch.unique(born).tolist())
+        self._put(self._clocks())
+
+
+@dataclass(eq=False)
+class _Layer:
+    """Where the grown weights of a layer are, in the order of its weights, and when they were born."""
+
+    name: str
+    weight: nn.Parameter
+    positions: Tensor = field(init=False)
+    births: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Have no grown weights."""
+        self.remember(torch.zeros(0, dtype=torch.int32, device=self.weight.device))
+
+    def remember(self, births: Tensor) -> None:
+        """Take the births of all weights, flat; 0 where there was none."""
+        self.positions = births.nonzero().view(-1)
+        self.births = births[self.positions]
+
+    def dense(self) -> Tensor:
+        """Return the births of all weights, flat; 0 where there was none."""
+        births = torch.zeros(self.weight.numel(), dtype=torch.int32, device=self.weight.device)
+        return births.index_copy_(0, self.positions, self.births)
+
+    def change(self, mask: Tensor, new: Tensor | None, now: int, forgotten: int) -> None:
+        """Let ``new`` weights be born ``now``, and forget those that have left, or were born by ``forgotten``."""
+        if new is None and not len(self.positions):
+            return
+        births = self.dense()
+        if new is not None:
+            births.masked_fill_(new.reshape(-1), now)
+        births.masked_fill_(~mask.reshape(-1) | (births <= forgotten), 0)
+        self.remember(births)
+
+
+class _Batch:
+    """Layers whose grown weights one pass corrects: of one parameter group, with one count of steps.
+
+    All that depends on an age is computed once for the weights that were born together, in float64, since
+    ``1 - beta2 ** age`` cancels. Per weight this leaves a few operations, which write to memory that stays: a step of a
+    small network takes a millisecond.
+    """
+
+    def __init__(self, layers: Sequence[_Layer], group: int, births: set[int]) -> None:
+        self.layers, self.group = layers, group
+        weight = layers[0].weight
+        device, dtype = weight.device, torch.promote_types(weight.dtype, torch.float32)
+        sizes = [len(layer.positions) for layer in layers]
+        known = torch.tensor(sorted(births), dtype=torch.int32, device=device)
+        self._cohorts = torch.searchsorted(known, torch.cat([layer.births for layer in layers]), out_int32=True)
+        self._minus_births = -torch.cat([known, known.new_zeros(1)]).double()
+        """Of each cohort, and last that of the tensor itself."""
+        self._ages = torch.empty_like(self._minus_births)
+        self._corrections = torch.empty(2, len(self._ages), dtype=torch.float64, device=device)
+        self._firsts, self._seconds = self._corrections
+        self._one, self._betas = self._ages.new_ones(()), self._ages
+        self._betas_of: Any = None
+        table = torch.empty(2, len(self._ages), dtype=dtype, device=device)
+        (self._factors, self._roots), (self._own_factor, self._own_root) = table, table[:, -1]
+        flat = torch.empty(4, sum(sizes), dtype=dtype, device=device)
+        self._first, self._second, self._move, self._below = flat
+        parts = [whole.split(sizes) for whole in flat[:3]]
+        self._places = [_Place(*found) for found in zip(layers, *parts, strict=True)]
+
+    def correct(self, optimizer: Optimizer) -> None:
+        """Add to each grown weight what its move was short of, or had too much of."""
+        group, device = optimizer.param_groups[self.group], self._ages.device
+        found_inf = getattr(optimizer, "found_inf", None)
+        vetoed = 0.0 if found_inf is None else _at_hand(found_inf, device)
+        if isinstance(vetoed, float) and vetoed:
+            return
+        for place in self._places:
+            place.gather(state := optimizer.state[place.weight], "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
+        self._tabulate(group, _at_hand(state["step"], device), vetoed)
+        # a move is factor first / (sqrt(second) + eps root): that of the weight's age, less that of the tensor's
+        first, second, move, below = self._first, self._second.sqrt_(), self._move, self._below
+        torch.index_select(self._roots, 0, self._cohorts, out=below)
+        torch.add(second, below, alpha=group["eps"], out=below)
+        torch.index_select(self._factors, 0, self._cohorts, out=move)
+        move.div_(below).addcdiv_(self._own_factor, second.add_(self._own_root, alpha=group["eps"]), value=-1)
+        move.mul_(first)
+        with _distinct(move):
+            for place in self._places:
+                place.add()
+
+    def _tabulate(self, group: Mapping[str, Any], step: float | Tensor, vetoed: float | Tensor) -> None:
+        """Find the factor and the root of each cohort; 0 for the factor if the step was vetoed on the device."""
+        if group["betas"] != self._betas_of:
+            self._betas_of = group["betas"]
+            self._betas = torch.tensor([[float(beta)] for beta in self._betas_of], dtype=torch.float64).to(self._ages)
+        torch.add(self._minus_births, step, out=self._ages)
+        if isinstance(step, Tensor):  # where its first step was vetoed, a weight is still of no age
+            self._ages.clamp_(min=1)
+        torch.pow(self._betas, self._ages, out=self._corrections)
+        torch.sub(self._one, self._corrections, out=self._corrections)
+        torch.sqrt(self._seconds, out=self._roots)
+        torch.div(self._roots, self._firsts, out=self._factors).mul_(group["lr"] * (vetoed - 1))
+
+
+class _Place:
+    """A layer's part in a batch: its grown weights, and where in the flat tensors of the batch they are dealt with."""
+
+    def __init__(self, layer: _Layer, first: Tensor, second: Tensor, move: Tensor) -> None:
+        self.weight, self._positions = layer.weight, layer.positions
+        self._out, self._move = (first, second), move
+        self._pointers: tuple[int, ...] = ()
+        self._moments: list[Tensor] = []
+        self._weight = layer.weight.detach()
+
+    def gather(self, state: Mapping[str, Tensor], second: str) -> None:
+        """Gather the moments of the grown weights."""
+        found = state["exp_avg"], state[second]
+        pointers = self.weight.data_ptr(), found[0].data_ptr(), found[1].data_ptr()
+        if pointers != self._pointers:  # making views anew takes as long as gathering
+            self._pointers, self._moments = pointers, [_flat(moment) for moment in found]
+            self._weight = _flat(self.weight.detach())
+        for moment, out in zip(self._moments, self._out, strict=True):
+            _gather(moment, self._positions, out)
+
+    def add(self) -> None:
+        """Add the moves to the grown weights."""
+        if self._weight.dim() == 1:
+            self._weight.scatter_add_(0, self._positions, self._move.to(self._weight.dtype))
+        else:
+            self._weight.put_(self._positions, self._move.to(self._weight.dtype), accumulate=True)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return a tensor flat if it can be without copying, else as it is."""
+    return tensor.view(-1) if tensor.is_contiguous() else tensor
+
+
+def _gather(tensor: Tensor, positions: Tensor, out: Tensor) -> None:
+    """Copy the elements at flat positions."""
+    if tensor.dim() == 1 and tensor.dtype == out.dtype:
+        torch.index_select(tensor, 0, positions, out=out)
+    else:
+        out.copy_(torch.take(tensor, positions))
+
+
+def _at_hand(number: Tensor, device: torch.device) -> float | Tensor:
+    """Return a number that an optimizer keeps without waiting for it: if it is not on the host, on the device."""
+    return float(number) if number.device.type == "cpu" else number.to(device, non_blocking=True)
+
+
+def _distinct(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Let distinct positions be added to in any order, whatever is asked of algorithms: the sums are the same."""
+    is_asked = tensor.is_cuda and torch.are_deterministic_algorithms_enabled()
+    return _any_order() if is_asked else nullcontext()
+
+
+@contextmanager
+def _any_order() -> Iterator[None]:
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=only_warns)
