@@ -48,6 +48,7 @@ NEED_DATA = {
     "correction=agent schedule.batch_size=2000 schedule.update_every=5",  # one batch an epoch
     "sparsity=snip sparsity.distribution.batches=1000",
     "sparsity.density=0.00001",
+    "model.init=fan_in",  # whether the network has convolutions
     "data=image_folder data.root=nowhere",  # the reader of the set says what it looked for
 }
 """Refusals of the golden facts for which more than the config is looked at."""
