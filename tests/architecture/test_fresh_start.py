@@ -49,6 +49,7 @@ NEED_DATA = {
     "sparsity=snip sparsity.distribution.batches=1000",
     "sparsity.density=0.00001",
     "model.init=fan_in",  # whether the network has convolutions
+    "model=resnet18 model.bias_scale=0",  # and biases
     "data=image_folder data.root=nowhere",  # the reader of the set says what it looked for
 }
 """Refusals of the golden facts for which more than the config is looked at."""
