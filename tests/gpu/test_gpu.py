@@ -57,6 +57,11 @@ def test_every_method_keeps_its_promises_and_resumes_bit_identically(method, opt
     catalogue.keeps_its_promises(method, "resnet20", optimizer, tmp_path, STRICT)
 
 
+@pytest.mark.parametrize("method", ["rigl_itop", "snfs", "granet", "srigl", "grasp"])
+def test_attention_keeps_its_promises_and_resumes_bit_identically(method, tmp_path):
+    catalogue.keeps_its_promises(method, "vit_tiny", "adamw", tmp_path, STRICT)
+
+
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
 def test_first_masks_do_not_depend_on_what_the_process_did_before(method):
     config = catalogue.composed(method, "resnet20", STRICT)
@@ -94,6 +99,46 @@ def test_an_ordinary_step_never_waits_for_the_device(method, options):
         torch.cuda.set_sync_debug_mode("default")
     assert taken == 5
     assert training.sparsifier.updates == 0
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vit_tiny"])
+def test_a_step_of_adam_never_waits_for_the_device_either(model):
+    """With weights that have been grown, whose age it goes by: the updates are at steps 2 and 4."""
+    config = catalogue.composed("rigl_itop", model, ("hardware=gpu", "schedule.epochs=4", *catalogue.ADAMW))
+    training = build(complete(config)).training
+    taken = 0
+    try:
+        for inputs, labels in training.train_batches.epoch(0):
+            is_ordinary = taken >= 4 and not training.sparsifier.update_due()
+            torch.cuda.set_sync_debug_mode("error" if is_ordinary else "default")
+            training.train_step(inputs, labels, NoObserver())
+            training._guard.check()
+            torch.cuda.set_sync_debug_mode("default")
+            taken += 1
+            if taken == 5:
+                break
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert taken == 5
+    assert training.sparsifier.updates == 2
+    assert training.sparsifier.weights.births
+
+
+@pytest.mark.parametrize("flow", ["add", "move"])
+def test_first_masks_are_mended_on_the_device(flow):
+    options = (
+        "hardware=gpu",
+        "sparsity.density=0.02",
+        f"sparsity.repair.flow={flow}",
+        "sparsity.repair.orthogonal=true",
+    )
+    training = build(catalogue.composed("static", "resnet20", options)).training
+    topology = training.sparsifier.topology
+    assert all(mask.is_cuda for mask in topology.masks)
+    assert topology.active == round(0.02 * topology.size) if flow == "move" else topology.active > 0.02 * topology.size
+    for weight, mask in zip(training.sparsifier.weights.weights, topology.masks, strict=True):
+        assert torch.equal(weight != 0, mask)
+        assert mask.flatten(1).any(1).all()  # every unit has an edge
 
 
 @pytest.mark.parametrize("proxy", ["loss", "gradient"])
