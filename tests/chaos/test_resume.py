@@ -10,6 +10,7 @@ import pytest
 from dst.files import file_sha256
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_layers, read_metrics, read_run, read_status, read_summary
+from dst.training.checkpoint import Checkpoints
 from tests.old_records import BEFORE_PHASES, unpack
 from tests.processes import REPOSITORY, run, run_folder, traces
 from tests.states import plain
@@ -64,6 +65,24 @@ def test_ten_kills_at_random_steps(method, tmp_path, references):
     assert_same(tmp_path, references(method))
     status = read_status(run_folder(tmp_path / "outputs"))
     assert (status["state"], status["attempt"], status["step"]) == ("done", 11, STEPS)
+
+
+ADAM = ("schedule.optimizer.name=adamw", "schedule.lr.peak=0.01")
+
+
+def test_kills_while_adam_knows_the_ages_of_weights(tmp_path, references):
+    """Between updates (every 10 steps), and in one; the ages are in the checkpoints, and make a difference."""
+    options = ("sparsity=rigl_itop", *SMALL, *ADAM)
+    for fault in ("kill:step:26", "kill:update:5", "kill:step:93"):
+        assert run(*options, cwd=tmp_path, fault=fault).code == -9
+    assert run(*options, cwd=tmp_path).code == 0
+    assert_same(tmp_path, references("rigl_itop", *ADAM))
+    state = Checkpoints(run_folder(tmp_path / "outputs") / "checkpoints").load_newest()["sparsifier"]
+    births = {name: set(born.tolist()) for name, born in state["births"].items()}
+    assert births.keys() == state["masks"].keys()
+    assert all({0, 10, 20} <= born <= set(range(0, STEPS, 10)) for born in births.values())
+    by_tensor = references("rigl_itop", *ADAM, "sparsity.update.adam_age=tensor")
+    assert by_tensor != references("rigl_itop", *ADAM)
 
 
 PLACES = [

@@ -9,7 +9,17 @@ import pytest
 from dst import registry
 from dst.config.checks import check
 from dst.config.identity import identity, run_id
-from dst.config.schema import SLOTS, Config, ConfigError, bound_options, complete, flatten, get, leaves
+from dst.config.schema import (
+    SLOTS,
+    Config,
+    ConfigError,
+    bound_options,
+    complete,
+    flatten,
+    get,
+    leaves,
+    with_value,
+)
 from dst.data import published
 from dst.options import REQUIRED, read
 from dst.sparsity.marks import marks_of
@@ -231,6 +241,41 @@ def test_an_update_interval_that_a_static_method_ignores_makes_no_other_run():
     assert run_id(composed("sparsity=static", "schedule.update_every=7")) == run_id(composed("sparsity=static"))
 
 
+ADAM = "schedule.optimizer.name=adamw"
+AGE = "sparsity.update.adam_age"
+
+
+@pytest.mark.parametrize(
+    ("options", "age", "identity_has"),
+    [
+        ("", None, False),
+        ("sparsity=static " + ADAM, None, False),
+        ("sparsity=gmp " + ADAM, None, False),
+        ("sparsity=dense " + ADAM, None, False),
+        (ADAM, "weight", True),
+        (f"{ADAM} {AGE}=weight", "weight", True),
+        (f"{ADAM} {AGE}=tensor", "tensor", False),
+        (f"sparsity=granet {ADAM}", "weight", True),
+    ],
+)
+def test_the_age_that_adam_goes_by_identifies_only_runs_that_it_changes(options, age, identity_has):
+    """Runs by the age of tensors are those of before there was a choice, and keep their ids."""
+    config = complete(composed(*options.split()))
+    assert config.sparsity.update.adam_age == age
+    assert (AGE in identity(config)) == identity_has
+    assert flatten(complete(config)) == flatten(config)
+    without = with_value(config, AGE, None)
+    assert (run_id(config) != run_id(without)) == identity_has
+
+
+def test_ids_of_adam_before_its_ages_are_those_by_the_tensor():
+    """The id is that of the same command at the commit before."""
+    before = f"{ADAM} schedule.optimizer.beta2=0.99 schedule.lr.name=constant schedule.lr.peak=0.001"
+    options = [*before.split(), "schedule.optimizer.decay=not_norms"]
+    assert run_id(complete(composed(*options, f"{AGE}=tensor"))) == "0809940bfde0"
+    assert run_id(complete(composed(*options))) != "0809940bfde0"
+
+
 def test_complete_fills_in_what_will_be_used_and_leaves_the_original_alone():
     config = composed()
     done = complete(config)
@@ -346,6 +391,11 @@ WRONG = {
     "sparsity=snip sparsity.init.criterion=snap": "sparsity.init.criterion=snap: did you mean 'snip'?",
     "sparsity=srigl sparsity.redistribute.name=magnitude": "changes how many weights a layer has, which sparsity.pat",
     "sparsity=gmp sparsity.pattern.name=constant_fan_in": "sparsity.density_schedule.name=cubic changes how many weigh",
+    "sparsity=gmp schedule.optimizer.name=adamw sparsity.update.adam_age=tensor": "adam_age=tensor would be ignored: "
+    "nothing is dropped and grown. Use null",
+    "sparsity=set_itop sparsity.update.adam_age=weight": "sparsity.update.adam_age=weight would be ignored: "
+    "schedule.optimizer.name=sgd does not correct moments by age as Adam does; leave it out (null)",
+    "schedule.optimizer.name=adamw sparsity.update.adam_age=layer": "adam_age=layer: allowed: tensor, weight",
     "sparsity=gmp sparsity.update.grown_weights=initial": "grown_weights=initial would be ignored: nothing is dropped",
     "sparsity.update.grown_weights=random": "sparsity.update.grown_weights=random: allowed: initial, zero",
     "sparsity.update.regrow=false sparsity.update.returning_weights=reset": "needs sparsity.update.regrow",
