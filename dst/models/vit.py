@@ -20,7 +20,7 @@ def vit_tiny(shape: Shape, classes: int) -> nn.Module:
     truncated, as in DeiT) instead of torchvision's zeros, through which neither gradient nor score would pass at first.
     """
     model = _vit("vit_tiny", shape, classes, patch_size=4, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768)
-    nn.init.trunc_normal_(model.get_submodule("heads.head").weight, std=0.02)
+    nn.init.trunc_normal_(model.get_parameter("heads.head.weight"), std=0.02)
     return model
 
 
