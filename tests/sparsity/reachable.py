@@ -183,3 +183,28 @@ def problems(model, shape, layers, masks):
     if not now.forward[now.output].all():
         found.append("a class is not reached")
     return found
+
+
+def silent_edges(model, layers, inputs, labels):
+    """Take a batch's gradients; return the weights whose input and unit are never both awake at one place of a map."""
+    seen, handles = {}, []
+    for layer in layers:
+
+        def watch(module, given, output, name=layer.name):
+            seen[name] = given[0].detach().abs()
+            output.register_hook(lambda gradient: seen.update({f"{name} back": gradient.abs()}))
+
+        handles.append(layer.modules[0].register_forward_hook(watch))
+    model.zero_grad()
+    nn.functional.cross_entropy(model.train()(inputs), labels).backward()
+    for handle in handles:
+        handle.remove()
+    found = []
+    for layer in layers:
+        (module,), awake, back = layer.modules, seen[layer.name], seen[f"{layer.name} back"]
+        if isinstance(module, nn.Linear):
+            together = back.T @ awake
+        else:
+            together = nn.grad.conv2d_weight(awake, module.weight.shape, back, module.stride, module.padding)
+        found.append(together == 0)
+    return found
