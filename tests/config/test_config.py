@@ -325,6 +325,17 @@ WRONG = {
     "sparsity=rigl schedule.update_every=1": "=replaces_step: with sparsity.update.every=1 every step would",
     "sparsity=rigl sparsity.update.on_last_step=true": "=true: with sparsity.update.stop=0.75 it would be ignored",
     "sparsity=snfs hardware.precision=fp16": "their moving average would mix different loss scales",
+    "sparsity.repair.flow=adds": "sparsity.repair.flow=adds: did you mean 'add'? allowed: add, move, none",
+    "sparsity=srigl sparsity.repair.flow=add": "sparsity.repair.flow=add mends single weights, and "
+    "sparsity.pattern.name=constant_fan_in does not go by them",
+    "sparsity=nm_rigl sparsity.repair.orthogonal=true": "sparsity.repair.orthogonal=true mends single weights, and "
+    "sparsity.pattern.name=n_m does not go by them",
+    "sparsity=dense sparsity.repair.flow=add": "sparsity.repair.flow=add would be ignored: with "
+    "sparsity.distribution.name=dense all weights are active at first",
+    "sparsity=gmp sparsity.repair.flow=move": "sparsity.repair.flow=move would be ignored: with",
+    "sparsity=static sparsity.density=null sparsity.distribution.name=none sparsity.init.name=prune_structured "
+    "sparsity.init.rate=0.5 sparsity.repair.flow=add": "sparsity.repair.flow=add would bring back the units that "
+    "sparsity.init.name=prune_structured removes on purpose",
     "hardware.threads=10000": "hardware.threads=10000: must be in [1, 1024]",
     "hardware.precision=tf32": "hardware.precision=tf32: with hardware.device=cpu it would be ignored: only GPUs",
     "schedule.accumulate=65": "schedule.accumulate=65: must be in [1, schedule.batch_size=64]",
