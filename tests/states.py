@@ -14,7 +14,8 @@ def plain(value: Any) -> Any:
     import torch  # here: who looks at records alone needs none
 
     if isinstance(value, torch.Tensor):
-        return (str(value.dtype), tuple(value.shape), value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        raw = value.cpu().contiguous().view(-1).view(torch.uint8)
+        return (str(value.dtype), tuple(value.shape), raw.numpy().tobytes())
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if not re.search("time/|seconds|attempt", str(key))}
     if isinstance(value, list | tuple):

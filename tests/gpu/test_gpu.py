@@ -128,14 +128,14 @@ def test_a_step_of_adam_never_waits_for_the_device_either(model):
 def test_first_masks_are_mended_on_the_device(flow):
     options = (
         "hardware=gpu",
-        "sparsity.density=0.02",
+        "sparsity.density=0.01",
         f"sparsity.repair.flow={flow}",
         "sparsity.repair.orthogonal=true",
     )
     training = build(catalogue.composed("static", "resnet20", options)).training
     topology = training.sparsifier.topology
     assert all(mask.is_cuda for mask in topology.masks)
-    assert topology.active == round(0.02 * topology.size) if flow == "move" else topology.active > 0.02 * topology.size
+    assert topology.active == round(0.01 * topology.size) if flow == "move" else topology.active > 0.01 * topology.size
     for weight, mask in zip(training.sparsifier.weights.weights, topology.masks, strict=True):
         assert torch.equal(weight != 0, mask)
         assert mask.flatten(1).any(1).all()  # every unit has an edge
