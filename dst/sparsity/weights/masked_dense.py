@@ -37,10 +37,6 @@ class MaskedDense:
 
     # -- what is held --------------------------------------------------------------------------------------------------
 
-    def parameter(self, i: int) -> nn.Parameter:
-        """Return what the optimizer trains of a layer."""
-        return self._layers[i].weight
-
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer trains, layer by layer."""
