@@ -17,7 +17,7 @@ from tests.composed import compose_cells
 from tests.sparsity.reachable import problems, silent_edges
 
 NETWORKS = (("vgg16", 0.001), ("resnet18", 0.001), ("wrn_22_2", 0.005))
-RATIOS = ("uniform", "er", "erk", "snip", "synflow")
+RATIOS = ("uniform", "er", "erk", "balanced", "pyramidal", "snip", "synflow")
 
 
 def main() -> None:

@@ -194,14 +194,14 @@ def silent_edges(model, layers, inputs, labels):
             seen[name] = given[0].detach().abs()
             output.register_hook(lambda gradient: seen.update({f"{name} back": gradient.abs()}))
 
-        handles.append(layer.modules[0].register_forward_hook(watch))
+        handles.append(layer.places[0].module.register_forward_hook(watch))
     model.zero_grad()
     nn.functional.cross_entropy(model.train()(inputs), labels).backward()
     for handle in handles:
         handle.remove()
     found = []
     for layer in layers:
-        (module,), awake, back = layer.modules, seen[layer.name], seen[f"{layer.name} back"]
+        module, awake, back = layer.places[0].module, seen[layer.name], seen[f"{layer.name} back"]
         if isinstance(module, nn.Linear):
             together = back.T @ awake
         else:

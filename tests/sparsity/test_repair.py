@@ -39,7 +39,7 @@ def drawn(model, density, distribution="uniform", *shape, init="random", seed=0)
     parts = FirstParts(
         registry.find("distribution", distribution).load(), registry.find("init", init).load(), unstructured
     )
-    start = Start(layers, unstructured(), seed, probe_of(model, *shape))
+    start = Start(layers, parts.patterns(layers), seed, probe_of(model, *shape))
     return layers, first_masks(start, parts, density)
 
 
@@ -291,7 +291,27 @@ def test_nothing_is_dead_in_a_mended_network(name, shape, density, flow):
 
 
 @pytest.mark.parametrize("flow", ["add", "move"])
-@pytest.mark.parametrize("distribution", ["uniform", "er", "erk", "snip", "synflow"])
+def test_every_edge_of_a_mended_transformer_has_a_gradient(flow):
+    """Nothing of it is cut off by a ReLU, so that the gradient of an edge on a path is not zero; in the real network."""
+    model = built("vit_tiny", 1, 8, 8)
+    layers, masks = drawn(model, 0.008, "uniform", 1, 8, 8)
+    found = mend_flow(probe_of(model, 1, 8, 8), layers, masks, move=flow == "move")
+    assert sum(layer.dead_units for layer in found.layers) > 100
+    assert total(found.masks) == total(masks) if flow == "move" else total(found.masks) > total(masks)
+    for layer, mask in zip(layers, found.masks, strict=True):
+        layer.weight.data *= mask
+        assert mask.any(0).all()
+        assert mask.flatten(1).any(1).all()
+    model.double()
+    generator = torch.Generator().manual_seed(0)
+    logits = model(torch.randn(4, 1, 8, 8, generator=generator, dtype=torch.float64))
+    (logits * torch.randn(logits.shape, generator=generator, dtype=torch.float64)).sum().backward()
+    for layer, mask in zip(layers, found.masks, strict=True):
+        assert torch.count_nonzero(layer.weight.grad[mask]) == mask.sum(), layer.name
+
+
+@pytest.mark.parametrize("flow", ["add", "move"])
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk", "balanced", "pyramidal", "snip", "synflow"])
 def test_every_ratio_is_mended(distribution, flow):
     shape = (1, 8, 8)
     model = built("wrn_22_2", *shape)
