@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,8 +41,6 @@ class AdamAge:
     def __init__(self, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
         self._optimizer = optimizer
         self._layers = [_Layer(name, weight) for name, weight in weights.items()]
-        self._births: set[int] = set()
-        """The steps at which weights were born, and some more."""
         self._batches: list[_Batch] = []
         me = weakref.ref(self)
 
@@ -71,7 +70,6 @@ class AdamAge:
         clocks = self._clocks()
         for layer, mask, new, now in zip(self._layers, masks, entered, clocks, strict=True):
             layer.change(mask, new, now, now - self._horizon(layer))
-            self._births.add(now)
         self._put(clocks)
 
     def _clocks(self) -> list[int]:
@@ -91,10 +89,8 @@ class AdamAge:
         return next(i for i, group in enumerate(groups) if any(p is layer.weight for p in group["params"]))
 
     def _horizon(self, layer: "_Layer") -> int:
-        """Return the age from which on corrections by it and by a higher one are the same in the weight's dtype."""
-        beta = max(map(float, self._optimizer.param_groups[self._group(layer)]["betas"]))
-        smallest = torch.finfo(layer.weight.dtype).eps / 4
-        return math.ceil(math.log(smallest) / math.log(beta)) if beta > 0 else 0
+        """Return the age from which on nothing is corrected."""
+        return _horizon(self._optimizer.param_groups[self._group(layer)]["betas"], layer.weight.dtype)
 
     def _put(self, clocks: Sequence[int]) -> None:
         """Put layers with grown weights together that one pass can correct, at these steps of their tensors."""
@@ -102,8 +98,7 @@ class AdamAge:
         for layer, now in zip(self._layers, clocks, strict=True):
             if len(layer.positions):
                 alike[self._group(layer), layer.weight.device, layer.weight.dtype, now].append(layer)
-        self._births = {born for born in self._births if born}
-        self._batches = [_Batch(layers, key[0], self._births) for key, layers in alike.items()]
+        self._batches = [_Batch(layers, key[0]) for key, layers in alike.items()]
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
@@ -115,7 +110,7 @@ class AdamAge:
             elif len(idle) < len(batch.layers):  # their counts of steps are no longer the same
                 busy = [layer for layer in batch.layers if layer.weight.grad is not None]
                 self._batches.remove(batch)
-                self._batches += [_Batch(layers, batch.group, self._births) for layers in (idle, busy)]
+                self._batches += [_Batch(layers, batch.group) for layers in (idle, busy)]
                 self._batches[-1].correct(self._optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -138,7 +133,6 @@ class AdamAge:
         """
         if unknown := sorted(set(state) - {layer.name for layer in self._layers}):
             raise ValueError(f"the stored ages are of another model: it has layers {', '.join(unknown)}")
-        self._births = set()
         for layer, mask in zip(self._layers, masks, strict=True):
             born = state.get(layer.name)
             if born is None:
@@ -148,7 +142,6 @@ class AdamAge:
                 raise ValueError(f"layer {layer.name}: {len(born)} ages are stored for {int(mask.sum())} weights")
             born = born.to(layer.weight.device)
             layer.remember(torch.zeros_like(mask, dtype=torch.int32).masked_scatter_(mask, born).reshape(-1))
-            self._births.update(torch.unique(born).tolist())
         self._put(self._clocks())
 
 
@@ -192,93 +185,107 @@ class _Layer:
 class _Batch:
     """Layers whose grown weights one pass corrects: of one parameter group, with one count of steps.
 
-    All that depends on an age is computed once for the weights that were born together, in float64, since
-    ``1 - beta2 ** age`` cancels. Per weight this leaves a few operations, which write to memory that stays: a step of a
-    small network takes a millisecond.
+    A step of a small network takes a millisecond, of which every operation costs some microseconds. So there are as few
+    as can be, they write to memory that stays, and what depends on an age is looked up.
     """
 
-    def __init__(self, layers: Sequence[_Layer], group: int, births: set[int]) -> None:
+    def __init__(self, layers: Sequence[_Layer], group: int) -> None:
         self.layers, self.group = layers, group
         weight = layers[0].weight
-        device, dtype = weight.device, torch.promote_types(weight.dtype, torch.float32)
-        sizes = [len(layer.positions) for layer in layers]
-        known = torch.tensor(sorted(births), dtype=torch.int32, device=device)
-        self._cohorts = torch.searchsorted(known, torch.cat([layer.births for layer in layers]), out_int32=True)
-        self._minus_births = -torch.cat([known, known.new_zeros(1)]).double()
-        """Of each cohort, and last that of the tensor itself."""
-        self._ages = torch.empty_like(self._minus_births)
-        self._corrections = torch.empty(2, len(self._ages), dtype=torch.float64, device=device)
-        self._firsts, self._seconds = self._corrections
-        self._one, self._betas = self._ages.new_ones(()), self._ages
-        self._betas_of: Any = None
-        table = torch.empty(2, len(self._ages), dtype=dtype, device=device)
-        (self._factors, self._roots), (self._own_factor, self._own_root) = table, table[:, -1]
-        flat = torch.empty(4, sum(sizes), dtype=dtype, device=device)
-        self._first, self._second, self._move, self._below = flat
-        parts = [whole.split(sizes) for whole in flat[:3]]
-        self._places = [_Place(*found) for found in zip(layers, *parts, strict=True)]
+        sizes, dtype = [len(layer.positions) for layer in layers], torch.promote_types(weight.dtype, torch.float32)
+        births = torch.cat([layer.births for layer in layers])
+        self._births = torch.cat([births, births.new_zeros(1)])
+        """Of the grown weights, and last that of their tensors."""
+        self._columns, self._newest = self._births.clone(), self._births
+        self._curve = torch.zeros(0, dtype=dtype, device=weight.device)
+        self._curve_of: Any = None
+        self._corrections = torch.empty(2, len(self._births), dtype=dtype, device=weight.device)
+        (self._roots, self._factors), (self._own_root, self._own_factor) = (
+            self._corrections[:, :-1],
+            self._corrections[:, -1],
+        )
+        self._first, self._second, self._below = torch.empty(3, sum(sizes), dtype=dtype, device=weight.device)
+        parts = [flat.split(sizes) for flat in (self._first, self._second)]
+        self._places = [_Place(*place) for place in zip(layers, *parts, strict=True)]
 
     def correct(self, optimizer: Optimizer) -> None:
         """Add to each grown weight what its move was short of, or had too much of."""
-        group, device = optimizer.param_groups[self.group], self._ages.device
+        group, state = optimizer.param_groups[self.group], optimizer.state
         found_inf = getattr(optimizer, "found_inf", None)
-        vetoed = 0.0 if found_inf is None else _at_hand(found_inf, device)
-        if isinstance(vetoed, float) and vetoed:
+        vetoed = 0 if found_inf is None else _at_hand(found_inf, self._curve.device)
+        if isinstance(vetoed, int) and vetoed:
             return
+        second_name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
         for place in self._places:
-            place.gather(state := optimizer.state[place.weight], "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
-        self._tabulate(group, _at_hand(state["step"], device), vetoed)
-        # a move is factor first / (sqrt(second) + eps root): that of the weight's age, less that of the tensor's
-        first, second, move, below = self._first, self._second.sqrt_(), self._move, self._below
-        torch.index_select(self._roots, 0, self._cohorts, out=below)
-        torch.add(second, below, alpha=group["eps"], out=below)
-        torch.index_select(self._factors, 0, self._cohorts, out=move)
-        move.div_(below).addcdiv_(self._own_factor, second.add_(self._own_root, alpha=group["eps"]), value=-1)
-        move.mul_(first)
+            place.gather(state[place.weight], second_name)
+        self._look_up(group["betas"], _at_hand(state[self.layers[0].weight]["step"], self._curve.device))
+        # A move is factor first / (sqrt(second) + eps root): by the weight's age, less what it was by the tensor's.
+        second, move, eps = self._second.sqrt_(), self._factors, group["eps"]
+        move.div_(torch.add(second, self._roots, alpha=eps, out=self._below))
+        move.addcdiv_(self._own_factor, second.add_(self._own_root, alpha=eps), value=-1)
+        self._first.mul_(move).mul_(group["lr"] * (vetoed - 1))
         with _distinct(move):
             for place in self._places:
                 place.add()
 
-    def _tabulate(self, group: Mapping[str, Any], step: float | Tensor, vetoed: float | Tensor) -> None:
-        """Find the factor and the root of each cohort; 0 for the factor if the step was vetoed on the device."""
-        if group["betas"] != self._betas_of:
-            self._betas_of = group["betas"]
-            self._betas = torch.tensor([[float(beta)] for beta in self._betas_of], dtype=torch.float64).to(self._ages)
-        torch.add(self._minus_births, step, out=self._ages)
-        if isinstance(step, Tensor):  # where its first step was vetoed, a weight is still of no age
-            self._ages.clamp_(min=1)
-        torch.pow(self._betas, self._ages, out=self._corrections)
-        torch.sub(self._one, self._corrections, out=self._corrections)
-        torch.sqrt(self._seconds, out=self._roots)
-        torch.div(self._roots, self._firsts, out=self._factors).mul_(group["lr"] * (vetoed - 1))
+    def _look_up(self, betas: tuple[Any, Any], step: int | Tensor) -> None:
+        """Find the bias corrections of each weight at a step."""
+        if betas != self._curve_of:
+            self._curve_of = betas
+            self._curve = _curve(betas, self._curve.dtype).to(self._curve.device)
+            self._newest = self._births + (self._curve.shape[1] - 1)
+        torch.sub(self._newest, step, out=self._columns).clamp_(0, self._curve.shape[1] - 1)
+        torch.index_select(self._curve, 1, self._columns, out=self._corrections)
+
+
+@lru_cache(maxsize=4)
+def _curve(betas: tuple[Any, Any], dtype: torch.dtype) -> Tensor:
+    """Return the bias corrections by age, the oldest first and 0 last: of the roots of second moments, and of all.
+
+    From the first column on, which is of ages that make no difference any more, both are 1. In float64 at first, since
+    ``1 - beta2 ** age`` cancels, and one by one, so that the bits do not depend on how many there are. 2 x (ages + 1).
+    """
+    beta1, beta2 = (float(beta) for beta in betas)
+    horizon = max(_horizon(betas, dtype), 1)
+    powers = torch.tensor([[beta1], [beta2]], dtype=torch.float64).expand(2, horizon).cumprod(1)
+    first, second = 1 - powers
+    roots = second.sqrt()
+    corrections = torch.stack([roots, roots / first]).to(dtype)
+    return torch.cat([corrections.flip(1), torch.ones(2, 1, dtype=dtype)], 1)
+
+
+def _horizon(betas: tuple[Any, Any], dtype: torch.dtype) -> int:
+    """Return the age at which the corrections of both moments have become 1 in ``dtype``."""
+    beta = max(map(float, betas))
+    return math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(beta)) if beta > 0 else 0
 
 
 class _Place:
     """A layer's part in a batch: its grown weights, and where in the flat tensors of the batch they are dealt with."""
 
-    def __init__(self, layer: _Layer, first: Tensor, second: Tensor, move: Tensor) -> None:
+    def __init__(self, layer: _Layer, first: Tensor, second: Tensor) -> None:
         self.weight, self._positions = layer.weight, layer.positions
-        self._out, self._move = (first, second), move
-        self._pointers: tuple[int, ...] = ()
-        self._moments: list[Tensor] = []
-        self._weight = layer.weight.detach()
+        self._first, self._second = first, second
+        self._pointers: tuple[int, int, int] | None = None
+        self._flat: tuple[Tensor, Tensor, Tensor] = (first, first, second)
 
     def gather(self, state: Mapping[str, Tensor], second: str) -> None:
         """Gather the moments of the grown weights."""
-        found = state["exp_avg"], state[second]
-        pointers = self.weight.data_ptr(), found[0].data_ptr(), found[1].data_ptr()
-        if pointers != self._pointers:  # making views anew takes as long as gathering
-            self._pointers, self._moments = pointers, [_flat(moment) for moment in found]
-            self._weight = _flat(self.weight.detach())
-        for moment, out in zip(self._moments, self._out, strict=True):
-            _gather(moment, self._positions, out)
+        found = self.weight, state["exp_avg"], state[second]
+        pointers = found[0].data_ptr(), found[1].data_ptr(), found[2].data_ptr()
+        if pointers != self._pointers:  # views of them are kept, since making them takes as long as using them
+            weight, first, other = (_flat(tensor.detach()) for tensor in found)
+            self._pointers, self._flat = pointers, (weight, first, other)
+        _gather(self._flat[1], self._positions, self._first)
+        _gather(self._flat[2], self._positions, self._second)
 
     def add(self) -> None:
-        """Add the moves to the grown weights."""
-        if self._weight.dim() == 1:
-            self._weight.scatter_add_(0, self._positions, self._move.to(self._weight.dtype))
+        """Add to the grown weights what is where their first moments were."""
+        weight, move = self._flat[0], self._first.to(self.weight.dtype)
+        if weight.dim() == 1:
+            weight.scatter_add_(0, self._positions, move)
         else:
-            self._weight.put_(self._positions, self._move.to(self._weight.dtype), accumulate=True)
+            weight.put_(self._positions, move, accumulate=True)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -294,9 +301,9 @@ def _gather(tensor: Tensor, positions: Tensor, out: Tensor) -> None:
         out.copy_(torch.take(tensor, positions))
 
 
-def _at_hand(number: Tensor, device: torch.device) -> float | Tensor:
-    """Return a number that an optimizer keeps without waiting for it: if it is not on the host, on the device."""
-    return float(number) if number.device.type == "cpu" else number.to(device, non_blocking=True)
+def _at_hand(number: Tensor, device: torch.device) -> int | Tensor:
+    """Return a whole number that an optimizer keeps without waiting: where it is not the host's, on the device."""
+    return int(number) if number.device.type == "cpu" else number.to(device, torch.int32, non_blocking=True)
 
 
 def _distinct(tensor: Tensor) -> AbstractContextManager[Any]:
