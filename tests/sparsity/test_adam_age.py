@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dst.sparsity import Sparsifier, UpdatePlan
+from dst.sparsity.weights import adam_age
 from dst.sparsity.weights.adam_age import AdamAge, counts_steps
 from dst.training.guard import Guard
 from dst.training.optimizer import adamw
@@ -485,6 +486,24 @@ def test_a_scheduler_may_wrap_the_step_and_move_rate_and_betas():
         schedule.step()
         if step == 10:
             grow(optimizer, ages, [parameter], [mask])
+
+
+def test_the_table_of_corrections_is_made_with_the_ages_and_anew_only_for_other_betas(monkeypatch):
+    """Making it waits for a device, which an ordinary step never does."""
+    parameters = weights()
+    optimizer = KINDS["fused AdamW"](parameters)
+    ages = tracked(optimizer, parameters)
+    made, make = [], adam_age._curve
+    monkeypatch.setattr(adam_age, "_curve", lambda betas, dtype: (made.append(betas), make(betas, dtype))[1])
+    for step in range(12):
+        gradients(parameters, torch.Generator().manual_seed(step))
+        optimizer.param_groups[0]["betas"] = (0.9, 0.999) if step < 8 else (0.8, 0.99)
+        optimizer.step()
+        assert len(made) == (0 if step <= 3 else 1 if step < 8 else 2)
+        if step == 3:
+            grow(optimizer, ages, parameters, masks_of(parameters))
+            assert made == [(0.9, 0.999)]
+    assert made[1:] == [(0.8, 0.99)]
 
 
 def test_layers_of_two_groups_go_by_their_own_rates():

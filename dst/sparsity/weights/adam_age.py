@@ -98,7 +98,13 @@ class AdamAge:
         for layer, now in zip(self._layers, clocks, strict=True):
             if len(layer.positions):
                 alike[self._group(layer), layer.weight.device, layer.weight.dtype, now].append(layer)
-        self._batches = [_Batch(layers, key[0]) for key, layers in alike.items()]
+        self._batches = [self._batch(layers, key[0]) for key, layers in alike.items()]
+
+    def _batch(self, layers: Sequence["_Layer"], group: int) -> "_Batch":
+        """Return a batch that is ready for its first step, so that this one need not wait for the device."""
+        batch = _Batch(layers, group)
+        batch.follow(self._optimizer.param_groups[group]["betas"])
+        return batch
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +116,7 @@ class AdamAge:
             elif len(idle) < len(batch.layers):  # their counts of steps are no longer the same
                 busy = [layer for layer in batch.layers if layer.weight.grad is not None]
                 self._batches.remove(batch)
-                self._batches += [_Batch(layers, batch.group) for layers in (idle, busy)]
+                self._batches += [self._batch(layers, batch.group) for layers in (idle, busy)]
                 self._batches[-1].correct(self._optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -218,7 +224,9 @@ class _Batch:
         second_name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
         for place in self._places:
             place.gather(state[place.weight], second_name)
-        self._look_up(group["betas"], _at_hand(state[self.layers[0].weight]["step"], self._curve.device))
+        if group["betas"] != self._curve_of:
+            self.follow(group["betas"])
+        self._look_up(_at_hand(state[self.layers[0].weight]["step"], self._curve.device))
         # A move is factor first / (sqrt(second) + eps root): by the weight's age, less what it was by the tensor's.
         second, move, eps = self._second.sqrt_(), self._factors, group["eps"]
         move.div_(torch.add(second, self._roots, alpha=eps, out=self._below))
@@ -228,12 +236,14 @@ class _Batch:
             for place in self._places:
                 place.add()
 
-    def _look_up(self, betas: tuple[Any, Any], step: int | Tensor) -> None:
+    def follow(self, betas: tuple[Any, Any]) -> None:
+        """Correct by these betas from now on; a device is waited for."""
+        self._curve_of = betas
+        self._curve = _curve(betas, self._curve.dtype).to(self._curve.device)
+        self._newest = self._births + (self._curve.shape[1] - 1)
+
+    def _look_up(self, step: int | Tensor) -> None:
         """Find the bias corrections of each weight at a step."""
-        if betas != self._curve_of:
-            self._curve_of = betas
-            self._curve = _curve(betas, self._curve.dtype).to(self._curve.device)
-            self._newest = self._births + (self._curve.shape[1] - 1)
         torch.sub(self._newest, step, out=self._columns).clamp_(0, self._curve.shape[1] - 1)
         torch.index_select(self._curve, 1, self._columns, out=self._corrections)
 
