@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -102,8 +103,9 @@ class AdamAge:
 
     def _batch(self, layers: Sequence["_Layer"], group: int) -> "_Batch":
         """Return a batch that is ready for its first step, so that this one need not wait for the device."""
-        batch = _Batch(layers, group)
-        batch.follow(self._optimizer.param_groups[group]["betas"])
+        part = _part(layers[0].weight.device, sum(layer.weight.numel() for layer in layers))
+        batch = _Batch(layers, group, part)
+        batch.follow(self._optimizer.param_groups[group])
         return batch
 
     # -- a step ----------------------------------------------------------------------------------------------------
@@ -192,60 +194,50 @@ class _Batch:
     """Layers whose grown weights one pass corrects: of one parameter group, with one count of steps.
 
     A step of a small network takes a millisecond, of which every operation costs some microseconds. So there are as few
-    as can be, they write to memory that stays, and what depends on an age is looked up.
+    as can be, they write to memory that stays, and what depends on an age is looked up. ``part``: of which weights.
     """
 
-    def __init__(self, layers: Sequence[_Layer], group: int) -> None:
+    def __init__(self, layers: Sequence[_Layer], group: int, part: "type[_GrownWeights | _AllWeights]") -> None:
         self.layers, self.group = layers, group
         weight = layers[0].weight
-        sizes, dtype = [len(layer.positions) for layer in layers], torch.promote_types(weight.dtype, torch.float32)
-        births = torch.cat([layer.births for layer in layers])
-        self._births = torch.cat([births, births.new_zeros(1)])
-        """Of the grown weights, and last that of their tensors."""
-        self._columns, self._newest = self._births.clone(), self._births
-        self._curve = torch.zeros(0, dtype=dtype, device=weight.device)
+        device, dtype = weight.device, torch.promote_types(weight.dtype, torch.float32)
+        own = torch.zeros(1, dtype=torch.int32, device=device)
+        self._newest = torch.cat([*map(part.births, layers), own])
+        """The columns of the curve at step 0: of each weight, and last that of their tensors."""
+        self._columns = torch.empty_like(self._newest)
+        self._curve = torch.ones(2, 1, dtype=dtype, device=device)
         self._curve_of: Any = None
-        self._corrections = torch.empty(2, len(self._births), dtype=dtype, device=weight.device)
-        (self._roots, self._factors), (self._own_root, self._own_factor) = (
-            self._corrections[:, :-1],
-            self._corrections[:, -1],
-        )
-        self._first, self._second, self._below = torch.empty(3, sum(sizes), dtype=dtype, device=weight.device)
-        parts = [flat.split(sizes) for flat in (self._first, self._second)]
-        self._places = [_Place(*place) for place in zip(layers, *parts, strict=True)]
+        self._corrections = torch.empty(2, len(self._newest), dtype=dtype, device=device)
+        self._below, self._move = self._corrections[:, :-1]
+        self._own_root, self._own_factor = self._corrections[:, -1]
+        self._part = part(layers, self._move)
 
     def correct(self, optimizer: Optimizer) -> None:
         """Add to each grown weight what its move was short of, or had too much of."""
-        group, state = optimizer.param_groups[self.group], optimizer.state
+        group, state, device = optimizer.param_groups[self.group], optimizer.state, self._curve.device
         found_inf = getattr(optimizer, "found_inf", None)
-        vetoed = 0 if found_inf is None else _at_hand(found_inf, self._curve.device)
+        vetoed = 0 if found_inf is None else _at_hand(found_inf, device)
         if isinstance(vetoed, int) and vetoed:
             return
-        second_name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-        for place in self._places:
-            place.gather(state[place.weight], second_name)
-        if group["betas"] != self._curve_of:
-            self.follow(group["betas"])
-        self._look_up(_at_hand(state[self.layers[0].weight]["step"], self._curve.device))
-        # A move is factor first / (sqrt(second) + eps root): by the weight's age, less what it was by the tensor's.
-        second, move, eps = self._second.sqrt_(), self._factors, group["eps"]
-        move.div_(torch.add(second, self._roots, alpha=eps, out=self._below))
-        move.addcdiv_(self._own_factor, second.add_(self._own_root, alpha=eps), value=-1)
-        self._first.mul_(move).mul_(group["lr"] * (vetoed - 1))
-        with _distinct(move):
-            for place in self._places:
-                place.add()
+        if (group["betas"], group["eps"]) != self._curve_of:
+            self.follow(group)
+        step = _at_hand(state[self.layers[0].weight]["step"], device)
+        torch.sub(self._newest, step if isinstance(step, int) else step.to(torch.int32), out=self._columns)
+        torch.index_select(self._curve, 1, self._columns.clamp_(min=0), out=self._corrections)
+        # A move is factor first / (sqrt(second) + eps root): by the weight's age, less what it was by the tensor's. For
+        # a weight of the tensor's age both are rounded alike, so that exactly nothing is left.
+        roots = self._part.gather(state, "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq").sqrt_()
+        self._move.div_(self._below.add_(roots)).addcdiv_(self._own_factor, roots.add_(self._own_root), value=-1)
+        self._move.mul_(group["lr"] * (vetoed - 1))
+        self._part.add(state)
 
-    def follow(self, betas: tuple[Any, Any]) -> None:
-        """Correct by these betas from now on; a device is waited for."""
-        self._curve_of = betas
-        self._curve = _curve(betas, self._curve.dtype).to(self._curve.device)
-        self._newest = self._births + (self._curve.shape[1] - 1)
-
-    def _look_up(self, step: int | Tensor) -> None:
-        """Find the bias corrections of each weight at a step."""
-        torch.sub(self._newest, step, out=self._columns).clamp_(0, self._curve.shape[1] - 1)
-        torch.index_select(self._curve, 1, self._columns, out=self._corrections)
+    def follow(self, group: Mapping[str, Any]) -> None:
+        """Correct by a parameter group's betas and eps from now on; a device is waited for."""
+        self._curve_of = group["betas"], group["eps"]
+        curve = _curve(group["betas"], self._curve.dtype).to(self._curve.device, copy=True)
+        curve[0].mul_(group["eps"])
+        self._newest += curve.shape[1] - self._curve.shape[1]
+        self._curve = curve
 
 
 @lru_cache(maxsize=4)
@@ -270,11 +262,85 @@ def _horizon(betas: tuple[Any, Any], dtype: torch.dtype) -> int:
     return math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(beta)) if beta > 0 else 0
 
 
+class _GrownWeights:
+    """The grown weights of layers, in a row: three operations a layer and step, for a host.
+
+    ``move``: what their first moments are multiplied by. With it and the ages, 40 bytes a grown weight are held.
+    """
+
+    births = staticmethod(attrgetter("births"))
+
+    def __init__(self, layers: Sequence[_Layer], move: Tensor) -> None:
+        self._move, self._first, self._second = move, torch.empty_like(move), torch.empty_like(move)
+        sizes = [len(layer.positions) for layer in layers]
+        parts = [torch.split(flat, sizes) for flat in (self._first, self._second)]
+        self._places = [_Place(*place) for place in zip(layers, *parts, strict=True)]
+
+    def gather(self, state: Mapping[Tensor, Mapping[str, Tensor]], second: str) -> Tensor:
+        """Return the second moments, in memory that may be written to."""
+        for place in self._places:
+            place.gather(state[place.weight], second)
+        return self._second
+
+    def add(self, state: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+        """Add to the weights their first moments times ``move``."""
+        self._first.mul_(self._move)
+        with _distinct(self._move):
+            for place in self._places:
+                place.add()
+
+
+class _AllWeights:
+    """All weights of layers with grown ones, in a row: three operations a step for all layers, for a GPU.
+
+    Others than grown ones are of their tensor's age, so that nothing is added to them (a zero may lose its sign).
+    ``move``: what their first moments are multiplied by. With it and the ages, 20 bytes a weight are held.
+    """
+
+    @staticmethod
+    def births(layer: _Layer) -> Tensor:
+        """Return the steps at which the weights were born, int32, in their order in memory."""
+        births = torch.empty(layer.weight.numel(), dtype=torch.int32, device=layer.weight.device)
+        _shaped(births, layer.weight).copy_(layer.dense().view(layer.weight.shape))
+        return births
+
+    def __init__(self, layers: Sequence[_Layer], move: Tensor) -> None:
+        self._weights: list[Tensor] = [layer.weight for layer in layers]
+        self._second = torch.empty_like(move)
+        sizes = [weight.numel() for weight in self._weights]
+        self._moves, self._seconds = (
+            [_shaped(part, weight) for part, weight in zip(torch.split(flat, sizes), self._weights, strict=True)]
+            for flat in (move, self._second)
+        )
+
+    def gather(self, state: Mapping[Tensor, Mapping[str, Tensor]], second: str) -> Tensor:
+        """Return the second moments, in memory that may be written to."""
+        torch._foreach_copy_(self._seconds, [state[weight][second] for weight in self._weights])
+        return self._second
+
+    @torch.no_grad()
+    def add(self, state: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+        """Add to the weights their first moments times ``move``."""
+        torch._foreach_addcmul_(self._weights, self._moves, [state[weight]["exp_avg"] for weight in self._weights])
+
+
+def _part(device: torch.device, size: int) -> type[_GrownWeights | _AllWeights]:
+    """Return which of so many weights to pass over: all on a GPU, where launches are dear, unless memory is dearer."""
+    return _AllWeights if device.type != "cpu" and size <= 2**26 else _GrownWeights
+
+
+def _shaped(flat: Tensor, weight: Tensor) -> Tensor:
+    """Return a view of as many elements in a row, in the shape of a weight and its order in memory."""
+    return flat.as_strided(weight.shape, torch.empty_like(weight, device="meta").stride())
+
+
 class _Place:
     """A layer's part in a batch: its grown weights, and where in the flat tensors of the batch they are dealt with."""
 
     def __init__(self, layer: _Layer, first: Tensor, second: Tensor) -> None:
         self.weight, self._positions = layer.weight, layer.positions
+        self._narrow = layer.positions.to(torch.int32 if layer.weight.numel() < 2**31 else torch.int64)
+        """The positions again, for operations that take any index: a host gathers faster by half the bytes."""
         self._first, self._second = first, second
         self._pointers: tuple[int, int, int] | None = None
         self._flat: tuple[Tensor, Tensor, Tensor] = (first, first, second)
@@ -286,8 +352,8 @@ class _Place:
         if pointers != self._pointers:  # views of them are kept, since making them takes as long as using them
             weight, first, other = (_flat(tensor.detach()) for tensor in found)
             self._pointers, self._flat = pointers, (weight, first, other)
-        _gather(self._flat[1], self._positions, self._first)
-        _gather(self._flat[2], self._positions, self._second)
+        _gather(self._flat[1], self._narrow, self._first)
+        _gather(self._flat[2], self._narrow, self._second)
 
     def add(self) -> None:
         """Add to the grown weights what is where their first moments were."""
@@ -308,12 +374,12 @@ def _gather(tensor: Tensor, positions: Tensor, out: Tensor) -> None:
     if tensor.dim() == 1 and tensor.dtype == out.dtype:
         torch.index_select(tensor, 0, positions, out=out)
     else:
-        out.copy_(torch.take(tensor, positions))
+        out.copy_(torch.take(tensor, positions.long()))
 
 
 def _at_hand(number: Tensor, device: torch.device) -> int | Tensor:
     """Return a whole number that an optimizer keeps without waiting: where it is not the host's, on the device."""
-    return int(number) if number.device.type == "cpu" else number.to(device, torch.int32, non_blocking=True)
+    return int(number) if number.device.type == "cpu" else number.to(device, non_blocking=True)
 
 
 def _distinct(tensor: Tensor) -> AbstractContextManager[Any]:
