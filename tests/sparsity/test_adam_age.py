@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dst.sparsity import Sparsifier, UpdatePlan
-from dst.sparsity.weights import adam_age
+from dst.sparsity.weights import adam_age, adam_correction
 from dst.sparsity.weights.adam_age import AdamAge, counts_steps
 from dst.training.guard import Guard
 from dst.training.optimizer import adamw
@@ -39,11 +39,11 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=[adam_age._GrownWeights, adam_age._AllWeights], scope="module", autouse=True)
+@pytest.fixture(params=[adam_correction.GrownWeights, adam_correction.AllWeights], scope="module", autouse=True)
 def part(request):
     """The ways to pass over weights: that of a host, and that of a GPU, which a host takes here too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adam_age, "_part", lambda device, size: request.param)
+        patch.setattr(adam_age, "part_for", lambda device, size: request.param)
         yield request.param
 
 
@@ -497,15 +497,15 @@ def test_a_scheduler_may_wrap_the_step_and_move_rate_and_betas():
             grow(optimizer, ages, [parameter], [mask])
 
 
-choose = adam_age._part
+choose = adam_age.part_for
 
 
 @pytest.mark.parametrize(
     ("device", "size", "expected"),
     [
-        ("cpu", 8, adam_age._GrownWeights),
-        ("cuda", 2**26, adam_age._AllWeights),
-        ("cuda", 2**26 + 1, adam_age._GrownWeights),
+        ("cpu", 8, adam_correction.GrownWeights),
+        ("cuda", 2**26, adam_correction.AllWeights),
+        ("cuda", 2**26 + 1, adam_correction.GrownWeights),
     ],
 )
 def test_a_gpu_passes_over_all_weights_unless_they_are_very_many(device, size, expected):
@@ -535,7 +535,7 @@ def test_on_a_gpu_as_many_operations_are_launched_however_many_layers_there_are(
         with Counted() as counted:
             ages._after_step()
         counts[layers] = sum("_local_scalar" not in name for name in counted.operations)
-    if part is adam_age._AllWeights:
+    if part is adam_correction.AllWeights:
         assert counts == {2: 11, 6: 11}
     else:
         assert counts[6] - counts[2] == 4 * 3
@@ -569,8 +569,8 @@ def test_the_table_of_corrections_is_made_with_the_ages_and_anew_only_for_other_
     parameters = weights()
     optimizer = KINDS["fused AdamW"](parameters)
     ages = tracked(optimizer, parameters)
-    made, make = [], adam_age._curve
-    monkeypatch.setattr(adam_age, "_curve", lambda betas, dtype: (made.append(betas), make(betas, dtype))[1])
+    made, make = [], adam_correction._curve
+    monkeypatch.setattr(adam_correction, "_curve", lambda betas, dtype: (made.append(betas), make(betas, dtype))[1])
     for step in range(12):
         gradients(parameters, torch.Generator().manual_seed(step))
         optimizer.param_groups[0]["betas"] = (0.9, 0.999) if step < 8 else (0.8, 0.99)
