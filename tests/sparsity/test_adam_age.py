@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dst.sparsity import Sparsifier, UpdatePlan
+from dst.sparsity.weights import adam_age, adam_correction
 from dst.sparsity.weights.adam_age import AdamAge, counts_steps
 from dst.training.guard import Guard
 from dst.training.optimizer import adamw
@@ -35,6 +37,14 @@ KINDS = {
     "a rate on the device": partial(ADAMW, lr=torch.tensor(LR), fused=True),
     "double precision": partial(ADAMW, fused=True),
 }
+
+
+@pytest.fixture(params=[adam_correction.GrownWeights, adam_correction.AllWeights], scope="module", autouse=True)
+def part(request):
+    """The ways to pass over weights: that of a host, and that of a GPU, which a host takes here too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adam_age, "part_for", lambda device, size: request.param)
+        yield request.param
 
 
 def weights(kind="", seed=0, sizes=((6, 5), (4, 6))):
@@ -485,6 +495,91 @@ def test_a_scheduler_may_wrap_the_step_and_move_rate_and_betas():
         schedule.step()
         if step == 10:
             grow(optimizer, ages, [parameter], [mask])
+
+
+choose = adam_age.part_for
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "expected"),
+    [
+        ("cpu", 8, adam_correction.GrownWeights),
+        ("cuda", 2**26, adam_correction.AllWeights),
+        ("cuda", 2**26 + 1, adam_correction.GrownWeights),
+    ],
+)
+def test_a_gpu_passes_over_all_weights_unless_they_are_very_many(device, size, expected):
+    assert choose(torch.device(device), size) is expected
+
+
+class Counted(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.operations.append(operation.name())
+        return operation(*args, **(kwargs or {}))
+
+
+def test_on_a_gpu_as_many_operations_are_launched_however_many_layers_there_are(part):
+    counts = {}
+    for layers in (2, 6):
+        parameters = weights(sizes=[(6, 5)] * layers)
+        optimizer = KINDS["fused AdamW"](parameters)
+        ages = tracked(optimizer, parameters)
+        gradients(parameters, torch.Generator().manual_seed(0))
+        optimizer.step()
+        grow(optimizer, ages, parameters, masks_of(parameters))
+        optimizer.step()
+        with Counted() as counted:
+            ages._after_step()
+        counts[layers] = sum("_local_scalar" not in name for name in counted.operations)
+    if part is adam_correction.AllWeights:
+        assert counts == {2: 11, 6: 11}
+    else:
+        assert counts[6] - counts[2] == 4 * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_and_of_mixed_memory_orders(dtype):
+    """A first move of one rate, in layers of which one has its channels last, and moments that have not."""
+    parameters = weights(sizes=((4, 3, 2, 2), (5, 3, 2, 2)))
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+    parameters[1].data = parameters[1].data.to(memory_format=torch.channels_last)
+    optimizer = ADAMW(parameters, foreach=True)
+    ages = tracked(optimizer, parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    for _ in range(4):
+        optimizer.step()
+    for moment in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[parameters[1]][moment] = optimizer.state[parameters[1]][moment].contiguous()
+    masks = masks_of(parameters)
+    grow(optimizer, ages, parameters, masks)
+    optimizer.step()
+    for parameter, mask in zip(parameters, masks, strict=True):
+        tolerance = 1e-6 if dtype == torch.float64 else 0.02
+        assert torch.allclose(parameter.detach()[mask].double() / LR, torch.tensor(-1.0).double(), rtol=tolerance)
+
+
+def test_the_table_of_corrections_is_made_with_the_ages_and_anew_only_for_other_betas(monkeypatch):
+    """Making it waits for a device, which an ordinary step never does."""
+    parameters = weights()
+    optimizer = KINDS["fused AdamW"](parameters)
+    ages = tracked(optimizer, parameters)
+    made, make = [], adam_correction._curve
+    monkeypatch.setattr(adam_correction, "_curve", lambda betas, dtype: (made.append(betas), make(betas, dtype))[1])
+    for step in range(12):
+        gradients(parameters, torch.Generator().manual_seed(step))
+        optimizer.param_groups[0]["betas"] = (0.9, 0.999) if step < 8 else (0.8, 0.99)
+        optimizer.step()
+        assert len(made) == (0 if step <= 3 else 1 if step < 8 else 2)
+        if step == 3:
+            grow(optimizer, ages, parameters, masks_of(parameters))
+            assert made == [(0.9, 0.999)]
+    assert made[1:] == [(0.8, 0.99)]
 
 
 def test_layers_of_two_groups_go_by_their_own_rates():

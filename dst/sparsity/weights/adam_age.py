@@ -7,18 +7,16 @@ done as to a weight of their own age: everything else keeps its bits.
 """
 
 import inspect
-import math
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from dst.sparsity.weights.adam_correction import AgedLayer, Batch, horizon, part_for
 
 
 def counts_steps(optimizer: Optimizer) -> bool:
@@ -40,8 +38,8 @@ class AdamAge:
 
     def __init__(self, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
         self._optimizer = optimizer
-        self._layers = [_Layer(name, weight) for name, weight in weights.items()]
-        self._batches: list[_Batch] = []
+        self._layers = [AgedLayer(name, weight) for name, weight in weights.items()]
+        self._batches: list[Batch] = []
         me = weakref.ref(self)
 
         def stepped(*_: Any) -> None:
@@ -83,22 +81,29 @@ class AdamAge:
             found |= zip(there, map(int, torch.stack(list(there.values())).tolist()), strict=True)
         return [found.get(i, 0) for i in range(len(self._layers))]
 
-    def _group(self, layer: "_Layer") -> int:
+    def _group(self, layer: AgedLayer) -> int:
         """Return the index of the parameter group of a layer."""
         groups = self._optimizer.param_groups
         return next(i for i, group in enumerate(groups) if any(p is layer.weight for p in group["params"]))
 
-    def _horizon(self, layer: "_Layer") -> int:
+    def _horizon(self, layer: AgedLayer) -> int:
         """Return the age from which on nothing is corrected."""
-        return _horizon(self._optimizer.param_groups[self._group(layer)]["betas"], layer.weight.dtype)
+        return horizon(self._optimizer.param_groups[self._group(layer)]["betas"], layer.weight.dtype)
 
     def _put(self, clocks: Sequence[int]) -> None:
         """Put layers with grown weights together that one pass can correct, at these steps of their tensors."""
-        alike: dict[Any, list[_Layer]] = defaultdict(list)
+        alike: dict[Any, list[AgedLayer]] = defaultdict(list)
         for layer, now in zip(self._layers, clocks, strict=True):
             if len(layer.positions):
                 alike[self._group(layer), layer.weight.device, layer.weight.dtype, now].append(layer)
-        self._batches = [_Batch(layers, key[0]) for key, layers in alike.items()]
+        self._batches = [self._batch(layers, key[0]) for key, layers in alike.items()]
+
+    def _batch(self, layers: Sequence[AgedLayer], group: int) -> Batch:
+        """Return a batch that is ready for its first step, so that this one need not wait for the device."""
+        part = part_for(layers[0].weight.device, sum(layer.weight.numel() for layer in layers))
+        batch = Batch(layers, group, part)
+        batch.follow(self._optimizer.param_groups[group])
+        return batch
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +115,7 @@ class AdamAge:
             elif len(idle) < len(batch.layers):  # their counts of steps are no longer the same
                 busy = [layer for layer in batch.layers if layer.weight.grad is not None]
                 self._batches.remove(batch)
-                self._batches += [_Batch(layers, batch.group) for layers in (idle, busy)]
+                self._batches += [self._batch(layers, batch.group) for layers in (idle, busy)]
                 self._batches[-1].correct(self._optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -143,180 +148,3 @@ class AdamAge:
             born = born.to(layer.weight.device)
             layer.remember(torch.zeros_like(mask, dtype=torch.int32).masked_scatter_(mask, born).reshape(-1))
         self._put(self._clocks())
-
-
-@dataclass(eq=False)
-class _Layer:
-    """Where the grown weights of a layer are, in the order of its weights, and when they were born."""
-
-    name: str
-    weight: nn.Parameter
-    positions: Tensor = field(init=False)
-    births: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Have no grown weights."""
-        self.remember(torch.zeros(0, dtype=torch.int32, device=self.weight.device))
-
-    def remember(self, births: Tensor) -> None:
-        """Take the births of all weights, flat; 0 where there was none."""
-        self.positions = births.nonzero().view(-1)
-        self.births = births[self.positions]
-
-    def dense(self) -> Tensor:
-        """Return the births of all weights, flat; 0 where there was none."""
-        births = torch.zeros(self.weight.numel(), dtype=torch.int32, device=self.weight.device)
-        return births.index_copy_(0, self.positions, self.births)
-
-    def change(self, mask: Tensor, new: Tensor | None, now: int, forgotten: int) -> None:
-        """Let ``new`` weights be born ``now``, and forget those that have left, or were born by ``forgotten``."""
-        if new is None and not len(self.positions):
-            return
-        births = self.dense()
-        if new is not None:
-            births.masked_fill_(new.reshape(-1), now)
-        births.masked_fill_(~mask.reshape(-1) | (births <= forgotten), 0)
-        self.remember(births)
-
-
-class _Batch:
-    """Layers whose grown weights one pass corrects: of one parameter group, with one count of steps.
-
-    A step of a small network takes a millisecond, of which every operation costs some microseconds. So there are as few
-    as can be, they write to memory that stays, and what depends on an age is looked up.
-    """
-
-    def __init__(self, layers: Sequence[_Layer], group: int) -> None:
-        self.layers, self.group = layers, group
-        weight = layers[0].weight
-        sizes, dtype = [len(layer.positions) for layer in layers], torch.promote_types(weight.dtype, torch.float32)
-        births = torch.cat([layer.births for layer in layers])
-        self._births = torch.cat([births, births.new_zeros(1)])
-        """Of the grown weights, and last that of their tensors."""
-        self._columns, self._newest = self._births.clone(), self._births
-        self._curve = torch.zeros(0, dtype=dtype, device=weight.device)
-        self._curve_of: Any = None
-        self._corrections = torch.empty(2, len(self._births), dtype=dtype, device=weight.device)
-        (self._roots, self._factors), (self._own_root, self._own_factor) = (
-            self._corrections[:, :-1],
-            self._corrections[:, -1],
-        )
-        self._first, self._second, self._below = torch.empty(3, sum(sizes), dtype=dtype, device=weight.device)
-        parts = [flat.split(sizes) for flat in (self._first, self._second)]
-        self._places = [_Place(*place) for place in zip(layers, *parts, strict=True)]
-
-    def correct(self, optimizer: Optimizer) -> None:
-        """Add to each grown weight what its move was short of, or had too much of."""
-        group, state = optimizer.param_groups[self.group], optimizer.state
-        found_inf = getattr(optimizer, "found_inf", None)
-        vetoed = 0 if found_inf is None else _at_hand(found_inf, self._curve.device)
-        if isinstance(vetoed, int) and vetoed:
-            return
-        second_name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-        for place in self._places:
-            place.gather(state[place.weight], second_name)
-        self._look_up(group["betas"], _at_hand(state[self.layers[0].weight]["step"], self._curve.device))
-        # A move is factor first / (sqrt(second) + eps root): by the weight's age, less what it was by the tensor's.
-        second, move, eps = self._second.sqrt_(), self._factors, group["eps"]
-        move.div_(torch.add(second, self._roots, alpha=eps, out=self._below))
-        move.addcdiv_(self._own_factor, second.add_(self._own_root, alpha=eps), value=-1)
-        self._first.mul_(move).mul_(group["lr"] * (vetoed - 1))
-        with _distinct(move):
-            for place in self._places:
-                place.add()
-
-    def _look_up(self, betas: tuple[Any, Any], step: int | Tensor) -> None:
-        """Find the bias corrections of each weight at a step."""
-        if betas != self._curve_of:
-            self._curve_of = betas
-            self._curve = _curve(betas, self._curve.dtype).to(self._curve.device)
-            self._newest = self._births + (self._curve.shape[1] - 1)
-        torch.sub(self._newest, step, out=self._columns).clamp_(0, self._curve.shape[1] - 1)
-        torch.index_select(self._curve, 1, self._columns, out=self._corrections)
-
-
-@lru_cache(maxsize=4)
-def _curve(betas: tuple[Any, Any], dtype: torch.dtype) -> Tensor:
-    """Return the bias corrections by age, the oldest first and 0 last: of the roots of second moments, and of all.
-
-    From the first column on, which is of ages that make no difference any more, both are 1. In float64 at first, since
-    ``1 - beta2 ** age`` cancels, and one by one, so that the bits do not depend on how many there are. 2 x (ages + 1).
-    """
-    beta1, beta2 = (float(beta) for beta in betas)
-    horizon = max(_horizon(betas, dtype), 1)
-    powers = torch.tensor([[beta1], [beta2]], dtype=torch.float64).expand(2, horizon).cumprod(1)
-    first, second = 1 - powers
-    roots = second.sqrt()
-    corrections = torch.stack([roots, roots / first]).to(dtype)
-    return torch.cat([corrections.flip(1), torch.ones(2, 1, dtype=dtype)], 1)
-
-
-def _horizon(betas: tuple[Any, Any], dtype: torch.dtype) -> int:
-    """Return the age at which the corrections of both moments have become 1 in ``dtype``."""
-    beta = max(map(float, betas))
-    return math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(beta)) if beta > 0 else 0
-
-
-class _Place:
-    """A layer's part in a batch: its grown weights, and where in the flat tensors of the batch they are dealt with."""
-
-    def __init__(self, layer: _Layer, first: Tensor, second: Tensor) -> None:
-        self.weight, self._positions = layer.weight, layer.positions
-        self._first, self._second = first, second
-        self._pointers: tuple[int, int, int] | None = None
-        self._flat: tuple[Tensor, Tensor, Tensor] = (first, first, second)
-
-    def gather(self, state: Mapping[str, Tensor], second: str) -> None:
-        """Gather the moments of the grown weights."""
-        found = self.weight, state["exp_avg"], state[second]
-        pointers = found[0].data_ptr(), found[1].data_ptr(), found[2].data_ptr()
-        if pointers != self._pointers:  # views of them are kept, since making them takes as long as using them
-            weight, first, other = (_flat(tensor.detach()) for tensor in found)
-            self._pointers, self._flat = pointers, (weight, first, other)
-        _gather(self._flat[1], self._positions, self._first)
-        _gather(self._flat[2], self._positions, self._second)
-
-    def add(self) -> None:
-        """Add to the grown weights what is where their first moments were."""
-        weight, move = self._flat[0], self._first.to(self.weight.dtype)
-        if weight.dim() == 1:
-            weight.scatter_add_(0, self._positions, move)
-        else:
-            weight.put_(self._positions, move, accumulate=True)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """Return a tensor flat if it can be without copying, else as it is."""
-    return tensor.view(-1) if tensor.is_contiguous() else tensor
-
-
-def _gather(tensor: Tensor, positions: Tensor, out: Tensor) -> None:
-    """Copy the elements at flat positions."""
-    if tensor.dim() == 1 and tensor.dtype == out.dtype:
-        torch.index_select(tensor, 0, positions, out=out)
-    else:
-        out.copy_(torch.take(tensor, positions))
-
-
-def _at_hand(number: Tensor, device: torch.device) -> int | Tensor:
-    """Return a whole number that an optimizer keeps without waiting: where it is not the host's, on the device."""
-    return int(number) if number.device.type == "cpu" else number.to(device, torch.int32, non_blocking=True)
-
-
-def _distinct(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Let distinct positions be added to in any order, whatever is asked of algorithms: the sums are the same."""
-    is_asked = tensor.is_cuda and torch.are_deterministic_algorithms_enabled()
-    return _any_order() if is_asked else nullcontext()
-
-
-@contextmanager
-def _any_order() -> Iterator[None]:
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=only_warns)
