@@ -52,7 +52,9 @@ def signed_constant(layers: Sequence[Layer], bias_scale: float | None) -> None:
 
 
 def looks_linear(layers: Sequence[Layer], bias_scale: float | None) -> None:
-    """Let units come in pairs of opposite sign, so that a network with ReLU is linear at first (Balduzzi et al., 2017).
+    """Let units come in pairs of opposite sign, as in networks that are linear at first (Balduzzi et al., 2017).
+
+    So is a chain of layers of even widths with ReLU; maxima and sums of other branches break it.
 
     With an orthogonal W of half as many outputs and inputs, a layer's weights are ``[[W, -W], [-W, W]]``, those of the
     first layer ``[[W], [-W]]``; an odd row or column is cut off, which leaves one unit without its opposite. ReLU makes

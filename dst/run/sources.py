@@ -208,7 +208,12 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
     none.
     """
     folder = Path(get(config, key), "checkpoints")
-    none = ConfigError([f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}"])
+    none = ConfigError(
+        [
+            f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}. A run that was begun from one which is gone "
+            f"goes on with {CHECKPOINTS[key]}=DIGEST, as its config.yaml has it"
+        ]
+    )
     if _is_absent(folder):  # said without torch, which takes seconds to import
         raise none
     from dst.training.checkpoint import CheckpointError, Checkpoints

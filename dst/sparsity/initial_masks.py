@@ -96,7 +96,10 @@ class FirstParts:
 
     def patterns(self, layers: Sequence[Layer]) -> list[Pattern]:
         """Return a pattern for each layer."""
-        return [self.pattern() for _ in layers]
+        patterns = [self.pattern() for _ in layers]
+        if len(set(map(id, patterns))) < len(layers):
+            raise ValueError("the pattern of one layer is that of another too: make a new one at each call")
+        return patterns
 
     @property
     def own_counts(self) -> bool:

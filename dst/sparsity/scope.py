@@ -90,9 +90,12 @@ def outside(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
 
 def never_sparse(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Return the names of parameters that no scope can make sparse, since no layer multiplies by them."""
-    modules = {place.module for place in places(model)}
-    prefixes = tuple(f"{name}." if name else "" for name, module in model.named_modules() if module in modules)
-    return [name for name in names if not name.startswith(prefixes)]
+    of_layers = set()
+    for place in places(model):
+        own = dict(place.module.named_parameters())
+        sources = [] if place.parameter is not None else [own[name] for name in _sources(place) if name in own]
+        of_layers |= {id(parameter) for parameter in (place.parameter, *sources)}
+    return [name for name in names if id(model.get_parameter(name)) not in of_layers]
 
 
 @dataclass

@@ -290,7 +290,7 @@ class Sparsifier:
             self.topology.masks,
             self._active,
             values=self.topology.initial,
-            are_born=turn.update.plan.adam_age != "tensor",
+            are_born=self._goes_by_weights,
         )
         if self.verify_every is not None and self.updates % self.verify_every == 0:
             self.verify()
@@ -345,7 +345,7 @@ class Sparsifier:
         self.topology.refresh(before)
         if not self.topology.is_structured:
             self.topology.counts = self._active
-        self.weights.set_masks(self.topology.masks, self._active)
+        self.weights.set_masks(self.topology.masks, self._active, are_born=self._goes_by_weights)
 
     def release(self) -> None:
         """Release the layers, so that another Sparsifier may hold them; do not step this one any more."""
@@ -364,11 +364,7 @@ class Sparsifier:
 
         One pass over the weights of the model as it computes now; waits for the device.
         """
-        blame = (
-            f"{type(self.optimizer).__name__} may treat the weights of a layer together, or something else than "
-            "sparsifier.step() has changed them"
-        )
-        self.weights.check_zeros(self.topology.masks, blame)
+        self.weights.check_zeros(self.topology.masks)
 
     @property
     def density_is_final(self) -> bool:
@@ -409,7 +405,7 @@ class Sparsifier:
         self.postponed = bool(state.get("postponed", False))
         self.weights.set_masks(self.topology.masks, self._active)
         self.weights.begin_state()
-        self.weights.load_births(state.get("births", {}))
+        self.weights.load_births(state.get("births", {}) if self._goes_by_weights else {})
 
     # -- the update ----------------------------------------------------------------------------------------------------
 
@@ -423,6 +419,12 @@ class Sparsifier:
         return LayerView(
             self.weights.weight(i), topology.masks[i], topology.explored[i], gradient, seed, average, withheld
         )
+
+    @property
+    def _goes_by_weights(self) -> bool:
+        """Whether Adam goes by the age of each weight, where there is growth, or else of its tensor."""
+        update = self.topology_update
+        return update is None or update.plan.adam_age != "tensor"
 
     @property
     def _active(self) -> list[int]:

@@ -1,7 +1,7 @@
 """The training loop: measured without disturbance, and stoppable and resumable at any step."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -403,7 +403,7 @@ class Training:
     def begin_alike(self) -> None:
         """Take the weights and masks of the main process: other hardware may have made slightly different ones."""
         state = self.sparsifier.state_dict()
-        tensors = [tensor for value in state.values() if isinstance(value, Mapping) for tensor in value.values()]
+        tensors = [*_tensors_in(state)]
         counts = torch.tensor(state["counts"], device=self._sums.device)
         self.processes.share([*self.model.state_dict().values(), *tensors, counts])
         self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
@@ -462,3 +462,12 @@ def _copy(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.clone()
     return {key: _copy(value) for key, value in state.items()} if isinstance(state, Mapping) else state
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield all tensors of a state, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors_in(inner)

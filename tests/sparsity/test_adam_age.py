@@ -696,3 +696,68 @@ def test_memory_that_is_given_anew_is_found():
                 sparsifier.optimizer.load_state_dict(copy.deepcopy(sparsifier.optimizer.state_dict()))
         runs.append(model)
     assert all(map(torch.equal, runs[0].parameters(), runs[1].parameters()))
+
+
+# -- an optimizer whose state is another, or a copy --------------------------------------------------------------------
+
+
+def grown_by_adamw(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), **options}], lr=0.01)
+    plan = UpdatePlan(every=3, total_steps=1000)
+    return model, optimizer, Sparsifier(model, optimizer, density=0.3, plan=plan)
+
+
+def train_on(model, sparsifier, first, last):
+    for i in range(first, last):
+        sparsifier.optimizer.zero_grad()
+        model(torch.randn(16, 20, generator=torch.Generator().manual_seed(i))).square().mean().backward()
+        sparsifier.step()
+
+
+def test_weights_that_a_new_state_has_not_seen_grow_are_of_its_age():
+    """All moments begin anew, so torch's own correction is right for every weight."""
+    model, optimizer, sparsifier = grown_by_adamw()
+    train_on(model, sparsifier, 0, 7)
+    before = [weight.detach().clone() for weight in sparsifier.weights.parameters]
+    optimizer.state.clear()
+    train_on(model, sparsifier, 7, 8)
+    for weight, old, mask in zip(sparsifier.weights.parameters, before, sparsifier.topology.masks, strict=True):
+        moved = (weight.detach() - old * (1 - 0.01 * 0.01)).abs()[mask]
+        assert moved.max() == pytest.approx(0.01, rel=1e-2)
+        assert moved.median() > 0.009
+
+
+def test_an_older_state_of_the_optimizer_forgets_who_was_not_born_then():
+    model, optimizer, sparsifier = grown_by_adamw()
+    train_on(model, sparsifier, 0, 4)
+    older = copy.deepcopy(optimizer.state_dict())
+    train_on(model, sparsifier, 4, 8)
+    assert {int(born.max()) for born in sparsifier.weights.births.values()} == {6}
+    optimizer.load_state_dict(older)
+    assert {int(born.max()) for born in sparsifier.weights.births.values()} == {3}
+
+
+def test_a_copy_of_all_three_trains_alike():
+    model, optimizer, sparsifier = grown_by_adamw()
+    train_on(model, sparsifier, 0, 8)
+    twin, _, other = copy.deepcopy((model, optimizer, sparsifier))
+    train_on(model, sparsifier, 8, 14)
+    train_on(twin, other, 8, 14)
+    assert torch.equal(model[0].weight, twin[0].weight)
+    assert torch.equal(model[2].weight, twin[2].weight)
+
+
+def test_betas_may_be_a_list():
+    model, _, sparsifier = grown_by_adamw(betas=[0.9, 0.999])
+    other, _, same = grown_by_adamw(betas=(0.9, 0.999))
+    train_on(model, sparsifier, 0, 8)
+    train_on(other, same, 0, 8)
+    assert torch.equal(model[0].weight, other[0].weight)
+
+
+def test_one_optimizer_is_enough():
+    model, _, sparsifier = grown_by_adamw()
+    with pytest.raises(RuntimeError, match="an optimizer trains these weights already"):
+        sparsifier.attach(torch.optim.SGD(model.parameters(), 0.1))

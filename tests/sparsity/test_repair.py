@@ -292,7 +292,7 @@ def test_nothing_is_dead_in_a_mended_network(name, shape, density, flow):
 
 @pytest.mark.parametrize("flow", ["add", "move"])
 def test_every_edge_of_a_mended_transformer_has_a_gradient(flow):
-    """Nothing of it is cut off by a ReLU, so that the gradient of an edge on a path is not zero; in the real network."""
+    """Nothing of it is cut off by a ReLU, so that no edge on a path has a gradient of zero in the real network."""
     model = built("vit_tiny", 1, 8, 8)
     layers, masks = drawn(model, 0.008, "uniform", 1, 8, 8)
     found = mend_flow(probe_of(model, 1, 8, 8), layers, masks, move=flow == "move")
@@ -436,7 +436,7 @@ def test_wrn_22_2_cannot_have_a_thousandth_of_its_edges():
         layers = Scope().layers(registry.find("model", "wrn_22_2").load()((3, 32, 32), 10))
     size = sum(layer.size for layer in layers)
     assert (least_edges(layers), round(0.001 * size)) == (1_712, 1_077)
-    told = "1,077 active weights are too few: the units of the 23 layers need 1,712"
+    told = "1,077 active weights are too few at first: the units of the 23 layers need 1,712"
     with pytest.raises(ValueError, match=told) as error:
         check_enough(layers, 1_077)
     named = float(str(error.value).partition("a density of ")[2].partition(" ")[0])

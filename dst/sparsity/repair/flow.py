@@ -96,8 +96,8 @@ def check_enough(layers: Sequence[Layer], total: int, least: int | None = None) 
     size = sum(layer.size for layer in layers)
     if total < least:
         raise ValueError(
-            f"flow=move: {total:,} active weights are too few: the units of the {len(layers)} layers need {least:,} to "
-            f"have one each. Use a density of {_at_least(least, size)} or more, or flow=add"
+            f"flow=move: {total:,} active weights are too few at first: the units of the {len(layers)} layers need "
+            f"{least:,} to have one each, a density of {_at_least(least, size)} or more. Start denser, or use flow=add"
         )
 
 

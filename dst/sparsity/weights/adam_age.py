@@ -6,6 +6,7 @@ but they are corrected as if they were old, so that its first move is ``(1 - bet
 done as to a weight of their own age: everything else keeps its bits.
 """
 
+import copy
 import inspect
 import weakref
 from collections import defaultdict
@@ -46,9 +47,27 @@ class AdamAge:
             if (ages := me()) is not None:
                 ages._after_step()
 
-        handle = optimizer.register_step_post_hook(stepped)
-        self._release = weakref.finalize(self, handle.remove)
+        def replaced(_: Optimizer) -> None:
+            if (ages := me()) is not None:
+                ages._forget_unborn()
+
+        handles = optimizer.register_step_post_hook(stepped), optimizer.register_load_state_dict_post_hook(replaced)
+
+        def leave() -> None:
+            for handle in handles:
+                handle.remove()
+
+        self._release = weakref.finalize(self, leave)
         self._release.atexit = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdamAge":
+        """Return a copy that watches the copy of the optimizer."""
+        weights = {layer.name: copy.deepcopy(layer.weight, memo) for layer in self._layers}
+        twin = AdamAge(copy.deepcopy(self._optimizer, memo), weights)
+        for own, layer in zip(twin._layers, self._layers, strict=True):
+            own.remember(layer.dense())
+        twin._put(twin._clocks())
+        return twin
 
     def release(self) -> None:
         """Leave the optimizer's steps as they are from now on."""
@@ -68,6 +87,14 @@ class AdamAge:
         clocks = self._clocks()
         for layer, mask, new, now in zip(self._layers, masks, entered, clocks, strict=True):
             layer.change(mask, new, now, now - self._horizon(layer))
+        self._put(clocks)
+
+    def _forget_unborn(self) -> None:
+        """Forget weights that were born at a step which their tensor has not come to: it has another state now."""
+        clocks = self._clocks()
+        for layer, now in zip(self._layers, clocks, strict=True):
+            births = layer.dense()
+            layer.remember(births.masked_fill_(births > now, 0))
         self._put(clocks)
 
     def _clocks(self) -> list[int]:

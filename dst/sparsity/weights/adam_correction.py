@@ -44,13 +44,13 @@ class AgedLayer:
         return births.index_copy_(0, self.positions, self.births)
 
     def change(self, mask: Tensor, new: Tensor | None, now: int, forgotten: int) -> None:
-        """Let ``new`` weights be born ``now``, and forget those that have left, or were born by ``forgotten``."""
+        """Let ``new`` weights be born ``now``; forget those that have left, were born by ``forgotten`` or later."""
         if new is None and not len(self.positions):
             return
         births = self.dense()
         if new is not None:
             births.masked_fill_(new.reshape(-1), now)
-        births.masked_fill_(~mask.reshape(-1) | (births <= forgotten), 0)
+        births.masked_fill_(~mask.reshape(-1) | (births <= forgotten) | (births > now), 0)
         self.remember(births)
 
 
@@ -69,6 +69,8 @@ class Batch:
         self._newest = torch.cat([*map(part.births, layers), own])
         """The columns of the curve at step 0: of each weight, and last that of their tensors."""
         self._columns = torch.empty_like(self._newest)
+        self._last = int(self._newest.max())
+        """The last step at which a weight was born."""
         self._curve = torch.ones(2, 1, dtype=dtype, device=device)
         self._curve_of: Any = None
         self._corrections = torch.empty(2, len(self._newest), dtype=dtype, device=device)
@@ -83,11 +85,13 @@ class Batch:
         vetoed = 0 if found_inf is None else _at_hand(found_inf, device)
         if isinstance(vetoed, int) and vetoed:
             return
-        if (group["betas"], group["eps"]) != self._curve_of:
+        if (tuple(group["betas"]), group["eps"]) != self._curve_of:
             self.follow(group)
         step = _at_hand(state[self.layers[0].weight]["step"], device)
+        if isinstance(step, int) and step <= self._last:  # the optimizer has begun anew, and all weights with it
+            return
         torch.sub(self._newest, step if isinstance(step, int) else step.to(torch.int32), out=self._columns)
-        torch.index_select(self._curve, 1, self._columns.clamp_(min=0), out=self._corrections)
+        torch.index_select(self._curve, 1, self._columns.clamp_(0, self._curve.shape[1] - 1), out=self._corrections)
         # A move is factor first / (sqrt(second) + eps root): by the weight's age, less what it was by the tensor's. For
         # a weight of the tensor's age both are rounded alike, so that exactly nothing is left.
         roots = self._part.gather(state, "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq").sqrt_()
@@ -97,8 +101,8 @@ class Batch:
 
     def follow(self, group: Mapping[str, Any]) -> None:
         """Correct by a parameter group's betas and eps from now on; a device is waited for."""
-        self._curve_of = group["betas"], group["eps"]
-        curve = _curve(group["betas"], self._curve.dtype).to(self._curve.device, copy=True)
+        self._curve_of = tuple(group["betas"]), group["eps"]
+        curve = _curve(tuple(group["betas"]), self._curve.dtype).to(self._curve.device, copy=True)
         curve[0].mul_(group["eps"])
         self._newest += curve.shape[1] - self._curve.shape[1]
         self._curve = curve

@@ -78,6 +78,8 @@ class MaskedDense:
     def attach(self, optimizer: Optimizer) -> None:
         """Let an optimizer train the weights; ValueError unless it trains all of them, each by itself."""
         check_optimizer(optimizer, self._layers)
+        if self._optimizer is not None:
+            raise RuntimeError("an optimizer trains these weights already: make a new Sparsifier for another one")
         self._optimizer = optimizer
         if counts_steps(optimizer):
             self._ages = AdamAge(optimizer, {layer.name: layer.weight for layer in self._layers})
@@ -190,8 +192,8 @@ class MaskedDense:
         return bool(all_finite([*(self.gradients if gradients else []), *(self.weights if weights else [])]))
 
     @torch.no_grad()
-    def check_zeros(self, masks: Sequence[Tensor], blame: str) -> None:
-        """Raise RuntimeError, naming layers, if the model computes with weights outside the masks; says whom to blame.
+    def check_zeros(self, masks: Sequence[Tensor]) -> None:
+        """Raise RuntimeError, naming layers, if the model computes with weights outside the masks.
 
         One pass over the weights of the model as it computes now; waits for the device.
         """
@@ -208,6 +210,8 @@ class MaskedDense:
                 for layer, count in zip(self._layers, moved, strict=True)
                 if count
             )
+            trainer = "an optimizer" if self._optimizer is None else type(self._optimizer).__name__
             raise RuntimeError(
-                f"inactive weights are not zero in layers {told}: the density is not as reported; {blame}"
+                f"inactive weights are not zero in layers {told}: the density is not as reported; {trainer} may treat "
+                "the weights of a layer together, or something else than sparsifier.step() has changed them"
             )
