@@ -12,6 +12,7 @@ from dst.network.places import places
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.pattern.unstructured import Unstructured
 from dst.training.decay import parameter_groups
+from dst.training.loop import _tensors_in
 from tests.states import same, states_of
 
 
@@ -149,6 +150,18 @@ def test_each_layer_has_a_pattern_with_a_state_of_its_own():
     other = sparsified(twin, sgd(twin), pattern=Counting, scope=Scope(dense_last=True))
     other.load_state_dict(state)
     assert [int(pattern.updates) for pattern in other.topology.patterns] == [2, 2]
+
+
+def test_layers_do_not_share_a_pattern():
+    one = Counting()
+    with pytest.raises(ValueError, match="the pattern of one layer is that of another too"):
+        sparsified(net(), None, pattern=lambda: one)
+
+
+def test_a_start_shares_the_tensors_of_patterns_too():
+    """Of several processes, which all take the main one's."""
+    state = sparsified(net(), None, pattern=Counting).state_dict()
+    assert len([*_tensors_in(state)]) == 3 * len(state["masks"])  # masks, explored, and a count a layer
 
 
 def test_patterns_without_a_state_leave_none():
