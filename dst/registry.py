@@ -49,7 +49,7 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
         "models.vit",
     ),
     "model_init": ("models.init",),
-    "data": ("data.digits", "data.mnist", "data.cifar", "data.folder", "data.tiny_imagenet"),
+    "data": ("data.digits", "data.mnist", "data.cifar", "data.folder", "data.tiny_imagenet", "data.tabular"),
     "distribution": ("sparsity.distribution", "sparsity.saliency"),
     "criterion": ("sparsity.saliency",),
     "init": ("sparsity.init",),

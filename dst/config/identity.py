@@ -56,12 +56,12 @@ def run_name(config: Config, changed: Mapping[str, Any], identity: Mapping[str, 
     """Return a name that people can read; what identifies the run is its id.
 
     ``changed``: what was changed in the method, by dotted key; ``identity``: that of the run. Data whose name does not
-    fix their content are named with their folder; correction and procedure only where there is one.
+    fix their content are named with their folder or file; correction and procedure only where there is one.
     """
     density = "" if config.sparsity.density is None else f" density={config.sparsity.density:g}"
     data = config.data.name
     if published.digest(data) is None:
-        data = f"{data}({PurePath(config.data.root).name})"
+        data = f"{data}({PurePath(config.data.path or config.data.root).name})"
     method = labelled(config.sparsity.label, changed)
     wrapped = "".join(f" {kind}={told}" for kind, told in wrappers_of(identity).items())
     return f"{data} {config.model.name} {method}{density}{wrapped} seed={config.seed}"

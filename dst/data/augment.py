@@ -29,8 +29,12 @@ class Augment(options.Augment):
         require(self)
 
     def check(self, shape: Shape) -> None:
-        """Raise DataError if images of this shape cannot be augmented like this."""
-        if self.padding_mode == "reflect" and self.crop_padding >= min(shape[1:]):
+        """Raise DataError if samples of this shape cannot be augmented like this."""
+        if len(shape) != 3:
+            for name in ("crop_padding", "flip", "resized_crop_scale"):
+                if value := getattr(self, name):
+                    raise DataError(f"{name}={value} is for images, but these samples are vectors: leave it out")
+        elif self.padding_mode == "reflect" and self.crop_padding >= min(shape[1:]):
             raise DataError(
                 f"crop_padding={self.crop_padding}: reflection needs less than the image size, {shape[1]} x "
                 f"{shape[2]}; choose a smaller one, or padding_mode=zeros"

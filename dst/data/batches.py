@@ -7,15 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from dst.data.augment import Crops, Draws
-from dst.data.dataset import DataError, Split
+from dst.data.dataset import DataError, Split, Vectors
 from dst.data.epochs import Epochs
-from dst.data.normalise import channel_statistics
+from dst.data.normalise import Normalise, channel_statistics
 
 
 class Batches(Epochs):
-    """A split in memory as batches. ``mean`` and ``std`` default to those of ``split`` itself.
+    """Images in memory as normalised batches. ``mean`` and ``std`` default to those of ``split`` itself.
 
-    ``options``: see ``Epochs``. The images move to the device when the first epoch begins.
+    They have one number a channel, of pixels scaled to [0, 1]; give a validation or test split those of the training
+    split. ``options``: see ``Epochs``. The images move to the device when the first epoch begins.
     """
 
     def __init__(
@@ -27,7 +28,8 @@ class Batches(Epochs):
             )
         if mean is None or std is None:
             mean, std = channel_statistics(split)
-        super().__init__(split, mean=mean, std=std, **options)
+        super().__init__(split, **options)
+        self._normalise = Normalise(mean, std, split.shape[0], self.device)
         self._split = split
         if self._augment.resized_crop_scale is not None:
             raise DataError(
@@ -52,3 +54,37 @@ class Batches(Epochs):
     @cached_property
     def _crops(self) -> Crops:
         return Crops(self._split.images.to(self.device), self._augment)
+
+
+class VectorBatches(Epochs):
+    """Vectors as batches; they move to the device when the first epoch begins. ``options``: see ``Epochs``."""
+
+    def __init__(
+        self,
+        vectors: Vectors,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        if mean is not None or std is not None:
+            raise DataError(
+                f"mean={mean} and std={std} are those of images; the numbers of a table are standardised column by "
+                "column on the training split: leave both out"
+            )
+        super().__init__(vectors, **options)
+        self._vectors = vectors
+
+    def _batches(self, draws: Draws, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches, selected on the device."""
+        order = draws.order.to(self.device)
+        for batch in parts:
+            yield self._values.index_select(0, order[batch]), self._labels.index_select(0, order[batch])
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return self._vectors.values.to(self.device)
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return self._vectors.labels.to(self.device)

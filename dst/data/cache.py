@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dst.data import published
+from dst.data.bundled import BUNDLED, read_bundled
 from dst.data.content import check_unchanged, files_digest
 from dst.data.dataset import DataError, Dataset, Reader, Samples, Split
 from dst.data.decode import size_of
@@ -27,7 +28,9 @@ from dst.data.files import DECODING, Files, decoded_key
 from dst.data.options import Storage
 from dst.data.prepare import decode_all, verify
 from dst.data.resize import Resize
-from dst.files import replacing
+from dst.data.table import Table
+from dst.data.table_file import read_bytes
+from dst.files import replacing, sha256
 from dst.options import checked
 
 _LOG = logging.getLogger(__name__)
@@ -51,15 +54,15 @@ def load(
     center_crop: float | None = None,
     storage: Storage = "auto",
 ) -> Dataset:
-    """Return a data set: decoded, from its cache file or by ``read``; or as image files that are streamed.
+    """Return a data set: decoded, from its cache file or by ``read``; as image files that are streamed; or as tables.
 
     ``digest``: identifies the wanted content (see ``content_digest``); ``DataError`` if the raw files in ``root`` have
     another. The name and the first line of a cache file say which content it holds. So with a ``digest`` a cache file
     is enough, and nothing looks at the raw files. ``size`` and ``center_crop``: see ``Resize``. ``storage``:
     ``resident`` decodes everything into memory, ``stream`` leaves images in their files, ``auto`` decodes sets of up to
-    ``RESIDENT_BYTES``; sets that are not image files are always resident. A damaged cache file is rebuilt, with a
-    warning; damaged raw files are a ``DataError``. Processes that prepare the same set at once do not disturb each
-    other.
+    ``RESIDENT_BYTES``; sets that are not image files are always resident, and tables are read anew each time. A damaged
+    cache file is rebuilt, with a warning; damaged raw files are a ``DataError``. Processes that prepare the same set at
+    once do not disturb each other.
     """
     resize, folder = Resize(size, center_crop), Path(cache).expanduser()
     path = _path(folder, name, digest, resize)
@@ -71,19 +74,33 @@ def load(
     train, test, classes = _raw(name, read, root, download, digest)
     if isinstance(train, Files) and isinstance(test, Files):
         content = files_digest(name, train, test, folder)
-        _compare(root, content, digest)
+        _compare(f"root={root}", content, digest)
         train, test = replace(train, resize=resize), replace(test, resize=resize)
         return _of_files(name, train, test, classes, content, folder, storage)
+    if isinstance(train, Table):
+        _compare(train.source, train.digest, digest)
+        _refuse_of_images(name, size, storage)
+        return Dataset(name, train, test, classes, train.digest)
     assert isinstance(train, Split)
     assert isinstance(test, Split)
     if name not in published.SUMS:
-        _compare(root, _digest(_content(train, test, classes), _tensors(train, test)), digest)
+        _compare(f"root={root}", _digest(_content(train, test, classes), _tensors(train, test)), digest)
+    _refuse_stream(name, storage)
+    return _stored(path, name, _resized(train, resize), _resized(test, resize), classes, digest)
+
+
+def _refuse_stream(name: str, storage: str) -> None:
     if storage == "stream":
         raise DataError(
             f"storage=stream: {name} is not a set of image files and always lives in memory; choose storage=auto, and "
             "resized_crop_scale=None, which would ask for streaming"
         )
-    return _stored(path, name, _resized(train, resize), _resized(test, resize), classes, digest)
+
+
+def _refuse_of_images(name: str, size: int | None, storage: str) -> None:
+    if size is not None:
+        raise DataError(f"size={size} would be ignored: {name} is a table, not a set of images; leave it out")
+    _refuse_stream(name, storage)
 
 
 def content_digest(name: str, read: Reader, *, root: str, cache: str, download: bool) -> str:
@@ -101,6 +118,14 @@ def content_digest(name: str, read: Reader, *, root: str, cache: str, download: 
     return _digest(_content(train, test, classes), _tensors(train, test))
 
 
+def table_digest(path: str) -> str:
+    """Return the digest of the table at a path: the SHA-256 of its file, or of the numbers of a bundled one.
+
+    It is not parsed; errors are those of ``content_digest``.
+    """
+    return read_bundled(path).digest if path in BUNDLED else sha256(read_bytes(Path(path).expanduser()))
+
+
 def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None) -> tuple[Samples, Samples, int]:
     """Read a set; if its name fixes its content, ``read`` compares that file by file.
 
@@ -114,10 +139,10 @@ def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None)
         raise DataError(f"cannot read the data in {folder.absolute()}: {error}") from error
 
 
-def _compare(root: str, found: str, wanted: str | None) -> None:
+def _compare(place: str, found: str, wanted: str | None) -> None:
     if wanted not in (None, found):
         raise DataError(
-            f"root={root}: this is not the content that was asked for: its digest is {found}, but digest={wanted}. "
+            f"{place}: this is not the content that was asked for: its digest is {found}, but digest={wanted}. "
             f"Bring that content back, or ask for this one (digest={found}, or no digest at all), which is another run"
         )
 

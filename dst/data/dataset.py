@@ -1,4 +1,4 @@
-"""A data set: two labelled splits, of decoded images in memory or of files that are decoded when needed."""
+"""A data set: two labelled splits, of images or vectors in memory or of files that are decoded when needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Shape = tuple[int, int, int]
-"""Channels, height and width."""
+Shape = tuple[int, ...]
+"""Channels, height and width of an image, or the length of a vector."""
 
 
 class DataError(ValueError):
@@ -20,7 +20,7 @@ class NotHereError(DataError):
 
 
 class Samples(Protocol):
-    """A split: its images are in memory (``Split``) or in files (``Files``)."""
+    """A split: images in memory (``Split``) or in files (``Files``), vectors (``Vectors``), or a ``Table``'s rows."""
 
     @property
     def labels(self) -> Tensor:
@@ -29,7 +29,7 @@ class Samples(Protocol):
 
     @property
     def shape(self) -> Shape:
-        """Shape of an image."""
+        """Shape of a sample."""
         ...
 
     def __len__(self) -> int: ...
@@ -70,11 +70,31 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Vectors:
+    """Labelled vectors: ``values`` float32 [N, F], finite, ``labels`` int64 [N], N and F >= 1."""
+
+    values: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> Shape:
+        """The number of features."""
+        return (self.values.shape[1],)
+
+    def select(self, index: Tensor) -> "Vectors":
+        """Return the samples at ``index`` (int64 [M]), in that order."""
+        return Vectors(self.values.index_select(0, index), self.labels.index_select(0, index))
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set, identified by its ``digest``, a SHA-256 in hex. ``DataError`` if its parts disagree.
 
-    If the images are in memory, it is the digest of the decoded content, which also shows whether two machines decode
-    alike. If they stay in files, it is the digest of the files' names, labels and bytes.
+    If images are in memory, it is the digest of the decoded content, which also shows whether two machines decode
+    alike. If they stay in files, it is the digest of the files' names, labels and bytes; of a table, that of its file.
     """
 
     name: str
@@ -100,7 +120,7 @@ class Dataset:
 
     @property
     def shape(self) -> Shape:
-        """Channels, height and width of an image."""
+        """Shape of a sample."""
         return self.train.shape
 
 

@@ -1,4 +1,4 @@
-"""The batches of a split, epoch after epoch: what those of images in memory and of image files have in common."""
+"""The batches of a split, epoch after epoch: what those of all kinds of samples have in common."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,18 +9,16 @@ from torch import Tensor
 
 from dst.data.augment import Augment, Draws, draw
 from dst.data.dataset import DataError, Samples
-from dst.data.normalise import Normalise
 from dst.data.options import BatchSize
 from dst.data.shard import WHOLE, Shard
 from dst.options import checked
 
 
 class Epochs(ABC):
-    """Normalised batches of a split on ``device``, in random order and augmented on request.
+    """Batches of a split on ``device``, in random order and augmented on request.
 
-    Every batch is a pure function of (seed, phase, epoch, sample). ``mean`` and ``std``: one number a channel, of
-    pixels scaled to [0, 1]; give a validation or test split those of the training split. ``DataError`` if they or
-    ``augment`` do not fit the images, ``OptionError`` for an impossible ``batch_size``.
+    Every batch is a pure function of (seed, phase, epoch, sample). ``DataError`` if ``augment`` does not fit the
+    samples, ``OptionError`` for an impossible ``batch_size``.
     """
 
     @checked
@@ -29,8 +27,6 @@ class Epochs(ABC):
         samples: Samples,
         *,
         batch_size: BatchSize,
-        mean: Sequence[float],
-        std: Sequence[float],
         device: torch.device | str = "cpu",
         augment: Augment | None = None,
         seed: int = 0,
@@ -43,7 +39,6 @@ class Epochs(ABC):
         self._augment = augment or Augment()
         self._augment.check(samples.shape)
         self._seed, self._shuffle = seed, shuffle
-        self._normalise = Normalise(mean, std, samples.shape[0], self.device)
 
     def __len__(self) -> int:
         return math.ceil(self.samples / self.batch_size)
@@ -51,7 +46,7 @@ class Epochs(ABC):
     def epoch(
         self, epoch: int, phase: int = 0, start: int = 0, shard: Shard = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
+        """Yield (samples float32 [B, C, H, W] or [B, F], labels int64 [B]) from the batch of index ``start`` on.
 
         The last batch may be smaller. The augmentation of a sample does not depend on the batch it is in. Only a
         ``shard`` of each batch is made; where that is empty, nothing is yielded. ``DataError`` if an image file cannot

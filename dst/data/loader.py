@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dst.data.batches import Batches
-from dst.data.dataset import Samples, Split
+from dst.data.batches import Batches, VectorBatches
+from dst.data.dataset import Samples, Split, Vectors
 from dst.data.files import Files
 from dst.data.shard import WHOLE, Shard
 from dst.data.stream import Stream
@@ -25,7 +25,7 @@ class Loader(Protocol):
     def epoch(
         self, epoch: int, phase: int = 0, start: int = 0, shard: Shard = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images float32 [B, C, H, W], labels int64 [B]) from the batch of index ``start`` on.
+        """Yield (samples float32 [B, C, H, W] or [B, F], labels int64 [B]) from the batch of index ``start`` on.
 
         Only a ``shard`` of each batch is made; where that is empty, nothing is yielded.
         """
@@ -44,11 +44,13 @@ def samples_within(batches: Loader, steps: int) -> int:
 
 
 def loader(samples: Samples, *, workers: int = 0, **options: Any) -> Loader:
-    """Return the batches of a split: resident if its images are in memory, else streamed by ``workers`` processes.
+    """Return the batches of a split: resident if it is in memory, else streamed by ``workers`` processes.
 
-    ``options``: see ``Epochs``.
+    ``options``: see ``Epochs``; and ``mean`` and ``std`` of images.
     """
     if isinstance(samples, Files):
         return Stream(samples, workers=workers, **options)
+    if isinstance(samples, Vectors):
+        return VectorBatches(samples, **options)
     assert isinstance(samples, Split)
     return Batches(samples, **options)

@@ -22,6 +22,7 @@ from dst.data.dataset import DataError
 from dst.data.decode import decode
 from dst.data.epochs import Epochs
 from dst.data.files import Files
+from dst.data.normalise import Normalise
 from dst.data.prepare import sizes_differ
 from dst.data.resize import resized
 from dst.signals import REQUESTS, blocked
@@ -61,7 +62,8 @@ class Stream(Epochs):
                 f"mean={mean} and std={std}: both are computed only of sets that fit into memory. Give them, e.g. "
                 "ImageNet's: mean=[0.485,0.456,0.406] std=[0.229,0.224,0.225]"
             )
-        super().__init__(files, mean=mean, std=std, **options)
+        super().__init__(files, **options)
+        self._normalise = Normalise(mean, std, files.shape[0], self.device)
         self._labels = files.labels
         self._jobs = _Jobs()
         # A training split, which is shuffled, keeps its workers from epoch to epoch; others are rarely read.

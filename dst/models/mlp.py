@@ -1,13 +1,14 @@
 """Multi-layer perceptrons on flattened input."""
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated
 
 from torch import nn
 
-from dst.models.shape import Shape, require_side
+from dst.models.shape import Shape
 from dst.options import Each, Range, checked
 
 
@@ -17,12 +18,14 @@ def mlp(
     classes: int,
     *,
     hidden: Annotated[Sequence[int], Each(Range(1, 1_000_000), least=1), "widths of the hidden layers"],
+    batch_norm: Annotated[bool, "normalise what comes out of each hidden layer, after its ReLU"] = False,
 ) -> nn.Module:
     """Build a perceptron with ReLU and biases, and one hidden layer for each width in ``hidden``.
 
-    Its linear layers are named ``fc1``, ``fc2``, ...
+    Its linear layers are named ``fc1``, ``fc2``, ..., its batch norms ``bn1``, ``bn2``, ... These come after the ReLU,
+    as in ER's code for tables (Gadhikar et al., 2023), and change no weight that is drawn.
     """
-    return _mlp("mlp", shape, classes, hidden)
+    return _mlp(shape, classes, hidden, batch_norm)
 
 
 def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
@@ -30,7 +33,7 @@ def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
 
     266 610 parameters for MNIST (1x28x28, 10 classes).
     """
-    return _mlp("lenet_300_100", shape, classes, (300, 100))
+    return _mlp(shape, classes, (300, 100))
 
 
 def mlp_cifar10(shape: Shape, classes: int) -> nn.Module:
@@ -38,16 +41,16 @@ def mlp_cifar10(shape: Shape, classes: int) -> nn.Module:
 
     3 676 682 parameters for CIFAR-10 (3x32x32, 10 classes).
     """
-    return _mlp("mlp_cifar10", shape, classes, (1024, 512))
+    return _mlp(shape, classes, (1024, 512))
 
 
-def _mlp(name: str, shape: Shape, classes: int, hidden: Sequence[int]) -> nn.Module:
-    require_side(name, shape, smallest=1)
-    channels, height, width = shape
-    widths = [channels * height * width, *hidden, classes]
+def _mlp(shape: Shape, classes: int, hidden: Sequence[int], batch_norm: bool = False) -> nn.Module:
+    widths = [math.prod(shape), *hidden]
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
         layers[f"fc{number}"] = nn.Linear(inputs, outputs)
         layers[f"relu{number}"] = nn.ReLU()
-    layers.popitem()  # the last layer gives logits
+        if batch_norm:
+            layers[f"bn{number}"] = nn.BatchNorm1d(outputs)
+    layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], classes)
     return nn.Sequential(layers)

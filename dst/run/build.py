@@ -20,6 +20,7 @@ from dst.data.dataset import DataError, Dataset, NotHereError, Samples, Split
 from dst.data.loader import Loader, loader, samples_within
 from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
+from dst.data.table import Table, as_vectors
 from dst.fractions import Curve, step_at
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.initialise import initialise
@@ -127,7 +128,10 @@ def part(config: Config, slot: str) -> Any:
 
 
 def load_dataset(config: Config) -> Dataset:
-    """Return the data set, loaded once for all cells of a sweep; DataError, in config terms, if it cannot be had."""
+    """Return the data set, loaded once for all cells of a sweep; DataError, in config terms, if it cannot be had.
+
+    A table's rows are encoded by those that it is trained on.
+    """
     data = config.data
     storage = data.storage
     if data.augment.resized_crop_scale is not None and storage == "auto":
@@ -142,21 +146,35 @@ def load_dataset(config: Config) -> Dataset:
             size=data.size,
             center_crop=data.center_crop,
             storage=storage,
+            given=_hashable(bound_options(config, "data")),
         )
         if isinstance(found, DataError):
             raise found
+    if isinstance(found.train, Table):
+        with in_config_terms("data", fraction="data.val_fraction"):
+            return _encoded_once(found, data.val_fraction, data.split_seed)
     return found
 
 
+def _hashable(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in options.items())
+
+
 @cache
-def _load_once(name: str, **options: Any) -> Dataset | DataError:
-    """Load a data set once; an error of its content is cached too, since many cells share it."""
+def _load_once(name: str, given: tuple[tuple[str, Any], ...], **options: Any) -> Dataset | DataError:
+    """Load a data set once; an error of its content is cached too, since many cells share it.
+
+    ``given``: the options of its own.
+    """
     try:
-        return load(name, registry.find("data", name).load(), **options)
+        return load(name, partial(registry.find("data", name).load(), **dict(given)), **options)
     except DataError as error:
         if isinstance(error, NotHereError) or isinstance(error.__cause__, OSError):  # which may be another next time
             raise
         return error
+
+
+_encoded_once = cache(as_vectors)
 
 
 @cache

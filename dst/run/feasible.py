@@ -76,6 +76,11 @@ def _dataset(config: Config, *, elsewhere: bool) -> Dataset | None:
 def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     """Add all that does not fit a data set to the problems."""
     train = make_loaders(config, dataset, "cpu").train
+    if config.hardware.channels_last and len(dataset.shape) != 3:
+        problems.append(
+            f"hardware.channels_last=true is for images, but the samples of data={config.data.name} are vectors: set "
+            "it to false"
+        )
     _check_length(config, len(train), problems)
     with _collected(problems):
         _check_warmup(config, len(train))

@@ -45,7 +45,7 @@ def identified(config: Config, known: Known) -> Config:
     """
     data = config.data
     if data.digest is None:
-        what = ("data", data.name, data.root, data.cache, str(data.download))
+        what = ("data", data.name, data.root, data.cache, str(data.download), str(data.path))
         config = with_value(config, "data.digest", _once(known, what, partial(_data_digest, config)))
     return with_checkpoints(config, known)
 
@@ -119,19 +119,22 @@ def _once(known: Known, what: tuple[str, ...], look: Callable[[], str]) -> str:
 
 
 def _data_digest(config: Config) -> str:
-    from dst.data.cache import content_digest
+    from dst.data.cache import content_digest, table_digest
     from dst.data.dataset import DataError, NotHereError  # imports torch, which is slow
 
     data = config.data
     read = registry.find("data", data.name).load()
     try:
         with in_config_terms("data"):
+            if data.path is not None:
+                return table_digest(str(data.path))
             return content_digest(data.name, read, root=data.root, cache=data.cache, download=data.download)
     except NotHereError as error:
         raise ConfigError(
             [
                 f"{error}. Or, if only other machines see it, say by data.digest=DIGEST which content is meant, as "
-                f"python -m dst.run.sources {data.name} {data.root} prints it there (a run identifies its data by that)"
+                f"python -m dst.run.sources {data.name} {data.path or data.root} prints it there (a run identifies "
+                "its data by that)"
             ]
         ) from error
     except DataError as error:
@@ -253,11 +256,12 @@ def main(arguments: Sequence[str]) -> int:
         description="Print the digest of the data in a folder, by which a run identifies it (data.digest).",
     )
     parser.add_argument("name", help="the kind of set, as data.name, e.g. image_folder")
-    parser.add_argument("root", help="the folder that holds it, as data.root")
+    parser.add_argument("place", help="the folder that holds it, as data.root, or a table's file, as data.path")
     parser.add_argument("--cache", default="outputs/.cache", help="where digests are noted, as data.cache")
     given = parser.parse_args(arguments)
-    data = Data(name=given.name, root=given.root, cache=given.cache, download=False)
     try:
+        place = "path" if "path" in registry.find("data", given.name).options else "root"
+        data = Data(name=given.name, cache=given.cache, download=False, **{place: given.place})
         print(_published(data) or _data_digest(Config(data=data)))
     except (ConfigError, registry.UnknownNameError) as error:
         print(error.text() if isinstance(error, ConfigError) else f"error: {error}", file=sys.stderr)
