@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 from dst.data.bundled import BUNDLED, read_bundled
-from dst.data.dataset import DataError, NotHereError
+from dst.data.dataset import DataError
 from dst.data.table import Table, parted
 from dst.data.table_file import read_table
-from dst.options import ASIDE, Each, Text, suggest
+from dst.options import ASIDE, Each, Text
 
 TablePath = Annotated[
     str,
@@ -42,7 +42,7 @@ def tabular(
         table = read_bundled(path)
         classes = int(table.labels.max()) + 1
     else:
-        table, classes = _read(path, target, categorical or ())
+        table, classes = read_table(Path(path).expanduser(), target, categorical or ())
     return *parted(table), classes
 
 
@@ -53,10 +53,3 @@ def _refuse_ignored(path: str, target: str | None, categorical: Sequence[str] | 
                 f"{option}={value} would be ignored: path={path} is a table of scikit-learn, whose classes and numbers "
                 f"are known. Leave it out, or write ./{path} for a file of this name"
             )
-
-
-def _read(path: str, target: str | None, categorical: Sequence[str]) -> tuple[Table, int]:
-    try:
-        return read_table(Path(path).expanduser(), target, categorical)
-    except NotHereError as error:
-        raise NotHereError(f"{error}, nor a table of that name: {suggest(path, BUNDLED)}") from error.__cause__
