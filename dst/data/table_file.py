@@ -60,8 +60,14 @@ def read_table(path: Path, target: str | None, categorical: Sequence[str]) -> tu
         labels, classes = _classes(frame, names.index(str(target)), str(target))
         features = [number for number, name in enumerate(names) if name != target]
         problems: list[str] = []
-        numbers = [_numbers(frame, at, problems) for at in features if names[at] not in categorical]
+        strange: list[str] = []
+        numbers = [_numbers(frame, at, problems, strange) for at in features if names[at] not in categorical]
         categories = [_categories(frame, at, problems) for at in features if names[at] in categorical]
+        if strange:
+            told = ",".join([*categorical, *strange])
+            problems.append(
+                f"if these are categories, say categorical=[{told}]; cells of missing numbers are left empty"
+            )
         if problems:
             raise DataError("; ".join(problems))
     except DataError as error:
@@ -242,8 +248,11 @@ def _text(column: "pd.Series[str]") -> tuple["pd.Series[str]", np.ndarray]:
     return values[is_value], there
 
 
-def _numbers(frame: _Frame, at: int, problems: list[str]) -> np.ndarray:
-    """Return a column as float64 [N], missing ones as NaN; what is wrong with it goes to the problems."""
+def _numbers(frame: _Frame, at: int, problems: list[str], strange: list[str]) -> np.ndarray:
+    """Return a column as float64 [N], missing ones as NaN.
+
+    What is wrong with it goes to the problems, and its name to ``strange`` if it holds anything but numbers.
+    """
     import pandas as pd
 
     column, name = frame.columns[at], frame.names[at]
@@ -256,10 +265,13 @@ def _numbers(frame: _Frame, at: int, problems: list[str]) -> np.ndarray:
         truth = texts.str.lower().map({"true": 1.0, "false": 0.0})
         found = (truth if truth.notna().all() else pd.to_numeric(texts, errors="coerce")).to_numpy(dtype=np.float64)
         values[there] = found
-        strange = np.zeros(len(column), dtype=bool)
-        strange[there] = np.isnan(found)
-        if strange.any():
-            problems.append(_told_strange(frame, name, texts, strange, there))
+        is_text = np.zeros(len(column), dtype=bool)
+        is_text[there] = np.isnan(found)
+        if is_text.any():
+            kind = "text" if is_text.sum() == there.sum() else "partly numbers, partly text"
+            first = ", ".join(repr(text) for text in texts[is_text[there]].head(_SHOWN))
+            problems.append(f"column '{name}' is {kind}: {first} ({frame.rows(is_text)})")
+            strange.append(name)
             return values
     if not there.any():
         problems.append(f"column '{name}' has no value in any row: leave it out of the file")
@@ -267,15 +279,6 @@ def _numbers(frame: _Frame, at: int, problems: list[str]) -> np.ndarray:
     if infinite.any():
         problems.append(f"column '{name}' has infinite numbers ({frame.rows(infinite)})")
     return values
-
-
-def _told_strange(frame: _Frame, name: str, texts: "pd.Series[str]", strange: np.ndarray, there: np.ndarray) -> str:
-    first = ", ".join(repr(text) for text in texts[strange[there]].head(_SHOWN))
-    kind = "is text" if strange.sum() == there.sum() else "is partly numbers, partly text"
-    return (
-        f"column '{name}' {kind}: {first} ({frame.rows(strange)}); if these are categories, add it to "
-        "categorical, if they stand for missing numbers, leave the cells empty"
-    )
 
 
 def _categories(frame: _Frame, at: int, problems: list[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ from dst.data.bundled import BUNDLED, read_bundled
 from dst.data.dataset import DataError
 from dst.data.table import Table, parted
 from dst.data.table_file import read_table
-from dst.options import ASIDE, Each, Text
+from dst.options import ASIDE, Each, Text, checked
 
 TablePath = Annotated[
     str,
@@ -19,11 +19,12 @@ TablePath = Annotated[
 Target = Annotated[str, Text(r"(?s).*\S.*", "the name of a column"), "the column of classes; of a file only"]
 Categorical = Annotated[
     list[str],
-    Each(Text(r"(?s).*\S.*", "the name of a column"), least=1),
+    Each(least=1),
     "columns of categories, also of those written as numbers; all others are numbers, or true and false",
 ]
 
 
+@checked
 def tabular(
     root: Path,
     download: bool,

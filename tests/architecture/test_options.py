@@ -28,7 +28,7 @@ SCORES = ("drop", "grow", "redistribute")
 
 FREE = {
     *["model.weights", "sparsity.label", "sparsity.init.path", "sparsity.distribution.path"],
-    *["sparsity.scope.include", "sparsity.scope.exclude"],
+    *["sparsity.scope.include", "sparsity.scope.exclude", "data.categorical"],
     *[f"hardware.slurm.{name}" for name in ("partition", "account", "qos", "constraint", "setup", "options")],
     *[f"tracking.{name}" for name in ("project", "entity", "tags", "notes")],
 }
