@@ -101,11 +101,12 @@ class _Encoding:
         self._median = np.nanmedian(train.numbers, axis=0) if len(train.number_names) else np.empty(0)
         with np.errstate(over="ignore", invalid="ignore"):
             filled = self._filled(train.numbers)
-            self._mean, deviation = filled.mean(axis=0), filled.std(axis=0)
+            # By its ends, since the deviation of a constant that is no binary fraction need not be zero.
+            constant = filled.min(axis=0) == filled.max(axis=0)
+            self._mean = np.where(constant, filled[0], filled.mean(axis=0))
+            deviation = np.where(constant, 0, filled.std(axis=0))
         self._check_finite(train, deviation[None])
-        # By its ends, since the deviation of a constant that is no binary fraction need not be zero.
-        constant = (filled.min(axis=0) == filled.max(axis=0)) | (deviation == 0)
-        self._scale = np.where(constant, np.inf, deviation)
+        self._scale = np.where(deviation == 0, np.inf, deviation)
 
     def __call__(self, table: Table) -> Vectors:
         """Return the vectors of a table's rows."""

@@ -6,6 +6,7 @@ do not count. The columns other than those of categories and the target hold num
 
 import csv
 import io
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -126,19 +127,21 @@ def _csv(content: bytes, texts: set[str]) -> _Frame:
 
     names, lines = _layout(content)
     try:
-        frame = pd.read_csv(
-            io.BytesIO(content),
-            encoding="utf-8-sig",
-            header=0,
-            names=range(len(names)),
-            dtype={at: str for at, name in enumerate(names) if name in texts},
-            index_col=False,
-            skipinitialspace=True,
-            keep_default_na=False,
-            na_values=list(MISSING),
-            low_memory=False,  # else a column may have several types
-            float_precision="round_trip",
-        )
+        with warnings.catch_warnings():  # pandas 3.1 rounds correctly by itself, and says so
+            warnings.filterwarnings("ignore", "The 'float_precision' argument")
+            frame = pd.read_csv(
+                io.BytesIO(content),
+                encoding="utf-8-sig",
+                header=0,
+                names=range(len(names)),
+                dtype={at: str for at, name in enumerate(names) if name in texts},
+                index_col=False,
+                skipinitialspace=True,
+                keep_default_na=False,
+                na_values=list(MISSING),
+                low_memory=False,  # else a column may have several types
+                float_precision="round_trip",
+            )
     except (ValueError, OverflowError) as error:
         raise DataError(f"this is no sound CSV file: {error}") from error
     if len(frame) != len(lines):
