@@ -542,3 +542,44 @@ def test_yaml_and_signature_say_what_the_registry_says(name):
     assert all(parameters[n].kind is inspect.Parameter.KEYWORD_ONLY for n in keyword_only)
     expected = {n: member.defaults.get(n, inspect.Parameter.empty) for n in member.options}
     assert keyword_only == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Vectors, and perceptrons with batch norm
+
+
+@any_model
+def test_vectors_are_for_perceptrons(name):
+    if name in ("mlp", "lenet_300_100", "mlp_cifar10"):
+        assert output_shape(build(name, (30,), 2), (30,)) == (2, 2)
+        return
+    with pytest.raises(
+        ModelError, match=rf"model {name} needs images \(channels, height, width\), these samples are vec"
+    ):
+        build(name, (30,), 2)
+
+
+def test_batch_norm_comes_after_each_relu_and_changes_no_first_weight():
+    shape, hidden = (1, 2, 3), [5, 4]
+    mlp = registry.find("model", "mlp").load()
+    torch.manual_seed(0)
+    plain = mlp(shape, 3, hidden=hidden)
+    torch.manual_seed(0)
+    normed = mlp(shape, 3, hidden=hidden, batch_norm=True)
+    assert [name for name, _ in plain.named_children()] == ["flatten", "fc1", "relu1", "fc2", "relu2", "fc3"]
+    names = ["flatten", "fc1", "relu1", "bn1", "fc2", "relu2", "bn2", "fc3"]
+    assert [name for name, _ in normed.named_children()] == names
+    assert all(torch.equal(value, normed.state_dict()[key]) for key, value in plain.state_dict().items())
+
+    inputs = torch.randn(7, *shape)
+    hidden_one = torch.relu(inputs.flatten(1) @ normed.fc1.weight.T + normed.fc1.bias)
+    scaled = (hidden_one - hidden_one.mean(0)) / (hidden_one.var(0, correction=0) + 1e-5).sqrt()
+    hidden_two = torch.relu(scaled @ normed.fc2.weight.T + normed.fc2.bias)
+    scaled = (hidden_two - hidden_two.mean(0)) / (hidden_two.var(0, correction=0) + 1e-5).sqrt()
+    assert torch.allclose(normed(inputs), scaled @ normed.fc3.weight.T + normed.fc3.bias, atol=1e-5)
+
+
+def test_the_published_network_for_tables_has_its_weights():
+    with torch.device("meta"):
+        model = registry.find("model", "mlp").load()((16,), 2, hidden=[256] * 3, batch_norm=True)
+    assert sum(layer.weight.numel() for layer in layers(model).values()) == 135_680
