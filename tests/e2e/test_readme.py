@@ -83,6 +83,8 @@ PRETENDED = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 def place(tmp_path_factory):
     """A folder to run commands in, with the dense run that one of them starts from, whatever its own length."""
     place = tmp_path_factory.mktemp("readme")
+    (table,) = blocks("csv")
+    (place / "people.csv").write_text(table)
     assert run("sparsity=dense", "schedule.epochs=1", cwd=place).code == 0
     (folder,) = (place / "outputs" / "default").iterdir()
     ((_, config),) = compose_cells(REPOSITORY / "conf", ["sparsity=dense"], multirun=False)
