@@ -273,7 +273,7 @@ class Watched:
 @cache
 def run_of(*overrides):
     training = built(*overrides)
-    object.__setattr__(training.settings, "checkpoint_every_steps", 7)
+    object.__setattr__(training.settings, "checkpoint_every_steps", 3)
     witness = Witness(training)
     training.run(witness, witness.stop)
     return training, witness
@@ -554,7 +554,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resume_from_any_checkpoint_ends_alike(kind):
-    """Of every seventh step, so inside levels, at their ends, and before and after the point that weights go back to."""
+    """Of every third step: inside levels, at their ends, at the point that weights go back to, before and after it."""
     whole, witness = run_of(*KINDS[kind])
     assert {(1, 12), (2, 24), (3, 36)} <= {(phase, step) for phase, step, _ in witness.saved}
     for _, _, state in witness.saved:
