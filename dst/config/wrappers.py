@@ -7,7 +7,15 @@ from dst import registry
 from dst.config.method import moves
 from dst.config.schema import SLOTS, Config, bound_options, epochs, get, marks
 from dst.options import problems, shown
-from dst.procedures.options import Budget, budget, budget_problems, still_problems, superposing_problems
+from dst.procedures.options import (
+    Budget,
+    budget,
+    budget_problems,
+    rewind_problems,
+    start_problems,
+    still_problems,
+    superposing_problems,
+)
 from dst.sparsity.options import Part, drop_problems
 from dst.training.options import SCALED_LOSSES
 
@@ -24,7 +32,7 @@ def check_correction(config: Config) -> Iterator[str]:
 def _check_estimates(config: Config) -> Iterator[str]:
     """Yield options of estimates, of which the first period makes none, if it is the only one."""
     options, defaults = bound_options(config, "correction"), _defaults(config, "correction")
-    if options["every_epochs"] < epochs(config):
+    if options["every_epochs"] < max(epochs(config), level_epochs(config) or 0):
         return
     for name in ("alpha", "clip", "variance_floor", "proxy"):
         if options[name] != defaults[name]:
@@ -36,7 +44,9 @@ def _check_estimates(config: Config) -> Iterator[str]:
 
 
 def check_procedure(config: Config) -> Iterator[str]:
-    """Yield what does not go with a procedure: how its epochs are divided, what would move in its cycles."""
+    """Yield what does not go with a procedure: how epochs are divided, what would move in cycles, its levels."""
+    if "levels" in marks(config, "procedure"):
+        yield from _check_levels(config)
     if "cycles" not in marks(config, "procedure"):
         return
     if config.schedule.select == "best_val":
@@ -52,10 +62,48 @@ def _defaults(config: Config, slot: str) -> dict[str, Any]:
     return registry.find(SLOTS[slot], get(config, slot).name).defaults
 
 
-def method_epochs(config: Config) -> int:
-    """Return for how many epochs the method trains as it is: those before cycles, if there are any."""
-    divided = _budget(config)
-    return divided.pretrain_epochs if divided else epochs(config)
+def method_epochs(config: Config) -> tuple[int, str]:
+    """Return the epochs of the shortest phase that the method trains as it is, and what that is called.
+
+    That is pretraining before cycles, a level if the final training is not shorter, or training.
+    """
+    if (divided := _budget(config)) is not None:
+        return divided.pretrain_epochs, "pretraining"
+    level = level_epochs(config)
+    return (epochs(config), "training") if level is None or epochs(config) < level else (level, "a level")
+
+
+def level_epochs(config: Config) -> int | None:
+    """Return the epochs of a level of pruning; None without levels."""
+    found = bound_options(config, "procedure")["level_epochs"] if "levels" in marks(config, "procedure") else None
+    return found if isinstance(found, int) else None
+
+
+def _check_levels(config: Config) -> Iterator[str]:
+    """Yield what does not go with levels of pruning: ramps, patterns, epochs to go back to that are never trained."""
+    sparsity, options, name = config.sparsity, bound_options(config, "procedure"), config.procedure.name
+    declared = registry.options(SLOTS["procedure"], name, options)
+    if any(problems(declared, options)):  # other checks report them
+        return
+    yield from rewind_problems(options["rewind"], options["rewind_epoch"], options["level_epochs"], _key)
+    if sparsity.density is not None:
+        yield from start_problems(sparsity.density, options["density"], _key)
+    for slot, why in _NO_LEVELS.items():
+        if f"sparsity.{slot}" in SLOTS and (chosen := get(config, f"sparsity.{slot}").name) != registry.NONE:
+            yield f"sparsity.{slot}.name={chosen} does not go with procedure.name={name}: {why}"
+    if "structured" in marks(config, "sparsity.pattern"):
+        yield (
+            f"sparsity.pattern.name={sparsity.pattern.name} does not go with procedure.name={name}, since a layer "
+            "keeps its number of weights by it: use sparsity.pattern.name=unstructured"
+        )
+
+
+_NO_LEVELS = {
+    "density_schedule": "both say how the density falls. Use sparsity.density_schedule.name=none, with the density at "
+    "the start in sparsity.density",
+    "reparametrize": "a learned mask says itself which weights are active. Use sparsity.reparametrize.name=none",
+}
+"""Slots that must be empty with levels of pruning, and why."""
 
 
 def _key(name: str) -> str:

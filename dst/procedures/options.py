@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from itertools import pairwise
+from math import ceil, log
+from typing import Final
 
 from dst.fractions import exact
 from dst.options import Names, refuse
@@ -106,4 +108,67 @@ def unfrozen_problems(updates: int, every: int, steps: int, drop_fraction: float
         yield (
             f"{told} they go on with the last drop fraction of pretraining, which is 0: choose one that ends above 0 "
             f"(its floor), or {called('freeze_updates')}=true"
+        )
+
+
+# -- levels of pruning -------------------------------------------------------------------------------------------------
+
+_MOST_LEVELS: Final = 1000
+
+
+def counts_after_levels(active: int, maskable: int, density: float, keep: float) -> list[int]:
+    """Return how many weights each level of pruning leaves, of ``active`` ones at first and ``maskable`` in all.
+
+    Level j keeps ``active * keep^j``, and the last one exactly ``round(density * maskable)``: the first level that
+    would leave less than a weight more than that is the last, so that counts which were rounded make no further one.
+    That is ``ceil(ln(density / first density) / ln keep)`` levels. OptionError if there cannot be such levels.
+    """
+    refuse(levels_problems(active, maskable, density, keep))
+    return _counts(active, round(density * maskable), keep)
+
+
+def _counts(active: int, end: int, keep: float) -> list[int]:
+    found, left = [], active * exact(keep)
+    while left >= end + 1:
+        found.append(round(left))
+        left *= exact(keep)
+    return [*found, end]
+
+
+def start_problems(start: float, density: float, called: Names = str) -> Iterator[str]:
+    """Yield that the density at the ``start`` leaves nothing to prune."""
+    if start <= density:
+        yield (
+            f"{called('density')}={density}: must be less than the density at the start, {start:.4g}, or there would "
+            "be nothing to prune: choose a smaller one, or start denser"
+        )
+
+
+def levels_problems(active: int, maskable: int, density: float, keep: float, called: Names = str) -> Iterator[str]:
+    """Yield why levels of pruning cannot lead from ``active`` weights of ``maskable`` to the ``density``."""
+    end = round(density * maskable)
+    if active <= end:
+        yield from start_problems(min(active / maskable, density), density, called)
+    elif log(max(end, 1) / active) / log(keep) > _MOST_LEVELS:
+        yield f"{called('keep')}={keep}: would take more than {_MOST_LEVELS} levels to {called('density')}={density}"
+    else:
+        counts = [active, *_counts(active, end, keep)]
+        still = [j for j, (before, after) in enumerate(pairwise(counts), 1) if before == after]
+        if still:
+            yield (
+                f"{called('keep')}={keep}: level {still[0]} would prune none of its {counts[still[0]]} weights: keep "
+                "fewer"
+            )
+
+
+def rewind_problems(rewind: str, rewind_epoch: int | None, level_epochs: int, called: Names = str) -> Iterator[str]:
+    """Yield that weights would go back to an epoch that the first level does not come to, or to none that is named."""
+    told, least = f"{called('level_epochs')}={level_epochs}", level_epochs > 1
+    mend = f"choose one from 1 to {level_epochs - 1}, or longer levels" if least else "let levels be longer"
+    if rewind == "epoch" and rewind_epoch is None:
+        yield f"{called('rewind_epoch')} is missing: {called('rewind')}=epoch needs it; with {told} {mend}"
+    elif rewind == "epoch" and rewind_epoch is not None and rewind_epoch >= level_epochs:
+        yield (
+            f"{called('rewind_epoch')}={rewind_epoch}: would rewind to an epoch that was never trained before the end "
+            f"of the first level, which has {told}; {mend}"
         )

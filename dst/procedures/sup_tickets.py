@@ -1,13 +1,11 @@
 """Cheap tickets at the end of training, superposed to one network."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dst.metrics.flops import Ledger
 from dst.options import Excludes, Needs, OneOf, Range, checked, refuse
@@ -15,12 +13,13 @@ from dst.procedures.cycles import constant, cycle_update, triangular
 from dst.procedures.method import Length, Method
 from dst.procedures.options import batch_norm_problems, budget, superposing_problems, whole_epochs_problems
 from dst.procedures.superpose import Superposed, as_superposed, caa, cima, counts_to_keep, within
+from dst.procedures.tensors import copied, holding, put, weight_names
 from dst.sparsity import Sparsifier
 from dst.sparsity.marks import marked
 from dst.sparsity.options import Pool
 from dst.sparsity.select import count_true
 from dst.training.batch_norm import reestimate
-from dst.training.phase import Phase, Tick
+from dst.training.phase import Action, Phase, Tick
 
 if TYPE_CHECKING:
     from dst.training.loop import Training
@@ -150,9 +149,9 @@ class _Superposing:
     def taken(self, run: "Training") -> Superposed:
         """Return a copy of the run's present network."""
         topology = run.sparsifier.topology
-        names = _weight_names(run.model, run.sparsifier)
+        names = weight_names(run.model, run.sparsifier)
         masks = {name: mask.clone() for name, mask in zip(names, topology.masks, strict=True)}
-        return as_superposed(_copied(run.model), masks, average_over=self.average_over)
+        return as_superposed(copied(run.model), masks, average_over=self.average_over)
 
     def pruned(self, network: Superposed, sparsifier: Sparsifier) -> Superposed:
         """Return a superposed network with as many weights as it shall have, those of largest magnitude."""
@@ -166,7 +165,7 @@ class _Superposing:
 
 
 @dataclass(frozen=True)
-class _AfterPretraining:
+class _AfterPretraining(Action):
     """Report the pretrained network, and keep it if it is superposed with the tickets."""
 
     how: _Superposing
@@ -183,7 +182,7 @@ class _AfterPretraining:
 
 
 @dataclass(frozen=True)
-class _AfterCycle:
+class _AfterCycle(Action):
     """Take a ticket and superpose it with the networks before; the last time, go over to the superposed network."""
 
     how: _Superposing
@@ -200,16 +199,16 @@ class _AfterCycle:
             made = self.how.pruned(made, run.sparsifier)
         layers = run.sparsifier.topology.layers
         masks = {layer.name: mask for layer, mask in zip(layers, made.masks.values(), strict=True)}
-        with _holding(run.model, made.tensors):
+        with holding(run.model, made.tensors):
             if self.how.reestimates:
                 self._reestimate(run, masks, tick)
-                made = replace(made, tensors=_copied(run.model))
+                made = replace(made, tensors=copied(run.model))
             evaluation = run.report_network(observer, f"superposed {self.number}", masks)
         if not self.is_last:
             run.kept = dict(vars(made))
             return
         run.kept = {}
-        _put(run.model, made.tensors)
+        put(run.model, made.tensors)
         run.adopt(observer, list(masks.values()), evaluation)
 
     def _reestimate(self, run: "Training", masks: Mapping[str, Tensor], tick: Tick) -> None:
@@ -223,43 +222,3 @@ class _AfterCycle:
         """Book the pass for batch norm; each layer is assumed to keep as many weights as the ticket has."""
         if self.how.reestimates:
             ledger.batch_norm.forward(active, samples)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tensors of a model
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all tensors of a model's state by name, each once, under the first of its names."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())
-
-
-def _weight_names(model: nn.Module, sparsifier: Sparsifier) -> list[str]:
-    """Return the name of each sparse layer's weight among the model's tensors."""
-    names = {id(tensor): name for name, tensor in _tensors(model).items()}
-    return [names[id(parameter)] for parameter in sparsifier.weights.parameters]
-
-
-def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
-
-
-@torch.no_grad()
-def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite the tensors of a model in place, so that an optimizer and hooks keep theirs."""
-    for name, tensor in _tensors(model).items():
-        tensor.copy_(tensors[name])
-
-
-@contextmanager
-def _holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a model hold other tensors for a while; however that ends, it has its own again."""
-    own = _copied(model)
-    try:
-        _put(model, tensors)
-        yield
-    finally:
-        _put(model, own)

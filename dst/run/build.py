@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dst import registry
-from dst.config.schema import SLOTS, Config, Hardware, bound_options, epochs, get
+from dst.config.schema import SLOTS, Config, Hardware, bound_options, epochs, get, marks
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -25,7 +25,7 @@ from dst.fractions import Curve, step_at
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.initialise import initialise
 from dst.procedures.method import Length, Method
-from dst.run.sources import CHECKPOINTS, checkpoint, stored, with_checkpoints
+from dst.run.sources import CHECKPOINTS, checkpoint, goes_on, stored, with_checkpoints
 from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
@@ -62,6 +62,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
 
     What it reads is compared with the digests in the config; DataError or ConfigError, naming both, if it differs.
     """
+    is_new = not goes_on(config)
     config = with_checkpoints(config, {})
     hardware = config.hardware
     configure(hardware.device, hardware.determinism, hardware.threads)
@@ -69,7 +70,8 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     loaders = make_loaders(config, dataset, hardware.device)
     model = _initialised(config, dataset)
     dense_flops = forward_flops(model, dataset.shape)
-    phases = make_phases(config, len(loaders.train), model)
+    planned = partial(make_phases, config, len(loaders.train), model)
+    phases = planned()
     sparsifier = _sparsifier(config, model, phases, _probe(config, model, loaders.train))
     optimizer = _optimizer(config, model, sparsifier)
     sparsifier.attach(optimizer)
@@ -89,9 +91,12 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         ledger=ledger,
         correction=_correction(config, Situation(gradients, sparsifier, loaders.train, ledger)),
         clipping=_clipping(config, model),
+        replan=(lambda active: planned((active, flops.maskable))) if by_first_masks(config) else None,
     )
     if processes.world > 1:
         training.begin_alike()
+    if is_new:  # else the masks are those of its checkpoint, which knows how many weights the first ones had
+        training.plan(sparsifier.topology.active)
     return Parts(
         training=training,
         test_batches=loaders.test,
@@ -102,7 +107,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
 
 
 def total_steps(config: Config, steps_per_epoch: int) -> int:
-    """Return how many steps the run trains for."""
+    """Return how many steps the schedule has; a procedure may train for more."""
     return steps_of(epochs(config), steps_per_epoch, config.schedule.max_steps)
 
 
@@ -269,14 +274,26 @@ def _clipping(config: Config, model: nn.Module) -> Clipping | None:
     return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
 
 
-def make_phases(config: Config, steps_per_epoch: int, model: nn.Module) -> list[Phase]:
-    """Return the phases of a run, which trains this model."""
-    length = Length(epochs(config), steps_per_epoch, total_steps(config, steps_per_epoch))
+def by_first_masks(config: Config) -> bool:
+    """Say whether the phases depend on the first masks."""
+    return "levels" in marks(config, "procedure")
+
+
+def make_phases(
+    config: Config, steps_per_epoch: int, model: nn.Module, first: tuple[int, int] | None = None
+) -> list[Phase]:
+    """Return the phases of a run, which trains this model.
+
+    ``first``: how many weights the first masks have, of how many; None before it is known.
+    """
+    steps, batch_size = total_steps(config, steps_per_epoch), config.schedule.batch_size
+    length = Length(epochs(config), steps_per_epoch, steps, batch_size)
     method = Method(
         lr=lambda steps: learning_rate(config, steps_per_epoch, steps),
         update=lambda steps: make_update(config, steps),
         density=final_density(config),
         has_batch_norm=bool(batch_norms(model)),
+        first=first,
     )
     with in_config_terms("procedure", steps="schedule.max_steps"):
         phases: list[Phase] = part(config, "procedure")(length, method)
@@ -343,7 +360,7 @@ def initial_density(config: Config) -> float | None:
 
 
 def final_density(config: Config) -> float | None:
-    """Return the density after the last step; None where counts are the method's own, or others on purpose."""
+    """Return the density that the method ends with; None where counts are the method's own, or others on purpose."""
     ramps = config.sparsity.density_schedule.name != registry.NONE
     falls_short = bound_options(config, "sparsity.distribution").get("clip", False)
     rises = config.sparsity.repair.flow == "add"
@@ -363,7 +380,7 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
             scope=make_scope(config),
             probe=probe,
             seed=config.seed,
-            update=phases[0].update,
+            update=next((phase.update for phase in phases if phase.update is not None), None),
         )
 
 

@@ -17,6 +17,7 @@ from dst.fractions import step_at
 from dst.metrics.flops import forward_flops
 from dst.options import refuse
 from dst.run.build import (
+    by_first_masks,
     first_parts,
     initial_density,
     learning_rate,
@@ -28,7 +29,7 @@ from dst.run.build import (
     part,
     total_steps,
 )
-from dst.run.sources import stored, unfinished
+from dst.run.sources import goes_on, stored, unfinished
 from dst.run.terms import in_config_terms
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import uniform
@@ -89,7 +90,7 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     forward_flops(model, dataset.shape)
     if not problems:  # else they would be told twice
         with _collected(problems):
-            _check_selection(config, len(train), make_phases(config, len(train), model)[0])
+            _check_selection(config, len(train), make_phases(config, len(train), model)[-1])
     with _collected(problems):
         _check_shards(config, train.samples)
         _check_batch_norm(config, model, dataset, train.samples)
@@ -110,7 +111,12 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
             return
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
-            _check_density(config, layers)
+            counts = _check_density(config, layers)
+        if by_first_masks(config) and not problems:
+            _check_levels(config, layers, problems)
+            if not (problems or goes_on(config) or first_parts(config).own_counts):  # else only the masks tell
+                with _collected(problems):
+                    make_phases(config, len(train), model, (sum(counts), sum(layer.size for layer in layers)))
 
 
 @contextmanager
@@ -219,7 +225,15 @@ def _part_sizes(config: Config, samples: int) -> set[int]:
     return sizes
 
 
-def _check_density(config: Config, layers: list[Layer]) -> None:
+def _check_levels(config: Config, layers: list[Layer], problems: list[str]) -> None:
+    """Add to the problems that levels of pruning cannot end with a weight in each layer."""
+    density = bound_options(config, "procedure")["density"]
+    with _collected(problems, f"procedure.density={density}: "):
+        allocate(uniform, [layer.weight.shape for layer in layers], density)
+
+
+def _check_density(config: Config, layers: list[Layer]) -> list[int]:
+    """Return the first counts; ValueError for densities that are impossible."""
     sparsity = config.sparsity
     parts = first_parts(config)
     check_layout(layers, pattern=parts.pattern, init=parts.init, grow=part(config, "sparsity.grow"))
@@ -233,6 +247,7 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if sparsity.drop.name != registry.NONE and not may_be_full:
         check_room(layers, counts)
+    return counts
 
 
 def _check_batches(config: Config, available: int) -> None:

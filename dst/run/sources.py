@@ -78,6 +78,11 @@ def going_on(config: Config, folder: Path) -> Config:
     return config
 
 
+def goes_on(config: Config) -> bool:
+    """Say whether a config is one that ``going_on`` has made of an identified one: it takes all from its own run."""
+    return any(get(config, key) is not None and get(config, digest) is None for key, digest in CHECKPOINTS.items())
+
+
 def unfinished(config: Config, key: str) -> Iterator[str]:
     """Yield that the run at a key is not done, so that what its newest checkpoint holds is not its end.
 

@@ -22,6 +22,7 @@ Mark = Literal[
     "fixes_last",
     "snapshot",
     "cycles",
+    "levels",
     "ages",
 ]
 """What a mark says.
@@ -35,7 +36,8 @@ many. ``data``: looks at training batches. ``own_counts``: decides itself how ma
 for them. ``free_form``: an init whose masks follow no pattern. ``fixes_first``, ``fixes_last``: a distribution that
 gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
-procedure that ends with cycles, of whose networks it makes the last one itself. ``ages``: an optimizer that corrects
+procedure that ends with cycles, of whose networks it makes the last one itself. ``levels``: a procedure that prunes
+level by level to a density of its own, how often being up to the first masks. ``ages``: an optimizer that corrects
 moments by their age, as Adam's.
 """
 

@@ -8,12 +8,16 @@ from dst.options import OptionError, Range, require
 from dst.sparsity.options import Every, Update
 
 
+class NoUpdateError(OptionError):
+    """A plan without any update: training is too short for one."""
+
+
 @dataclass(kw_only=True)
 class UpdatePlan(Update):
     """Update after each ``every`` steps, from ``start`` to ``stop`` (fractions of ``total_steps``, ends included).
 
     Steps count from 1. What the fields mean is said in ``dst.sparsity.options``; ValueError for what they cannot be,
-    and for a plan without any update.
+    NoUpdateError for a plan without any update.
     """
 
     every: Every = field()
@@ -22,7 +26,7 @@ class UpdatePlan(Update):
     def __post_init__(self) -> None:
         require(self)
         if self.updates() == 0:
-            raise OptionError(
+            raise NoUpdateError(
                 f"every={self.every}: there is no update in all {self.total_steps} steps, which allow updates from "
                 f"step {self.start_step} to {self.last_step}; update more often, or train longer"
             )

@@ -32,6 +32,7 @@ from dst.sparsity.prune import prune_like, prune_to
 from dst.sparsity.redistribute import Statistic
 from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer, Scope, never_sparse, outside
+from dst.sparsity.select import count_true
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.update import DEFAULT, WITHOUT_PLAN, TopologyUpdate, find_part, refuse_unused, topology_update
 from dst.sparsity.view import LayerView, Score
@@ -346,6 +347,16 @@ class Sparsifier:
         if not self.topology.is_structured:
             self.topology.counts = self._active
         self.weights.set_masks(self.topology.masks, self._active, are_born=self._goes_by_weights)
+
+    @torch.no_grad()
+    def went_back(self, masks: Sequence[Tensor], births: Mapping[str, Tensor]) -> None:
+        """Hold the weights as earlier masks did: model and optimizer were given the state that they had then.
+
+        ``births``: what ``weights.births`` was. Call ``set_masks`` next: weights that it adds are new then.
+        """
+        self.weights.set_masks(masks, count_true(masks))
+        self.weights.begin_state()
+        self.weights.load_births(births)
 
     def release(self) -> None:
         """Release the layers, so that another Sparsifier may hold them; do not step this one any more."""

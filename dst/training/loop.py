@@ -33,12 +33,14 @@ class Counters:
     """All plain numbers that a resume needs.
 
     ``step``: steps taken, in all phases; ``phase``: the index of the present one, which is that of no phase at the end
-    if the last one has an end of its own; ``evaluated``: the step of the last validation; ``initial_active``: the
-    weights of the first masks, None where earlier versions of this code began the run.
+    if the last one has an end of its own; ``begun``: that of the last one whose beginning was carried out;
+    ``evaluated``: the step of the last validation; ``initial_active``: the weights of the first masks, None where
+    earlier versions of this code began the run.
     """
 
     step: int = 0
     phase: int = 0
+    begun: int = -1
     evaluated: int = 0
     val_loss: float = 0.0
     val_accuracy: float = 0.0
@@ -71,6 +73,8 @@ class Training:
     """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What the procedure keeps from one phase to the next: tensors and plain numbers."""
+    replan: Callable[[int], Sequence[Phase]] | None = None
+    """The phases for so many weights in the first masks, if they depend on that."""
 
     def __post_init__(self) -> None:
         self.model: nn.Module = self.gradients.network
@@ -85,11 +89,19 @@ class Training:
             refuse(unvalidated_problems(self.settings.select, self.settings.eval_every_epochs))
         self.active = self.sparsifier.topology.active_by_layer
         """The active weights of each layer in scope."""
+        self._planned_for: int | None = None
+        """The weights of the first masks that the phases are made for, if they depend on that."""
         self.total_steps = total_steps(self.phases)
         """Steps of the whole training."""
         self.sparsifier.begin(self.phases[0].update)
 
     # -- phases --------------------------------------------------------------------------------------------------------
+
+    def plan(self, active: int | None) -> None:
+        """Make the phases for so many weights in the first masks, if they depend on that; None: it is not known."""
+        if self.replan is not None and active is not None and active != self._planned_for:
+            self.phases, self._planned_for = self.replan(active), active
+            self.total_steps = total_steps(self.phases)
 
     @property
     def phase(self) -> Phase:
@@ -124,11 +136,13 @@ class Training:
         self._started = time.perf_counter() - self.counters.seconds
         if self.counters.step == 0:
             self.counters.initial_active = self.sparsifier.topology.active
+            self.plan(self.counters.initial_active)
         self._evaluate_if_due(observer)
         while not self.is_over:
-            if self.phase_step == 0 and self.phase.begin is not None:
+            if self.phase.begin is not None and self.counters.begun < self.counters.phase:
                 self._between_steps(self.phase.begin, observer, watch)
                 self.correction.restart()
+            self.counters.begun = self.counters.phase
             while self.phase_step < self.phase.steps:
                 self._train_epoch(observer, watch)
             if self.phase.end is not None:
@@ -152,6 +166,8 @@ class Training:
         """Train to the end of the epoch or of the phase, whichever comes first."""
         counters, per_epoch = self.counters, len(self.train_batches)
         epoch, first = divmod(counters.step, per_epoch)
+        if self.phase.midway is not None and self.phase.midway[0] == self.phase_step:
+            self._between_steps(self.phase.midway[1], observer, watch)
         if first == 0:
             self._between_steps(lambda _, __, tick: self.correction.begin_epoch(epoch, tick), observer, watch)
         batches = self.train_batches.epoch(epoch, start=first, shard=self.processes.shard)
@@ -349,7 +365,8 @@ class Training:
         counters.evaluated = counters.step
         counters.val_loss, counters.val_accuracy = result.loss, result.accuracy
         observer.on_metrics(counters.step, counters.step / per_epoch, _validation(result.loss, result.accuracy))
-        may_be_best = self.settings.select == "best_val" and self.sparsifier.density_is_final
+        is_last_phase = counters.phase == len(self.phases) - 1  # only its networks are what the procedure makes
+        may_be_best = self.settings.select == "best_val" and is_last_phase and self.sparsifier.density_is_final
         if may_be_best and (self.best is None or result.accuracy > self.best["accuracy"]):
             self.best = {
                 "step": counters.step,
@@ -389,14 +406,18 @@ class Training:
         ``evaluation``: its validation figures.
         """
         counters = self.counters
-        self.sparsifier.set_masks(masks)
-        self._report_update(observer)
+        self.take_masks(observer, masks)
         values = {}
         if evaluation is not None:
             counters.val_loss, counters.val_accuracy = evaluation.loss, evaluation.accuracy
             values = _validation(evaluation.loss, evaluation.accuracy)
         epochs = counters.step / len(self.train_batches)
         observer.on_metrics(counters.step, epochs, {**values, **self._sparsity()})
+
+    def take_masks(self, observer: Observer, masks: Sequence[Tensor]) -> None:
+        """Give the run's network other masks, and report them; weights outside, and their state, become zero."""
+        self.sparsifier.set_masks(masks)
+        self._report_update(observer)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -436,6 +457,7 @@ class Training:
         """Restore what ``state_dict`` returned."""
         state = _as_now(state)
         self.counters = Counters(**state["counters"])
+        self.plan(self.counters.initial_active)
         self.sparsifier.begin(self.phase.update)
         for name, part in self._parts.items():
             part.load_state_dict(state[name])

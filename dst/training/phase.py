@@ -20,9 +20,10 @@ Tick = Callable[[], None]
 
 
 class Action(Protocol):
-    """What a phase does before its first step or after its last one: a pure function of the state of the run.
+    """What a phase does before its first step, between two epochs or after its last step.
 
-    It changes that state only at its very end, so that work that was stopped or killed is simply repeated.
+    A pure function of the state of the run, which it changes only at its very end, so that work that was stopped or
+    killed is simply repeated.
     """
 
     def __call__(self, run: "Training", observer: "Observer", tick: Tick) -> None:
@@ -33,10 +34,18 @@ class Action(Protocol):
         """Book what it will cost, given the active weights of each layer and the number of training samples."""
         ...
 
+    def leaves(self, active: Mapping[str, int]) -> Mapping[str, int]:
+        """Return the active weights of each layer that it leaves, as far as that is known before training."""
+        return active
+
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of training, in order. Steps of ``lr`` and ``update`` are those of the phase; None: nothing."""
+    """A part of training, in order. Steps of ``lr`` and ``update`` are those of the phase; None: nothing.
+
+    ``begin``: before the first step, once; networks are reported by ``end`` only. ``midway``: so many steps into the
+    phase, at the beginning of an epoch, and again if the run resumes there; it changes no weights.
+    """
 
     name: str
     steps: int
@@ -44,6 +53,7 @@ class Phase:
     update: TopologyUpdate | None
     begin: Action | None = None
     end: Action | None = None
+    midway: tuple[int, Action] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dst.training.phase import Phase
+from dst.training.phase import Action, Phase
 
 
 class PlannedStep(NamedTuple):
@@ -29,10 +29,20 @@ def planned_steps(
     """Yield all steps of all phases; ``batch_sizes``: those of an epoch, in order.
 
     ``active``: the first active weights of each layer in scope, of ``maskable`` in all. If weights move between layers
-    or the density falls, each layer is assumed to keep its share; else the numbers are exact.
+    or the density falls, each layer is assumed to keep its share; else the numbers are exact. So are those of all
+    layers together in any case, but for rounding.
     """
     at_first, density, step = dict(active), sum(active.values()) / maskable, 0
+
+    def after(action: Action | None) -> None:
+        """Go on with what an action leaves."""
+        nonlocal active, at_first, density
+        left = active if action is None else action.leaves(active)
+        if left != active:
+            active, at_first, density = left, dict(left), sum(left.values()) / maskable
+
     for phase in phases:
+        after(phase.begin)
         update = phase.update
         for phase_step in range(1, phase.steps + 1):
             epoch, i = divmod(step, len(batch_sizes))
@@ -50,3 +60,4 @@ def planned_steps(
                         at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
                     )
             step += 1
+        after(phase.end)

@@ -263,6 +263,88 @@ def test_the_superposed_network_starts_another_run(tmp_path):
         assert plain(training.sparsifier.state_dict()["masks"]) == plain(stored["sparsifier"]["masks"])
 
 
+LEVELS = (
+    *("sparsity=rigl_itop", "model.hidden=[24]", "procedure=imp", "procedure.rewind=epoch", "procedure.rewind_epoch=1"),
+    *("sparsity.density=0.5", "procedure.density=0.1", "procedure.keep=0.5", "schedule.epochs=3"),
+    *("schedule.optimizer.name=adamw", "schedule.lr.peak=0.01", "schedule.update_every=4", "checkpoint.every_steps=5"),
+    *("data.val_fraction=0.8", "schedule.batch_size=48", "output.keep_networks=true"),
+    *("tracking.every_steps=10", "tracking=none", "tracking.progress=none", "hardware.threads=1"),
+)
+"""Three levels of 12 steps, then 18; weights go back to step 6."""
+AROUND = {
+    "kill:step:6": 5,  # before the point is kept
+    "kill:step:9": 5,
+    "kill:step:11": 10,  # inside the first level, after the point
+    "kill:network:1": 10,  # at its end
+    "kill:update:3": 12,  # in the pruning, once weights went back, before the first of two layers has its mask
+    "kill:update:4": 12,
+    "kill:step:13": 12,  # the first step after it
+    "kill:step:24": 20,
+    "kill:network:3": 35,
+    "kill:step:37": 36,
+    "kill:test:1": 54,
+}
+"""A kill -> the step of the checkpoint from which the run goes on."""
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """Return what an undisturbed run of levels leaves behind, and the networks that it kept."""
+    folder = tmp_path_factory.mktemp("pruned")
+    result = run(*LEVELS, cwd=folder)
+    assert result.code == 0, result.output
+    return traces(run_folder(folder / "outputs")), kept_networks(folder)
+
+
+@pytest.mark.parametrize("fault", AROUND)
+def test_kills_around_levels_of_pruning(fault, tmp_path, pruned):
+    assert run(*LEVELS, cwd=tmp_path, fault=fault).code == -9
+    result = run(*LEVELS, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert f"continuing from step {AROUND[fault]}, 54 steps" in result.output
+    assert_same(tmp_path, pruned[0])
+    assert kept_networks(tmp_path) == pruned[1]
+    rows = read_layers(run_folder(tmp_path / "outputs"))
+    counted = {step: sum(row["active"] for row in rows if row["step"] == step) for step in (0, 12, 24, 36)}
+    assert counted == {0: 888, 12: 444, 24: 222, 36: 178}
+    assert [network["name"] for network in pruned[0]["networks"]] == ["level 1", "level 2", "level 3"]
+    assert [network["active"] for network in pruned[0]["networks"]] == [888, 444, 222]
+
+
+@pytest.mark.parametrize(("fault", "step"), [("network:2", 24), ("update:3", 13), ("12", 12)])
+def test_a_signal_around_levels_of_pruning(fault, step, tmp_path, pruned):
+    result = run(*LEVELS, cwd=tmp_path, fault=f"signal:SIGTERM:{fault}")
+    assert result.code == 75, result.output
+    result = run(*LEVELS, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert f"continuing from step {step}," in result.output
+    assert_same(tmp_path, pruned[0])
+
+
+@pytest.mark.parametrize("fault", ["kill:step:3", "kill:step:20", "kill:step:40"])
+@pytest.mark.parametrize("slot", ["init", "distribution"])
+def test_levels_from_masks_whose_source_is_gone(slot, fault, tmp_path):
+    """How many levels there are is told by the first masks, not by those of the checkpoint."""
+    source = ("sparsity=static", "sparsity.density=0.5", "model.hidden=[24]", "schedule.epochs=1", "output.root=source")
+    assert run(*source, "data.val_fraction=0.8", "tracking=none", cwd=tmp_path).code == 0
+    folder = run_folder(tmp_path / "source")
+    given = {
+        "init": ("sparsity.init.name=file", f"sparsity.init.path={folder}", "sparsity.density=null",
+                 "sparsity.distribution.name=none"),
+        "distribution": ("sparsity.distribution.name=from_run", f"sparsity.distribution.path={folder}"),
+    }[slot]  # fmt: skip
+    assert run(*LEVELS, *given, "output.root=whole", cwd=tmp_path).code == 0
+    reference = traces(run_folder(tmp_path / "whole"))
+    assert run(*LEVELS, *given, cwd=tmp_path, fault=fault).code == -9
+    if fault != "kill:step:3":  # nothing has been saved by then
+        digest = read_run(run_folder(tmp_path / "outputs"))["config"][f"sparsity.{slot}.digest"]
+        given += (f"sparsity.{slot}.digest={digest}",)
+        shutil.rmtree(folder)
+    result = run(*LEVELS, *given, cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert_same(tmp_path, reference)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("step", [25, 30])  # 30 is an update
 def test_divergence_stops_before_the_step_and_is_not_tried_again(where, step, tmp_path):

@@ -318,6 +318,17 @@ PUBLISHED = {
         **{"sparsity.density_schedule.initial": 0.01, "sparsity.distribution.name": "balanced"},
         "sparsity.repair.flow": "add",
     },
+    "random_pruning/imp": {
+        **{**SGD, **FIXED, "correction.name": "none", "procedure.name": "imp", "seed": 1},
+        **{"model.name": "resnet18", "model.init": "kaiming_normal", "data.name": "cifar10", "data.val_fraction": 0},
+        **{"data.augment.crop_padding": 4, "data.augment.flip": True, "data.augment.padding_mode": "zeros"},
+        **{"schedule.epochs": 160, "schedule.batch_size": 256, "schedule.lr.name": "cosine", "schedule.lr.floor": 0.01},
+        **{"schedule.lr.gamma": None, "schedule.lr.warmup_epochs": 0, "schedule.optimizer.nesterov": False},
+        **{"schedule.optimizer.weight_decay": 1e-4, "schedule.label_smoothing": 0, "sparsity.density": 0.3},
+        **{"sparsity.distribution.name": "balanced", "sparsity.init.name": "random", "sparsity.update.every": None},
+        **{"procedure.density": 0.01, "procedure.keep": 0.8, "procedure.level_epochs": 150},
+        **{"procedure.criterion": "magnitude", "procedure.rewind": "init"},
+    },
 }
 """What the published commands are meant to do, by key of the complete config."""
 

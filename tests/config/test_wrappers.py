@@ -145,11 +145,11 @@ def test_allowed(command):
 
 
 def test_epochs_of_the_method():
-    assert method_epochs(composed("schedule.multiplier=2")) == 100
-    assert method_epochs(composed("procedure=sup_tickets")) == 42
-    assert method_epochs(composed("procedure=sup_tickets schedule.multiplier=2")) == 80
-    assert method_epochs(composed("procedure=sup_tickets procedure.pretrain_epochs=30")) == 30
-    assert method_epochs(composed("procedure=sup_tickets schedule.epochs=10")) == 10  # which is refused
+    assert method_epochs(composed("schedule.multiplier=2"))[0] == 100
+    assert method_epochs(composed("procedure=sup_tickets"))[0] == 42
+    assert method_epochs(composed("procedure=sup_tickets schedule.multiplier=2"))[0] == 80
+    assert method_epochs(composed("procedure=sup_tickets procedure.pretrain_epochs=30"))[0] == 30
+    assert method_epochs(composed("procedure=sup_tickets schedule.epochs=10"))[0] == 10  # which is refused
 
 
 # -- what only the data say --------------------------------------------------------------------------------------------

@@ -154,11 +154,16 @@ COMMANDS: tuple[str, ...] = (
     "model=resnet20",
     "sparsity=rigl_itop correction=agent procedure=sup_tickets procedure.freeze_updates=false "
     "procedure.average_over=active procedure.pool=layer procedure.prune_back=end schedule.update_every=20",
+    "procedure=imp",
+    "sparsity=static sparsity.init.name=bernoulli sparsity.density=0.3 procedure=imp procedure.density=0.05 "
+    "procedure.keep=0.5 procedure.level_epochs=3 procedure.rewind=epoch procedure.rewind_epoch=1 "
+    "procedure.criterion=snip correction=agent",
     "+experiment=itop/rigl",
     "+experiment=agent/set",
     "+experiment=sup_tickets/cifar_granet",
     "+experiment=random_pruning/static",
     "+experiment=random_pruning/er_dst",
+    "+experiment=random_pruning/imp",
     "data=cifar10 schedule=er_cifar model=vgg16 sparsity=random_pruning sparsity.distribution.name=er "
     "model.init=signed_constant model.bias_scale=0 'model.init_density=${sparsity.density}'",
     "data=cifar100 schedule=er_dst_cifar model=resnet18 model.init=looks_linear sparsity=gmp "
@@ -216,6 +221,8 @@ REFUSED: tuple[str, ...] = (
     "correction=agent hardware.precision=fp16",
     "correction=agent schedule.batch_size=2000 schedule.update_every=5",
     "procedure=sup_tickets schedule.epochs=10",
+    "procedure=imp procedure.rewind=epoch procedure.rewind_epoch=2 procedure.density=0.1 schedule.lr.warmup_epochs=3",
+    "procedure=imp sparsity=granet procedure.keep=1",
     "procedure=sup_tickets procedure.superpose=mean",
     "procedure=sup_tickets procedure.lr=constant procedure.lr_at_ticket=0.01",
     "procedure=sup_tickets schedule.select=best_val",

@@ -1,4 +1,4 @@
-"""Two processes superpose the same networks, with the same statistics."""
+"""Two processes superpose the same networks, with the same statistics, and prune the same weights."""
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from dst.training.batch_norm import batch_norms
 from tests.chaos.test_distributed import codes
 from tests.chaos.test_resume import CYCLES, assert_same
 from tests.procedures import ranks
+from tests.procedures.test_imp import COUNTS, EPOCH
+from tests.procedures.test_imp import SHORT as LEVELS
 from tests.procedures.test_sup_tickets import NAMES, SHORT, WITH_BATCH_NORM, composed
 from tests.processes import call_together, run_folder, run_together, traces
 from tests.states import same
@@ -52,3 +54,16 @@ def test_what_ends_one_of_two_inside_superposing_leaves_no_trace(tmp_path):
     assert codes(run_together(*options, cwd=folder, faults=("kill:adopt:1", ""))) == [-9, 1]
     assert codes(run_together(*options, cwd=folder)) == [0, 0]
     assert_same(folder, traces(run_folder(tmp_path / "undisturbed" / "outputs")))
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "snip"])
+def test_two_processes_prune_alike(criterion, tmp_path):
+    """Also by gradients, which both take of the same whole batch."""
+    options = (*LEVELS, "sparsity=static", *EPOCH, f"procedure.criterion={criterion}")
+    one, two = call_together(ranks.train, *options, TOGETHER, cwd=tmp_path)
+    assert list(one["networks"]) == ["level 1", "level 2", "level 3"]
+    assert same(one, two)
+    alone = ranks.train(*options)
+    for run in (one, alone):
+        counts = [sum(int(mask.sum()) for mask in network["masks"].values()) for network in run["networks"].values()]
+        assert counts == COUNTS[:3]

@@ -141,6 +141,63 @@ def test_a_request_to_stop_inside_an_action_leaves_the_state_from_before_it(ask_
     assert same(again.state_dict(), whole.state_dict())
 
 
+class Remember:
+    """An action that keeps where the run is, and tells when it was carried out."""
+
+    def __init__(self) -> None:
+        self.steps = []
+
+    def __call__(self, run, observer, tick):
+        tick()
+        self.steps.append(run.counters.step)
+        run.kept = {"step": run.counters.step}
+
+
+def with_midway(run):
+    """Let the first phase, of five steps in epochs of four, remember what it was after its first epoch."""
+    remember = Remember()
+    object.__setattr__(run.phases[0], "midway", (4, remember))
+    object.__setattr__(run.phases[0], "end", None)
+    return run, remember
+
+
+def test_what_is_done_midway_is_done_between_two_epochs_and_again_after_a_resume_there():
+    whole, remember = with_midway(phased())
+    object.__setattr__(whole.settings, "checkpoint_every_steps", 1)
+    keeper = carried_out(whole)
+    assert remember.steps == [4]
+    assert (keeper.saved[0, 4]["procedure"], keeper.saved[1, 6]["procedure"]) == ({}, {"step": 4})
+    for step, again in ((3, [4]), (4, [4]), (5, [])):
+        run, remember = with_midway(phased())
+        run.load_state_dict(copy.deepcopy(keeper.saved[0, step]))
+        carried_out(run)
+        assert remember.steps == again
+        for phase in (run.phases[2], whole.phases[2]):
+            assert phase.end.calls == 1
+        assert same(run.state_dict(), whole.state_dict())
+
+
+def test_a_checkpoint_says_which_phase_was_begun():
+    """A run that goes on from the first step of a phase begins it, unless that was done before it was saved."""
+    run, stop = phased(), StopFlag()
+    object.__setattr__(run.settings, "checkpoint_every_steps", 1)
+    keeper = Keeper(run, stop)
+    run.run(keeper, stop)
+    begun = {place: state["counters"]["begun"] for place, state in keeper.saved.items()}
+    assert {place: begun[place] for place in ((0, 1), (0, 5), (1, 5), (1, 6), (1, 8), (2, 9), (2, 12))} == {
+        **{(0, 1): 0, (0, 5): 0, (1, 5): 0, (1, 6): 1},
+        **{(1, 8): 1, (2, 9): 2, (2, 12): 2},
+    }
+    (action,) = {phase.begin for phase in run.phases} - {None}
+    assert action.calls == 1
+    state = copy.deepcopy(keeper.saved[1, 8])
+    again = phased()
+    state["counters"].update(phase=2, begun=2)  # as a stop after the beginning saves it
+    again.load_state_dict(state)
+    carried_out(again)
+    assert again.phases[2].begin.calls == 0
+
+
 def test_a_checkpoint_from_before_phases_is_of_the_first_and_goes_on():
     whole = training(ALONE)
     keeper = Keeper(whole)
