@@ -234,7 +234,8 @@ def _convert(model: nn.Module, hardware: Hardware) -> None:
 
 def _optimizer(config: Config, model: nn.Module, sparsifier: Sparsifier) -> Optimizer:
     schedule = config.schedule
-    groups = parameter_groups(model, schedule.optimizer.decay, sparsifier.weights.parameters)
+    weights = sparsifier.weights
+    groups = parameter_groups(model, schedule.optimizer.decay, weights.parameters, weights.groups)
     optimizer: Optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
     return optimizer
 
@@ -346,6 +347,8 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
             probe=probe,
             seed=config.seed,
             update=phases[0].update,
+            reparametrize=(learn := part(config, "sparsity.reparametrize")),
+            count_every=None if learn is None else config.sparsity.reparametrize.every,
         )
 
 

@@ -23,6 +23,8 @@ Mark = Literal[
     "snapshot",
     "cycles",
     "ages",
+    "target",
+    "outcome",
 ]
 """What a mark says.
 
@@ -36,7 +38,8 @@ for them. ``free_form``: an init whose masks follow no pattern. ``fixes_first``,
 gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself. ``ages``: an optimizer that corrects
-moments by their age, as Adam's.
+moments by their age, as Adam's. ``target``: learned masks whose density is an option of their own. ``outcome``: learned
+masks whose density is an outcome of training.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

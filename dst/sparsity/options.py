@@ -60,6 +60,13 @@ class DensitySchedule:
 
 
 @dataclass
+class Reparametrize:
+    """How masks are learned, instead of chosen."""
+
+    every: Annotated[int, Range(1), "steps from one count of the active weights to the next, and at the end"] = 50
+
+
+@dataclass
 class Update:
     """When the topology is updated, and how an update meets the optimizer."""
 

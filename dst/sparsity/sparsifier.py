@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.fractions import Curve
-from dst.options import Range, checked, refuse
+from dst.options import Range, checked, declared, refuse
 from dst.seeding import derive_seed
 from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
@@ -21,6 +21,7 @@ from dst.sparsity.options import (
     Part,
     Pool,
     Repair,
+    Reparametrize,
     age_problems,
     pattern_problems,
     repair_problems,
@@ -30,6 +31,7 @@ from dst.sparsity.pattern import Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.prune import prune_like, prune_to
 from dst.sparsity.redistribute import Statistic
+from dst.sparsity.reparametrize import Learn
 from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer, Scope, never_sparse, outside
 from dst.sparsity.topology import LayerReport, Topology
@@ -38,6 +40,7 @@ from dst.sparsity.view import LayerView, Score
 from dst.sparsity.weights.adam_age import counts_steps
 from dst.sparsity.weights.held import check_free, check_optimizer
 from dst.sparsity.weights.masked_dense import MaskedDense
+from dst.sparsity.weights.reparametrised import Edges, Reparametrised, Reparametrization
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class Sparsifier:
         scope: which layers.
         probe: the training data and the loss, for a distribution or an init that looks at them.
         seed: all random choices are derived from it.
+        reparametrize: how masks are learned, if they are: then the first masks say what active weights are chosen from,
+            nothing else moves, and there is no optimizer yet (``attach``).
+        count_every: steps from one count of the active weights to the next, where masks are learned; 50 if not given.
         verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
 
     Raises ValueError for unknown names, options that are not allowed, impossible densities, parts that do not go
@@ -110,6 +116,8 @@ class Sparsifier:
         scope: Scope | None = None,
         probe: Probe | None = None,
         seed: int = 0,
+        reparametrize: str | Learn | None = None,
+        count_every: Annotated[int | None, Range(1)] = None,
         verify_every: Annotated[int | None, Range(1)] = None,
     ) -> None:
         self.seed = seed
@@ -131,13 +139,18 @@ class Sparsifier:
             _check_age(self.topology_update, optimizer)
         if self.topology_update is None:
             refuse_unused({"verify_every": verify_every}, WITHOUT_PLAN)
+        learn: Learn | None = find_part("reparametrize", reparametrize)
+        if learn is None:
+            refuse_unused({"count_every": count_every}, "masks are not learned. Give reparametrize")
+        else:
+            self._check_learned(optimizer)
         parts = FirstParts(
             find_part("distribution", distribution),
             find_part("init", init),
             find_part("pattern", pattern),
             repair or Repair(),
         )
-        self._check_pattern(parts)
+        self._check_pattern(parts, learns=learn is not None)
         scope = scope or Scope()
         own = getattr(parts.distribution, "keywords", {}).get("classifier")
         refuse(scope_problems(scope, Part("this distribution", marks_of(parts.distribution)), own), "scope")
@@ -156,8 +169,17 @@ class Sparsifier:
             check_room(layers, self.topology.counts)
         self._proven = False
         """Whether the optimizer has been seen to leave inactive weights at zero."""
-        self.weights = MaskedDense(layers, self.topology.masks, self._active)
+        self.edges = self.topology.active
+        """The weights that the first masks leave: where masks are learned, those that active ones are chosen from."""
+        self._count_every = count_every or declared(Reparametrize)["every"].default
+        self.weights: MaskedDense | Reparametrised
         """How the weights are held."""
+        if learn is None:
+            self.weights = MaskedDense(layers, self.topology.masks, self._active)
+        else:
+            edges = Edges(layers, self.topology.masks, seed)
+            self.weights = Reparametrised(model, edges, learn(edges))
+            self.topology = Topology(layers, self.weights.active(), start.patterns)
         if optimizer is not None:
             self.attach(optimizer)
 
@@ -171,10 +193,27 @@ class Sparsifier:
         """What trains the weights; RuntimeError before ``attach``."""
         return self.weights.optimizer
 
-    def _check_pattern(self, first: FirstParts) -> None:
+    @property
+    def learned(self) -> Reparametrization | None:
+        """How masks are learned; None where they are not."""
+        return self.weights.how if isinstance(self.weights, Reparametrised) else None
+
+    def _check_learned(self, optimizer: Optimizer | None) -> None:
+        """Raise ValueError for what does not go with learned masks."""
+        if self.topology_update is not None:
+            raise ValueError("masks are learned, so that nothing else may move weights: leave out plan, drop and grow")
+        if optimizer is not None:
+            raise ValueError(
+                "masks are learned by tensors that are yet to be made, so no optimizer trains them: give None, and "
+                "attach() one that trains all parameters of the model which require gradients then"
+            )
+
+    def _check_pattern(self, first: FirstParts, *, learns: bool) -> None:
         """Raise ValueError if the pattern does not go with the init or with what changes the layers' counts."""
         update = self.topology_update
-        changing = {"redistribute": update.redistribute, "density_curve": update.density_curve} if update else {}
+        changing: dict[str, Any] = {"reparametrize": learns or None}
+        if update is not None:
+            changing |= {"redistribute": update.redistribute, "density_curve": update.density_curve}
         pattern, init = Part("this pattern", marks_of(first.pattern)), Part("this init", marks_of(first.init))
         refuse(pattern_problems(pattern, init, [name for name, part in changing.items() if part is not None]))
         refuse(repair_problems(first.repair, pattern, init))
@@ -258,6 +297,7 @@ class Sparsifier:
     def check_step(self, turn: Turn) -> None:
         """Raise RuntimeError if the optimizer step has moved inactive weights; looks at weights where it has to."""
         self.weights.check_masked()
+        self.weights.stepped()
         if turn.overflowed and not self.weights.all_finite(weights=True):
             raise RuntimeError(
                 f"gradients of step {self.steps} were not finite and have reached the weights: training has diverged, "
@@ -271,8 +311,17 @@ class Sparsifier:
             self._proven = True
 
     @torch.no_grad()
-    def update(self, turn: Turn) -> bool:
-        """End a step: update the topology if it is time to; say whether it was. Inactive weights become zero."""
+    def update(self, turn: Turn, *, is_last: bool = False) -> bool:
+        """End a step: update the topology if it is time to; say whether it was. Inactive weights become zero.
+
+        Where masks are learned, their active weights are counted instead; ``is_last``: in any case, at the last step of
+        a phase.
+        """
+        if self.learned is not None:
+            if is_last or self.steps % self._count_every == 0:
+                self.count()
+                return True
+            return False
         if turn.update is None:
             return False
         before = list(self.topology.masks)
@@ -295,6 +344,18 @@ class Sparsifier:
         if self.verify_every is not None and self.updates % self.verify_every == 0:
             self.verify()
         return True
+
+    @torch.no_grad()
+    def count(self) -> None:
+        """Take the masks as they are now, where they are learned: they have changed with every step."""
+        if self.learned is None:
+            return
+        before = list(self.topology.masks)
+        for i, mask in enumerate(self.learned.active()):
+            self.topology.replace(i, mask)
+        self.topology.refresh(before)
+        self.topology.counts = self._active
+        self.updates += 1
 
     def update_due(self) -> bool:
         """Say whether the next step updates the topology, if its gradients are finite."""
@@ -395,14 +456,25 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the state of the topology, and when weights were grown if their ages matter."""
         counters = {"steps": self.steps, "updates": self.updates, "postponed": self.postponed}
+        topology = self.topology.state_dict()
+        if isinstance(self.weights, Reparametrised):
+            # Like the weights of the model's state the masks are those of now, not those of the last count.
+            now = dict(zip(topology["masks"], self.weights.active(), strict=True))
+            learned = self.weights.state_dict()
+            return {**counters, **topology, "masks": now, "counted": topology["masks"], "learned": learned}
         births = self.weights.births
-        return {**counters, **self.topology.state_dict(), **({"births": births} if births else {})}
+        return {**counters, **topology, **({"births": births} if births else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
-        self.topology.load_state_dict(state)
         self.steps, self.updates = state["steps"], state["updates"]
         self.postponed = bool(state.get("postponed", False))
+        if isinstance(self.weights, Reparametrised):
+            self.topology.load_state_dict({**state, "masks": state["counted"]})
+            self.weights.load_state_dict(state["learned"])
+            self.weights.begin_state()
+            return
+        self.topology.load_state_dict(state)
         self.weights.set_masks(self.topology.masks, self._active)
         self.weights.begin_state()
         self.weights.load_births(state.get("births", {}) if self._goes_by_weights else {})

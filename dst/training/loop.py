@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Ledger
+from dst.network.places import parameter_count
 from dst.options import refuse
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
@@ -209,6 +210,7 @@ class Training:
             selected = self.best
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
+            self.sparsifier.count()
             self.active = self.sparsifier.topology.active_by_layer
         with self.processes.watched():
             test = self.evaluate(test_batches)
@@ -222,7 +224,7 @@ class Training:
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
-            "model/parameters": sum(p.numel() for p in self.model.parameters()),
+            "model/parameters": parameter_count(self.model),
             "model/maskable": self.sparsifier.topology.size,
             "flops/test": test_flops,
             "flops/test_ratio": test_flops / self.ledger.flops.dense,
@@ -261,7 +263,7 @@ class Training:
                 self._guard.check_weights(batch.step)
             self.sparsifier.check_step(turn)
         self.counters.step = batch.step
-        if self.sparsifier.update(turn):
+        if self.sparsifier.update(turn, is_last=self.phase_step == self.phase.steps):
             self._report_update(observer)
         self._sums += torch.stack([judged.loss.double() * batch.samples, judged.right.double()])
         self.counters.samples += batch.samples
@@ -405,7 +407,7 @@ class Training:
         state = self.sparsifier.state_dict()
         tensors = [*_tensors_in(state)]
         counts = torch.tensor(state["counts"], device=self._sums.device)
-        self.processes.share([*self.model.state_dict().values(), *tensors, counts])
+        self.processes.share([*self.model.parameters(), *self.model.buffers(), *tensors, counts])
         self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
         self.active = self.sparsifier.topology.active_by_layer
 
