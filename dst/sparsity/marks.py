@@ -25,6 +25,7 @@ Mark = Literal[
     "ages",
     "target",
     "outcome",
+    "anneals",
 ]
 """What a mark says.
 
@@ -39,7 +40,7 @@ gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself. ``ages``: an optimizer that corrects
 moments by their age, as Adam's. ``target``: learned masks whose density is an option of their own. ``outcome``: learned
-masks whose density is an outcome of training.
+masks whose density is an outcome of training. ``anneals``: a procedure that sets the density of learned masks.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -14,7 +14,10 @@ from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
 from dst.sparsity.weights.held import all_finite, begin_state, check_trained, hold
 
-_LEARNED = "the masks are learned: nothing else can set them"
+LEARNED = "the masks are learned: nothing else can set them"
+"""Why masks cannot be set."""
+
+_OUTCOME = "the density of these masks is an outcome of training: nothing else can set it"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class Reparametrization(ABC):
 
     def refresh(self) -> None:  # noqa: B027 - most have nothing to do
         """Bring what follows from the trained tensors up to date, after they have changed."""
+
+    def counts_at(self, density: float) -> dict[str, int]:
+        """Return how many weights of each layer would be active at a density, by name; RuntimeError if it is fixed."""
+        raise RuntimeError(_OUTCOME)
+
+    def set_density(self, density: float) -> None:
+        """Let another share of the weights be active, of the trained tensors as they are; errors as ``counts_at``."""
+        raise RuntimeError(_OUTCOME)
 
     @abstractmethod
     def active(self) -> list[Tensor]:
@@ -179,13 +190,13 @@ class Reparametrised:
 
     def clear(self, masks: Mapping[int, Tensor]) -> None:
         """Raise RuntimeError: masks are learned."""
-        raise RuntimeError(_LEARNED)
+        raise RuntimeError(LEARNED)
 
     def set_masks(
         self, masks: Sequence[Tensor], active: Sequence[int], *, values: Sequence[Tensor] = (), are_born: bool = True
     ) -> None:
         """Raise RuntimeError: masks are learned."""
-        raise RuntimeError(_LEARNED)
+        raise RuntimeError(LEARNED)
 
     @torch.no_grad()
     def check_zeros(self, masks: Sequence[Tensor]) -> None:
@@ -238,9 +249,12 @@ class Reparametrised:
         """Leave plain weights, zero where they are not active, which something else may hold or train."""
         for hook in self._hooks:
             hook.remove()
-        for layer in self._layers:
+        plain = self.weights  # all of them first: a layer may compute its weight in several places
+        for layer, weight in zip(self._layers, plain, strict=True):
             for place in layer.places:
-                parametrize.remove_parametrizations(place.module, place.attribute)
+                parametrize.remove_parametrizations(place.module, place.attribute, leave_parametrized=False)
+            with torch.no_grad():
+                layer.weight.copy_(weight)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._let_go()
@@ -266,11 +280,25 @@ def _plain_state(module: nn.Module, attribute: str, mask: Tensor) -> list[Any]:
         with torch.no_grad():
             state[prefix + attribute] = getattr(module, attribute).detach()
 
-    def load(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        plain = state.pop(prefix + attribute, None)
-        if plain is None:
-            return
-        state[f"{prefix}{inside}original"] = plain * mask.to(plain.device) if plain.shape == mask.shape else plain
+    def load(
+        module: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        _: Any,
+        __: bool,
+        missing: list[str],
+        ___: list[str],
+        errors: list[str],
+    ) -> None:
+        key, original = prefix + attribute, f"{prefix}{inside}original"
+        plain = state.pop(key, None)
+        if plain is None and original not in state:
+            missing.append(key)
+        elif plain is not None and plain.shape != mask.shape:
+            errors.append(f"size mismatch for {key}: it is {tuple(plain.shape)} there, and {tuple(mask.shape)} here")
+        elif plain is not None:
+            state[original] = plain * mask.to(plain.device)
+        # What it is computed from beside is no part of a plain state, and stays.
         own = module.parametrizations[attribute].state_dict()  # type: ignore[index, union-attr]
         for name, value in own.items():
             state.setdefault(f"{prefix}{inside}{name}", value)
