@@ -99,10 +99,12 @@ class Reparametrised:
             parameter.requires_grad_(False)
         self._mask()
         self._hooks = []
+        self._orders = {id(place.module): [*place.module._parameters] for la in self._layers for place in la.places}
+        """The names of a module's own parameters, in order, by its id."""
         for layer, mask, computes in zip(self._layers, self.masks, how.parametrizations, strict=True):
             for place in layer.places:
                 parametrize.register_parametrization(place.module, place.attribute, computes)
-                self._hooks += _plain_state(place.module, place.attribute, mask)
+                self._hooks += _plain_state(place.module, place.attribute, mask, self._orders[id(place.module)])
 
     # -- what is held --------------------------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ class Reparametrised:
         plain = self.weights  # all of them first: a layer may compute its weight in several places
         for layer, weight in zip(self._layers, plain, strict=True):
             for place in layer.places:
-                parametrize.remove_parametrizations(place.module, place.attribute, leave_parametrized=False)
+                _remove(place.module, place.attribute, self._orders[id(place.module)])
             with torch.no_grad():
                 layer.weight.copy_(weight)
         for parameter in self._frozen:
@@ -270,15 +272,32 @@ def _computes(module: nn.Module, attribute: str, computes: nn.Module) -> bool:
     return len(found) == 1 and found[0] is computes
 
 
-def _plain_state(module: nn.Module, attribute: str, mask: Tensor) -> list[Any]:
-    """Let the state of a module hold the weight that is computed, under its own name; return the hooks that do."""
+def _remove(module: nn.Module, attribute: str, order: Sequence[str]) -> None:
+    """Let a module have as a parameter again what its weight is computed from, at its place in the ``order``."""
+    # Copies of the module are of the same class, from which torch would remove the weight.
+    own = type(module)
+    module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    there = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update({name: there[name] for name in order if name in there} | there)
+
+
+def _plain_state(module: nn.Module, attribute: str, mask: Tensor, order: Sequence[str]) -> list[Any]:
+    """Let the state of a module hold the weight that is computed, under its own name; return the hooks that do.
+
+    ``order``: the names of the module's parameters as they were.
+    """
     inside = f"parametrizations.{attribute}."
+    before = {*order[: order.index(attribute) + 1]}
 
     def save(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         for key in [key for key in state if key.startswith(prefix + inside)]:
             del state[key]
         with torch.no_grad():
             state[prefix + attribute] = getattr(module, attribute).detach()
+        for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in before]:
+            state[key] = state.pop(key)  # in the order of a plain state
 
     def load(
         module: nn.Module,
