@@ -72,8 +72,9 @@ class TableError(ValueError):
 def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each experiment, that is all runs that differ in nothing but the seed, as numbers.
 
-    Columns: ``LABELS``; ``target``, ``correction`` and ``procedure``, if any run has one; ``schema``, if the runs have their ids by
-    several versions of it; a column for every other config key by which two of the rows with equal labels differ;
+    Columns: ``LABELS``; ``target``, ``correction`` and ``procedure``, if any run has one; ``schema``, if the runs have
+    their ids by several versions of it; a column for every other config key by which two of the rows with equal labels
+    differ;
     ``accuracy`` in percent and ``accuracy_std``, the mean and the sample standard deviation (n - 1) over the seeds that
     are done; the means ``FIGURES``; ``n`` seeds done of ``expected``, those that any experiment of its groups has;
     ``missing`` says what became of the others.
@@ -221,8 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the newest runs that can be read, in order of seed, and the columns that tell their experiments apart.
 
-    These are ``LABELS``, ``TARGET`` and ``WRAPPERS`` that any of them has, and whatever else experiments of equal labels differ in:
-    name in a table -> column. The runs have their ``experiment`` as a column: their schema and identity without the
+    These are ``LABELS``, ``TARGET`` and ``WRAPPERS`` that any of them has, and whatever else experiments of equal
+    labels differ in: name in a table -> column. The runs have their ``experiment`` as a column: their schema and identity without the
     seed, as text. If runs of one experiment give its method several names, all of them have all these as their method.
     """
     runs = recorded(newest(frame))

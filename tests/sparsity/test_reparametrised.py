@@ -45,7 +45,7 @@ def learning(model, learn=POPUP, *, density=0.5, optimizer=None, **options):
 
 
 def train(model, sparsifier, steps=6, shape=(2, 8, 8), convert=lambda inputs: inputs):
-    for step in range(steps):
+    for _ in range(steps):
         sparsifier.optimizer.zero_grad()
         generator = torch.Generator().manual_seed(sparsifier.steps)
         dtype = next(model.parameters()).dtype
@@ -278,10 +278,10 @@ def test_an_optimizer_of_something_else_is_refused(learn):
     with pytest.raises(ValueError, match=r"give None, and attach\(\) one that trains all parameters"):
         Sparsifier(model, early, density=0.5, distribution="uniform", reparametrize=learn)
     sparsifier = Sparsifier(model, None, density=0.5, distribution="uniform", reparametrize=learn)
-    with pytest.raises(ValueError, match="the optimizer does not train (layers 0, 3, 5|layers thresholds)"):
+    with pytest.raises(ValueError, match=r"the optimizer does not train (layers 0, 3, 5|layers thresholds)"):
         sparsifier.attach(early)
     with pytest.raises(RuntimeError, match="nothing trains these weights yet"):
-        sparsifier.optimizer
+        assert sparsifier.optimizer
 
 
 def test_nothing_else_may_move_weights():
@@ -437,7 +437,10 @@ def test_nothing_but_scores_is_trained():
     model = net()
     first = copy.deepcopy(dict(net().named_parameters()))
     sparsifier = learning(model, optimizer=partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1))
-    edges = {layer.name: mask.clone() for layer, mask in zip(sparsifier.topology.layers, sparsifier.weights.masks)}
+    edges = {
+        layer.name: mask.clone()
+        for layer, mask in zip(sparsifier.topology.layers, sparsifier.weights.masks, strict=True)
+    }
     before = [mask.clone() for mask in sparsifier.weights.active()]
     train(model, sparsifier, 20)
     assert any(not torch.equal(*pair) for pair in zip(before, sparsifier.weights.active(), strict=True))
