@@ -34,6 +34,9 @@ LABELS: Final = {
 }
 """Columns that name a row -> the catalog's columns that they show."""
 
+TARGET: Final = "config.sparsity.reparametrize.density"
+"""The catalog's column of the density that learned masks are asked for; ``density`` is that of their first ones."""
+
 FIGURES: Final = {
     "realised_density": "sparsity/density",
     "rs": "sparsity/rs",
@@ -69,8 +72,9 @@ class TableError(ValueError):
 def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each experiment, that is all runs that differ in nothing but the seed, as numbers.
 
-    Columns: ``LABELS``; ``correction`` and ``procedure``, if any run has one; ``schema``, if the runs have their ids by
-    several versions of it; a column for every other config key by which two of the rows with equal labels differ;
+    Columns: ``LABELS``; ``target``, ``correction`` and ``procedure``, if any run has one; ``schema``, if the runs have
+    their ids by several versions of it; a column for every other config key by which two of the rows with equal labels
+    differ;
     ``accuracy`` in percent and ``accuracy_std``, the mean and the sample standard deviation (n - 1) over the seeds that
     are done; the means ``FIGURES``; ``n`` seeds done of ``expected``, those that any experiment of its groups has;
     ``missing`` says what became of the others.
@@ -218,12 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the newest runs that can be read, in order of seed, and the columns that tell their experiments apart.
 
-    These are ``LABELS``, ``WRAPPERS`` that any of them has, and whatever else experiments of equal labels differ in:
-    name in a table -> column. The runs have their ``experiment`` as a column: their schema and identity without the
-    seed, as text. If runs of one experiment give its method several names, all of them have all these as their method.
+    These are ``LABELS``, ``TARGET`` and ``WRAPPERS`` that any of them has, and whatever else experiments of equal
+    labels differ in: name in a table -> column. The runs have their ``experiment`` as a column: their schema and identity
+    without the seed, as text. If runs of one experiment give its method several names, all of them have all these as
+    their method.
     """
     runs = recorded(newest(frame))
-    wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), *WRAPPERS, *FIGURES.values()]
+    wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), TARGET, *WRAPPERS, *FIGURES.values()]
     runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *wanted])]).sort_values([SEED, "id"])
     identities = [json.loads(text) for text in runs["identity"]]
     keys = sorted({key for identity in identities for key in identity} - {SEED.removeprefix("config.")})
@@ -233,13 +238,14 @@ def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     runs["experiment"] = ["\n".join(row) for row in texts.itertuples(index=False)]
     runs[METHOD] = runs.groupby("experiment")[METHOD].transform(_names)
     wrapping = {kind: kind for kind, usual in WRAPPERS.items() if (runs[kind] != usual).any()}
+    target = {"target": TARGET} if runs[TARGET].notna().any() else {}
     others = {key.removeprefix("config."): key for key in _distinguishing(runs, texts)}
-    return runs, {**LABELS, **wrapping, **others}
+    return runs, {**LABELS, **target, **wrapping, **others}
 
 
 def _distinguishing(runs: pd.DataFrame, texts: pd.DataFrame) -> list[str]:
     """Return the keys by which experiments of equal labels differ: the schema, then others within one schema."""
-    alike = [*(runs[column].map(_text) for column in (*LABELS.values(), *WRAPPERS)), texts[SCHEMA]]
+    alike = [*(runs[column].map(_text) for column in (*LABELS.values(), TARGET, *WRAPPERS)), texts[SCHEMA]]
     others = [key for key in texts.columns.drop(SCHEMA) if texts.groupby(alike)[key].nunique().max() > 1]
     return [*([SCHEMA] if texts[SCHEMA].nunique() > 1 else []), *others]
 

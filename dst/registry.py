@@ -63,15 +63,16 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
     "redistribute": ("sparsity.redistribute",),
     "drop_fraction": ("sparsity.drop_fraction",),
     "density_schedule": ("sparsity.density_schedule",),
+    "reparametrize": ("sparsity.reparametrize",),
     "optimizer": ("training.optimizer",),
     "lr": ("training.lr",),
     "correction": ("training.correction",),
-    "procedure": ("procedures.single", "procedures.sup_tickets", "procedures.imp"),
+    "procedure": ("procedures.single", "procedures.sup_tickets", "procedures.imp", "procedures.anneal"),
 }
 """Kind -> the modules whose public functions are its members."""
 
 _MAY_BE_EMPTY: Final = frozenset(
-    {"distribution", "drop", "grow", "redistribute", "drop_fraction", "density_schedule", "correction"}
+    {"distribution", "drop", "grow", "redistribute", "drop_fraction", "density_schedule", "reparametrize", "correction"}
 )
 
 _MARK: Final = "marked"

@@ -218,6 +218,7 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
     """Act at the n-th time that a place is reached."""
     from dst.procedures import sup_tickets
     from dst.records.store import Record
+    from dst.sparsity import Sparsifier
     from dst.sparsity.topology import Topology
     from dst.training import batch_norm, evaluate, loop
     from dst.training.correction import Agent
@@ -234,6 +235,8 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
         "prune_back": (sup_tickets, "within"),
         "batch_norm": (batch_norm._Passing, "forward"),  # of a batch, to re-estimate statistics
         "adopt": (loop.Training, "adopt"),
+        "anneal": (loop.Training, "take_density"),
+        "count": (Sparsifier, "count"),  # of the active weights of learned masks
         "test": (loop.Training, "finish"),
         "summary": (Record, "write_summary"),
     }[place]

@@ -165,6 +165,12 @@ class DropFraction(Slot):
     """How much of a layer moves in an update."""
 
 
+@of_members("reparametrize")
+@dataclass
+class Reparametrize(sparsity_options.Reparametrize, Slot):
+    """How masks are learned, out of the first ones."""
+
+
 @dataclass
 class Sparsity:
     """The sparse-training method as a composition of slots."""
@@ -182,6 +188,7 @@ class Sparsity:
     drop_fraction: DropFraction = field(default_factory=DropFraction)
     density_schedule: DensitySchedule = field(default_factory=DensitySchedule)
     update: sparsity_options.Update = field(default_factory=sparsity_options.Update)
+    reparametrize: Reparametrize = field(default_factory=Reparametrize)
 
 
 @of_members("correction")
@@ -383,6 +390,7 @@ SLOTS = {
     "sparsity.redistribute": "redistribute",
     "sparsity.drop_fraction": "drop_fraction",
     "sparsity.density_schedule": "density_schedule",
+    "sparsity.reparametrize": "reparametrize",
     "schedule.optimizer": "optimizer",
     "schedule.lr": "lr",
     "correction": "correction",

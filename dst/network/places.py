@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +37,15 @@ def places(model: nn.Module) -> Iterator[Place]:
             fused = module._qkv_same_embed_dim
             for part in ("in_proj",) if fused else ("q_proj", "k_proj", "v_proj"):
                 yield Place(f"{name}.{part}" if name else part, module, f"{part}_weight")
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters of a network, without those that only compute some of its weights."""
+    computing = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, ParametrizationList)
+        for parametrization in module
+        for parameter in parametrization.parameters()
+    }
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in computing)

@@ -26,6 +26,7 @@ from dst.sparsity.update import TopologyUpdate
 from dst.training.phase import Action, Phase, Tick
 
 if TYPE_CHECKING:
+    from dst.sparsity import Sparsifier
     from dst.training.loop import Training
     from dst.training.observer import Observer
 
@@ -183,7 +184,7 @@ class _Prune(Action):
         passes = {"snip": min(self.batch_size, samples), "synflow": _ROUNDS}.get(self.criterion, 0)
         ledger.training.forward(active, (FORWARD + BACKWARD) * passes)
 
-    def leaves(self, active: Mapping[str, int]) -> Mapping[str, int]:
+    def leaves(self, active: Mapping[str, int], sparsifier: "Sparsifier") -> Mapping[str, int]:
         """Return as many weights as stay, each layer with the share that it has; training tells which it will have."""
         counts = [*active.values()]
         return dict(zip(active, level_counts(self.count, counts, counts), strict=True))

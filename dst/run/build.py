@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dst import registry
+from dst.config.method import learns, nominal_density
 from dst.config.schema import SLOTS, Config, Hardware, bound_options, epochs, get, marks
 from dst.data import published
 from dst.data.augment import Augment
@@ -31,6 +32,7 @@ from dst.sparsity import Scope, Sparsifier, UpdatePlan
 from dst.sparsity.initial_masks import FirstParts
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
+from dst.sparsity.weights.reparametrised import Edges, Reparametrization
 from dst.training.batch_norm import batch_norms
 from dst.training.clipping import Clipping
 from dst.training.correction import Correction, NoCorrection, Situation
@@ -257,7 +259,8 @@ def _convert(model: nn.Module, hardware: Hardware) -> None:
 
 def _optimizer(config: Config, model: nn.Module, sparsifier: Sparsifier) -> Optimizer:
     schedule = config.schedule
-    groups = parameter_groups(model, schedule.optimizer.decay, sparsifier.weights.parameters)
+    weights = sparsifier.weights
+    groups = parameter_groups(model, schedule.optimizer.decay, weights.parameters, weights.groups)
     optimizer: Optimizer = part(config, "schedule.optimizer")(groups, lr=schedule.lr.peak)
     return optimizer
 
@@ -361,6 +364,8 @@ def initial_density(config: Config) -> float | None:
 
 def final_density(config: Config) -> float | None:
     """Return the density that the method ends with; None where counts are the method's own, or others on purpose."""
+    if learns(config):
+        return nominal_density(config)
     ramps = config.sparsity.density_schedule.name != registry.NONE
     falls_short = bound_options(config, "sparsity.distribution").get("clip", False)
     rises = config.sparsity.repair.flow == "add"
@@ -381,7 +386,21 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
             probe=probe,
             seed=config.seed,
             update=next((phase.update for phase in phases if phase.update is not None), None),
+            reparametrize=(learn := _learn(config)),
+            count_every=None if learn is None else config.sparsity.reparametrize.every,
         )
+
+
+def _learn(config: Config) -> Callable[[Edges], Reparametrization] | None:
+    """Return how masks are learned; None if they are not."""
+    make = part(config, "sparsity.reparametrize")
+
+    def learn(edges: Edges) -> Reparametrization:
+        with in_config_terms("sparsity.reparametrize"):
+            made: Reparametrization = make(edges)
+        return made
+
+    return None if make is None else learn
 
 
 def _settings(config: Config) -> Settings:

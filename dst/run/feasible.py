@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dst import registry
+from dst.config.method import learns, nominal_density
 from dst.config.schema import Config, ConfigError, bound_options, get, marks
 from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
@@ -37,6 +38,7 @@ from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, 
 from dst.sparsity.marks import marks_of
 from dst.sparsity.repair.flow import check_enough
 from dst.sparsity.scope import Layer
+from dst.sparsity.weights.edge_popup import active_counts
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
 from dst.training.options import snapshot_problems
@@ -244,6 +246,10 @@ def _check_density(config: Config, layers: list[Layer]) -> list[int]:
     if sparsity.repair.flow == "move" and not parts.own_counts and "free_form" not in marks_of(parts.init):
         with in_config_terms("sparsity.repair"):
             check_enough(layers, sum(counts))
+    target = nominal_density(config) if learns(config) else None
+    if target is not None and not parts.own_counts and sparsity.repair.flow != "add":
+        with in_config_terms("sparsity.reparametrize"):
+            active_counts(target, [layer.size for layer in layers], counts)
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if sparsity.drop.name != registry.NONE and not may_be_full:
         check_room(layers, counts)

@@ -24,6 +24,9 @@ Mark = Literal[
     "cycles",
     "levels",
     "ages",
+    "target",
+    "outcome",
+    "anneals",
 ]
 """What a mark says.
 
@@ -38,7 +41,8 @@ gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself. ``levels``: a procedure that prunes
 level by level to a density of its own, how often being up to the first masks. ``ages``: an optimizer that corrects
-moments by their age, as Adam's.
+moments by their age, as Adam's. ``target``: learned masks whose density is an option of their own. ``outcome``: learned
+masks whose density is an outcome of training. ``anneals``: a procedure that sets the density of learned masks.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

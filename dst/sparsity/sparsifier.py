@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.fractions import Curve
-from dst.options import Range, checked, refuse
+from dst.options import Range, checked, declared, refuse
 from dst.seeding import derive_seed
 from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
@@ -21,7 +21,9 @@ from dst.sparsity.options import (
     Part,
     Pool,
     Repair,
+    Reparametrize,
     age_problems,
+    learning_problems,
     pattern_problems,
     repair_problems,
     scope_problems,
@@ -30,6 +32,7 @@ from dst.sparsity.pattern import Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.prune import prune_like, prune_to
 from dst.sparsity.redistribute import Statistic
+from dst.sparsity.reparametrize import Learn
 from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer, Scope, never_sparse, outside
 from dst.sparsity.select import count_true
@@ -39,6 +42,10 @@ from dst.sparsity.view import LayerView, Score
 from dst.sparsity.weights.adam_age import counts_steps
 from dst.sparsity.weights.held import check_free, check_optimizer
 from dst.sparsity.weights.masked_dense import MaskedDense
+from dst.sparsity.weights.reparametrised import LEARNED, Edges, Reparametrised, Reparametrization
+
+_REPARAMETRIZE = Part("reparametrize")
+_NOT_LEARNED = "masks are not learned: set_masks says which weights are active"
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,9 @@ class Sparsifier:
         scope: which layers.
         probe: the training data and the loss, for a distribution or an init that looks at them.
         seed: all random choices are derived from it.
+        reparametrize: how masks are learned, if they are: then the first masks say what active weights are chosen from,
+            nothing else moves, and there is no optimizer yet (``attach``).
+        count_every: steps from one count of the active weights to the next, where masks are learned; 50 if not given.
         verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
 
     Raises ValueError for unknown names, options that are not allowed, impossible densities, parts that do not go
@@ -111,6 +121,8 @@ class Sparsifier:
         scope: Scope | None = None,
         probe: Probe | None = None,
         seed: int = 0,
+        reparametrize: str | Learn | None = None,
+        count_every: Annotated[int | None, Range(1)] = None,
         verify_every: Annotated[int | None, Range(1)] = None,
     ) -> None:
         self.seed = seed
@@ -132,20 +144,27 @@ class Sparsifier:
             _check_age(self.topology_update, optimizer)
         if self.topology_update is None:
             refuse_unused({"verify_every": verify_every}, WITHOUT_PLAN)
+        learn: Learn | None = find_part("reparametrize", reparametrize)
+        if learn is None:
+            refuse_unused({"count_every": count_every}, "masks are not learned. Give reparametrize")
+        else:
+            self._check_learned(optimizer)
         parts = FirstParts(
             find_part("distribution", distribution),
             find_part("init", init),
             find_part("pattern", pattern),
             repair or Repair(),
         )
-        self._check_pattern(parts)
+        self._check_pattern(parts, learns=learn is not None)
         scope = scope or Scope()
         own = getattr(parts.distribution, "keywords", {}).get("classifier")
         refuse(scope_problems(scope, Part("this distribution", marks_of(parts.distribution)), own), "scope")
         layers = self._layers_of(model, optimizer, scope, parts)
         self.outside = outside(model, layers)
-        """What is trained dense and not counted in any density: name of the parameter -> number of weights."""
-        _warn_of(never_sparse(model, [*self.outside]), self.outside)
+        """What is dense and not counted in any density: name of the parameter -> number of weights.
+
+        It is trained, unless ``outside_is_frozen``.
+        """
         start = Start(layers, parts.patterns(layers), seed, probe)
         self.topology = self._first_topology(start, parts, density)
         self.forward_passes = start.forward_passes
@@ -157,8 +176,16 @@ class Sparsifier:
             check_room(layers, self.topology.counts)
         self._proven = False
         """Whether the optimizer has been seen to leave inactive weights at zero."""
-        self.weights = MaskedDense(layers, self.topology.masks, self._active)
+        self._count_every = count_every or declared(Reparametrize)["every"].default
+        self.weights: MaskedDense | Reparametrised
         """How the weights are held."""
+        if learn is None:
+            self.weights = MaskedDense(layers, self.topology.masks, self._active)
+        else:
+            edges = Edges(layers, self.topology.masks, seed)
+            self.weights = Reparametrised(model, edges, learn(edges))
+            self.topology = Topology(layers, self.weights.active(), start.patterns)
+        _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
             self.attach(optimizer)
 
@@ -172,10 +199,39 @@ class Sparsifier:
         """What trains the weights; RuntimeError before ``attach``."""
         return self.weights.optimizer
 
-    def _check_pattern(self, first: FirstParts) -> None:
+    @property
+    def learned(self) -> Reparametrization | None:
+        """How masks are learned; None where they are not."""
+        return self.weights.how if isinstance(self.weights, Reparametrised) else None
+
+    @property
+    def outside_is_frozen(self) -> bool:
+        """Say whether what is outside the scope is not trained either, since nothing is but scores of weights."""
+        return self.learned is not None and self.learned.freezes_rest
+
+    @property
+    def edge_density(self) -> float | None:
+        """The density of the first masks where active weights are chosen from them, learned; None where they are not.
+
+        Waits for the device.
+        """
+        return None if self.learned is None else sum(count_true(self.weights.masks)) / self.topology.size
+
+    def _check_learned(self, optimizer: Optimizer | None) -> None:
+        """Raise ValueError for what does not go with learned masks."""
+        refuse(learning_problems(_REPARAMETRIZE, ["the update"] if self.topology_update is not None else []))
+        if optimizer is not None:
+            raise ValueError(
+                "masks are learned by tensors that are yet to be made, so no optimizer trains them: give None, and "
+                "attach() one that trains all parameters of the model which require gradients then"
+            )
+
+    def _check_pattern(self, first: FirstParts, *, learns: bool) -> None:
         """Raise ValueError if the pattern does not go with the init or with what changes the layers' counts."""
         update = self.topology_update
-        changing = {"redistribute": update.redistribute, "density_curve": update.density_curve} if update else {}
+        changing: dict[str, Any] = {"reparametrize": learns or None}
+        if update is not None:
+            changing |= {"redistribute": update.redistribute, "density_curve": update.density_curve}
         pattern, init = Part("this pattern", marks_of(first.pattern)), Part("this init", marks_of(first.init))
         refuse(pattern_problems(pattern, init, [name for name, part in changing.items() if part is not None]))
         refuse(repair_problems(first.repair, pattern, init))
@@ -259,6 +315,7 @@ class Sparsifier:
     def check_step(self, turn: Turn) -> None:
         """Raise RuntimeError if the optimizer step has moved inactive weights; looks at weights where it has to."""
         self.weights.check_masked()
+        self.weights.stepped()
         if turn.overflowed and not self.weights.all_finite(weights=True):
             raise RuntimeError(
                 f"gradients of step {self.steps} were not finite and have reached the weights: training has diverged, "
@@ -272,8 +329,17 @@ class Sparsifier:
             self._proven = True
 
     @torch.no_grad()
-    def update(self, turn: Turn) -> bool:
-        """End a step: update the topology if it is time to; say whether it was. Inactive weights become zero."""
+    def update(self, turn: Turn, *, is_last: bool = False) -> bool:
+        """End a step: update the topology if it is time to; say whether it was. Inactive weights become zero.
+
+        Where masks are learned, their active weights are counted instead; ``is_last``: in any case, at the last step of
+        a phase.
+        """
+        if self.learned is not None:
+            if is_last or self.steps % self._count_every == 0:
+                self.count()
+                return True
+            return False
         if turn.update is None:
             return False
         before = list(self.topology.masks)
@@ -297,6 +363,18 @@ class Sparsifier:
             self.verify()
         return True
 
+    @torch.no_grad()
+    def count(self) -> None:
+        """Take the masks as they are now, where they are learned: they have changed with every step."""
+        if self.learned is None:
+            return
+        before = list(self.topology.masks)
+        for i, mask in enumerate(self.learned.active()):
+            self.topology.replace(i, mask)
+        self.topology.refresh(before)
+        self.topology.counts = self._active
+        self.updates += 1
+
     def update_due(self) -> bool:
         """Say whether the next step updates the topology, if its gradients are finite."""
         update = self.topology_update
@@ -317,6 +395,8 @@ class Sparsifier:
     def begin(self, update: TopologyUpdate | None) -> None:
         """Begin a phase of training, whose steps count from 0, with updates of its own or none."""
         _check_age(update, self.optimizer)
+        if self.learned is not None:
+            refuse(learning_problems(_REPARAMETRIZE, [] if update is None else ["the update"]))
         self.topology_update = update
         self.steps = 0
         self.postponed = False
@@ -335,8 +415,10 @@ class Sparsifier:
     def set_masks(self, masks: Sequence[Tensor]) -> None:
         """Give every layer another mask; weights outside it, and their optimizer state, become zero.
 
-        Raises RuntimeError, and changes nothing, if the pattern does not allow a mask.
+        Raises RuntimeError, and changes nothing, if the pattern does not allow a mask, or masks are learned.
         """
+        if self.learned is not None:
+            raise RuntimeError(LEARNED)
         for layer, pattern, mask in zip(self.topology.layers, self.topology.patterns, masks, strict=True):
             if not (mask.all() or pattern.allows(mask)):
                 raise RuntimeError(f"layer {layer.name}: its mask breaks the pattern")
@@ -357,6 +439,23 @@ class Sparsifier:
         self.weights.set_masks(masks, count_true(masks))
         self.weights.begin_state()
         self.weights.load_births(births)
+
+    def counts_at(self, density: float) -> dict[str, int]:
+        """Return how many weights of each layer ``set_density`` would leave active; raises what it would."""
+        if self.learned is None:
+            raise RuntimeError(_NOT_LEARNED)
+        return self.learned.counts_at(density)
+
+    @torch.no_grad()
+    def set_density(self, density: float) -> None:
+        """Let another share of the weights be active, where masks are learned at a density; count them.
+
+        RuntimeError where it is not so, ValueError if the first masks have not as many.
+        """
+        if self.learned is None:
+            raise RuntimeError(_NOT_LEARNED)
+        self.learned.set_density(density)
+        self.count()
 
     def release(self) -> None:
         """Release the layers, so that another Sparsifier may hold them; do not step this one any more."""
@@ -406,14 +505,25 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the state of the topology, and when weights were grown if their ages matter."""
         counters = {"steps": self.steps, "updates": self.updates, "postponed": self.postponed}
+        topology = self.topology.state_dict()
+        if isinstance(self.weights, Reparametrised):
+            # Like the weights of the model's state the masks are those of now, not those of the last count.
+            now = dict(zip(topology["masks"], self.weights.active(), strict=True))
+            learned = self.weights.state_dict()
+            return {**counters, **topology, "masks": now, "counted": topology["masks"], "learned": learned}
         births = self.weights.births
-        return {**counters, **self.topology.state_dict(), **({"births": births} if births else {})}
+        return {**counters, **topology, **({"births": births} if births else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
-        self.topology.load_state_dict(state)
         self.steps, self.updates = state["steps"], state["updates"]
         self.postponed = bool(state.get("postponed", False))
+        if isinstance(self.weights, Reparametrised):
+            self.topology.load_state_dict({**state, "masks": state["counted"]})
+            self.weights.load_state_dict(state["learned"])
+            self.weights.begin_state()
+            return
+        self.topology.load_state_dict(state)
         self.weights.set_masks(self.topology.masks, self._active)
         self.weights.begin_state()
         self.weights.load_births(state.get("births", {}) if self._goes_by_weights else {})
@@ -459,12 +569,12 @@ def _refuse_twice(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} would be ignored: update says all about updates. Give one of the two")
 
 
-def _warn_of(names: Sequence[str], sizes: Mapping[str, int]) -> None:
+def _warn_of(names: Sequence[str], sizes: Mapping[str, int], *, is_frozen: bool) -> None:
     """Warn of weights that stay dense although no option says so."""
     if names:
         told = ", ".join(f"{name} ({sizes[name]:,} weights)" for name in names)
         warnings.warn(
-            "trained dense and not counted in the density, since only weights of convolutions, linear layers and "
-            f"attention can be sparse: {told}",
+            f"{'frozen as they are' if is_frozen else 'trained dense'} and not counted in the density, since only "
+            f"weights of convolutions, linear layers and attention can be sparse: {told}",
             stacklevel=3,
         )

@@ -1,6 +1,6 @@
 """The parameters that weight decay acts on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,20 +14,27 @@ _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @checked
-def parameter_groups(model: nn.Module, decay: Decay, held: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, decay: Decay, held: Iterable[nn.Parameter] = (), own: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """Return the optimizer's parameter groups: one that decays and, if needed, one with a decay of zero.
 
     ``decay``: ``all`` parameters decay; all except those of normalisation layers (``not_norms``), recognised by the
     type of their module; or only the ``weights`` of layers (``dst.network.places``), no biases. ``held``: what is
-    trained of sparse layers, which are weights however they are held.
+    trained of sparse layers, which are weights however they are held. ``own``: groups with options of their own, which
+    are added. What is frozen is left out.
     """
+    apart = {id(parameter) for group in own for parameter in group["params"]}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in apart]
     if decay == "all":
-        return [{"params": list(model.parameters())}]
+        return [{"params": trained}, *own]
     weights = {id(parameter) for parameter in (*(place.parameter for place in places(model)), *held)}
     chosen: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if id(parameter) in weights or (decay == "not_norms" and not isinstance(module, _NORMS)):
                 chosen[id(parameter)] = parameter
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    return [{"params": list(chosen.values())}, {"params": rest, "weight_decay": 0.0}]
+    among = {id(parameter) for parameter in trained}
+    decaying = [parameter for key, parameter in chosen.items() if key in among]
+    rest = [parameter for parameter in trained if id(parameter) not in chosen]
+    return [{"params": decaying}, {"params": rest, "weight_decay": 0.0}, *own]

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Ledger
+from dst.network.places import parameter_count
 from dst.options import refuse
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
@@ -225,6 +226,7 @@ class Training:
             selected = self.best
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
+            self.sparsifier.count()
             self.active = self.sparsifier.topology.active_by_layer
         with self.processes.watched():
             test = self.evaluate(test_batches)
@@ -235,10 +237,11 @@ class Training:
             **({} if self.val_batches is None else _validation(selected["loss"], selected["accuracy"])),
             "selected_step": selected["step"],
             **self._initial_density(),
+            **self._edge_density(),
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
-            "model/parameters": sum(p.numel() for p in self.model.parameters()),
+            "model/parameters": parameter_count(self.model),
             "model/maskable": self.sparsifier.topology.size,
             "flops/test": test_flops,
             "flops/test_ratio": test_flops / self.ledger.flops.dense,
@@ -252,6 +255,11 @@ class Training:
         """Return the density of the first masks, if it is known."""
         active = self.counters.initial_active
         return {} if active is None else {"sparsity/initial_density": active / self.sparsifier.topology.size}
+
+    def _edge_density(self) -> dict[str, float]:
+        """Return the density of the masks that active weights are chosen from, where they are learned."""
+        density = self.sparsifier.edge_density
+        return {} if density is None else {"sparsity/edge_density": density}
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -277,7 +285,7 @@ class Training:
                 self._guard.check_weights(batch.step)
             self.sparsifier.check_step(turn)
         self.counters.step = batch.step
-        if self.sparsifier.update(turn):
+        if self.sparsifier.update(turn, is_last=self.phase_step == self.phase.steps):
             self._report_update(observer)
         self._sums += torch.stack([judged.loss.double() * batch.samples, judged.right.double()])
         self.counters.samples += batch.samples
@@ -419,6 +427,13 @@ class Training:
         self.sparsifier.set_masks(masks)
         self._report_update(observer)
 
+    def take_density(self, observer: Observer, density: float) -> None:
+        """Let learned masks have another density from now on, and report them."""
+        self.sparsifier.set_density(density)
+        if self.counters.step == 0:
+            self.counters.initial_active = self.sparsifier.topology.active
+        self._report_update(observer)
+
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def begin_alike(self) -> None:
@@ -426,7 +441,7 @@ class Training:
         state = self.sparsifier.state_dict()
         tensors = [*_tensors_in(state)]
         counts = torch.tensor(state["counts"], device=self._sums.device)
-        self.processes.share([*self.model.state_dict().values(), *tensors, counts])
+        self.processes.share([*self.model.parameters(), *self.model.buffers(), *tensors, counts])
         self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
         self.active = self.sparsifier.topology.active_by_layer
 

@@ -30,7 +30,7 @@ class Snapshot:
         own = dict(zip(map(id, self._model.parameters()), self.network.parameters(), strict=True))
         self._weights = [own[id(parameter)] for parameter in sparsifier.weights.parameters]
         self._mean = self.zeros()
-        self._masks = list(sparsifier.topology.masks)
+        self._masks = list(sparsifier.weights.masks)
         self._factors: list[Tensor] = []
         """The masks as they multiply gradients; made when they are needed."""
 
@@ -41,10 +41,11 @@ class Snapshot:
     @torch.no_grad()
     def take(self, epoch: int, mean: list[Tensor]) -> None:
         """Take the present weights and masks of the model; ``mean``: of the gradients there, over the epoch; kept."""
-        self.network.load_state_dict(self._model.state_dict())
+        for theirs, ours in zip(_tensors(self.network), _tensors(self._model), strict=True):
+            theirs.copy_(ours)
         self.epoch, self._mean = epoch, mean
         self.active = self._sparsifier.topology.active_by_layer
-        self._masks, self._factors = list(self._sparsifier.topology.masks), []
+        self._masks, self._factors = list(self._sparsifier.weights.masks), []
         where = {id(parameter): i for i, parameter in enumerate(self.network.parameters())}
         _multiply([mean[where[id(weight)]] for weight in self._weights], self._as_factors(self._masks))
 
@@ -73,7 +74,7 @@ class Snapshot:
 
     def common(self) -> list[Tensor]:
         """Return what to multiply gradients by, so that they count where both the snapshot and the model are active."""
-        pairs = zip(self._masks, self._sparsifier.topology.masks, strict=True)
+        pairs = zip(self._masks, self._sparsifier.weights.masks, strict=True)
         return self._as_factors([then & now for then, now in pairs])
 
     @torch.no_grad()
@@ -84,7 +85,7 @@ class Snapshot:
     @property
     def _has_moved(self) -> bool:
         """Say whether the model has other masks by now; while it has not, its own do all that is needed."""
-        pairs = zip(self._masks, self._sparsifier.topology.masks, strict=True)
+        pairs = zip(self._masks, self._sparsifier.weights.masks, strict=True)
         return any(then is not now for then, now in pairs)
 
     def _as_factors(self, masks: Sequence[Tensor]) -> list[Tensor]:
@@ -110,10 +111,15 @@ class Snapshot:
         self.network.load_state_dict(state["network"])
         for mean, stored in zip(self._mean, state["mean"].values(), strict=True):
             mean.copy_(stored)
-        pairs = zip(state["masks"].values(), self._sparsifier.topology.masks, strict=True)
+        pairs = zip(state["masks"].values(), self._sparsifier.weights.masks, strict=True)
         self._masks = [now if torch.equal(then.to(now.device), now) else then.to(now.device) for then, now in pairs]
         self._factors = []
         self.active, self.epoch = dict(state["active"]), state["epoch"]
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Return all tensors of a network that training changes."""
+    return [*network.parameters(), *network.buffers()]
 
 
 def _copy(model: nn.Module) -> nn.Module:

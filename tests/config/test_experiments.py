@@ -329,6 +329,17 @@ PUBLISHED = {
         **{"procedure.density": 0.01, "procedure.keep": 0.8, "procedure.level_epochs": 150},
         **{"procedure.criterion": "magnitude", "procedure.rewind": "init"},
     },
+    "random_pruning/strong_tickets": {
+        **{**SGD, **FIXED, "correction.name": "none", "procedure.name": "anneal", "procedure.start": 0.6},
+        **{"procedure.levels": 5, "procedure.level_epochs": None, "schedule.epochs": 500, "seed": 2},
+        **{"model.name": "resnet18", "model.init": "kaiming_normal", "model.init_density": None},
+        **{"data.name": "cifar10", "data.val_fraction": 0, "data.augment.crop_padding": 0, "data.augment.flip": False},
+        **{"data.mean": [0.5] * 3, "data.std": [0.5] * 3, "schedule.lr.milestones": [0.3, 0.6, 0.9]},
+        **{"schedule.lr.warmup_epochs": 0, "schedule.optimizer.nesterov": False, "schedule.label_smoothing": 0},
+        **{"schedule.optimizer.weight_decay": 5e-4, "schedule.optimizer.decay": "all"},
+        **{"sparsity.density": 0.5, "sparsity.distribution.name": "uniform", "sparsity.init.name": "random"},
+        **{"sparsity.reparametrize.name": "edge_popup", "sparsity.reparametrize.density": 0.2},
+    },
 }
 """What the published commands are meant to do, by key of the complete config."""
 

@@ -164,6 +164,9 @@ COMMANDS: tuple[str, ...] = (
     "+experiment=random_pruning/static",
     "+experiment=random_pruning/er_dst",
     "+experiment=random_pruning/imp",
+    "+experiment=random_pruning/strong_tickets",
+    "sparsity=edge_popup procedure=anneal procedure.start=0.5 procedure.levels=3 procedure.level_epochs=10",
+    "sparsity=edge_popup sparsity.distribution.name=dense sparsity.density=null",
     "data=cifar10 schedule=er_cifar model=vgg16 sparsity=random_pruning sparsity.distribution.name=er "
     "model.init=signed_constant model.bias_scale=0 'model.init_density=${sparsity.density}'",
     "data=cifar100 schedule=er_dst_cifar model=resnet18 model.init=looks_linear sparsity=gmp "
@@ -228,6 +231,11 @@ REFUSED: tuple[str, ...] = (
     "procedure=sup_tickets schedule.select=best_val",
     "sparsity=static procedure=sup_tickets procedure.re_explore=0.5",
     "sparsity=snip sparsity.distribution.batches=1000",
+    "sparsity=rigl sparsity.reparametrize.name=edge_popup sparsity.reparametrize.density=0.05",
+    "sparsity=edge_popup procedure=sup_tickets",
+    "sparsity=edge_popup sparsity.reparametrize.density=0.6",
+    "procedure=anneal",
+    "sparsity=edge_popup procedure=anneal schedule.max_steps=100",
     "sparsity.density=0.00001",
     "--cfg job --package sparsity.updat",
 )

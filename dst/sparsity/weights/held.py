@@ -1,12 +1,12 @@
 """Check that any optimizer and loop can keep weights sparse, and do."""
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -24,20 +24,25 @@ _HOLDERS: Any = WeakTensorKeyDictionary()
 
 def check_optimizer(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
     """Raise ValueError unless the optimizer trains every layer in scope, each weight by itself."""
+    check_trained(optimizer, {layer.name: [layer.weight] for layer in layers})
+
+
+def check_trained(optimizer: Optimizer, parameters: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    """Raise ValueError unless the optimizer trains these parameters of layers, each number by itself."""
     for cls in type(optimizer).__mro__:
         if cls.__name__ in _MIXING:
             raise ValueError(
                 f"{cls.__name__} {_MIXING[cls.__name__]}: inactive weights would move. Train the layers in scope by an "
                 "optimizer that treats each weight by itself (SGD, Adam, AdamW, ...)"
             )
-    frozen = [layer.name for layer in layers if not layer.weight.requires_grad]
+    frozen = [name for name, found in parameters.items() if not all(p.requires_grad for p in found)]
     if frozen:
         raise ValueError(
             f"layers {', '.join(frozen)} are frozen (requires_grad=False): nothing would train the weights that masks "
             "leave. Let them train, or leave them out of the scope (exclude)"
         )
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [layer.name for layer in layers if id(layer.weight) not in trained]
+    missing = [name for name, found in parameters.items() if not all(id(p) in trained for p in found)]
     if missing:
         raise ValueError(
             f"the optimizer does not train layers {', '.join(missing)}: is it of another model, or was it made before "
@@ -81,22 +86,22 @@ def check_free(layers: Iterable[Layer]) -> None:
         )
 
 
-def hold(layers: Sequence[Layer], holder: Any, on_gradient: Callable[[Any], None]) -> Callable[[], None]:
+def hold(layers: Sequence[Layer], holder: Any, on_gradient: Callable[[Any], None] | None = None) -> Callable[[], None]:
     """Register the holder of layers; return a function that releases them, which also runs when the holder is gone.
 
-    Every backward pass that reaches the first or the last layer calls ``on_gradient(holder)``. Other layers do not call
-    it, since the device waits for the host meanwhile.
+    Every backward pass that reaches the first or the last layer calls ``on_gradient(holder)``, if it is given. Other
+    layers do not call it, since the device waits for the host meanwhile.
     """
     me = weakref.ref(holder)
 
     def reached(_: Tensor) -> None:
-        if (alive := me()) is not None:
+        if (alive := me()) is not None and on_gradient is not None:
             on_gradient(alive)
 
     weights = [layer.weight for layer in layers]
     for weight in weights:
         _HOLDERS[weight] = me
-    ends = {id(weight): weight for weight in (weights[0], weights[-1])}.values()
+    ends = {id(weight): weight for weight in (weights[0], weights[-1])}.values() if on_gradient else ()
     handles = [weight.register_post_accumulate_grad_hook(reached) for weight in ends]  # type: ignore[no-untyped-call]
 
     def release() -> None:

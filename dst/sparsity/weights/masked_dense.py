@@ -1,6 +1,7 @@
 """Dense weights with masks: what is inactive is exactly zero, in the weight as in the optimizer's state."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class MaskedDense:
         self._ages: AdamAge | None = None
         self._held = list(masks)
         """Where weights keep value and state: within the masks, less what has been cleared since they were set."""
+        self.masks = list(masks)
+        """Where weights, and gradients, may differ from zero."""
         self._is_masked = False
         """Whether the gradients are still masked: no backward pass has come since."""
         self._let_go = hold(self._layers, self, MaskedDense._on_gradient)
@@ -41,6 +44,11 @@ class MaskedDense:
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer trains, layer by layer."""
         return [layer.weight for layer in self._layers]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What the optimizer trains besides, with options of its own: nothing."""
+        return []
 
     def weight(self, i: int) -> Tensor:
         """Return a layer's weight: dense, zero off the mask, without history."""
@@ -110,6 +118,9 @@ class MaskedDense:
                 "after its backward pass, or do it before the step"
             )
 
+    def stepped(self) -> None:
+        """Do nothing after a step of the optimizer: weights are what it trains."""
+
     def release(self) -> None:
         """Release the layers, so that something else may hold them, and the optimizer."""
         self._let_go()
@@ -149,7 +160,7 @@ class MaskedDense:
             if (entered := new[i]) is not None:
                 weight = self._layers[i].weight
                 weight.copy_(torch.where(entered, value, weight))
-        self._held = list(masks)
+        self._held, self.masks = list(masks), list(masks)
         sparse = [i for i, layer in enumerate(self._layers) if active[i] < layer.size]
         self._sparse = [(i, self._factor(i, masks[i])) for i in sparse]
         """The layers that are not full, and what their gradients are multiplied by."""

@@ -1,0 +1,336 @@
+"""Weights that are computed from others at each forward pass, so that which of them are active is learned."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+
+from dst.sparsity.scope import Layer
+from dst.sparsity.select import count_true
+from dst.sparsity.weights.held import all_finite, begin_state, check_trained, hold
+
+LEARNED = "the masks are learned: nothing else can set them"
+"""Why masks cannot be set."""
+
+_OUTCOME = "the density of these masks is an outcome of training: nothing else can set it"
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What active weights are chosen from: the first ``masks`` (boolean) of the layers; ``seed``: of what is drawn."""
+
+    layers: Sequence[Layer]
+    masks: Sequence[Tensor]
+    seed: int
+
+
+class Reparametrization(ABC):
+    """How the weights of all layers are computed, and what of it is trained."""
+
+    freezes_rest: bool = False
+    """Whether nothing of the model is trained but ``parameters`` and ``groups``."""
+
+    @property
+    @abstractmethod
+    def parametrizations(self) -> Sequence[nn.Module]:
+        """What computes the weights of each layer from the tensor that the layer had before."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained in the place of the weights, one tensor a layer, of the weight's shape."""
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What is trained besides, as groups of an optimizer with options of their own."""
+        return []
+
+    def refresh(self) -> None:  # noqa: B027 - most have nothing to do
+        """Bring what follows from the trained tensors up to date, after they have changed."""
+
+    def counts_at(self, density: float) -> dict[str, int]:
+        """Return how many weights of each layer would be active at a density, by name; RuntimeError if it is fixed."""
+        raise RuntimeError(_OUTCOME)
+
+    def set_density(self, density: float) -> None:
+        """Let another share of the weights be active, of the trained tensors as they are; errors as ``counts_at``."""
+        raise RuntimeError(_OUTCOME)
+
+    @abstractmethod
+    def active(self) -> list[Tensor]:
+        """Return the boolean masks of the weights that are active now."""
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """The magnitude that a weight of each layer has to exceed; None where that is not the rule."""
+        return None
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is trained or set, but ``parameters`` that the layers had before."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; the layers have their tensors already."""
+
+
+class Reparametrised:
+    """The weights of all sparse layers, computed anew at each forward pass (``torch.nn.utils.parametrize``).
+
+    The tensors that they are computed from are zero off the edges. ``model.state_dict()`` still holds the plain weights
+    that the network computes with, under their own names, zero where they are not active; what they are computed from
+    is in ``state_dict`` here. A state that is loaded into the model gives the tensors that weights are computed from.
+    Raises ValueError if a weight is held already.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, edges: Edges, how: Reparametrization) -> None:
+        self.how = how
+        self._layers, self.masks = list(edges.layers), list(edges.masks)
+        self._optimizer: Optimizer | None = None
+        self._let_go = hold(self._layers, self)
+        self._frozen = [p for p in model.parameters() if p.requires_grad] if how.freezes_rest else []
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        self._mask()
+        self._hooks = []
+        self._orders = {id(place.module): [*place.module._parameters] for la in self._layers for place in la.places}
+        """The names of a module's own parameters, in order, by its id."""
+        for layer, mask, computes in zip(self._layers, self.masks, how.parametrizations, strict=True):
+            for place in layer.places:
+                parametrize.register_parametrization(place.module, place.attribute, computes)
+                self._hooks += _plain_state(place.module, place.attribute, mask, self._orders[id(place.module)])
+
+    # -- what is held --------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer trains in the place of the weights, layer by layer."""
+        return self.how.parameters
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What the optimizer trains besides, with options of its own."""
+        return self.how.groups
+
+    @torch.no_grad()
+    def weight(self, i: int) -> Tensor:
+        """Return a layer's weight: dense, zero where it is not active, without history."""
+        place = self._layers[i].places[0]
+        found: Tensor = getattr(place.module, place.attribute)
+        return found.detach()
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """All weights, layer by layer."""
+        return [self.weight(i) for i in range(len(self._layers))]
+
+    def gradient(self, i: int) -> Tensor | None:
+        """Return the gradient of what is trained in the place of a layer's weight; None without a backward pass."""
+        return self.parameters[i].grad
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """All gradients, layer by layer."""
+        return [parameter.grad for parameter in self.parameters]
+
+    def active(self) -> list[Tensor]:
+        """Return the boolean masks of the weights that are active now."""
+        return self.how.active()
+
+    # -- the optimizer -------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What trains them; RuntimeError before ``attach``."""
+        if self._optimizer is None:
+            raise RuntimeError("nothing trains these weights yet: call attach(optimizer) first")
+        return self._optimizer
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Let an optimizer train them; ValueError unless it trains all of them, each by itself."""
+        trained = {layer.name: [parameter] for layer, parameter in zip(self._layers, self.parameters, strict=True)}
+        besides = [parameter for group in self.groups for parameter in group["params"]]
+        check_trained(optimizer, {**trained, **({"thresholds": besides} if besides else {})})
+        if self._optimizer is not None:
+            raise RuntimeError("an optimizer trains these weights already: make a new Sparsifier for another one")
+        self._optimizer = optimizer
+        self.begin_state()
+
+    def begin_state(self) -> None:
+        """Bring the optimizer's state in line: after it was attached, or has got another state."""
+        begin_state(self.optimizer)
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def mask_gradients(self) -> None:
+        """Do nothing: there are no gradients off the edges."""
+
+    def check_masked(self) -> None:
+        """Do nothing, for the same reason."""
+
+    def check_trainable(self) -> None:
+        """Raise RuntimeError if what is trained has been frozen since."""
+        frozen = [
+            layer.name
+            for layer, parameter in zip(self._layers, self.parameters, strict=True)
+            if not parameter.requires_grad
+        ]
+        if frozen:
+            raise RuntimeError(f"layers {', '.join(frozen)} have been frozen (requires_grad=False): let them train")
+
+    def stepped(self) -> None:
+        """Bring what follows from the trained tensors up to date, after the optimizer has stepped."""
+        self.how.refresh()
+
+    # -- masks ---------------------------------------------------------------------------------------------------------
+
+    def clear(self, masks: Mapping[int, Tensor]) -> None:
+        """Raise RuntimeError: masks are learned."""
+        raise RuntimeError(LEARNED)
+
+    def set_masks(
+        self, masks: Sequence[Tensor], active: Sequence[int], *, values: Sequence[Tensor] = (), are_born: bool = True
+    ) -> None:
+        """Raise RuntimeError: masks are learned."""
+        raise RuntimeError(LEARNED)
+
+    @property
+    def births(self) -> dict[str, Tensor]:
+        """Nothing: no weight is grown."""
+        return {}
+
+    def load_births(self, births: Mapping[str, Tensor]) -> None:
+        """Do nothing."""
+
+    @torch.no_grad()
+    def check_zeros(self, masks: Sequence[Tensor]) -> None:
+        """Raise RuntimeError, naming layers, if the model computes with weights that are not active now."""
+        for layer, computes in zip(self._layers, self.how.parametrizations, strict=True):
+            for place in layer.places:
+                if not _computes(place.module, place.attribute, computes):
+                    raise RuntimeError(
+                        f"layer {layer.name} computes its weight in another way than it was told to: it has been "
+                        "replaced or parametrised since. Make a new Sparsifier and a new optimizer after such changes"
+                    )
+        pairs = zip(self.weights, self.active(), self.masks, strict=True)
+        moved = count_true([(weight != 0) & ~(active & edges) for weight, active, edges in pairs])
+        if any(moved):
+            told = ", ".join(
+                f"{layer.name} ({count:,} of {layer.size:,})"
+                for layer, count in zip(self._layers, moved, strict=True)
+                if count
+            )
+            raise RuntimeError(f"inactive weights are not zero in layers {told}: the density is not as reported")
+
+    def all_finite(self, *, gradients: bool = False, weights: bool = False) -> bool:
+        """Say whether all gradients, weights or both are finite; waits for the device."""
+        return bool(all_finite([*(self.gradients if gradients else []), *(self.weights if weights else [])]))
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return edges, the tensors that weights are computed from, and the state of the reparametrisation."""
+        names = [layer.name for layer in self._layers]
+        return {
+            "edges": dict(zip(names, self.masks, strict=True)),
+            "original": {layer.name: layer.weight.detach() for layer in self._layers},
+            **self.how.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; ValueError if it is of other edges' layers."""
+        names = [layer.name for layer in self._layers]
+        if [*state["edges"]] != names:
+            raise ValueError(f"the stored state is of layers {', '.join(state['edges'])}, not of {', '.join(names)}")
+        for layer, mask in zip(self._layers, self.masks, strict=True):
+            mask.copy_(state["edges"][layer.name])
+            layer.weight.copy_(state["original"][layer.name])
+        self.how.load_state_dict(state)
+        self.how.refresh()
+
+    def release(self) -> None:
+        """Leave plain weights, zero where they are not active, which something else may hold or train."""
+        for hook in self._hooks:
+            hook.remove()
+        plain = self.weights  # all of them first: a layer may compute its weight in several places
+        for layer, weight in zip(self._layers, plain, strict=True):
+            for place in layer.places:
+                _remove(place.module, place.attribute, self._orders[id(place.module)])
+            with torch.no_grad():
+                layer.weight.copy_(weight)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._let_go()
+
+    def _mask(self) -> None:
+        for layer, mask in zip(self._layers, self.masks, strict=True):
+            layer.weight.mul_(mask)
+
+
+def _computes(module: nn.Module, attribute: str, computes: nn.Module) -> bool:
+    """Say whether a module computes an attribute by this parametrisation, and by nothing else."""
+    found = [*module.parametrizations[attribute]] if parametrize.is_parametrized(module, attribute) else []  # type: ignore[index]
+    return len(found) == 1 and found[0] is computes
+
+
+def _remove(module: nn.Module, attribute: str, order: Sequence[str]) -> None:
+    """Let a module have as a parameter again what its weight is computed from, at its place in the ``order``."""
+    # Copies of the module are of the same class, from which torch would remove the weight.
+    own = type(module)
+    module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    there = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update({name: there[name] for name in order if name in there} | there)
+
+
+def _plain_state(module: nn.Module, attribute: str, mask: Tensor, order: Sequence[str]) -> list[Any]:
+    """Let the state of a module hold the weight that is computed, under its own name; return the hooks that do.
+
+    ``order``: the names of the module's parameters as they were.
+    """
+    inside = f"parametrizations.{attribute}."
+    before = {*order[: order.index(attribute) + 1]}
+
+    def save(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix + inside)]:
+            del state[key]
+        with torch.no_grad():
+            state[prefix + attribute] = getattr(module, attribute).detach()
+        for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in before]:
+            state[key] = state.pop(key)  # in the order of a plain state
+
+    def load(
+        module: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        _: Any,
+        __: bool,
+        missing: list[str],
+        ___: list[str],
+        errors: list[str],
+    ) -> None:
+        key, original = prefix + attribute, f"{prefix}{inside}original"
+        plain = state.pop(key, None)
+        if plain is None and original not in state:
+            missing.append(key)
+        elif plain is not None and plain.shape != mask.shape:
+            errors.append(f"size mismatch for {key}: it is {tuple(plain.shape)} there, and {tuple(mask.shape)} here")
+        elif plain is not None:
+            state[original] = plain * mask.to(plain.device)
+        # What it is computed from beside is no part of a plain state, and stays.
+        own = module.parametrizations[attribute].state_dict()  # type: ignore[index, union-attr]
+        for name, value in own.items():
+            state.setdefault(f"{prefix}{inside}{name}", value)
+
+    return [
+        module.register_state_dict_post_hook(save),  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(load),  # type: ignore[no-untyped-call]
+    ]
