@@ -134,6 +134,15 @@ def _check_fixed_layers(config: Config) -> Iterator[str]:
     yield from (f"sparsity.scope.{problem}" for problem in found)
 
 
+def check_learned(config: Config) -> Iterator[str]:
+    """Yield what does not go with masks that are learned to a density which training decides."""
+    if config.schedule.select == "best_val" and "outcome" in _marks(config, "reparametrize"):
+        yield (
+            f"schedule.select=best_val: with {_named(config, 'reparametrize')} networks become sparser as they train, "
+            "so that an early one, denser than the last, may be the best; use schedule.select=last"
+        )
+
+
 def check_update(config: Config) -> Iterator[str]:
     """Yield problems of what moves, how much and when."""
     sparsity, update, ramp = config.sparsity, config.sparsity.update, config.sparsity.density_schedule

@@ -30,11 +30,19 @@ def duration(seconds: float) -> str:
 
 
 def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | None = None) -> str:
-    """Return one line for each layer and their total: size, active weights, density, Rs; then what is ``outside``."""
+    """Return one line for each layer and their total: size, active weights, density, Rs; then what is ``outside``.
+
+    Where layers have thresholds, these are the last column.
+    """
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
+    thresholds = [f"{report.threshold:.3g}" for report in layers if report.threshold is not None]
     totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
     dense = [[f"outside the scope: {name}", f"{size:,}", "dense", "", ""] for name, size in (outside or {}).items()]
-    return table(("layer", "weights", "active", "density", "Rs"), [*rows, _layer_row("all", *totals), *dense])
+    header, lines = ["layer", "weights", "active", "density", "Rs"], [*rows, _layer_row("all", *totals), *dense]
+    if thresholds:
+        header.append("threshold")
+        lines = [[*line, (thresholds[i : i + 1] or [""])[0]] for i, line in enumerate(lines)]
+    return table(header, lines)
 
 
 def outside_line(outside: Mapping[str, int]) -> str:

@@ -23,6 +23,8 @@ Mark = Literal[
     "snapshot",
     "cycles",
     "ages",
+    "coupled",
+    "decoupled",
     "target",
     "outcome",
 ]
@@ -38,8 +40,9 @@ for them. ``free_form``: an init whose masks follow no pattern. ``fixes_first``,
 gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself. ``ages``: an optimizer that corrects
-moments by their age, as Adam's. ``target``: learned masks whose density is an option of their own. ``outcome``: learned
-masks whose density is an outcome of training.
+moments by their age, as Adam's. ``coupled``: one whose weight decay is a part of the gradient, which momentum carries
+on; ``decoupled``: one that takes the rate times the decay off a weight at each step. ``target``: learned masks whose
+density is an option of their own. ``outcome``: learned masks whose density is an outcome of training.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])
