@@ -82,7 +82,7 @@ class SoftThreshold(Reparametrization):
         return (
             f"threshold_init={self._start:g}, threshold_decay={self._decay:g}: hardly anything would be pruned. Weight "
             f"decay alone takes thresholds from {_sigmoid(self._start):.3g} to {_sigmoid(end):.3g}, and {below:,} of "
-            f"{len(together):,} weights are that small at first. It would reach a tenth of them with {' or '.join(better)}"
+            f"{len(together):,} weights are so small at first. It would reach a tenth with {' or '.join(better)}"
         )
 
     def _magnitudes(self) -> list[Tensor]:
