@@ -67,7 +67,7 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
     "optimizer": ("training.optimizer",),
     "lr": ("training.lr",),
     "correction": ("training.correction",),
-    "procedure": ("procedures.single", "procedures.sup_tickets"),
+    "procedure": ("procedures.single", "procedures.sup_tickets", "procedures.anneal"),
 }
 """Kind -> the modules whose public functions are its members."""
 

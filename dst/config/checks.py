@@ -8,8 +8,8 @@ from functools import partial
 
 from dst import registry
 from dst.config.launcher import LauncherSettings
-from dst.config.method import check_density, check_learned, check_parts, check_update
-from dst.config.schema import SLOTS, Config, ConfigError, Tracking, epochs, nodes, seen_key
+from dst.config.method import check_density, check_learning, check_parts, check_update
+from dst.config.schema import SLOTS, Config, ConfigError, Tracking, nodes, seen_key
 from dst.config.wrappers import check_correction, check_procedure, method_epochs
 from dst.options import REQUIRED, Option, Values, declared, not_one, problems, shown
 from dst.registry import UnknownNameError
@@ -55,9 +55,8 @@ def _check_member(key: str, member: str, values: Values, taken: Mapping[str, Opt
 
 def _check_schedule(config: Config) -> Iterator[str]:
     lr = config.schedule.lr
-    own = method_epochs(config)
+    own, what = method_epochs(config)
     if lr.warmup_epochs >= own > 0:
-        what = "training" if own == epochs(config) else "pretraining"
         yield f"schedule.lr.warmup_epochs={lr.warmup_epochs} must be less than the {own} epochs of {what}"
     if config.data.val_fraction == 0:
         found = unvalidated_problems(config.schedule.select, config.schedule.eval_every_epochs)
@@ -144,8 +143,8 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _check_options,
     check_density,
     check_parts,
-    check_learned,
     check_update,
+    check_learning,
     check_correction,
     check_procedure,
     _check_schedule,

@@ -343,7 +343,7 @@ def _changed(config: Config, raw: DictConfig, own: _Chosen, overrides: Sequence[
     """Return by dotted key in what the method of a config differs from its own file.
 
     ``raw``: the config, resolved, in which the references of ``own`` are resolved too. The label is among it if it was
-    given; the density and the interval of the updates are not, they have columns and keys of their own.
+    given; densities and the interval of the updates are not, they have columns and keys of their own.
     """
     label = config.sparsity.label
     try:
@@ -362,7 +362,12 @@ def _changed(config: Config, raw: DictConfig, own: _Chosen, overrides: Sequence[
     return {LABEL: label, **changed} if is_given else changed
 
 
-_NOT_SHOWN: Final = frozenset({LABEL, "sparsity.density", "sparsity.update.every", "sparsity.init.digest"})
+_NOT_SHOWN: Final = frozenset(
+    {
+        *(LABEL, "sparsity.density", "sparsity.update.every", "sparsity.init.digest"),
+        *("sparsity.reparametrize.density", "sparsity.reparametrize.every"),
+    }
+)
 """Keys whose change is not said behind the label."""
 
 

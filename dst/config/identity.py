@@ -58,10 +58,13 @@ def run_name(config: Config, changed: Mapping[str, Any], identity: Mapping[str, 
     ``changed``: what was changed in the method, by dotted key; ``identity``: that of the run. Data whose name does not
     fix their content are named with their folder; correction and procedure only where there is one.
     """
-    density = "" if config.sparsity.density is None else f" density={config.sparsity.density:g}"
+    sparsity = config.sparsity
+    density = "" if sparsity.density is None else f" density={sparsity.density:g}"
+    if sparsity.reparametrize.density is not None:
+        density += f" reparametrize.density={sparsity.reparametrize.density:g}"
     data = config.data.name
     if published.digest(data) is None:
         data = f"{data}({PurePath(config.data.root).name})"
-    method = labelled(config.sparsity.label, changed)
+    method = labelled(sparsity.label, changed)
     wrapped = "".join(f" {kind}={told}" for kind, told in wrappers_of(identity).items())
     return f"{data} {config.model.name} {method}{density}{wrapped} seed={config.seed}"

@@ -9,10 +9,12 @@ from dst.sparsity.options import (
     Part,
     age_problems,
     drop_problems,
+    learning_problems,
     pattern_problems,
     ramp_problems,
     repair_problems,
     scope_problems,
+    target_problems,
 )
 
 
@@ -43,6 +45,36 @@ def moves(config: Config) -> bool:
     return any(get(config, f"sparsity.{slot}").name != registry.NONE for slot in ("drop", "grow", "drop_fraction"))
 
 
+def learns(config: Config) -> bool:
+    """Say whether masks are learned."""
+    return config.sparsity.reparametrize.name != registry.NONE
+
+
+def nominal_density(config: Config) -> float | None:
+    """Return the density that is asked for at the end; None where nothing asks for one: it is an outcome."""
+    if not learns(config):
+        return config.sparsity.density
+    return config.sparsity.reparametrize.density if "target" in _marks(config, "reparametrize") else None
+
+
+def check_learning(config: Config) -> Iterator[str]:
+    """Yield what does not go with learned masks, and what only they need."""
+    if not learns(config):
+        yield from _ignored(config, ["reparametrize.every"], ": masks are not learned")
+        return
+    moving = _chosen(config, "drop", "grow", "redistribute", "drop_fraction", "density_schedule")
+    yield from learning_problems(_part(config, "reparametrize"), moving)
+    if config.schedule.select == "best_val" and "outcome" in _marks(config, "reparametrize"):
+        yield (
+            f"schedule.select=best_val: with {_named(config, 'reparametrize')} networks become sparser as they train, "
+            "so that an early one, denser than the last, may be the best; use schedule.select=last"
+        )
+    target = nominal_density(config)
+    if target is not None and config.sparsity.density is not None and config.sparsity.repair.flow != "add":
+        found = target_problems(target, config.sparsity.density)
+        yield from (f"sparsity.reparametrize.{problem}" for problem in found)
+
+
 def check_density(config: Config) -> Iterator[str]:
     """Yield problems of the density: what says how many weights are kept, first and last."""
     sparsity, schedule = config.sparsity, config.sparsity.density_schedule
@@ -52,10 +84,12 @@ def check_density(config: Config) -> Iterator[str]:
         return
     if schedule.name == registry.NONE:
         if sparsity.distribution.name == "dense" and sparsity.density is not None:
-            yield (
-                f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' trains all "
-                "weights. Remove it, or choose a sparse method, e.g. sparsity=rigl_itop"
+            told, mend = (
+                ("has all weights in its first masks", "Use null, or a sparse distribution such as uniform")
+                if learns(config)
+                else ("trains all weights", "Remove it, or choose a sparse method, e.g. sparsity=rigl_itop")
             )
+            yield f"sparsity.density={sparsity.density} would be ignored: sparsity '{sparsity.label}' {told}. {mend}"
         yield from _ignored(config, ["density_schedule.pool"], " without a density schedule")
     elif sparsity.distribution.name == "dense" and schedule.initial not in (None, 1):
         yield (
@@ -97,7 +131,7 @@ def check_parts(config: Config) -> Iterator[str]:
     """Yield options of distribution, init, pattern and drop that do not go together."""
     yield from _check_all_weights(config)
     yield from _check_fixed_layers(config)
-    changing = _chosen(config, "redistribute", "density_schedule")
+    changing = _chosen(config, "redistribute", "density_schedule", "reparametrize")
     pattern, init = _part(config, "pattern"), _part(config, "init")
     yield from pattern_problems(pattern, init, changing)
     yield from (f"sparsity.repair.{problem}" for problem in repair_problems(config.sparsity.repair, pattern, init))
@@ -134,19 +168,13 @@ def _check_fixed_layers(config: Config) -> Iterator[str]:
     yield from (f"sparsity.scope.{problem}" for problem in found)
 
 
-def check_learned(config: Config) -> Iterator[str]:
-    """Yield what does not go with masks that are learned to a density which training decides."""
-    if config.schedule.select == "best_val" and "outcome" in _marks(config, "reparametrize"):
-        yield (
-            f"schedule.select=best_val: with {_named(config, 'reparametrize')} networks become sparser as they train, "
-            "so that an early one, denser than the last, may be the best; use schedule.select=last"
-        )
-
-
 def check_update(config: Config) -> Iterator[str]:
     """Yield problems of what moves, how much and when."""
     sparsity, update, ramp = config.sparsity, config.sparsity.update, config.sparsity.density_schedule
     prunes = ramp.name != registry.NONE
+    if learns(config):
+        yield from _ignored(config, ["drop.pool", *_update_keys(config)], ": masks are learned")
+        return
     yield from _check_moves(config) if moves(config) else _ignored_without_moves(config)
     if moves(config) and sparsity.distribution.name == "dense" and not prunes:
         yield (
@@ -199,8 +227,13 @@ def _ignored_without_moves(config: Config) -> Iterator[str]:
 
 
 def _ignored_update_keys(config: Config) -> Iterator[str]:
-    keys = [f"update.{name}" for name in declared(type(config.sparsity.update))]
-    yield from _ignored(config, keys, f": sparsity '{config.sparsity.label}' never updates its topology")
+    yield from _ignored(
+        config, _update_keys(config), f": sparsity '{config.sparsity.label}' never updates its topology"
+    )
+
+
+def _update_keys(config: Config) -> list[str]:
+    return [f"update.{name}" for name in declared(type(config.sparsity.update))]
 
 
 def _ignored(config: Config, keys: Iterable[str], why: str) -> Iterator[str]:

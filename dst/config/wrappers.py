@@ -4,10 +4,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from dst import registry
-from dst.config.method import moves
+from dst.config.method import learns, moves, nominal_density
 from dst.config.schema import SLOTS, Config, bound_options, epochs, get, marks
 from dst.options import problems, shown
-from dst.procedures.options import Budget, budget, budget_problems, still_problems, superposing_problems
+from dst.procedures.options import (
+    Budget,
+    annealing_epochs,
+    annealing_problems,
+    annealing_start_problems,
+    budget,
+    budget_problems,
+    still_problems,
+    superposing_problems,
+)
 from dst.sparsity.options import Part, drop_problems
 from dst.training.options import SCALED_LOSSES
 
@@ -37,6 +46,9 @@ def _check_estimates(config: Config) -> Iterator[str]:
 
 def check_procedure(config: Config) -> Iterator[str]:
     """Yield what does not go with a procedure: how its epochs are divided, what would move in its cycles."""
+    yield from _check_learned_masks(config)
+    if "anneals" in marks(config, "procedure"):
+        yield from _check_annealing(config)
     if "cycles" not in marks(config, "procedure"):
         return
     if config.schedule.select == "best_val":
@@ -52,10 +64,62 @@ def _defaults(config: Config, slot: str) -> dict[str, Any]:
     return registry.find(SLOTS[slot], get(config, slot).name).defaults
 
 
-def method_epochs(config: Config) -> int:
-    """Return for how many epochs the method trains as it is: those before cycles, if there are any."""
-    divided = _budget(config)
-    return divided.pretrain_epochs if divided else epochs(config)
+def method_epochs(config: Config) -> tuple[int, str]:
+    """Return the epochs of the shortest phase that the method trains as it is, and what that is called.
+
+    That is pretraining before cycles, a level of annealing, or training.
+    """
+    if (divided := _budget(config)) is not None:
+        return divided.pretrain_epochs, "pretraining"
+    if (lengths := _levels(config)) is not None and not any(annealing_problems(epochs(config), **lengths)):
+        return annealing_epochs(epochs(config), **lengths), "a level"
+    return epochs(config), "training"
+
+
+def _check_learned_masks(config: Config) -> Iterator[str]:
+    """Yield procedures that set masks themselves, where they are learned, and one that anneals others."""
+    procedure = f"procedure.name={config.procedure.name}"
+    learned = f"sparsity.reparametrize.name={config.sparsity.reparametrize.name}"
+    if learns(config) and marks(config, "procedure") & {"cycles", "levels"}:
+        yield (
+            f"{procedure} does not go with {learned}: it says itself which weights are active, and so do learned "
+            "masks. Use procedure=single, or sparsity.reparametrize.name=none"
+        )
+    if "anneals" in marks(config, "procedure") and "target" not in marks(config, "sparsity.reparametrize"):
+        yield (
+            f"{procedure} does not go with {learned}: it leads learned masks to their sparsity.reparametrize.density, "
+            "and there is none. Use procedure=single, or a method that has one, e.g. sparsity=edge_popup"
+        )
+
+
+def _levels(config: Config) -> dict[str, Any] | None:
+    """Return what says how epochs are divided into levels of annealing; None if they are not, or cannot be read."""
+    if "anneals" not in marks(config, "procedure") or epochs(config) < 1:
+        return None
+    options = bound_options(config, "procedure")
+    given = {name: options[name] for name in ("levels", "level_epochs")}
+    declared = registry.options(SLOTS["procedure"], config.procedure.name, given)
+    return None if any(problems(declared, given)) else given
+
+
+def _check_annealing(config: Config) -> Iterator[str]:
+    """Yield levels of annealing that cannot be."""
+    options = bound_options(config, "procedure")
+    declared = registry.options(SLOTS["procedure"], config.procedure.name, options)
+    if any(problems(declared, options)):
+        return
+    target = nominal_density(config)
+    if target is not None and "target" in marks(config, "sparsity.reparametrize"):
+        yield from annealing_start_problems(options["start"], target, _key)
+    if (lengths := _levels(config)) is not None:
+        yield from annealing_problems(epochs(config), **lengths, called=_key)
+    if options["levels"] == 1:
+        for name in ("start", "level_epochs"):
+            if options[name] != (default := _defaults(config, "procedure")[name]):
+                yield (
+                    f"{_key(name)}={shown(options[name])} would be ignored: {_key('levels')}=1 is at the last "
+                    f"density. Use {shown(default)}, or more levels"
+                )
 
 
 def _key(name: str) -> str:

@@ -107,3 +107,56 @@ def unfrozen_problems(updates: int, every: int, steps: int, drop_fraction: float
             f"{told} they go on with the last drop fraction of pretraining, which is 0: choose one that ends above 0 "
             f"(its floor), or {called('freeze_updates')}=true"
         )
+
+
+# -- levels of annealing -----------------------------------------------------------------------------------------------
+
+
+def annealed(start: float, target: float, levels: int, most: float) -> list[float]:
+    """Return the density of each level, from ``start`` to ``target`` (Gadhikar et al. 2023).
+
+    ``k`` begins at ``start``; before each level ``k <- max(target, min(most, k b))``, with ``b = (target / start) ^ (1
+    / levels)``. The last level is at the target exactly. ``most``: what there can be.
+    """
+    factor, density, found = (target / start) ** (1 / levels), start, []
+    for _ in range(levels):
+        density = max(target, min(most, density * factor))
+        found.append(density)
+    return [*found[:-1], target]
+
+
+def annealing_epochs(epochs: int, *, levels: int, level_epochs: int | None) -> int:
+    """Return the epochs of each level but the last one, which has all that is left; OptionError if that cannot be."""
+    refuse(annealing_problems(epochs, levels=levels, level_epochs=level_epochs))
+    return epochs // levels if level_epochs is None else level_epochs
+
+
+def annealing_problems(epochs: int, *, levels: int, level_epochs: int | None, called: Names = str) -> Iterator[str]:
+    """Yield why ``epochs`` cannot be divided into levels, of which the last one is the longest."""
+    told = f"{called('levels')}={levels}"
+    if levels > epochs:
+        yield f"{told}: a level would have less than one of {epochs} epochs; choose {epochs} or less, or train longer"
+    elif level_epochs is not None and levels * level_epochs > epochs:
+        left = max(0, epochs - (levels - 1) * level_epochs)
+        yield (
+            f"{called('level_epochs')}={level_epochs}: of {epochs} epochs {told} leaves {left} for the last level, "
+            f"less than for the others; choose {epochs // levels} or less, or fewer levels"
+        )
+
+
+def annealing_start_problems(start: float, target: float, called: Names = str) -> Iterator[str]:
+    """Yield that the density could not fall from ``start`` to the ``target``."""
+    if start <= target:
+        yield (
+            f"{called('start')}={start}: must be more than the density at the end, {target}, to which it falls; choose "
+            "a larger one"
+        )
+
+
+def last_level_problems(steps: int, level_steps: int, levels: int) -> Iterator[str]:
+    """Yield that training ends so early that the last level would be shorter than the others, of ``level_steps``."""
+    if steps < levels * level_steps:
+        yield (
+            f"steps={steps}: would leave {max(0, steps - (levels - 1) * level_steps)} steps for the last level, less "
+            f"than the {level_steps} of the others; {levels} levels need {levels * level_steps} or more"
+        )

@@ -20,7 +20,7 @@ from dst.sparsity.marks import marked
 from dst.sparsity.options import Pool
 from dst.sparsity.select import count_true
 from dst.training.batch_norm import reestimate
-from dst.training.phase import Phase, Tick
+from dst.training.phase import Action, Phase, Tick
 
 if TYPE_CHECKING:
     from dst.training.loop import Training
@@ -166,7 +166,7 @@ class _Superposing:
 
 
 @dataclass(frozen=True)
-class _AfterPretraining:
+class _AfterPretraining(Action):
     """Report the pretrained network, and keep it if it is superposed with the tickets."""
 
     how: _Superposing
@@ -183,7 +183,7 @@ class _AfterPretraining:
 
 
 @dataclass(frozen=True)
-class _AfterCycle:
+class _AfterCycle(Action):
     """Take a ticket and superpose it with the networks before; the last time, go over to the superposed network."""
 
     how: _Superposing

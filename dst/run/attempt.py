@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst.config.compose import to_yaml
+from dst.config.method import nominal_density
 from dst.config.schema import Config, ConfigError
 from dst.files import sha256
 from dst.records.lock import this_host
@@ -227,10 +228,11 @@ class _Attempt:
         print(f"run {self.record.folder.name}: {self.cell.name}; {verb}, {total} steps", flush=True)
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
-        if training.sparsifier.outside and not self.with_tables:
-            print(outside_line(training.sparsifier.outside), flush=True)
+        outside, is_frozen = training.sparsifier.outside, training.sparsifier.outside_is_frozen
+        if outside and not self.with_tables:
+            print(outside_line(outside, is_frozen=is_frozen), flush=True)
         if self.with_tables:
-            print(layer_table(training.sparsifier.layers, training.sparsifier.outside), flush=True)
+            print(layer_table(training.sparsifier.layers, outside, is_frozen=is_frozen), flush=True)
         if step == 0 and training.sparsifier.mended is not None:
             print(repair_table(training.sparsifier.mended.report(), whole=self.with_tables), flush=True)
         self.progress = progress(config.tracking.progress, total, step)
@@ -241,7 +243,7 @@ class _Attempt:
         """Test once, write the summary, and only then record the run as done."""
         summary: dict[str, Any] = dict(self.training.finish(self.parts.test_batches))
         summary["flops/train_ratio"] = summary["flops/train"] / self.parts.dense_training_flops
-        if (asked := self.cell.config.sparsity.density) is not None:
+        if (asked := nominal_density(self.cell.config)) is not None:
             summary["sparsity/nominal_density"] = asked
         self.record.write_summary(summary)
         self.summary = summary

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dst import registry
+from dst.config.method import learns, nominal_density
 from dst.config.schema import SLOTS, Config, Hardware, bound_options, epochs, get, marks
 from dst.data import published
 from dst.data.augment import Augment
@@ -329,6 +330,8 @@ def initial_density(config: Config) -> float | None:
 
 def final_density(config: Config) -> float | None:
     """Return the density after the last step; None where counts are the method's own, or others on purpose."""
+    if learns(config):
+        return nominal_density(config)
     ramps = config.sparsity.density_schedule.name != registry.NONE
     falls_short = bound_options(config, "sparsity.distribution").get("clip", False)
     rises = config.sparsity.repair.flow == "add"
@@ -339,7 +342,6 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
     """Return what keeps the network sparse, its first masks drawn; an optimizer is still to be attached."""
     with in_config_terms(
         *(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "repair", "drop")),
-        threshold_init="sparsity.reparametrize.threshold_init",
     ):
         return Sparsifier(
             model,
@@ -350,26 +352,39 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
             probe=probe,
             seed=config.seed,
             update=phases[0].update,
-            reparametrize=(learn := part(config, "sparsity.reparametrize")),
+            reparametrize=(learn := _learn(config)),
             count_every=None if learn is None else config.sparsity.reparametrize.every,
         )
 
 
-def learned_masks(config: Config, dataset: Dataset) -> Reparametrization:
-    """Return how masks are learned, as at the first step, of a network drawn on the CPU for nothing else.
+def _learn(config: Config) -> Callable[[Edges], Reparametrization] | None:
+    """Return how masks are learned; None if they are not."""
+    make = part(config, "sparsity.reparametrize")
+
+    def learn(edges: Edges) -> Reparametrization:
+        with in_config_terms("sparsity.reparametrize"):
+            made: Reparametrization = make(edges)
+        return made
+
+    return None if make is None else learn
+
+
+def learned_masks(config: Config, dataset: Dataset) -> Reparametrization | None:
+    """Return how masks are learned, as at the first step, of a network drawn on the CPU for this; None if they are not.
 
     Without a look at data: if first masks need one, or are repaired, all weights stand for those within the masks.
     """
+    if (learn := _learn(config)) is None:
+        return None
     with torch.random.fork_rng(devices=[]):
         model = _initialised(replace(config, hardware=replace(config.hardware, device="cpu")), dataset)
-    learn, layers, parts = part(config, "sparsity.reparametrize"), make_scope(config).layers(model), first_parts(config)
+    layers, parts = make_scope(config).layers(model), first_parts(config)
     looks = marks_of(parts.distribution) | marks_of(parts.init)
     if parts.repair.asked or looks & {"data", "ranks"}:
         masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
     else:
         masks = first_masks(Start(layers, parts.patterns(layers), config.seed), parts, initial_density(config))
-    found: Reparametrization = learn(Edges(layers, masks, config.seed))
-    return found
+    return learn(Edges(layers, masks, config.seed))
 
 
 def decay_alone(config: Config, phases: Sequence[Phase]) -> Callable[[float], float] | None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dst import registry
+from dst.config.method import learns, nominal_density
 from dst.config.schema import Config, ConfigError, bound_options, get, marks
 from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
@@ -38,6 +39,7 @@ from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, 
 from dst.sparsity.marks import marks_of
 from dst.sparsity.repair.flow import check_enough
 from dst.sparsity.scope import Layer
+from dst.sparsity.weights.edge_popup import active_counts
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
 from dst.training.options import snapshot_problems
@@ -225,13 +227,12 @@ def _outlook(config: Config, dataset: Dataset) -> Iterator[str]:
     """Yield a warning if training will hardly change what is active; ConfigError if it cannot even begin."""
     if config.sparsity.repair.orthogonal:  # it changes weights, in minutes: what they will be is not known here
         return
-    with in_config_terms("sparsity.reparametrize"):
-        learned = learned_masks(config, dataset)
+    learned = learned_masks(config, dataset)
     steps_per_epoch = len(make_loaders(config, dataset, "cpu").train)
     with torch.device("meta"):
         model = make_model(config, dataset)
     left = decay_alone(config, make_phases(config, steps_per_epoch, model))
-    if left is not None and (warning := learned.warning(left)) is not None:
+    if learned and left and (warning := learned.warning(left)) is not None:
         yield translated(warning, "sparsity.reparametrize")
 
 
@@ -246,6 +247,10 @@ def _check_density(config: Config, layers: list[Layer]) -> None:
     if sparsity.repair.flow == "move" and not parts.own_counts and "free_form" not in marks_of(parts.init):
         with in_config_terms("sparsity.repair"):
             check_enough(layers, sum(counts))
+    target = nominal_density(config) if learns(config) else None
+    if target is not None and not parts.own_counts and sparsity.repair.flow != "add":
+        with in_config_terms("sparsity.reparametrize"):
+            active_counts(target, [layer.size for layer in layers], counts)
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if sparsity.drop.name != registry.NONE and not may_be_full:
         check_room(layers, counts)

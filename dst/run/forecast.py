@@ -22,6 +22,7 @@ from dst.network.places import parameter_count
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
+from dst.sparsity import Sparsifier
 from dst.training.correction import Correction
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
@@ -164,20 +165,21 @@ def planned_ledger(training: Training) -> Ledger:
     ledger.load_state_dict(training.ledger.state_dict())
     batches = training.train_batches
     sizes = [samples_of(batches, i) for i in range(len(batches))]
-    _book(ledger, training.phases, training.active, sizes, training.correction)
+    _book(ledger, training.phases, training.sparsifier, sizes, training.correction)
     return ledger
 
 
 def _book(
     ledger: Ledger,
     phases: Sequence[Phase],
-    active: Mapping[str, int],
+    sparsifier: Sparsifier,
     batch_sizes: Sequence[int],
     correction: Correction,
 ) -> None:
-    """Book all phases; ``active``: the first active weights of each layer; ``batch_sizes``: those of an epoch."""
-    steps = partial(planned_steps, phases, active, ledger.flops.maskable, batch_sizes)
+    """Book all phases; ``sparsifier``: before the first step; ``batch_sizes``: those of an epoch."""
+    steps = partial(planned_steps, phases, sparsifier, batch_sizes)
     of_phases = steps()
+    active: Mapping[str, int] = sparsifier.topology.active_by_layer
     for phase in phases:
         if phase.begin is not None:
             phase.begin.book(ledger, active, sum(batch_sizes))

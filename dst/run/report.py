@@ -29,15 +29,18 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | None = None) -> str:
+def layer_table(
+    layers: "Sequence[LayerReport]", outside: Mapping[str, int] | None = None, *, is_frozen: bool = False
+) -> str:
     """Return one line for each layer and their total: size, active weights, density, Rs; then what is ``outside``.
 
-    Where layers have thresholds, these are the last column.
+    ``is_frozen``: what is outside is not trained. Where layers have thresholds, these are the last column.
     """
+    told = "frozen" if is_frozen else "dense"
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
     thresholds = [f"{report.threshold:.3g}" for report in layers if report.threshold is not None]
     totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
-    dense = [[f"outside the scope: {name}", f"{size:,}", "dense", "", ""] for name, size in (outside or {}).items()]
+    dense = [[f"outside the scope: {name}", f"{size:,}", told, "", ""] for name, size in (outside or {}).items()]
     header, lines = ["layer", "weights", "active", "density", "Rs"], [*rows, _layer_row("all", *totals), *dense]
     if thresholds:
         header.append("threshold")
@@ -45,10 +48,10 @@ def layer_table(layers: "Sequence[LayerReport]", outside: Mapping[str, int] | No
     return table(header, lines)
 
 
-def outside_line(outside: Mapping[str, int]) -> str:
+def outside_line(outside: Mapping[str, int], *, is_frozen: bool = False) -> str:
     """Return one line about the parameters outside the scope: name -> number of weights."""
     names = ", ".join(outside)
-    return f"  outside the scope, dense: {sum(outside.values()):,} weights ({names})"
+    return f"  outside the scope, {'frozen' if is_frozen else 'dense'}: {sum(outside.values()):,} weights ({names})"
 
 
 def repair_table(repair: Mapping[str, Any], *, whole: bool) -> str:

@@ -27,6 +27,7 @@ Mark = Literal[
     "decoupled",
     "target",
     "outcome",
+    "anneals",
 ]
 """What a mark says.
 
@@ -43,6 +44,7 @@ procedure that ends with cycles, of whose networks it makes the last one itself.
 moments by their age, as Adam's. ``coupled``: one whose weight decay is a part of the gradient, which momentum carries
 on; ``decoupled``: one that takes the rate times the decay off a weight at each step. ``target``: learned masks whose
 density is an option of their own. ``outcome``: learned masks whose density is an outcome of training.
+``anneals``: a procedure that sets the density of learned masks.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -173,6 +173,24 @@ def age_problems(age: str | None, optimizer: Part, *, grows: bool) -> Iterator[s
         yield f"adam_age={age} would be ignored: {why}; leave it out"
 
 
+def learning_problems(learn: Part, others: Iterable[str]) -> Iterator[str]:
+    """Yield ``others`` that would move weights, or prune, where masks are learned."""
+    for told in others:
+        yield (
+            f"{told} does not go with {learn.told}, by which masks are learned, so that nothing else says which "
+            "weights are active: leave out one of the two"
+        )
+
+
+def target_problems(density: float, first: float) -> Iterator[str]:
+    """Yield that active weights could not be chosen, since the ``first`` masks have no more than the ``density``."""
+    if density >= first:
+        yield (
+            f"density={density}: must be less than the density of the first masks, {first}, which active weights are "
+            "chosen from: choose a smaller one, or denser masks"
+        )
+
+
 def ramp_problems(start: float, end: float, plan: Update) -> Iterator[str]:
     """Yield what is wrong with a density that falls from ``start`` to ``end``, where updates come as in ``plan``."""
     if start < plan.start:

@@ -23,6 +23,7 @@ from dst.sparsity.options import (
     Repair,
     Reparametrize,
     age_problems,
+    learning_problems,
     pattern_problems,
     repair_problems,
     scope_problems,
@@ -34,13 +35,17 @@ from dst.sparsity.redistribute import Statistic
 from dst.sparsity.reparametrize import Learn
 from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer, Scope, never_sparse, outside
+from dst.sparsity.select import count_true
 from dst.sparsity.topology import LayerReport, Topology
 from dst.sparsity.update import DEFAULT, WITHOUT_PLAN, TopologyUpdate, find_part, refuse_unused, topology_update
 from dst.sparsity.view import LayerView, Score
 from dst.sparsity.weights.adam_age import counts_steps
 from dst.sparsity.weights.held import check_free, check_optimizer
 from dst.sparsity.weights.masked_dense import MaskedDense
-from dst.sparsity.weights.reparametrised import Edges, Reparametrised, Reparametrization
+from dst.sparsity.weights.reparametrised import LEARNED, Edges, Reparametrised, Reparametrization
+
+_REPARAMETRIZE = Part("reparametrize")
+_NOT_LEARNED = "masks are not learned: set_masks says which weights are active"
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,10 @@ class Sparsifier:
         refuse(scope_problems(scope, Part("this distribution", marks_of(parts.distribution)), own), "scope")
         layers = self._layers_of(model, optimizer, scope, parts)
         self.outside = outside(model, layers)
-        """What is trained dense and not counted in any density: name of the parameter -> number of weights."""
-        _warn_of(never_sparse(model, [*self.outside]), self.outside)
+        """What is dense and not counted in any density: name of the parameter -> number of weights.
+
+        It is trained, unless ``outside_is_frozen``.
+        """
         start = Start(layers, parts.patterns(layers), seed, probe)
         self.topology = self._first_topology(start, parts, density)
         self.forward_passes = start.forward_passes
@@ -169,8 +176,6 @@ class Sparsifier:
             check_room(layers, self.topology.counts)
         self._proven = False
         """Whether the optimizer has been seen to leave inactive weights at zero."""
-        self.edges = self.topology.active
-        """The weights that the first masks leave: where masks are learned, those that active ones are chosen from."""
         self._count_every = count_every or declared(Reparametrize)["every"].default
         self.weights: MaskedDense | Reparametrised
         """How the weights are held."""
@@ -180,6 +185,7 @@ class Sparsifier:
             edges = Edges(layers, self.topology.masks, seed)
             self.weights = Reparametrised(model, edges, learn(edges))
             self.topology = Topology(layers, self.weights.active(), start.patterns)
+        _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
             self.attach(optimizer)
 
@@ -198,10 +204,22 @@ class Sparsifier:
         """How masks are learned; None where they are not."""
         return self.weights.how if isinstance(self.weights, Reparametrised) else None
 
+    @property
+    def outside_is_frozen(self) -> bool:
+        """Say whether what is outside the scope is not trained either, since nothing is but scores of weights."""
+        return self.learned is not None and self.learned.freezes_rest
+
+    @property
+    def edge_density(self) -> float | None:
+        """The density of the first masks where active weights are chosen from them, learned; None where they are not.
+
+        Waits for the device.
+        """
+        return None if self.learned is None else sum(count_true(self.weights.masks)) / self.topology.size
+
     def _check_learned(self, optimizer: Optimizer | None) -> None:
         """Raise ValueError for what does not go with learned masks."""
-        if self.topology_update is not None:
-            raise ValueError("masks are learned, so that nothing else may move weights: leave out plan, drop and grow")
+        refuse(learning_problems(_REPARAMETRIZE, ["the update"] if self.topology_update is not None else []))
         if optimizer is not None:
             raise ValueError(
                 "masks are learned by tensors that are yet to be made, so no optimizer trains them: give None, and "
@@ -377,6 +395,8 @@ class Sparsifier:
     def begin(self, update: TopologyUpdate | None) -> None:
         """Begin a phase of training, whose steps count from 0, with updates of its own or none."""
         _check_age(update, self.optimizer)
+        if self.learned is not None:
+            refuse(learning_problems(_REPARAMETRIZE, [] if update is None else ["the update"]))
         self.topology_update = update
         self.steps = 0
         self.postponed = False
@@ -395,8 +415,10 @@ class Sparsifier:
     def set_masks(self, masks: Sequence[Tensor]) -> None:
         """Give every layer another mask; weights outside it, and their optimizer state, become zero.
 
-        Raises RuntimeError, and changes nothing, if the pattern does not allow a mask.
+        Raises RuntimeError, and changes nothing, if the pattern does not allow a mask, or masks are learned.
         """
+        if self.learned is not None:
+            raise RuntimeError(LEARNED)
         for layer, pattern, mask in zip(self.topology.layers, self.topology.patterns, masks, strict=True):
             if not (mask.all() or pattern.allows(mask)):
                 raise RuntimeError(f"layer {layer.name}: its mask breaks the pattern")
@@ -407,6 +429,23 @@ class Sparsifier:
         if not self.topology.is_structured:
             self.topology.counts = self._active
         self.weights.set_masks(self.topology.masks, self._active, are_born=self._goes_by_weights)
+
+    def counts_at(self, density: float) -> dict[str, int]:
+        """Return how many weights of each layer ``set_density`` would leave active; raises what it would."""
+        if self.learned is None:
+            raise RuntimeError(_NOT_LEARNED)
+        return self.learned.counts_at(density)
+
+    @torch.no_grad()
+    def set_density(self, density: float) -> None:
+        """Let another share of the weights be active, where masks are learned at a density; count them.
+
+        RuntimeError where it is not so, ValueError if the first masks have not as many.
+        """
+        if self.learned is None:
+            raise RuntimeError(_NOT_LEARNED)
+        self.learned.set_density(density)
+        self.count()
 
     def release(self) -> None:
         """Release the layers, so that another Sparsifier may hold them; do not step this one any more."""
@@ -531,12 +570,12 @@ def _refuse_twice(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} would be ignored: update says all about updates. Give one of the two")
 
 
-def _warn_of(names: Sequence[str], sizes: Mapping[str, int]) -> None:
+def _warn_of(names: Sequence[str], sizes: Mapping[str, int], *, is_frozen: bool) -> None:
     """Warn of weights that stay dense although no option says so."""
     if names:
         told = ", ".join(f"{name} ({sizes[name]:,} weights)" for name in names)
         warnings.warn(
-            "trained dense and not counted in the density, since only weights of convolutions, linear layers and "
-            f"attention can be sparse: {told}",
+            f"{'frozen as they are' if is_frozen else 'trained dense'} and not counted in the density, since only "
+            f"weights of convolutions, linear layers and attention can be sparse: {told}",
             stacklevel=3,
         )

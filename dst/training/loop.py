@@ -221,6 +221,7 @@ class Training:
             **({} if self.val_batches is None else _validation(selected["loss"], selected["accuracy"])),
             "selected_step": selected["step"],
             **self._initial_density(),
+            **self._edge_density(),
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
@@ -238,6 +239,11 @@ class Training:
         """Return the density of the first masks, if it is known."""
         active = self.counters.initial_active
         return {} if active is None else {"sparsity/initial_density": active / self.sparsifier.topology.size}
+
+    def _edge_density(self) -> dict[str, float]:
+        """Return the density of the masks that active weights are chosen from, where they are learned."""
+        density = self.sparsifier.edge_density
+        return {} if density is None else {"sparsity/edge_density": density}
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -401,6 +407,13 @@ class Training:
             values = _validation(evaluation.loss, evaluation.accuracy)
         epochs = counters.step / len(self.train_batches)
         observer.on_metrics(counters.step, epochs, {**values, **self._sparsity()})
+
+    def take_density(self, observer: Observer, density: float) -> None:
+        """Let learned masks have another density from now on, and report them."""
+        self.sparsifier.set_density(density)
+        if self.counters.step == 0:
+            self.counters.initial_active = self.sparsifier.topology.active
+        self._report_update(observer)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from dst.metrics.flops import Ledger
 from dst.sparsity.update import TopologyUpdate
 
 if TYPE_CHECKING:
+    from dst.sparsity import Sparsifier
     from dst.training.loop import Training
     from dst.training.observer import Observer
 
@@ -32,6 +33,13 @@ class Action(Protocol):
     def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
         """Book what it will cost, given the active weights of each layer and the number of training samples."""
         ...
+
+    def leaves(self, active: Mapping[str, int], sparsifier: "Sparsifier") -> Mapping[str, int]:
+        """Return the active weights of each layer that it leaves, as far as that is known before training.
+
+        ``active``: those that it finds; ``sparsifier``: of the run, before its first step.
+        """
+        return active
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dst.training.phase import Phase
+from dst.sparsity import Sparsifier
+from dst.training.phase import Action, Phase
 
 
 class PlannedStep(NamedTuple):
@@ -23,16 +24,24 @@ class PlannedStep(NamedTuple):
     dense_gradient: bool
 
 
-def planned_steps(
-    phases: Sequence[Phase], active: Mapping[str, int], maskable: int, batch_sizes: Sequence[int]
-) -> Iterator[PlannedStep]:
+def planned_steps(phases: Sequence[Phase], sparsifier: Sparsifier, batch_sizes: Sequence[int]) -> Iterator[PlannedStep]:
     """Yield all steps of all phases; ``batch_sizes``: those of an epoch, in order.
 
-    ``active``: the first active weights of each layer in scope, of ``maskable`` in all. If weights move between layers
-    or the density falls, each layer is assumed to keep its share; else the numbers are exact.
+    ``sparsifier``: before the first step. If weights move between layers or the density falls, each layer is assumed to
+    keep its share; else the numbers are exact.
     """
-    at_first, density, step = dict(active), sum(active.values()) / maskable, 0
+    active: Mapping[str, int] = sparsifier.topology.active_by_layer
+    at_first, density, step = dict(active), sparsifier.density, 0
+
+    def after(action: Action | None) -> None:
+        """Go on with what an action leaves."""
+        nonlocal active, at_first, density
+        left = active if action is None else action.leaves(active, sparsifier)
+        if left != active:
+            active, at_first, density = left, dict(left), sum(left.values()) / sparsifier.topology.size
+
     for phase in phases:
+        after(phase.begin)
         update = phase.update
         for phase_step in range(1, phase.steps + 1):
             epoch, i = divmod(step, len(batch_sizes))
@@ -50,3 +59,4 @@ def planned_steps(
                         at_first if share >= 1 else {name: max(1, round(share * n)) for name, n in at_first.items()}
                     )
             step += 1
+        after(phase.end)

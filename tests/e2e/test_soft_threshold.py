@@ -158,7 +158,7 @@ def test_convolutions_attention_and_corrected_gradients(model, more):
     ):
         assert not torch.any(layer.weight[~edges])
         assert torch.equal(mask, weight != 0), layer.name
-    assert 0 < sparsifier.topology.active < sparsifier.edges
+    assert 0 < sparsifier.density < sparsifier.edge_density
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -251,5 +251,5 @@ def test_the_default_prunes_on_the_default_schedule():
     ((_, config),) = compose_cells(CONF, ["sparsity=str", "hardware.threads=1", "tracking=none"], multirun=False)
     training = build(complete(config)).training
     training.run(NoObserver(), StopFlag())
-    assert training.sparsifier.density < 0.26 < training.sparsifier.edges / training.sparsifier.topology.size
+    assert training.sparsifier.density < 0.26 < training.sparsifier.edge_density
     assert training.counters.val_accuracy > 0.95

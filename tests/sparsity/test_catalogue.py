@@ -65,6 +65,8 @@ def composed(method, model, options):
     ((_, config),) = compose_cells(CONF, overrides, multirun=False)
     if config.sparsity.update.every is not None:
         config.sparsity.update.every = 2
+    if config.sparsity.reparametrize.name != "none":
+        config.sparsity.reparametrize.every = 2
     assert check(config) == []
     config = complete(config)
     check_feasible(config)
@@ -91,7 +93,11 @@ class Witness(NoObserver):
         for report, mask, pattern in zip(layers, topology.masks, topology.patterns, strict=True):
             assert report.active >= 1
             assert report.active == report.size or pattern.allows(mask)
-        if update.redistribute is not None:
+        if (learned := self.training.sparsifier.learned) is not None:
+            edges = self.training.sparsifier.weights.masks
+            assert not any((mask & ~edge).any() for mask, edge in zip(topology.masks, edges, strict=True))
+            assert learned.freezes_rest is False or [report.active for report in layers] == self.first
+        elif update.redistribute is not None:
             assert sum(report.active for report in layers) == sum(self.first)
         elif update.density_curve is not None:
             assert topology.active == round(update.density_curve(step) * topology.size)
@@ -109,6 +115,11 @@ def ablates(pattern):
 
 def assert_inactive_is_zero(training):
     sparsifier = training.sparsifier
+    if sparsifier.learned is not None:
+        sparsifier.verify()
+        for parameter, edges in zip(sparsifier.weights.parameters, sparsifier.weights.masks, strict=True):
+            assert not any(state[~edges].any() for state in (parameter, *states_of(training.optimizer, parameter)))
+        return
     for layer, mask in zip(sparsifier.topology.layers, sparsifier.topology.masks, strict=True):
         assert torch.count_nonzero(layer.weight[~mask]) == 0, layer.name
         for state in states_of(training.optimizer, layer.weight):
@@ -148,14 +159,15 @@ def keeps_its_promises(method, model, optimizer, tmp_path, options=()):
     assert optimizer == "adamw" or config.schedule.optimizer.nesterov
     whole = trained(config)
     dynamic = config.sparsity.update.every is not None
-    assert whole.training.sparsifier.updates == (2 if dynamic else 0) == whole.updates
+    counted = whole.training.sparsifier.learned is not None  # every other step, the last one included
+    assert whole.training.sparsifier.updates == (3 if counted else 2 if dynamic else 0) == whole.updates
     begun = trained(config, stop_after=3)
     Checkpoints(tmp_path).save(*begun.saved)
     resumed = trained(config, state=Checkpoints(tmp_path).load_newest())
     assert same(resumed.training.state_dict(), whole.training.state_dict())
     (step, state), final = begun.saved, whole.training.state_dict()
     assert step == 3
-    assert not same(state["model"], final["model"])  # what is compared does change
+    assert not same(trained_of(state), trained_of(final))  # what is compared does change
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -174,7 +186,13 @@ def test_every_method_takes_a_corrected_gradient(method, tmp_path):
     if method in ("dense", "static", "random_pruning", "set", "set_itop"):  # neither dense gradients nor probing
         assert figures["train/compute_epochs"] == pytest.approx(3 + 10 / 3)
     plain = composed(method, "lenet_300_100", options[-1:])
-    assert not same(trained(plain).training.model.state_dict(), whole.training.model.state_dict())
+    states = [trained_of(witness.training.state_dict()) for witness in (trained(plain), whole)]
+    assert not same(*states)
+
+
+def trained_of(state):
+    """Return what training changes: weights, and what they are computed from."""
+    return [state["model"], state["sparsifier"].get("learned", {})]
 
 
 def test_the_final_density_is_that_of_the_config():

@@ -47,18 +47,16 @@ class EdgePopup(Reparametrization):
         """Active / maskable weights, as asked for."""
         return self._density
 
+    def counts_at(self, density: float) -> dict[str, int]:
+        """Return how many weights of each layer would be active; ValueError if there are not as many edges."""
+        layers = self._edges.layers
+        counts = active_counts(density, [layer.size for layer in layers], self._most)
+        return dict(zip([layer.name for layer in layers], counts, strict=True))
+
     def set_density(self, density: float) -> None:
         """Let another share of the weights be active; scores stay. ValueError if there are not as many edges."""
-        sizes = [layer.size for layer in self._edges.layers]
-        total = round(density * sum(sizes))
-        if total > sum(self._most):
-            raise ValueError(
-                f"density={density}: would be {total:,} active weights, but the masks that they are chosen from have "
-                f"{sum(self._most):,} of {sum(sizes):,} (a density of {sum(self._most) / sum(sizes):.6g}): choose a "
-                "smaller one, or denser masks"
-            )
+        self._counts = [*self.counts_at(density).values()]
         self._density = density
-        self._counts = level_counts(total, sizes, self._most)
         self.refresh()
 
     @torch.no_grad()
@@ -84,6 +82,25 @@ class EdgePopup(Reparametrization):
         for layer, popup in zip(self._edges.layers, self._layers, strict=True):
             popup.scores.copy_(state["scores"][layer.name])
         self.set_density(state["density"])
+
+
+def active_counts(density: float, sizes: Sequence[int], edges: Sequence[int]) -> list[int]:
+    """Return how many weights of each layer are active: ``round(density * weights)`` of all, at least one in each.
+
+    ``sizes``: all weights of each layer; ``edges``: those that can be active. ValueError if there are not as many.
+    """
+    total, most = round(density * sum(sizes)), sum(edges)
+    if total > most:
+        raise ValueError(
+            f"density={density}: would be {total:,} active weights, but the masks that they are chosen from have "
+            f"{most:,} of {sum(sizes):,} (a density of {most / sum(sizes):.6g}): choose a smaller one, or denser masks"
+        )
+    if total < len(sizes):
+        raise ValueError(
+            f"density={density}: would be {total:,} active weights for {len(sizes)} layers, of which each keeps at "
+            "least one: choose a larger one"
+        )
+    return level_counts(total, sizes, edges)
 
 
 class _Popup(nn.Module):

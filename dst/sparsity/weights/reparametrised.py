@@ -14,7 +14,10 @@ from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
 from dst.sparsity.weights.held import all_finite, begin_state, check_trained, hold
 
-_LEARNED = "the masks are learned: nothing else can set them"
+LEARNED = "the masks are learned: nothing else can set them"
+"""Why masks cannot be set."""
+
+_OUTCOME = "the density of these masks is an outcome of training: nothing else can set it"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class Reparametrization(ABC):
 
     def refresh(self) -> None:  # noqa: B027 - most have nothing to do
         """Bring what follows from the trained tensors up to date, after they have changed."""
+
+    def counts_at(self, density: float) -> dict[str, int]:
+        """Return how many weights of each layer would be active at a density, by name; RuntimeError if it is fixed."""
+        raise RuntimeError(_OUTCOME)
+
+    def set_density(self, density: float) -> None:
+        """Let another share of the weights be active, of the trained tensors as they are; errors as ``counts_at``."""
+        raise RuntimeError(_OUTCOME)
 
     @abstractmethod
     def active(self) -> list[Tensor]:
@@ -96,10 +107,12 @@ class Reparametrised:
             parameter.requires_grad_(False)
         self._mask()
         self._hooks = []
+        self._orders = {id(place.module): [*place.module._parameters] for la in self._layers for place in la.places}
+        """The names of a module's own parameters, in order, by its id."""
         for layer, mask, computes in zip(self._layers, self.masks, how.parametrizations, strict=True):
             for place in layer.places:
                 parametrize.register_parametrization(place.module, place.attribute, computes)
-                self._hooks += _plain_state(place.module, place.attribute, mask)
+                self._hooks += _plain_state(place.module, place.attribute, mask, self._orders[id(place.module)])
 
     # -- what is held --------------------------------------------------------------------------------------------------
 
@@ -187,13 +200,13 @@ class Reparametrised:
 
     def clear(self, masks: Mapping[int, Tensor]) -> None:
         """Raise RuntimeError: masks are learned."""
-        raise RuntimeError(_LEARNED)
+        raise RuntimeError(LEARNED)
 
     def set_masks(
         self, masks: Sequence[Tensor], active: Sequence[int], *, values: Sequence[Tensor] = (), are_born: bool = True
     ) -> None:
         """Raise RuntimeError: masks are learned."""
-        raise RuntimeError(_LEARNED)
+        raise RuntimeError(LEARNED)
 
     @torch.no_grad()
     def check_zeros(self, masks: Sequence[Tensor]) -> None:
@@ -246,9 +259,12 @@ class Reparametrised:
         """Leave plain weights, zero where they are not active, which something else may hold or train."""
         for hook in self._hooks:
             hook.remove()
-        for layer in self._layers:
+        plain = self.weights  # all of them first: a layer may compute its weight in several places
+        for layer, weight in zip(self._layers, plain, strict=True):
             for place in layer.places:
-                parametrize.remove_parametrizations(place.module, place.attribute)
+                _remove(place.module, place.attribute, self._orders[id(place.module)])
+            with torch.no_grad():
+                layer.weight.copy_(weight)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._let_go()
@@ -264,21 +280,52 @@ def _computes(module: nn.Module, attribute: str, computes: nn.Module) -> bool:
     return len(found) == 1 and found[0] is computes
 
 
-def _plain_state(module: nn.Module, attribute: str, mask: Tensor) -> list[Any]:
-    """Let the state of a module hold the weight that is computed, under its own name; return the hooks that do."""
+def _remove(module: nn.Module, attribute: str, order: Sequence[str]) -> None:
+    """Let a module have as a parameter again what its weight is computed from, at its place in the ``order``."""
+    # Copies of the module are of the same class, from which torch would remove the weight.
+    own = type(module)
+    module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    there = dict(module._parameters)
+    module._parameters.clear()
+    module._parameters.update({name: there[name] for name in order if name in there} | there)
+
+
+def _plain_state(module: nn.Module, attribute: str, mask: Tensor, order: Sequence[str]) -> list[Any]:
+    """Let the state of a module hold the weight that is computed, under its own name; return the hooks that do.
+
+    ``order``: the names of the module's parameters as they were.
+    """
     inside = f"parametrizations.{attribute}."
+    before = {*order[: order.index(attribute) + 1]}
 
     def save(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         for key in [key for key in state if key.startswith(prefix + inside)]:
             del state[key]
         with torch.no_grad():
             state[prefix + attribute] = getattr(module, attribute).detach()
+        for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in before]:
+            state[key] = state.pop(key)  # in the order of a plain state
 
-    def load(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        plain = state.pop(prefix + attribute, None)
-        if plain is None:
-            return
-        state[f"{prefix}{inside}original"] = plain * mask.to(plain.device) if plain.shape == mask.shape else plain
+    def load(
+        module: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        _: Any,
+        __: bool,
+        missing: list[str],
+        ___: list[str],
+        errors: list[str],
+    ) -> None:
+        key, original = prefix + attribute, f"{prefix}{inside}original"
+        plain = state.pop(key, None)
+        if plain is None and original not in state:
+            missing.append(key)
+        elif plain is not None and plain.shape != mask.shape:
+            errors.append(f"size mismatch for {key}: it is {tuple(plain.shape)} there, and {tuple(mask.shape)} here")
+        elif plain is not None:
+            state[original] = plain * mask.to(plain.device)
+        # What it is computed from beside is no part of a plain state, and stays.
         own = module.parametrizations[attribute].state_dict()  # type: ignore[index, union-attr]
         for name, value in own.items():
             state.setdefault(f"{prefix}{inside}{name}", value)
