@@ -64,6 +64,11 @@ def check_learning(config: Config) -> Iterator[str]:
         return
     moving = _chosen(config, "drop", "grow", "redistribute", "drop_fraction", "density_schedule")
     yield from learning_problems(_part(config, "reparametrize"), moving)
+    if config.schedule.select == "best_val" and "outcome" in _marks(config, "reparametrize"):
+        yield (
+            f"schedule.select=best_val: with {_named(config, 'reparametrize')} networks become sparser as they train, "
+            "so that an early one, denser than the last, may be the best; use schedule.select=last"
+        )
     target = nominal_density(config)
     if target is not None and config.sparsity.density is not None and config.sparsity.repair.flow != "add":
         found = target_problems(target, config.sparsity.density)

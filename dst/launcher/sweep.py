@@ -18,6 +18,7 @@ from dst.records.label import LABEL
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
 from dst.records.store import RecordError
+from dst.registry import NONE
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
 from dst.run.cell import cells as cells_of
@@ -148,25 +149,27 @@ def _raise(problems: Sequence[tuple[str, str]], cells: int) -> None:
         raise ConfigError(list(dict.fromkeys(told)))
 
 
-_ALWAYS_FEASIBLE = frozenset(
+_ALWAYS_FEASIBLE = frozenset({"seed", "schedule.label_smoothing"})
+_RATES = frozenset(
     {
-        "seed",
-        "schedule.label_smoothing",
         *(f"schedule.lr.{name}" for name in ("name", "peak", "floor", "milestones", "gamma")),
         *(f"schedule.optimizer.{item.name}" for item in fields(Optimizer)),
     }
 )
-"""Keys whose valid values cannot decide whether data, model and method fit together."""
+"""Keys whose valid values cannot decide whether data, model and method fit together; rates, unless masks are learned.
+"""
 
 
 def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> None:
-    """Raise ConfigError if data, model and method of any cell do not fit together.
+    """Raise ConfigError if data, model and method of any cell do not fit together; print warnings.
 
     ``named``: cells with their names; ``elsewhere``: they will run on another machine.
     """
     alike: dict[str, list[tuple[str, Config]]] = defaultdict(list)
     for name, cell in named:
-        alike[repr({key: value for key, value in cell.identity.items() if key not in _ALWAYS_FEASIBLE})].append(
+        learns = cell.building.sparsity.reparametrize.name != NONE
+        same = _ALWAYS_FEASIBLE if learns else _ALWAYS_FEASIBLE | _RATES
+        alike[repr({key: value for key, value in cell.identity.items() if key not in same})].append(
             (name, cell.building)
         )
     if not alike:
@@ -175,10 +178,11 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
 
     problems = []
     for (name, config), *others in alike.values():
+        which = f"{name}, and {len(others)} like it" if others else name
         try:
-            feasible.check(config, elsewhere=elsewhere)
+            for text in feasible.check(config, elsewhere=elsewhere):
+                print(f"warning: [{which}] {text}" if len(alike) > 1 else f"warning: {text}", file=sys.stderr)
         except ConfigError as error:
-            which = f"{name}, and {len(others)} like it" if others else name
             problems += [(which, text) for text in error.problems]
     _raise(problems, len(alike))
 

@@ -172,7 +172,7 @@ class _Attempt:
 
     def on_layers(self, step: int, layers: "list[LayerReport]") -> None:
         """Log the counts of every layer."""
-        self.record.log_layers(step=step, attempt=self.attempt, rows=[vars(report) for report in layers])
+        self.record.log_layers(step=step, attempt=self.attempt, rows=[report.row for report in layers])
         for layer, warning in self.training.sparsifier.topology.bottlenecks().items():
             if layer not in self._bottlenecks:
                 self._bottlenecks.add(layer)

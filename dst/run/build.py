@@ -1,7 +1,7 @@
 """From a config to the objects of a run; the only module that knows every factory."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from typing import Any
@@ -29,14 +29,15 @@ from dst.procedures.method import Length, Method
 from dst.run.sources import CHECKPOINTS, checkpoint, goes_on, stored, with_checkpoints
 from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
-from dst.sparsity.initial_masks import FirstParts
+from dst.sparsity.initial_masks import FirstParts, Start, first_masks
+from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
 from dst.sparsity.weights.reparametrised import Edges, Reparametrization
 from dst.training.batch_norm import batch_norms
 from dst.training.clipping import Clipping
 from dst.training.correction import Correction, NoCorrection, Situation
-from dst.training.decay import parameter_groups
+from dst.training.decay import left_by_decay, parameter_groups
 from dst.training.determinism import configure, seed_torch
 from dst.training.distributed import ALONE, Processes
 from dst.training.gradients import Gradients, Passes
@@ -375,7 +376,7 @@ def final_density(config: Config) -> float | None:
 def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe: Probe) -> Sparsifier:
     """Return what keeps the network sparse, its first masks drawn; an optimizer is still to be attached."""
     with in_config_terms(
-        *(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "repair", "drop"))
+        *(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "repair", "drop")),
     ):
         return Sparsifier(
             model,
@@ -401,6 +402,31 @@ def _learn(config: Config) -> Callable[[Edges], Reparametrization] | None:
         return made
 
     return None if make is None else learn
+
+
+def learned_masks(config: Config, dataset: Dataset) -> Reparametrization | None:
+    """Return how masks are learned, as at the first step, of a network drawn on the CPU for this; None if they are not.
+
+    Without a look at data: if first masks need one, or are repaired, all weights stand for those within the masks.
+    """
+    if (learn := _learn(config)) is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        model = _initialised(replace(config, hardware=replace(config.hardware, device="cpu")), dataset)
+    layers, parts = make_scope(config).layers(model), first_parts(config)
+    looks = marks_of(parts.distribution) | marks_of(parts.init)
+    if parts.repair.asked or looks & {"data", "ranks"}:
+        masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
+    else:
+        masks = first_masks(Start(layers, parts.patterns(layers), config.seed), parts, initial_density(config))
+    return learn(Edges(layers, masks, config.seed))
+
+
+def decay_alone(config: Config, phases: Sequence[Phase]) -> Callable[[float], float] | None:
+    """Return what weight decay alone leaves of a parameter over all phases; None if the optimizer does not say."""
+    optimizer = bound_options(config, "schedule.optimizer")
+    rates = [phase.lr(step) for phase in phases for step in range(phase.steps)]
+    return left_by_decay(marks(config, "schedule.optimizer"), rates, optimizer.get("momentum", 0.0))
 
 
 def _settings(config: Config) -> Settings:

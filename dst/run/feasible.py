@@ -19,8 +19,10 @@ from dst.metrics.flops import forward_flops
 from dst.options import refuse
 from dst.run.build import (
     by_first_masks,
+    decay_alone,
     first_parts,
     initial_density,
+    learned_masks,
     learning_rate,
     load_dataset,
     make_loaders,
@@ -31,7 +33,7 @@ from dst.run.build import (
     total_steps,
 )
 from dst.run.sources import goes_on, stored, unfinished
-from dst.run.terms import in_config_terms
+from dst.run.terms import in_config_terms, translated
 from dst.sparsity.allocation import allocate
 from dst.sparsity.distribution import uniform
 from dst.sparsity.initial_masks import check_layout, check_room, check_sharing, first_counts
@@ -45,23 +47,28 @@ from dst.training.options import snapshot_problems
 from dst.training.phase import Phase
 
 
-def check(config: Config, *, elsewhere: bool = False) -> None:
-    """Raise ConfigError, with all problems, if data, model and method do not fit together.
+def check(config: Config, *, elsewhere: bool = False) -> list[str]:
+    """Raise ConfigError, with all problems, if data, model and method do not fit together; return warnings.
 
-    Before anything is built or recorded. It needs the data, but neither time nor memory for the model, and touches no
-    device: those who submit sit on machines without one. ``elsewhere``: another machine will carry the run out, so its
+    Before anything is built or recorded. It needs the data, but neither time nor memory for the model, unless weights
+    have to be drawn to see what may be learned of them; and it touches no device: those who submit sit on machines
+    without one. ``elsewhere``: another machine will carry the run out, so its
     device is not looked for here. Nor is data that is not here, if ``data.digest`` identifies it: then a note says that
     this was not checked.
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
     problems: list[str] = []
+    warnings: list[str] = []
     with _collected(problems):
         dataset = _dataset(config, elsewhere=elsewhere)
         if dataset is not None:
             _check_on(config, dataset, problems)
+            if not problems and "outcome" in marks(config, "sparsity.reparametrize"):
+                warnings += _outlook(config, dataset)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    return warnings
 
 
 def _dataset(config: Config, *, elsewhere: bool) -> Dataset | None:
@@ -225,6 +232,19 @@ def _part_sizes(config: Config, samples: int) -> set[int]:
             share = torch.empty(len(Shard(rank, world).of(range(batch))))
             sizes |= {len(part) for part in accumulation_parts(share, accumulate, world)}
     return sizes
+
+
+def _outlook(config: Config, dataset: Dataset) -> Iterator[str]:
+    """Yield a warning if training will hardly change what is active; ConfigError if it cannot even begin."""
+    if config.sparsity.repair.orthogonal:  # it changes weights, in minutes: what they will be is not known here
+        return
+    learned = learned_masks(config, dataset)
+    steps_per_epoch = len(make_loaders(config, dataset, "cpu").train)
+    with torch.device("meta"):
+        model = make_model(config, dataset)
+    left = decay_alone(config, make_phases(config, steps_per_epoch, model))
+    if learned and left and (warning := learned.warning(left)) is not None:
+        yield translated(warning, "sparsity.reparametrize")
 
 
 def _check_levels(config: Config, layers: list[Layer], problems: list[str]) -> None:

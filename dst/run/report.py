@@ -34,13 +34,18 @@ def layer_table(
 ) -> str:
     """Return one line for each layer and their total: size, active weights, density, Rs; then what is ``outside``.
 
-    ``is_frozen``: what is outside is not trained.
+    ``is_frozen``: what is outside is not trained. Where layers have thresholds, these are the last column.
     """
     told = "frozen" if is_frozen else "dense"
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
+    thresholds = [f"{report.threshold:.3g}" for report in layers if report.threshold is not None]
     totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
     dense = [[f"outside the scope: {name}", f"{size:,}", told, "", ""] for name, size in (outside or {}).items()]
-    return table(("layer", "weights", "active", "density", "Rs"), [*rows, _layer_row("all", *totals), *dense])
+    header, lines = ["layer", "weights", "active", "density", "Rs"], [*rows, _layer_row("all", *totals), *dense]
+    if thresholds:
+        header.append("threshold")
+        lines = [[*line, (thresholds[i : i + 1] or [""])[0]] for i, line in enumerate(lines)]
+    return table(header, lines)
 
 
 def outside_line(outside: Mapping[str, int], *, is_frozen: bool = False) -> str:

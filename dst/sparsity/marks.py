@@ -24,6 +24,8 @@ Mark = Literal[
     "cycles",
     "levels",
     "ages",
+    "coupled",
+    "decoupled",
     "target",
     "outcome",
     "anneals",
@@ -41,8 +43,10 @@ gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself. ``levels``: a procedure that prunes
 level by level to a density of its own, how often being up to the first masks. ``ages``: an optimizer that corrects
-moments by their age, as Adam's. ``target``: learned masks whose density is an option of their own. ``outcome``: learned
-masks whose density is an outcome of training. ``anneals``: a procedure that sets the density of learned masks.
+moments by their age, as Adam's. ``coupled``: one whose weight decay is a part of the gradient, which momentum carries
+on; ``decoupled``: one that takes the rate times the decay off a weight at each step. ``target``: learned masks whose
+density is an option of their own. ``outcome``: learned masks whose density is an outcome of training. ``anneals``: a
+procedure that sets the density of learned masks.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Annotated, Any
 
@@ -497,8 +497,19 @@ class Sparsifier:
 
     @property
     def layers(self) -> list[LayerReport]:
-        """Counts of every layer after the last update, in model order."""
-        return self.topology.reports
+        """Counts of every layer after the last update, in model order; where thresholds are trained, these as well."""
+        thresholds = self.thresholds
+        if not thresholds:
+            return self.topology.reports
+        return [
+            replace(report, threshold=threshold)
+            for report, threshold in zip(self.topology.reports, thresholds, strict=True)
+        ]
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The present threshold of each layer, where they are trained; waits for the device then."""
+        return (self.learned.thresholds or []) if self.learned else []
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,10 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Exact counts of one layer after an update (or at the start, when nothing was dropped or grown)."""
+    """Exact counts of one layer after an update (or at the start, when nothing was dropped or grown).
+
+    ``threshold``: the magnitude that prunes its weights, where one is trained.
+    """
 
     layer: str
     size: int
@@ -26,6 +29,12 @@ class LayerReport:
     explored: int
     dropped: int = 0
     grown: int = 0
+    threshold: float | None = None
+
+    @property
+    def row(self) -> dict[str, str | int | float]:
+        """The report as it goes on record: what a method does not have is left out."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Topology:

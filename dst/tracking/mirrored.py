@@ -165,11 +165,12 @@ def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
 def layer_table(folder: Path) -> tuple[list[str | int], list[Iterable[Any]]]:
     """Return columns and rows of the table of layers: the last counts of each layer."""
     latest = {row["layer"]: row for row in read_layers(folder)}
+    own = ["threshold"] if any("threshold" in row for row in latest.values()) else []
     rows: list[Iterable[Any]] = [
-        [row["layer"], row["size"], row["active"], row["active"] / row["size"], row["explored"]]
+        [row["layer"], row["size"], row["active"], row["active"] / row["size"], row["explored"], *map(row.get, own)]
         for row in latest.values()
     ]
-    return ["layer", "size", "active", "density", "explored"], rows
+    return ["layer", "size", "active", "density", "explored", *own], rows
 
 
 def state(folder: Path) -> State:

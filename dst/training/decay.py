@@ -1,8 +1,10 @@
-"""The parameters that weight decay acts on."""
+"""The parameters that weight decay acts on, and what it alone makes of one."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,3 +40,22 @@ def parameter_groups(
     decaying = [parameter for key, parameter in chosen.items() if key in among]
     rest = [parameter for parameter in trained if id(parameter) not in chosen]
     return [{"params": decaying}, {"params": rest, "weight_decay": 0.0}, *own]
+
+
+def left_by_decay(
+    optimizer: Iterable[str], rates: Sequence[float], momentum: float = 0.0
+) -> Callable[[float], float] | None:
+    """Return the share of a parameter that weight decay alone leaves over a training, as a function of the decay.
+
+    ``optimizer``: its marks, which say how it decays; None is returned for one of unknown ways. ``rates``: the learning
+    rate of each step. ``momentum``: it carries a coupled decay on, Nesterov's too, for ``1 / (1 - momentum)`` steps in
+    all. The share is exact where rates change slowly against that, and where a step takes little of the parameter.
+    """
+    marks = frozenset(optimizer)
+    steps = torch.tensor(rates, dtype=torch.float64)
+    if "coupled" in marks:
+        reach = float(steps.sum()) / (1 - momentum)
+        return lambda decay: math.exp(-decay * reach)
+    if "decoupled" in marks:
+        return lambda decay: float((1 - steps * decay).clamp(min=0).log().sum().exp())
+    return None

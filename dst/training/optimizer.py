@@ -11,6 +11,7 @@ from dst.sparsity.marks import marked
 WeightDecay = Annotated[float, Range(0), "the coefficient of weight decay"]
 
 
+@marked("coupled")
 @checked
 def sgd(
     groups: list[dict[str, Any]],
@@ -24,7 +25,7 @@ def sgd(
     return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
 
 
-@marked("ages")
+@marked("ages", "decoupled")
 @checked
 def adamw(
     groups: list[dict[str, Any]],

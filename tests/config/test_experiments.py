@@ -340,6 +340,17 @@ PUBLISHED = {
         **{"sparsity.density": 0.5, "sparsity.distribution.name": "uniform", "sparsity.init.name": "random"},
         **{"sparsity.reparametrize.name": "edge_popup", "sparsity.reparametrize.density": 0.2},
     },
+    "random_pruning/str": {
+        **{**ONE_RUN, **SGD, **FIXED, "model.name": "resnet18", "model.init": "kaiming_normal", "seed": 1},
+        **{"data.name": "cifar10", "data.val_fraction": 0, "data.augment.crop_padding": 4, "data.augment.flip": True},
+        **{"data.augment.padding_mode": "zeros", "schedule.epochs": 100, "schedule.batch_size": 256},
+        **{"schedule.lr.name": "cosine", "schedule.lr.peak": 0.1, "schedule.lr.floor": 0},
+        **{"schedule.lr.warmup_epochs": 5, "schedule.lr.gamma": None, "schedule.label_smoothing": 0.1},
+        **{"schedule.optimizer.nesterov": False, "schedule.optimizer.weight_decay": 1e-3},
+        **{"schedule.optimizer.decay": "all", "sparsity.density": 0.3, "sparsity.distribution.name": "balanced"},
+        **{"sparsity.reparametrize.name": "soft_threshold", "sparsity.reparametrize.threshold_init": -200},
+        **{"sparsity.reparametrize.threshold_decay": 1e-3, "sparsity.update.every": None},
+    },
 }
 """What the published commands are meant to do, by key of the complete config."""
 

@@ -1,7 +1,7 @@
 """Weights that are computed from others at each forward pass, so that which of them are active is learned."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,14 @@ class Reparametrization(ABC):
     @property
     def thresholds(self) -> list[float] | None:
         """The magnitude that a weight of each layer has to exceed; None where that is not the rule."""
+        return None
+
+    def warning(self, left: Callable[[float], float]) -> str | None:
+        """Return why training will hardly change what is active, and what would; None if it may.
+
+        ``left``: from a weight decay to the share of a parameter that it leaves over the training, if nothing else
+        moves the parameter. Looks at the weights as they are now; waits for the device.
+        """
         return None
 
     @abstractmethod
