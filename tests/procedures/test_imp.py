@@ -153,7 +153,7 @@ WRONG = {
     "not none",
     f"{IMP} sparsity=gmp": "sparsity.density_schedule.name=cubic does not go with procedure.name=imp: both say how",
     f"{IMP} sparsity=granet": "sparsity.density_schedule.name=cubic does not go with procedure.name=imp: both say how",
-    f"{IMP} sparsity=granet procedure.keep=1": "sparsity.density_schedule.name=cubic does not go with procedure.name=imp",
+    f"{IMP} sparsity=granet procedure.keep=1": "sparsity.density_schedule.name=cubic does not go with procedure",
     f"{IMP} sparsity=nm_rigl": "sparsity.pattern.name=n_m does not go with procedure.name=imp, since a layer keeps",
     f"{IMP} schedule.lr.warmup_epochs=2": "schedule.lr.warmup_epochs=2.0 must be less than the 2 epochs of a level",
     f"{IMP} schedule.epochs=1 schedule.lr.warmup_epochs=1": "must be less than the 1 epochs of training",
