@@ -91,12 +91,10 @@ def level_epochs(config: Config) -> int | None:
 def _check_levels(config: Config) -> Iterator[str]:
     """Yield what does not go with levels of pruning: ramps, patterns, epochs to go back to that are never trained."""
     sparsity, options, name = config.sparsity, bound_options(config, "procedure"), config.procedure.name
-    declared = registry.options(SLOTS["procedure"], name, options)
-    if any(problems(declared, options)):  # other checks report them
-        return
-    yield from rewind_problems(options["rewind"], options["rewind_epoch"], options["level_epochs"], _key)
-    if sparsity.density is not None:
-        yield from start_problems(sparsity.density, options["density"], _key)
+    if not any(problems(registry.options(SLOTS["procedure"], name, options), options)):  # other checks report them
+        yield from rewind_problems(options["rewind"], options["rewind_epoch"], options["level_epochs"], _key)
+        if sparsity.density is not None:
+            yield from start_problems(sparsity.density, options["density"], _key)
     if (ramp := sparsity.density_schedule.name) != registry.NONE:
         yield (
             f"sparsity.density_schedule.name={ramp} does not go with procedure.name={name}: both say how the density "

@@ -163,8 +163,8 @@ def levels_problems(active: int, maskable: int, density: float, keep: float, cal
 
 def rewind_problems(rewind: str, rewind_epoch: int | None, level_epochs: int, called: Names = str) -> Iterator[str]:
     """Yield that weights would go back to an epoch that the first level does not come to, or to none that is named."""
-    told, least = f"{called('level_epochs')}={level_epochs}", level_epochs > 1
-    mend = f"choose one from 1 to {level_epochs - 1}, or longer levels" if least else "let levels be longer"
+    told, most = f"{called('level_epochs')}={level_epochs}", level_epochs - 1
+    mend = f"choose {'1' if most == 1 else f'1 to {most}'}, or longer levels" if most else "let levels be longer"
     if rewind == "epoch" and rewind_epoch is None:
         yield f"{called('rewind_epoch')} is missing: {called('rewind')}=epoch needs it; with {told} {mend}"
     elif rewind == "epoch" and rewind_epoch is not None and rewind_epoch >= level_epochs:

@@ -146,13 +146,14 @@ WRONG = {
     f"{IMP} procedure.keep=0": "procedure.keep=0.0: must be in (0, 1)",
     f"{IMP} procedure.level_epochs=0": "procedure.level_epochs=0: must be >= 1",
     f"{IMP} procedure.rewind=epoch": "procedure.rewind_epoch is missing: procedure.rewind=epoch needs it; with "
-    "procedure.level_epochs=2 choose one from 1 to 1",
+    "procedure.level_epochs=2 choose 1, or longer levels",
     f"{IMP} procedure.rewind=epoch procedure.rewind_epoch=2": "procedure.rewind_epoch=2: would rewind to an epoch that "
     "was never trained before the end of the first level, which has procedure.level_epochs=2",
     f"{IMP} procedure.rewind=none procedure.rewind_epoch=1": "procedure.rewind_epoch=1: needs procedure.rewind=epoch, "
     "not none",
     f"{IMP} sparsity=gmp": "sparsity.density_schedule.name=cubic does not go with procedure.name=imp: both say how",
     f"{IMP} sparsity=granet": "sparsity.density_schedule.name=cubic does not go with procedure.name=imp: both say how",
+    f"{IMP} sparsity=granet procedure.keep=1": "sparsity.density_schedule.name=cubic does not go with procedure",
     f"{IMP} sparsity=nm_rigl": "sparsity.pattern.name=n_m does not go with procedure.name=imp, since a layer keeps",
     f"{IMP} schedule.lr.warmup_epochs=2": "schedule.lr.warmup_epochs=2.0 must be less than the 2 epochs of a level",
     f"{IMP} schedule.epochs=1 schedule.lr.warmup_epochs=1": "must be less than the 1 epochs of training",
