@@ -51,6 +51,8 @@ NEED_DATA = {
     "model.init=fan_in",  # whether the network has convolutions
     "model=resnet18 model.bias_scale=0",  # and biases
     "data=image_folder data.root=nowhere",  # the reader of the set says what it looked for
+    "data=tabular data.path=nowhere.csv data.target=y",
+    "data=tabular data.path=wine model=vgg_c",  # the number of features
 }
 """Refusals of the golden facts for which more than the config is looked at."""
 

@@ -310,6 +310,15 @@ PUBLISHED = {
         **{"schedule.optimizer.decay": "all", "schedule.label_smoothing": 0, "sparsity.density": 0.2},
         **{"sparsity.distribution.name": "uniform", "sparsity.init.name": "random", "sparsity.update.every": None},
     },
+    "random_pruning/tabular": {
+        **{**FIXED, "model.name": "mlp", "model.hidden": [256, 256, 256], "model.batch_norm": True},
+        **{"data.name": "tabular", "data.path": "breast_cancer", "data.val_fraction": 0, "correction.name": "none"},
+        **{"procedure.name": "imp", "procedure.density": 0.1, "procedure.level_epochs": 10, "procedure.rewind": "none"},
+        **{"procedure.criterion": "magnitude", "schedule.epochs": 20, "schedule.batch_size": 64},
+        **{"schedule.optimizer.name": "adamw", "schedule.optimizer.weight_decay": 0, "schedule.lr.name": "constant"},
+        **{"schedule.lr.peak": 0.01, "schedule.lr.warmup_epochs": 0, "sparsity.density": 0.5, "seed": 0},
+        **{"sparsity.distribution.name": "uniform", "sparsity.init.name": "random", "sparsity.update.every": None},
+    },
     "random_pruning/er_dst": {
         **{**ONE_RUN, **CIFAR, **COSINE, **UPDATES, **GRADIENT, **ramp(0.6875), "model.name": "vgg16", "seed": 1},
         **{"model.init": "default", "data.name": "cifar10", "data.val_fraction": 0.1},
@@ -359,6 +368,13 @@ PUBLISHED = {
 def test_an_experiment_has_the_published_numbers(name):
     config = complete(cell(f"+experiment={name}").config)
     assert {key: get(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_the_levels_of_the_table_are_as_many_as_the_published_ones():
+    """Four, of which the first three do not reach the last one's density."""
+    keep = cell("+experiment=random_pruning/tabular").config.procedure.keep
+    assert 0.5 * keep**4 <= 0.1 < 0.5 * keep**3
+    assert [round(0.5 * keep**level, 3) for level in (1, 2, 3)] == [0.334, 0.224, 0.150]
 
 
 def test_fractions_of_pretraining_are_those_of_the_published_epochs():
