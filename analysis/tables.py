@@ -223,8 +223,9 @@ def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the newest runs that can be read, in order of seed, and the columns that tell their experiments apart.
 
     These are ``LABELS``, ``TARGET`` and ``WRAPPERS`` that any of them has, and whatever else experiments of equal
-    labels differ in: name in a table -> column. The runs have their ``experiment`` as a column: their schema and identity without the
-    seed, as text. If runs of one experiment give its method several names, all of them have all these as their method.
+    labels differ in: name in a table -> column. The runs have their ``experiment`` as a column: their schema and
+    identity without the seed, as text. If runs of one experiment give its method several names, all of them have all
+    these as their method.
     """
     runs = recorded(newest(frame))
     wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), TARGET, *WRAPPERS, *FIGURES.values()]
