@@ -48,6 +48,7 @@ NEED_DATA = {
     "correction=agent schedule.batch_size=2000 schedule.update_every=5",  # one batch an epoch
     "sparsity=snip sparsity.distribution.batches=1000",
     "sparsity.density=0.00001",
+    "sparsity=edge_popup procedure=anneal schedule.max_steps=100",  # the number of steps
     "model.init=fan_in",  # whether the network has convolutions
     "model=resnet18 model.bias_scale=0",  # and biases
     "data=image_folder data.root=nowhere",  # the reader of the set says what it looked for

@@ -56,7 +56,7 @@ def assert_same(folder: Path, reference):
         assert found[part] == content, f"{part} differ"
 
 
-@pytest.mark.parametrize("method", ["dense", "set_itop", "rigl"])
+@pytest.mark.parametrize("method", ["dense", "set_itop", "rigl", "edge_popup"])
 def test_ten_kills_at_random_steps(method, tmp_path, references):
     steps = sorted(random.Random(method).sample(range(1, STEPS), 10))
     for step in steps:

@@ -224,7 +224,7 @@ def test_goes_with(options):
 
 # -- records -----------------------------------------------------------------------------------------------------------
 
-WHOLE = (*ANNEALED, "checkpoint.every_steps=5", "tracking.every_steps=6")
+WHOLE = (*ANNEALED, "checkpoint.every_steps=5", "tracking.every_steps=6", "output.keep_networks=true")
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +269,10 @@ def test_what_is_on_record(undisturbed):
     assert summary["sparsity/initial_density"] == round(annealed(0.6, 0.2, 5, 0.5)[0] * size) / size
     assert summary["model/parameters"] == size + 42
     assert [row["name"] for row in read_networks(undisturbed)] == [f"level {level}" for level in range(1, 6)]
+    kept = torch.load(undisturbed / "networks" / "level 1.pt", weights_only=True)
+    assert sorted(kept["model"]) == ["fc1.bias", "fc1.weight", "fc2.bias", "fc2.weight"]
+    for name, mask in kept["sparsifier"]["masks"].items():
+        assert not kept["model"][f"{name}.weight"][~mask].any()
     active = {row["step"]: row["sparsity/active"] for row in read_metrics(undisturbed) if "sparsity/active" in row}
     assert len(set(active.values())) == 5
     frame = catalog(undisturbed.parent)
