@@ -27,7 +27,9 @@ def edge_popup(
 def soft_threshold(
     edges: Edges,
     *,
-    threshold_init: Annotated[float, "thresholds start from the sigmoid of it: far below zero nothing is pruned"],
+    threshold_init: Annotated[
+        float, Range(-1_000_000, 1_000_000), "thresholds start from the sigmoid of it: far below zero nothing is pruned"
+    ],
     threshold_decay: Annotated[float, Range(0), "weight decay of what thresholds are the sigmoid of; raises them"],
 ) -> SoftThreshold:
     """Train a threshold for each layer, which prunes what lies below (STR, Kusupati et al. 2020)."""
