@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from dst import registry
-from dst.config.schema import Config, get, marks
+from dst.config.schema import Config, bound_options, get, marks
 from dst.options import declared, shown
 from dst.sparsity.options import (
     Part,
@@ -52,6 +52,8 @@ def learns(config: Config) -> bool:
 
 def nominal_density(config: Config) -> float | None:
     """Return the density that is asked for at the end; None where nothing asks for one: it is an outcome."""
+    if "levels" in marks(config, "procedure"):
+        return bound_options(config, "procedure")["density"]  # type: ignore[no-any-return]
     if not learns(config):
         return config.sparsity.density
     return config.sparsity.reparametrize.density if "target" in _marks(config, "reparametrize") else None

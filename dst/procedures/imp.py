@@ -52,9 +52,9 @@ def imp(
     ] = "magnitude",
     rewind: Annotated[
         str,
-        OneOf("init", "epoch", "none"),
-        "what a pruned network goes on from: the first weights, those after an epoch of the first level, or its own",
-    ] = "init",
+        OneOf("none", "init", "epoch"),
+        "what a pruned network goes on from: its own weights, the first ones, or those after an epoch of the first level",
+    ] = "none",
     rewind_epoch: Annotated[
         int | None, Range(1), Needs("rewind", "epoch"), "weights go back to those after this epoch of the first level"
     ] = None,

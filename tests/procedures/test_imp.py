@@ -127,7 +127,7 @@ def test_a_level_that_is_too_short_for_an_update_has_none():
             "rewind_epoch=1: would rewind to an epoch that was",
         ),
         ({"rewind": "epoch"}, "rewind_epoch is missing: rewind=epoch needs it"),
-        ({"rewind_epoch": 1}, "rewind_epoch=1: needs rewind=epoch, not init"),
+        ({"rewind_epoch": 1}, "rewind_epoch=1: needs rewind=epoch, not none"),
         ({"rewind": "last"}, "rewind=last: allowed: epoch, init, none"),
         ({"criterion": "magnitud"}, "did you mean 'magnitude'"),
         ({"keep": 1.0}, r"keep=1.0: must be in \(0, 1\)"),
@@ -193,7 +193,7 @@ def test_what_only_the_model_tells_is_refused_in_terms_of_the_config(options, to
 SHORT = (
     *("data.val_fraction=0.8", "schedule.batch_size=48", "hardware.threads=1", "tracking=none"),
     *("schedule.epochs=3", "schedule.update_every=4", "schedule.lr.peak=0.05", "model.hidden=[24]"),
-    *("procedure=imp", "sparsity.density=0.5", "procedure.density=0.1", "procedure.keep=0.5"),
+    *("procedure=imp", "procedure.rewind=init", "sparsity.density=0.5", "procedure.density=0.1", "procedure.keep=0.5"),
 )
 PER_EPOCH, SIZE = 6, 1776
 COUNTS = [888, 444, 222, 178]
