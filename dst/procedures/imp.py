@@ -53,7 +53,7 @@ def imp(
     rewind: Annotated[
         str,
         OneOf("none", "init", "epoch"),
-        "what a pruned network goes on from: its own weights, the first ones, or those after an epoch of the first level",
+        "a pruned network goes on from its own weights, the first ones, or those after an epoch of the first level",
     ] = "none",
     rewind_epoch: Annotated[
         int | None, Range(1), Needs("rewind", "epoch"), "weights go back to those after this epoch of the first level"

@@ -295,7 +295,7 @@ def test_complete_fills_in_what_will_be_used_and_leaves_the_original_alone():
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "sparsity=rigl_itp": "unknown sparsity: did you mean 'rigl_itop'? allowed: dense, dst, gmp",
+    "sparsity=rigl_itp": "unknown sparsity: did you mean 'rigl_itop'? allowed: dense, dst, edge_popup, gmp",
     "modle=mlp": "unknown key 'modle': did you mean 'model'?",
     "sparsity.densty=0.1": "unknown key 'sparsity.densty': did you mean 'sparsity.density'?",
     "+sparsity.new=1": "unknown key 'sparsity.new'",
