@@ -88,6 +88,7 @@ def test_members_are_the_public_functions():
             "image_folder",
             "imagenet",
             "mnist",
+            "tabular",
             "tiny_imagenet",
         ],
         "distribution": [
@@ -109,7 +110,7 @@ def test_members_are_the_public_functions():
         "lr": ["constant", "cosine", "multistep"],
         "reparametrize": ["edge_popup", "none", "soft_threshold"],
         "correction": ["agent", "none"],
-        "procedure": ["anneal", "single", "sup_tickets"],
+        "procedure": ["anneal", "imp", "single", "sup_tickets"],
     }
 
 

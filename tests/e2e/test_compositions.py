@@ -20,7 +20,8 @@ def composed(method):
 def row(method):
     sparsity = composed(method)
     density = "" if sparsity.density is None else f"{sparsity.density:g}"
-    return [density, *(slot(getattr(sparsity, name)) for name in SLOTS), update(sparsity.update)]
+    slots = (slot(getattr(sparsity, name)) for name in SLOTS)
+    return [density, *slots, update(sparsity.update), slot(sparsity.reparametrize)]
 
 
 def slot(node):
@@ -29,7 +30,8 @@ def slot(node):
         return ""
     names = sorted((item.name for item in fields(node)), key=lambda name: name == "pool")  # last, as in the files
     given = {name: getattr(node, name) for name in names}
-    options = [f"{key}={shown(value)}" for key, value in given.items() if key != "name" and value is not None]
+    told = {key: value for key, value in given.items() if key not in ("name", "every") and value is not None}
+    options = [f"{key}={shown(value)}" for key, value in told.items()]
     is_default_pool = "pool" in given and node == type(node)(name=node.name)
     return f"{node.name}({', '.join(options)})" if options and not is_default_pool else node.name
 
@@ -64,12 +66,12 @@ def test_every_cell():
 def test_columns_are_the_slots():
     text = (FOLDER / "README.md").read_text()
     (header,) = re.findall(r"^\| method \|(.*)\|$", text, flags=re.MULTILINE)
-    assert [cell.strip() for cell in header.split("|")] == ["density", *SLOTS, "update"]
+    assert [cell.strip() for cell in header.split("|")] == ["density", *SLOTS, "update", "reparametrize"]
 
 
 def test_every_member_is_mentioned():
     text = (FOLDER / "README.md").read_text()
-    missing = [name for slot in SLOTS for name in members(slot) if f"`{name}`" not in text]
+    missing = [name for slot in (*SLOTS, "reparametrize") for name in members(slot) if f"`{name}`" not in text]
     assert missing == []
 
 
