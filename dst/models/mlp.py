@@ -8,7 +8,7 @@ from typing import Annotated
 
 from torch import nn
 
-from dst.models.shape import Shape
+from dst.models.shape import Shape, require_side
 from dst.options import Each, Range, checked
 
 
@@ -25,7 +25,7 @@ def mlp(
     Its linear layers are named ``fc1``, ``fc2``, ..., its batch norms ``bn1``, ``bn2``, ... These come after the ReLU,
     as in ER's code for tables (Gadhikar et al., 2023), and change no weight that is drawn.
     """
-    return _mlp(shape, classes, hidden, batch_norm)
+    return _mlp("mlp", shape, classes, hidden, batch_norm)
 
 
 def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
@@ -33,7 +33,7 @@ def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
 
     266 610 parameters for MNIST (1x28x28, 10 classes).
     """
-    return _mlp(shape, classes, (300, 100))
+    return _mlp("lenet_300_100", shape, classes, (300, 100))
 
 
 def mlp_cifar10(shape: Shape, classes: int) -> nn.Module:
@@ -41,10 +41,12 @@ def mlp_cifar10(shape: Shape, classes: int) -> nn.Module:
 
     3 676 682 parameters for CIFAR-10 (3x32x32, 10 classes).
     """
-    return _mlp(shape, classes, (1024, 512))
+    return _mlp("mlp_cifar10", shape, classes, (1024, 512))
 
 
-def _mlp(shape: Shape, classes: int, hidden: Sequence[int], batch_norm: bool = False) -> nn.Module:
+def _mlp(name: str, shape: Shape, classes: int, hidden: Sequence[int], batch_norm: bool = False) -> nn.Module:
+    if len(shape) == 3:
+        require_side(name, shape, smallest=1)
     widths = [math.prod(shape), *hidden]
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):

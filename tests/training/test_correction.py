@@ -415,7 +415,7 @@ def test_a_forecast_knows_that_a_phase_begins_anew():
     def change(run, observer, tick):
         run.model[0].weight.data.mul_(0.5)
 
-    change.book, change.leaves = (lambda *_: None), (lambda active: active)
+    change.book, change.leaves = (lambda *_: None), (lambda active, _: active)
     for first in (4, 6):
         run = training(ALONE, correction={"every_epochs": 2}, method=STATIC)
         (phase,) = run.phases
