@@ -385,6 +385,8 @@ def test_first_masks_that_are_too_sparse_once_the_network_is_known():
         ConfigError, match=r"sparsity\.reparametrize\.density=0\.8: would be [\d,]+ active weights, but"
     ):
         composed("sparsity=edge_popup", *options, "sparsity.reparametrize.density=0.8")
+    with pytest.raises(ConfigError, match=r"^\W*sparsity\.reparametrize\.density=1e-05: would be 0 active weights for 2"):
+        composed(*SMALL, "sparsity.reparametrize.density=1e-5")
     with pytest.raises(ConfigError, match=r"schedule\.max_steps=100: would leave 0 steps for the last level"):
         composed("sparsity=edge_popup", "procedure=anneal", "schedule.max_steps=100")
 
