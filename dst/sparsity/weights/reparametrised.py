@@ -34,6 +34,8 @@ class Reparametrization(ABC):
 
     freezes_rest: bool = False
     """Whether nothing of the model is trained but ``parameters`` and ``groups``."""
+    trains_inactive: bool = False
+    """Whether every backward pass computes gradients for inactive weights too, within the first masks."""
 
     @property
     @abstractmethod
@@ -161,7 +163,7 @@ class Reparametrised:
         return self._optimizer
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Let an optimizer train them; ValueError unless it trains all of them, each by itself, ``groups`` as they say."""
+        """Let an optimizer train them; ValueError unless it trains all, each by itself, and ``groups`` as they say."""
         trained = {layer.name: [parameter] for layer, parameter in zip(self._layers, self.parameters, strict=True)}
         besides = [parameter for group in self.groups for parameter in group["params"]]
         check_trained(optimizer, {**trained, **({"thresholds": besides} if besides else {})})
