@@ -243,23 +243,24 @@ def undisturbed(tmp_path_factory):
     return run_folder(folder / "outputs")
 
 
-@pytest.mark.parametrize(
-    ("fault", "step"),
-    [
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_leaves_the_same_record(tmp_path, undisturbed):
+    """Each attempt goes on from the step that the one before had saved, until a fault of its own."""
+    saved = None
+    for fault, step in (
+        ("kill:anneal:1", None),  # in the first annealing step: there is nothing yet
         ("kill:step:8", 5),  # inside a level
-        ("kill:count:3", 5),  # at a count, after the one that begins the level
-        ("kill:network:2", 20),  # at a level's end
-        ("kill:anneal:1", None),
-        ("kill:anneal:3", 24),  # in an annealing step: the end of the level before was saved
+        ("kill:count:1", 5),  # at a count
+        ("kill:anneal:1", 12),  # in an annealing step: the end of the level before was saved
+        ("kill:network:1", 20),  # at a level's end
         ("signal:SIGTERM:24", 24),
         ("kill:test:1", 84),
-    ],
-)
-def test_a_run_that_was_killed_leaves_the_same_record(fault, step, tmp_path, undisturbed):
-    assert run(*WHOLE, cwd=tmp_path, fault=fault).code in (-9, 75)
-    result = run(*WHOLE, cwd=tmp_path)
-    assert result.code == 0, result.output
-    assert step is None or f"continuing from step {step}," in result.output
+        ("", None),
+    ):
+        result = run(*WHOLE, cwd=tmp_path, fault=fault)
+        assert result.code == {"kill": -9, "signal": 75, "": 0}[fault.partition(":")[0]], result.output
+        assert saved is None or f"continuing from step {saved}," in result.output, fault
+        saved = step
     folder = run_folder(tmp_path / "outputs")
     assert traces(folder) == traces(undisturbed)
     assert told(read_layers(folder)) == told(read_layers(undisturbed))
