@@ -120,16 +120,21 @@ class Flops:
     """The cost of passes through a network, given the number of active weights of each sparse layer.
 
     ``dense``: FLOPs of one forward of one sample per layer, from ``forward_flops``; ``sizes``: number of weights of
-    each maskable layer, by the same names (all other layers stay dense). All results are exact integers. Raises
-    ``ValueError`` for a maskable layer that ``dense`` lacks, or whose FLOPs are not a multiple of its size.
+    each maskable layer, by the same names (all other layers stay dense); ``trained``: those of each maskable layer that
+    every backward pass computes a gradient for, if that is not the active ones alone. All results are exact integers.
+    Raises ``ValueError`` for a maskable layer that ``dense`` lacks, or whose FLOPs are not a multiple of its size.
     """
 
-    def __init__(self, dense: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self, dense: Mapping[str, int], sizes: Mapping[str, int], trained: Mapping[str, int] | None = None
+    ) -> None:
         self._sizes = dict(sizes)
         self._per_weight = {name: _per_weight(name, dense, size) for name, size in sizes.items()}
         self._dense = sum(dense.values())
         self._never_sparse = sum(flops for name, flops in dense.items() if name not in sizes)
         self._last: tuple[dict[str, int], int] | None = None
+        self._of_weights = None if trained is None else self._sparse(self._checked(trained))
+        """A backward pass for the gradients of weights; None: as much as a forward pass."""
 
     @property
     def dense(self) -> int:
@@ -149,8 +154,7 @@ class Flops:
         # Called at every step, while the counts change at updates only.
         if self._last is None or self._last[0] != active:
             counts = self._checked(active)
-            flops = self._never_sparse + sum(count * self._per_weight[name] for name, count in counts.items())
-            self._last = counts, flops
+            self._last = counts, self._sparse(counts)
         return self._last[1]
 
     def dense_training(self, samples: int) -> int:
@@ -158,12 +162,16 @@ class Flops:
         return samples * (1 + _BACKWARD) * self._dense
 
     def backward(self, active: Mapping[str, int]) -> int:
-        """Return the FLOPs of one backward pass of one sample: as sparse as the forward pass."""
-        return _BACKWARD * self.test(active)
+        """Return the FLOPs of one backward pass of one sample: as sparse as the forward pass, but for ``trained``."""
+        forward = self.test(active)
+        return _BACKWARD * forward if self._of_weights is None else forward + self._of_weights
 
     def dense_gradient(self, active: Mapping[str, int]) -> int:
         """Return what a backward pass of one sample costs more if inactive weights need gradients too (RigL)."""
         return self._dense - self.test(active)
+
+    def _sparse(self, counts: Mapping[str, int]) -> int:
+        return self._never_sparse + sum(count * self._per_weight[name] for name, count in counts.items())
 
     def _checked(self, active: Mapping[str, int]) -> dict[str, int]:
         if active.keys() != self._sizes.keys():

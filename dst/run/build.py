@@ -79,7 +79,8 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     optimizer = _optimizer(config, model, sparsifier)
     sparsifier.attach(optimizer)
     _convert(model, hardware)
-    flops = Flops(dense_flops, {report.layer: report.size for report in sparsifier.layers})
+    sizes = {report.layer: report.size for report in sparsifier.layers}
+    flops = Flops(dense_flops, sizes, sparsifier.trained_by_layer)
     ledger = Ledger(flops)
     ledger.training.dense_forward(sparsifier.forward_passes)
     passes = Passes(_settings(config), Precision(hardware.precision, hardware.device), processes)

@@ -121,6 +121,9 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
             counts = _check_density(config, layers)
+        if learns(config) and not problems:
+            with _collected(problems), in_config_terms("sparsity.reparametrize"):
+                _check_target(config, layers, counts)
         if by_first_masks(config) and not problems:
             _check_levels(config, layers, problems)
             if not (problems or goes_on(config) or first_parts(config).own_counts):  # else only the masks tell
@@ -266,14 +269,17 @@ def _check_density(config: Config, layers: list[Layer]) -> list[int]:
     if sparsity.repair.flow == "move" and not parts.own_counts and "free_form" not in marks_of(parts.init):
         with in_config_terms("sparsity.repair"):
             check_enough(layers, sum(counts))
-    target = nominal_density(config) if learns(config) else None
-    if target is not None and not parts.own_counts and sparsity.repair.flow != "add":
-        with in_config_terms("sparsity.reparametrize"):
-            active_counts(target, [layer.size for layer in layers], counts)
     may_be_full = "own_counts" in marks_of(parts.init) or sparsity.density_schedule.name != registry.NONE
     if sparsity.drop.name != registry.NONE and not may_be_full:
         check_room(layers, counts)
     return counts
+
+
+def _check_target(config: Config, layers: list[Layer], counts: list[int]) -> None:
+    """Raise ValueError for a density of learned masks that first masks of these counts cannot have."""
+    target = nominal_density(config)
+    if target is not None and not first_parts(config).own_counts and config.sparsity.repair.flow != "add":
+        active_counts(target, [layer.size for layer in layers], counts)
 
 
 def _check_batches(config: Config, available: int) -> None:

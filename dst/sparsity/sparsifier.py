@@ -210,6 +210,16 @@ class Sparsifier:
         return self.learned is not None and self.learned.freezes_rest
 
     @property
+    def trained_by_layer(self) -> dict[str, int] | None:
+        """The weights of each layer that every backward pass computes a gradient for; None: the active ones alone.
+
+        Waits for the device.
+        """
+        if self.learned is None or not self.learned.trains_inactive:
+            return None
+        return dict(zip([layer.name for layer in self.topology.layers], count_true(self.weights.masks), strict=True))
+
+    @property
     def edge_density(self) -> float | None:
         """The density of the first masks where active weights are chosen from them, learned; None where they are not.
 

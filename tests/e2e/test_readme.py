@@ -30,12 +30,20 @@ def blocks(language):
 
 
 def test_the_core_trains_in_a_strangers_loop(capsys):
-    (example,) = [block for block in blocks("python") if "Sparsifier(" in block]
+    example, learned = [block for block in blocks("python") if "Sparsifier(" in block]
     names = {}
     exec(example, names)
     assert re.fullmatch(r"density 0\.200, Rs 0\.[2-9]\d\d\n", capsys.readouterr().out)
     assert names["sparsifier"].updates == 9
     assert {"masks", "explored"} <= set(names["checkpoint"]["sparsifier"])
+    exec(learned, names)
+    for _ in range(50):
+        exec("optimizer.zero_grad()\nnn.functional.cross_entropy(model(inputs), labels).backward()", names)
+        names["sparsifier"].step()
+    names["sparsifier"].count()
+    names["sparsifier"].release()
+    weights = [layer.weight for layer in names["model"] if hasattr(layer, "weight")]
+    assert sum(int(weight.count_nonzero()) for weight in weights) == names["sparsifier"].topology.active < 0.5 * 1408
 
 
 def test_the_example_with_a_grad_scaler_survives_an_overflow_at_an_update():

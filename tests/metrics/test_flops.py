@@ -387,6 +387,15 @@ def test_sparse_and_training_flops(active, samples):
     assert flops.dense_training(samples) == 3 * 647 * samples
 
 
+@given(active=counts, trained=counts)
+def test_a_backward_pass_may_be_for_the_gradients_of_more_weights_than_are_active(active, trained):
+    flops = Flops(DENSE, SIZES, trained)
+    plain = Flops(DENSE, SIZES)
+    assert flops.test(active) == plain.test(active)
+    assert flops.backward(active) == plain.test(active) + plain.test(trained)
+    assert Flops(DENSE, SIZES, active).backward(active) == plain.backward(active)
+
+
 def test_full_layers_cost_the_dense_network():
     flops = Flops(DENSE, SIZES)
     assert flops.test(SIZES) == 647

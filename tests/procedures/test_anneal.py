@@ -159,6 +159,14 @@ def test_the_forecast_is_exact():
     assert planned_ledger(single).total < planned.total
 
 
+def test_scores_of_inactive_edges_are_trained_and_that_is_counted():
+    """Forward and to the inputs through active weights, two FLOPs each; the gradients of scores are those of edges."""
+    training = build(composed(*SMALL)).training
+    sparsifier, samples = training.sparsifier, training.train_batches.samples * 7
+    edges = round(sparsifier.edge_density * sparsifier.topology.size)
+    assert planned_ledger(training).total == samples * 2 * (2 * sparsifier.topology.active + edges)
+
+
 @pytest.mark.parametrize("stop_at", [7, 12, 30, 48])
 def test_resumed_inside_a_level_and_at_its_end(stop_at):
     whole, reference, *_ = annealing()
@@ -235,23 +243,24 @@ def undisturbed(tmp_path_factory):
     return run_folder(folder / "outputs")
 
 
-@pytest.mark.parametrize(
-    ("fault", "step"),
-    [
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_leaves_the_same_record(tmp_path, undisturbed):
+    """Each attempt goes on from the step that the one before had saved, until a fault of its own."""
+    saved = None
+    for fault, step in (
+        ("kill:anneal:1", None),  # in the first annealing step: there is nothing yet
         ("kill:step:8", 5),  # inside a level
-        ("kill:count:3", 5),  # at a count, after the one that begins the level
-        ("kill:network:2", 20),  # at a level's end
-        ("kill:anneal:1", None),
-        ("kill:anneal:3", 24),  # in an annealing step: the end of the level before was saved
+        ("kill:count:1", 5),  # at a count
+        ("kill:anneal:1", 12),  # in an annealing step: the end of the level before was saved
+        ("kill:network:1", 20),  # at a level's end
         ("signal:SIGTERM:24", 24),
         ("kill:test:1", 84),
-    ],
-)
-def test_a_run_that_was_killed_leaves_the_same_record(fault, step, tmp_path, undisturbed):
-    assert run(*WHOLE, cwd=tmp_path, fault=fault).code in (-9, 75)
-    result = run(*WHOLE, cwd=tmp_path)
-    assert result.code == 0, result.output
-    assert step is None or f"continuing from step {step}," in result.output
+        ("", None),
+    ):
+        result = run(*WHOLE, cwd=tmp_path, fault=fault)
+        assert result.code == {"kill": -9, "signal": 75, "": 0}[fault.partition(":")[0]], result.output
+        assert saved is None or f"continuing from step {saved}," in result.output, fault
+        saved = step
     folder = run_folder(tmp_path / "outputs")
     assert traces(folder) == traces(undisturbed)
     assert told(read_layers(folder)) == told(read_layers(undisturbed))
@@ -385,6 +394,8 @@ def test_first_masks_that_are_too_sparse_once_the_network_is_known():
         ConfigError, match=r"sparsity\.reparametrize\.density=0\.8: would be [\d,]+ active weights, but"
     ):
         composed("sparsity=edge_popup", *options, "sparsity.reparametrize.density=0.8")
+    with pytest.raises(ConfigError, match=r"^\W*sparsity\.reparametrize\.density=1e-05: would be 0 active weights"):
+        composed(*SMALL, "sparsity.reparametrize.density=1e-5")
     with pytest.raises(ConfigError, match=r"schedule\.max_steps=100: would leave 0 steps for the last level"):
         composed("sparsity=edge_popup", "procedure=anneal", "schedule.max_steps=100")
 

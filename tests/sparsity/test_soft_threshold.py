@@ -236,6 +236,15 @@ def test_thresholds_have_a_decay_of_their_own(optimizer, decay):
     assert [float(s.detach()) for s in thresholds] == pytest.approx([-5 * (1 - rate * 0.25 * carried)] * 2, rel=1e-6)
 
 
+def test_an_optimizer_that_would_ignore_their_decay_is_refused():
+    model = network()
+    sparsifier = learning(model, decay=0.25)
+    together = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+    with pytest.raises(ValueError, match=r"thresholds would be trained with weight_decay=0\.0005, not with 0\.25 of "):
+        sparsifier.attach(together)
+    sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.25))
+
+
 def test_no_decay_is_an_option():
     model = network()
     sparsifier = learning(model, decay=0.0)

@@ -21,6 +21,7 @@ class EdgePopup(Reparametrization):
     """
 
     freezes_rest = True
+    trains_inactive = True
 
     def __init__(self, edges: Edges, density: float) -> None:
         self._edges = edges

@@ -34,6 +34,8 @@ class Reparametrization(ABC):
 
     freezes_rest: bool = False
     """Whether nothing of the model is trained but ``parameters`` and ``groups``."""
+    trains_inactive: bool = False
+    """Whether every backward pass computes gradients for inactive weights too, within the first masks."""
 
     @property
     @abstractmethod
@@ -161,10 +163,12 @@ class Reparametrised:
         return self._optimizer
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Let an optimizer train them; ValueError unless it trains all of them, each by itself."""
+        """Let an optimizer train them; ValueError unless it trains all, each by itself, and ``groups`` as they say."""
         trained = {layer.name: [parameter] for layer, parameter in zip(self._layers, self.parameters, strict=True)}
         besides = [parameter for group in self.groups for parameter in group["params"]]
         check_trained(optimizer, {**trained, **({"thresholds": besides} if besides else {})})
+        for group in self.groups:
+            _check_options(optimizer, group)
         if self._optimizer is not None:
             raise RuntimeError("an optimizer trains these weights already: make a new Sparsifier for another one")
         self._optimizer = optimizer
@@ -280,6 +284,20 @@ class Reparametrised:
     def _mask(self) -> None:
         for layer, mask in zip(self._layers, self.masks, strict=True):
             layer.weight.mul_(mask)
+
+
+def _check_options(optimizer: Optimizer, own: Mapping[str, Any]) -> None:
+    """Raise ValueError if what is in a group of its ``own`` is trained with other options than the group's."""
+    within = {id(parameter) for parameter in own["params"]}
+    for group in optimizer.param_groups:
+        if within.isdisjoint(map(id, group["params"])):
+            continue
+        for option, value in own.items():
+            if option != "params" and group[option] != value:
+                raise ValueError(
+                    f"thresholds would be trained with {option}={group[option]:g}, not with {value:g} of their own: "
+                    "give the optimizer sparsifier.weights.groups, beside the group of all other parameters"
+                )
 
 
 def _computes(module: nn.Module, attribute: str, computes: nn.Module) -> bool:
