@@ -137,6 +137,7 @@ def test_a_change_in_training_changes_the_other_rows():
     [
         ([math.nan] * 4, [1, 2], "path=t.csv: column 'n0' has no number in any of the 4 training rows"),
         ([1e308, -1e308, 1e308, -1e308], [1, 2], "path=t.csv: the numbers of column 'n0' are too large"),
+        ([1e308, 1e308, 1e308, -1e308], [1, 2], "path=t.csv: the numbers of column 'n0' are too large"),
         ([1e-300, 2e-300, 1e-300, 2e-300], [1, 2e300], None),
         ([1, 2, 1, 2], [1e300, 2], "path=t.csv: the numbers of column 'n0' are too large, or too far from those"),
     ],
