@@ -108,8 +108,8 @@ def _nursery() -> "subprocess.Popen[str]":
 
 
 def _serve() -> None:
-    # All that a run imports sooner or later, so that no child has to (torch imports _dynamo with the first optimizer, and
-    # a table pandas).
+    # All that a run imports sooner or later, so that no child has to: torch imports _dynamo with the first optimizer, a
+    # table pandas.
     for module in ("torch._dynamo", "torch.utils.flop_counter", "pandas", "dst.run.build", "dst.launcher.sweep"):
         importlib.import_module(module)
 

@@ -43,7 +43,8 @@ def read_bytes(path: Path) -> bytes:
             raise DataError(f"path={path}: this is a folder or a device; give a CSV or parquet file")
         return file.read_bytes()
     except RuntimeError as error:
-        raise DataError(f"path={path}: there is no such user's folder; write ./{path} for a file of this name") from error
+        told = f"path={path}: there is no such user's folder"
+        raise DataError(f"{told}; write ./{path} for a file of this name") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         told = f"path={path}: there is no such file ({file.absolute()}), nor a table of that name"
         raise NotHereError(f"{told}: {suggest(str(path), BUNDLED)}") from error

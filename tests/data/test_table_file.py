@@ -194,7 +194,7 @@ def test_what_is_no_file_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotHereError, match="there is no such file"):
         read_table(tmp_path / "file" / "below", "y", ())
-    with pytest.raises(DataError, match="path=~no_such_user/a.csv: there is no such user's folder"):
+    with pytest.raises(DataError, match=r"path=~no_such_user/a\.csv: there is no such user's folder"):
         read_table(Path("~no_such_user/a.csv"), "y", ())
 
 
