@@ -202,7 +202,7 @@ def _probe(run: "Training") -> Probe:
     batches = run.train_batches
     epoch = run.counters.step // len(batches)
     loss = partial(F.cross_entropy, label_smoothing=run.settings.label_smoothing)
-    return Probe(run.model, lambda count: islice(batches.epoch(epoch), count), loss, run.settings.seed)
+    return Probe(run.model, lambda count: islice(batches.epoch(epoch), count), loss, run.settings.seed, is_trained=True)
 
 
 def _uniform(weight: Tensor, seed: int, level: int, layer: int) -> Tensor:
