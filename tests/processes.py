@@ -108,8 +108,9 @@ def _nursery() -> "subprocess.Popen[str]":
 
 
 def _serve() -> None:
-    # All that a run imports sooner or later, so that no child has to (torch imports _dynamo with the first optimizer).
-    for module in ("torch._dynamo", "torch.utils.flop_counter", "dst.run.build", "dst.launcher.sweep"):
+    # All that a run imports sooner or later, so that no child has to: torch imports _dynamo with the first optimizer, a
+    # table pandas.
+    for module in ("torch._dynamo", "torch.utils.flop_counter", "pandas", "dst.run.build", "dst.launcher.sweep"):
         importlib.import_module(module)
 
     for line in sys.stdin:

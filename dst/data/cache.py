@@ -123,7 +123,7 @@ def table_digest(path: str) -> str:
 
     It is not parsed; errors are those of ``content_digest``.
     """
-    return read_bundled(path).digest if path in BUNDLED else sha256(read_bytes(Path(path).expanduser()))
+    return read_bundled(path).digest if path in BUNDLED else sha256(read_bytes(Path(path)))
 
 
 def _raw(name: str, read: Reader, root: str, download: bool, digest: str | None) -> tuple[Samples, Samples, int]:

@@ -98,8 +98,8 @@ class _Encoding:
                 f"{train.source}: column {_names(train.number_names, empty)} has no number in any of the {len(train)} "
                 "training rows, so that nothing can stand for the missing ones: leave the column out of the file"
             )
-        self._median = np.nanmedian(train.numbers, axis=0) if len(train.number_names) else np.empty(0)
         with np.errstate(over="ignore", invalid="ignore"):
+            self._median = np.nanmedian(train.numbers, axis=0) if len(train.number_names) else np.empty(0)
             filled = self._filled(train.numbers)
             # By its ends, since the deviation of a constant that is no binary fraction need not be zero.
             constant = filled.min(axis=0) == filled.max(axis=0)

@@ -7,6 +7,7 @@ do not count. The columns other than those of categories and the target hold num
 import csv
 import io
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -34,14 +35,18 @@ _SHOWN: Final = 5  # as many columns, classes and lines a message names
 def read_bytes(path: Path) -> bytes:
     """Return the content of the file of a table; ``NotHereError`` if there is none, ``DataError`` if it is unreadable.
 
-    That of a file which cannot be read has the system's error as its cause.
+    That of a file which cannot be read has the system's error as its cause. ``path``: may begin with ``~``.
     """
     try:
-        if path.exists() and not path.is_file():
+        file = path.expanduser()
+        if file.exists() and not file.is_file():
             raise DataError(f"path={path}: this is a folder or a device; give a CSV or parquet file")
-        return path.read_bytes()
+        return file.read_bytes()
+    except RuntimeError as error:
+        told = f"path={path}: there is no such user's folder"
+        raise DataError(f"{told}; write ./{path} for a file of this name") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        told = f"path={path}: there is no such file ({path.absolute()}), nor a table of that name"
+        told = f"path={path}: there is no such file ({file.absolute()}), nor a table of that name"
         raise NotHereError(f"{told}: {suggest(str(path), BUNDLED)}") from error
     except OSError as error:
         raise DataError(f"path={path}: cannot read it: {error.strerror}") from error
@@ -163,7 +168,9 @@ def _layout(content: bytes) -> tuple[list[str], list[int]]:
         ) from error
     if b"\0" in content:
         raise DataError("this is no CSV file: it has bytes of zero; write the table as CSV, in UTF-8")
-    names = [name.strip() for name in next(row for row in _Rows(content) if row)]
+    names = [name.strip() for name in next(filter(None, _Rows(content)), [])]
+    if not names:  # but a mark of byte order and empty lines
+        raise DataError("the file is empty")
     if len(names) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in names[0]]):
         raise DataError(f"its values are separated by {marks[0]!r}: separate them by commas")
     widths = ((line, width) for line, width in _widths(content) if width)
@@ -237,7 +244,7 @@ def _check_columns(names: list[str], target: str | None, categorical: Sequence[s
 
 
 def _refuse_twice(names: Sequence[str], told: str) -> None:
-    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
         raise DataError(f"{told} {_listed(twice)}")
 
@@ -327,7 +334,7 @@ def _decimal(text: str) -> Decimal | None:
         number = Decimal(text)
     except InvalidOperation:
         return None
-    return number if number.is_finite() else None
+    return number if number.is_finite() and "_" not in text else None  # Python's 1_1 is 11, but a file's is a name
 
 
 def _listed(names: Iterable[str]) -> str:

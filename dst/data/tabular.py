@@ -43,7 +43,7 @@ def tabular(
         table = read_bundled(path)
         classes = int(table.labels.max()) + 1
     else:
-        table, classes = read_table(Path(path).expanduser(), target, categorical or ())
+        table, classes = read_table(Path(path), target, categorical or ())
     return *parted(table), classes
 
 

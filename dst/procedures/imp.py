@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: train, prune, rewind, again and again, from any first masks."""
+"""Iterative pruning: train, prune, go on or rewind, again and again, from any first masks."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -64,9 +64,9 @@ def imp(
     Iterative magnitude pruning (Frankle & Carbin 2019, "The Lottery Ticket Hypothesis"), from masks that may be sparse
     already (Gadhikar et al. 2023). Phases: ``level 1``, ``level 2``, ... of ``level_epochs`` each, as many as lead to
     ``density`` (``counts_after_levels``), then ``train``, of the ``length``. Each later phase begins with pruning the
-    network of the one before, and with rewinding: of all weights, norm statistics and the optimizer's state. The rate
-    and the updates of a phase are those of a whole training of its steps. Nothing pruned comes back but by updates.
-    OptionError for levels that cannot be, and for an epoch to go back to that is never trained.
+    network of the one before; unless ``rewind`` is ``none``, all weights, norm statistics and the optimizer's state go
+    back with it. The rate and the updates of a phase are those of a whole training of its steps. Nothing pruned comes
+    back but by updates. OptionError for levels that cannot be, and for an epoch to go back to that is never trained.
     """
     refuse(rewind_problems(rewind, rewind_epoch, level_epochs))
     steps = level_epochs * length.steps_per_epoch
@@ -202,7 +202,7 @@ def _probe(run: "Training") -> Probe:
     batches = run.train_batches
     epoch = run.counters.step // len(batches)
     loss = partial(F.cross_entropy, label_smoothing=run.settings.label_smoothing)
-    return Probe(run.model, lambda count: islice(batches.epoch(epoch), count), loss, run.settings.seed)
+    return Probe(run.model, lambda count: islice(batches.epoch(epoch), count), loss, run.settings.seed, is_trained=True)
 
 
 def _uniform(weight: Tensor, seed: int, level: int, layer: int) -> Tensor:

@@ -24,12 +24,14 @@ class Probe:
 
     ``batches(n)`` gives the first n training batches (inputs, labels) on the model's device, the same at every call;
     ``loss(logits, labels)`` is a scalar, the mean over the batch. ``seed``: seeds dropout.
+    ``is_trained``: the model is a trained sparse one, of which layers may be cut off from the others for good reason.
     """
 
     model: nn.Module
     batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
     loss: Callable[[Tensor, Tensor], Tensor]
     seed: int = 0
+    is_trained: bool = False
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def snip(probe: Probe, layers: Sequence[Layer], keep: int | Sequence[int], *, ba
         weights = twin_weights(probe, model, layers)
         gradients, samples = _mean(probe, model, batches, lambda loss: gradients_of(loss, weights, layers))
         scores = [(weight.detach() * gradient).abs() for weight, gradient in zip(weights, gradients, strict=True)]
-    return Saliency(_informative("snip", scores, layers), (FORWARD + BACKWARD) * samples)
+    return Saliency(_informative("snip", scores, layers, is_trained=probe.is_trained), (FORWARD + BACKWARD) * samples)
 
 
 @marked("ranks", "data")
@@ -164,7 +164,7 @@ def synflow(
         for r in range(rounds):
             gradients = gradients_of(model(ones).sum(), weights, layers)
             scores = [_effects(*layer) for layer in zip(weights, gradients, active, strict=True)]
-            _informative("synflow", scores, layers, all_layers=r == 0)
+            _informative("synflow", scores, layers, all_layers=r == 0, is_trained=probe.is_trained)
             kept = _select(scores, [path[r] for path in paths], pooled=isinstance(keep, int))
             pruned = [where[~stays] for where, stays in zip(active, kept, strict=True)]
             last = _append(ranks, pruned, [score[~stays] for score, stays in zip(scores, kept, strict=True)], last)
@@ -210,9 +210,17 @@ def _mean(
 
 
 def _informative(
-    criterion: str, scores: list[Tensor], layers: Sequence[Layer], *, all_layers: bool = True
+    criterion: str,
+    scores: list[Tensor],
+    layers: Sequence[Layer],
+    *,
+    all_layers: bool = True,
+    is_trained: bool = False,
 ) -> list[Tensor]:
-    """Return the scores; ValueError if any is not finite, or if all of a layer are zero (unless not ``all_layers``)."""
+    """Return the scores; ValueError if any is not finite, or if all of a layer are zero (unless not ``all_layers``).
+
+    ``is_trained``: of a trained sparse network, where one that is cut off has no score; ValueError if none has any.
+    """
     tests = [torch.stack([score.isfinite().all(), score.any()]) for score in scores]
     finite, nonzero = zip(*torch.stack(tests).tolist(), strict=True)
     if not all(finite):
@@ -221,7 +229,13 @@ def _informative(
             f"{criterion}: scores are not finite in {named_layers(names)}: look for infinite weights or inputs, or an "
             "initialisation that lets the outputs of the network grow beyond all bounds"
         )
-    if all_layers and not all(nonzero):
+    if is_trained and all_layers:
+        if not any(nonzero):
+            raise ValueError(
+                f"{criterion}: all scores are zero, so there is nothing to rank by: no signal passes the trained "
+                "network any more; begin denser, prune less at once, do not rewind, or rank by magnitude"
+            )
+    elif all_layers and not all(nonzero):
         names = [layer.name for layer, ok in zip(layers, nonzero, strict=True) if not ok]
         empty = [layer.name for layer in layers if not layer.weight.any()]
         zero = f"those of {named_layers(empty)}" if empty else "a norm's scale, say"

@@ -2,6 +2,7 @@
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -72,8 +73,9 @@ def test_columns_are_numbers_truths_and_categories(read):
         (["True", "False", "True", "False"], [1, 0, 1, 0]),
         (["10", "9", "x", "9", "10", "x"], [0, 1, 2, 1, 0, 2]),
         (["b", " a", "a ", "b"], [1, 0, 0, 1]),
+        (["1_1", "11", "1_2", "1_1", "11", "1_2"], [1, 0, 2, 1, 0, 2]),
     ],
-    ids=["numbers by value", "truths", "numbers among texts are texts", "texts"],
+    ids=["numbers by value", "truths", "numbers among texts are texts", "texts", "what only Python reads as numbers"],
 )
 def test_classes_are_sorted(read, targets, labels):
     table, classes = read(rows(*(f"{n},{target}" for n, target in enumerate(targets))))
@@ -103,6 +105,8 @@ def test_what_was_written_is_read_to_the_last_bit(read, numbers, texts):
 FAULTS = {
     "empty": ("", "the file is empty"),
     "only empty lines": ("\n\n", "the file is empty"),
+    "only a mark of byte order": ("\ufeff", "the file is empty"),
+    "a mark of byte order and empty lines": ("\ufeff\n\r\n", "the file is empty"),
     "no rows": ("a,y\n", "there is no row below the names of the columns"),
     "semicolons": ("a;y\n1,5;p\n", "its values are separated by ';': separate them by commas"),
     "tabs": ("a\ty\n1\tp\n", r"its values are separated by '.t'"),
@@ -190,6 +194,8 @@ def test_what_is_no_file_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotHereError, match="there is no such file"):
         read_table(tmp_path / "file" / "below", "y", ())
+    with pytest.raises(DataError, match=r"path=~no_such_user/a\.csv: there is no such user's folder"):
+        read_table(Path("~no_such_user/a.csv"), "y", ())
 
 
 # -- parquet: the package by which pandas reads it need not be here, so a frame plays its part -------------------------

@@ -496,6 +496,38 @@ def test_snip_ranks_by_the_coming_batch_of_the_trained_network():
     assert kept.min() >= torch.cat([s.flatten() for s in scores.values()]).topk(444).values.min() * (1 - 1e-5)
 
 
+def cut(training, layer):
+    """Let the weights of a layer be zero at the end of the first level."""
+    report = training.phases[0].end
+
+    def end(run, observer, tick):
+        report(run, observer, tick)
+        with torch.no_grad():
+            run.model.get_parameter(f"{layer}.weight").zero_()
+
+    object.__setattr__(training.phases[0], "end", end)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "synflow"])
+def test_a_layer_without_any_score_does_not_end_the_run(criterion):
+    """As the branch of a residual network that is cut off; before training it would be an error."""
+    training = built(STATIC, *NONE, f"procedure.criterion={criterion}", "procedure.density=0.05")
+    cut(training, "fc1")
+    witness = Witness(training)
+    training.run(witness, witness.stop)
+    assert [network.active for network in witness.networks.values()] == [888, 444, 222, 111]
+    assert training.sparsifier.topology.active == round(0.05 * SIZE)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "synflow"])
+def test_a_network_without_any_signal_cannot_be_ranked(criterion):
+    one = ("sparsity.scope.include=[fc1]", "procedure.density=0.09")
+    training = built(STATIC, *NONE, *one, f"procedure.criterion={criterion}")
+    cut(training, "fc2")
+    with pytest.raises(ValueError, match=f"{criterion}: all scores are zero, so .*trained network.*rank by magnitude"):
+        training.run(NoObserver(), StopFlag())
+
+
 def test_random_pruning_is_of_the_seed_and_of_the_level():
     masks = [
         plain(run_of(STATIC, "procedure.criterion=random", f"seed={seed}")[1].prunings[0][1]["sparsifier"]["masks"])
