@@ -1,6 +1,5 @@
 """The tables that come with scikit-learn: all numbers, with a class in the last column."""
 
-import hashlib
 import importlib.util
 import zlib
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from dst.data.dataset import DataError
 from dst.data.table import Table
+from dst.files import sha256
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,5 @@ def read_bundled(name: str) -> Table:
         number_names=[f"feature {number}" for number in range(1, rows.shape[1])],
         category_names=[],
         source=f"path={name}",
-        digest=hashlib.sha256(f"{list(rows.shape)}".encode() + rows.astype("<f8").tobytes()).hexdigest(),
+        digest=sha256(f"{list(rows.shape)}".encode() + rows.astype("<f8").tobytes()),
     )
