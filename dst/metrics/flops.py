@@ -133,8 +133,11 @@ class Flops:
         self._dense = sum(dense.values())
         self._never_sparse = sum(flops for name, flops in dense.items() if name not in sizes)
         self._last: tuple[dict[str, int], int] | None = None
+        self.set_trained(trained)
+
+    def set_trained(self, trained: Mapping[str, int] | None) -> None:
+        """Say of how many weights every backward pass computes gradients from now on; None: of the active ones."""
         self._of_weights = None if trained is None else self._sparse(self._checked(trained))
-        """A backward pass for the gradients of weights; None: as much as a forward pass."""
 
     @property
     def dense(self) -> int:

@@ -481,6 +481,8 @@ class Training:
         self._sums.copy_(state["sums"])
         self.best, self.kept = state["best"], state["procedure"]
         self.active = self.sparsifier.topology.active_by_layer
+        # What was drawn before may be of other first masks: a run that goes on draws them from its own checkpoint.
+        self.ledger.flops.set_trained(self.sparsifier.trained_by_layer)
 
 
 def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -406,3 +406,15 @@ def test_all_is_refused_at_once_with_exit_code_2(tmp_path):
     for text in ("sparsity.reparametrize.density is missing", "sparsity.update.every=50 would be ignored",
                  "sparsity.drop.name=magnitude does not go", "procedure.name=sup_tickets does not go"):  # fmt: skip
         assert text in result.output
+
+
+def test_a_run_that_goes_on_has_the_edges_of_its_checkpoint_whatever_was_drawn_before():
+    """As with masks from a file: those that it finds in its own checkpoint are the active ones of then."""
+    begun, goes_on = (
+        build(composed("sparsity=edge_popup", f"sparsity.density={density}", "model.hidden=[24]")).training
+        for density in (0.5, 0.25)
+    )
+    goes_on.load_state_dict(begun.state_dict())
+    assert goes_on.sparsifier.edge_density == begun.sparsifier.edge_density
+    assert goes_on.sparsifier.counts_at(0.4) == begun.sparsifier.counts_at(0.4)
+    assert goes_on.ledger.flops.backward(begun.active) == begun.ledger.flops.backward(begun.active)

@@ -29,7 +29,6 @@ class EdgePopup(Reparametrization):
             _Popup(layer.weight, mask, derive_seed(edges.seed, "scores", i))
             for i, (layer, mask) in enumerate(zip(edges.layers, edges.masks, strict=True))
         ]
-        self._most = count_true(edges.masks)
         self._density = density
         self.set_density(density)
 
@@ -51,7 +50,7 @@ class EdgePopup(Reparametrization):
     def counts_at(self, density: float) -> dict[str, int]:
         """Return how many weights of each layer would be active; ValueError if there are not as many edges."""
         layers = self._edges.layers
-        counts = active_counts(density, [layer.size for layer in layers], self._most)
+        counts = active_counts(density, [layer.size for layer in layers], count_true(self._edges.masks))
         return dict(zip([layer.name for layer in layers], counts, strict=True))
 
     def set_density(self, density: float) -> None:
