@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from dst.metrics.flops import Ledger
 from dst.options import Range, checked, refuse
 from dst.procedures.method import Length, Method
 from dst.procedures.options import annealed, annealing_epochs, annealing_start_problems, last_level_problems
 from dst.sparsity.marks import marked
-from dst.training.phase import Action, Phase, Tick
+from dst.training.phase import Action, Phase, Report, Tick
 
 if TYPE_CHECKING:
     from dst.sparsity import Sparsifier
@@ -52,7 +51,7 @@ def anneal(
             method.lr(steps[level - 1]),
             None,
             begin=_ToLevel(course, level),
-            end=_Report(f"level {level}"),
+            end=Report(f"level {level}"),
         )
         for level in range(1, levels + 1)
     ]
@@ -85,23 +84,6 @@ class _ToLevel(Action):
         tick()
         run.take_density(observer, self.course.density(self.level, run.sparsifier))
 
-    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
-        """Nothing is computed."""
-
     def leaves(self, active: Mapping[str, int], sparsifier: "Sparsifier") -> Mapping[str, int]:
         """Return the weights that are active in the level."""
         return sparsifier.counts_at(self.course.density(self.level, sparsifier))
-
-
-@dataclass(frozen=True)
-class _Report(Action):
-    """Validate and report the network."""
-
-    name: str
-
-    def __call__(self, run: "Training", observer: "Observer", tick: Tick) -> None:
-        tick()
-        run.report_network(observer, self.name)
-
-    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
-        """Nothing is computed but validation figures."""

@@ -23,7 +23,7 @@ from dst.sparsity.marks import marked
 from dst.sparsity.plan import NoUpdateError
 from dst.sparsity.probe import BACKWARD, FORWARD, Probe
 from dst.sparsity.update import TopologyUpdate
-from dst.training.phase import Action, Phase, Tick
+from dst.training.phase import Action, Phase, Report, Tick
 
 if TYPE_CHECKING:
     from dst.sparsity import Sparsifier
@@ -93,7 +93,7 @@ def imp(
                 rate,
                 update,
                 begin=begins[level - 1],
-                end=_Report(f"level {level}"),
+                end=Report(f"level {level}"),
                 midway=middle if level == 1 else None,
             )
             for level in range(1, len(counts) + 1)
@@ -127,23 +127,6 @@ class _KeepPoint(Action):
             "masks": [mask.clone() for mask in run.sparsifier.topology.masks],
             "births": weights.births,
         }
-
-    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
-        """Nothing is computed."""
-
-
-@dataclass(frozen=True)
-class _Report(Action):
-    """Report the network of a level, trained and not yet pruned."""
-
-    name: str
-
-    def __call__(self, run: "Training", observer: "Observer", tick: Tick) -> None:
-        tick()
-        run.report_network(observer, self.name)
-
-    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
-        """Nothing is computed but validation figures."""
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,6 @@ class _AfterPretraining(Action):
         if self.is_superposed:
             run.kept = dict(vars(self.how.taken(run)))
 
-    def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
-        """Nothing is computed but validation figures."""
-
 
 @dataclass(frozen=True)
 class _AfterCycle(Action):

@@ -32,8 +32,11 @@ class Action(Protocol):
         ...
 
     def book(self, ledger: Ledger, active: Mapping[str, int], samples: int) -> None:
-        """Book what it will cost, given the active weights of each layer and the number of training samples."""
-        ...
+        """Book what it will cost, given the active weights of each layer and the number of training samples: nothing.
+
+        Validation figures are not booked.
+        """
+        return
 
     def leaves(self, active: Mapping[str, int], sparsifier: "Sparsifier") -> Mapping[str, int]:
         """Return the active weights of each layer that it leaves, as far as that is known before training.
@@ -41,6 +44,18 @@ class Action(Protocol):
         ``active``: those that it finds; ``sparsifier``: of the run, before its first step.
         """
         return active
+
+
+@dataclass(frozen=True)
+class Report(Action):
+    """Validate the present network and report it."""
+
+    name: str
+
+    def __call__(self, run: "Training", observer: "Observer", tick: Tick) -> None:
+        """Carry it out."""
+        tick()
+        run.report_network(observer, self.name)
 
 
 @dataclass(frozen=True)
