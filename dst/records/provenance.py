@@ -17,6 +17,9 @@ PACKAGE: Final = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
 
 
+_SOURCES: Final = (".py", ".c", ".h")
+
+
 @cache
 def code_version() -> dict[str, Any]:
     """Return the digest of the package's sources and, if there is git, the commit and the digest of its diff.
@@ -34,7 +37,7 @@ def code_version() -> dict[str, Any]:
 
 def code_digest(package: Path) -> str:
     """Return the digest of a package's sources."""
-    sources = sorted(path for path in package.rglob("*.py") if _is_source(path.relative_to(package), path))
+    sources = sorted(path for path in package.rglob("*") if _is_source(path.relative_to(package), path))
     named = (f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0" for path in sources)
     return sha256(b"".join(named))[:16]
 
@@ -57,7 +60,7 @@ def library_versions() -> dict[str, str | None]:
 
 def _is_source(name: Path, path: Path) -> bool:
     """Say whether this is a source file. Editors put hidden files and broken links beside the files they edit."""
-    return path.is_file() and not any(part.startswith(".") for part in name.parts)
+    return path.suffix in _SOURCES and path.is_file() and not any(part.startswith(".") for part in name.parts)
 
 
 def machine() -> dict[str, str]:

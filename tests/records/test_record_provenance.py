@@ -19,8 +19,10 @@ def test_code_digest_follows_the_sources_only(tmp_path, code_version):
     first = code_version()
     (tmp_path / "notes.md").write_text("something else")
     assert code_version()["digest"] == first["digest"]
-    (tmp_path / "a.py").write_text("x = 2\n")
-    assert code_version()["digest"] != first["digest"]
+    for name in ("a.py", "b.c", "b.h"):  # kernels are code too
+        before = code_version()["digest"]
+        (tmp_path / name).write_text("x = 2\n")
+        assert code_version()["digest"] != before
     assert (first["git"], first["diff"]) == (None, None)  # no repository there
 
 

@@ -1,0 +1,167 @@
+"""The shapes of layers and their activations, and where positions lie in tiles (see ``unstructured.c``)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+SAMPLES: Final = 32
+"""Samples of a tile."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a layer and of a sample; heights come before widths.
+
+    ``kernel``, ``stride``, ``padding``: two numbers each. A linear layer has height and width 1 and a kernel of 1 x 1.
+    """
+
+    channels: int
+    outs: int
+    height: int = 1
+    width: int = 1
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    @property
+    def taps(self) -> int:
+        """Weights from one channel to one output."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Height and width of an output."""
+        size, padding, kernel, stride = (self.height, self.width), self.padding, self.kernel, self.stride
+        high, wide = ((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+        return high, wide
+
+    @property
+    def border(self) -> tuple[int, int, int, int]:
+        """Top, bottom, left and right border of an output's gradient: how far the gradients of inputs reach out."""
+        return *_reach(self, 0), *_reach(self, 1)
+
+    @property
+    def input_tile(self) -> tuple[int, int, int, int]:
+        """The shape of a tile of inputs, with the border of the padding."""
+        return self.height + 2 * self.padding[0], self.width + 2 * self.padding[1], self.channels, SAMPLES
+
+    @property
+    def plain_tile(self) -> tuple[int, int, int, int]:
+        """The shape of a tile of inputs without a border, and so of their gradients."""
+        return self.height, self.width, self.channels, SAMPLES
+
+    @property
+    def output_tile(self) -> tuple[int, int, int, int]:
+        """The shape of a tile of outputs."""
+        return *self.out, self.outs, SAMPLES
+
+    @property
+    def gradient_tile(self) -> tuple[int, int, int, int]:
+        """The shape of a tile of gradients of outputs, with their border."""
+        (height, width), (top, bottom, left, right) = self.out, self.border
+        return top + height + bottom, left + width + right, self.outs, SAMPLES
+
+
+def tiles_of(samples: int) -> int:
+    """Return how many tiles a batch takes."""
+    return -(-samples // SAMPLES)
+
+
+def _reach(shape: Shape, axis: int) -> tuple[int, int]:
+    """Return how far before and after the outputs lie those that the first and the last input ask for."""
+    size, kernel = (shape.height, shape.width)[axis], shape.kernel[axis]
+    stride, padding, out = shape.stride[axis], shape.padding[axis], shape.out[axis]
+    return max(0, (kernel - 1 - padding) // stride), max(0, (size - 1 + padding) // stride - (out - 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Positions that are computed two at a time (``pair`` 2), or one.
+
+    ``inside``, ``out``: int64, bases of inputs and outputs; ``in_step``, ``out_step``: from the first to the second of
+    a pair. All in numbers (of 4 bytes).
+    """
+
+    pair: int
+    inside: Tensor
+    in_step: int
+    out: Tensor
+    out_step: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The positions of all passes.
+
+    ``outputs``: from inputs to outputs; ``gradients``: from inputs to gradients of outputs; ``classes``: from gradients
+    of outputs to those of inputs, for each class of inputs (``classes_of``).
+    """
+
+    outputs: list[Positions]
+    gradients: list[Positions]
+    classes: list[list[Positions]]
+
+
+def classes_of(shape: Shape) -> list[tuple[int, int]]:
+    """Return the first place of each class of inputs: all inputs of a class are reached by the same taps."""
+    return [(y, x) for y in range(min(shape.stride[0], shape.height)) for x in range(min(shape.stride[1], shape.width))]
+
+
+@lru_cache(maxsize=512)
+def layout(shape: Shape, tiles: int) -> Layout:
+    """Return the positions of a number of tiles."""
+    inside, out, gradient = _strides(shape.input_tile), _strides(shape.output_tile), _strides(shape.gradient_tile)
+    top, _, left, _ = shape.border
+    (down, right), grid = shape.stride, (tiles, *shape.out)
+    met = inside[0], inside[1] * down, inside[2] * right
+    plain = _strides(shape.plain_tile)
+    spread = plain[0], plain[1] * down, plain[2] * right
+    return Layout(
+        outputs=_positions(grid, met, 0, out, 0),
+        gradients=_positions(grid, met, 0, gradient, top * gradient[1] + left * gradient[2]),
+        classes=[
+            _positions(
+                (tiles, -(-(shape.height - y) // down), -(-(shape.width - x) // right)),
+                *(gradient, 0, spread, y * plain[1] + x * plain[2]),
+            )
+            for y, x in classes_of(shape)
+        ],
+    )
+
+
+_Grid = tuple[int, int, int]
+"""Something of tiles, rows and columns."""
+
+
+def _positions(sizes: _Grid, inside: _Grid, in_start: int, out: _Grid, out_start: int) -> list[Positions]:
+    """Return all positions of a grid, in pairs as far as that goes; strides and starts of both sides in numbers.
+
+    Pairs lie along one axis: an even one, columns before tiles before rows, or else the longest, whose last place is
+    left over. It follows from the shape alone, since it changes the order in which gradients of weights are added up.
+    """
+    even = [axis for axis in (2, 0, 1) if sizes[axis] % 2 == 0]
+    axis = even[0] if even else max((2, 0, 1), key=lambda axis: sizes[axis])
+    whole, found = sizes[axis] // 2 * 2, []
+    for pair, first, last in ((2, 0, whole), (1, whole, sizes[axis])):
+        places = [torch.arange(size) for size in sizes]
+        places[axis] = torch.arange(first, last, pair)
+        bases = [
+            (start + places[0][:, None, None] * step[0] + places[1][:, None] * step[1] + places[2] * step[2]).flatten()
+            for step, start in ((inside, in_start), (out, out_start))
+        ]
+        if len(bases[0]):
+            found.append(Positions(pair, bases[0], inside[axis], bases[1], out[axis]))
+    return found
+
+
+def _strides(tile: tuple[int, ...]) -> _Grid:
+    """Return the strides of tiles, rows and columns."""
+    rows, columns, channels, samples = tile
+    return rows * columns * channels * samples, columns * channels * samples, channels * samples

@@ -1,0 +1,198 @@
+"""Products with unstructured weights: what a layer's mask and shape become for the kernels, and the three passes."""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dst.kernels.shape import Positions, Shape, classes_of, layout
+
+_CHUNK_OF_LINEAR, _CHUNK_OF_CONVOLUTION = 256, 32
+"""Input channels of a chunk: what they and their taps hold should stay in the cache."""
+
+_MOST: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Weights as a pass meets them: sorted by (chunk of inputs, output).
+
+    ``order``: int32, which weight of those it was made of; ``offsets``: int32, of their inputs; ``starts``: int32,
+    [chunks, outs + 1].
+    """
+
+    order: Tensor
+    offsets: Tensor
+    starts: Tensor
+
+    @property
+    def outs(self) -> int:
+        return self.starts.shape[1] - 1
+
+    @property
+    def chunks(self) -> int:
+        return len(self.starts)
+
+    def cuts(self, ranges: int) -> Tensor:
+        """Return where to cut the outputs, so that all ranges have about as many weights."""
+        before = (self.starts[:, 1:] - self.starts[:, :1]).sum(0).double()
+        marks = torch.arange(1, ranges) * (before[-1] / ranges)
+        inner = torch.searchsorted(before, marks)
+        return torch.cat([torch.tensor([0]), inner, torch.tensor([self.outs])]).int()
+
+
+class Unstructured:
+    """The products of one layer with the weights of a mask, for samples of one shape.
+
+    ``mask``: boolean, [outs, channels, height, width of the kernel] or [outs, channels]. ``places``: int64, the flat
+    positions of its weights in the order in which ``values`` (float32, one for each) are expected and returned: it
+    depends on the mask alone. Activations are channels-last, [samples, height, width, channels]. Raises ValueError for
+    a shape that offsets of 32 bits cannot reach.
+    """
+
+    def __init__(self, library: ctypes.CDLL, shape: Shape, mask: Tensor) -> None:
+        self.shape, self._library = shape, library
+        for tile in (shape.input_tile, shape.gradient_tile):
+            if prod(tile) > _MOST:
+                raise ValueError(f"a tile of {tile} numbers is too large")
+        self._size = _CHUNK_OF_LINEAR if shape.taps == 1 else _CHUNK_OF_CONVOLUTION
+        flat = mask.reshape(-1).nonzero()[:, 0]
+        inputs = shape.channels * shape.taps
+        self._forward = self._table_of_outputs((flat // inputs).int(), (flat % inputs).int())
+        self.places = flat[self._forward.order.long()]
+        output, column = self.places // inputs, self.places % inputs
+        self._backward = [
+            self._table_of_inputs(output, column // shape.taps, column % shape.taps, y, x) for y, x in classes_of(shape)
+        ]
+        self._known: dict[tuple[int, int], Tensor] = {}
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def _table_of_outputs(self, output: Tensor, column: Tensor) -> _Table:
+        """Return the table of the forward pass and of the gradients of weights, given by output and column."""
+        shape, inputs = self.shape, self.shape.channels * self.shape.taps
+        channel, tap = torch.arange(inputs) // shape.taps, torch.arange(inputs) % shape.taps
+        _, columns, channels, samples = shape.input_tile
+        place = channels * samples
+        offset = (tap // shape.kernel[1] * columns + tap % shape.kernel[1]) * place + channel * samples
+        return self._table(output, column, shape.outs, channel // self._size, offset)
+
+    def _table_of_inputs(self, output: Tensor, channel: Tensor, tap: Tensor, y: int, x: int) -> _Table:
+        """Return the table of the gradients of the inputs of a class, given by output, channel and tap."""
+        shape = self.shape
+        taps = torch.arange(shape.taps)
+        above, before = y + shape.padding[0] - taps // shape.kernel[1], x + shape.padding[1] - taps % shape.kernel[1]
+        reaches = (above % shape.stride[0] == 0) & (before % shape.stride[1] == 0)
+        which = reaches[tap].nonzero()[:, 0]
+        top, _, left, _ = shape.border
+        _, columns, outs, samples = shape.gradient_tile
+        row, column = above // shape.stride[0] + top, before // shape.stride[1] + left
+        offset = (torch.arange(outs) * samples)[:, None] + (row * columns + column) * (outs * samples)
+        chunk = (torch.arange(outs) // self._size)[:, None].expand(-1, shape.taps)
+        met = output[which] * shape.taps + tap[which]
+        found = self._table(channel[which].int(), met.int(), shape.channels, chunk.flatten(), offset.flatten())
+        return _Table(which[found.order.long()].int(), found.offsets, found.starts)
+
+    def _table(self, output: Tensor, input_: Tensor, outs: int, chunk_of: Tensor, offset_of: Tensor) -> _Table:
+        """Return the table of weights, given by output and input (int32); chunk and offset by input."""
+        chunk_of, offset_of = chunk_of.int(), offset_of.int()
+        n, chunks = len(output), int(chunk_of[-1]) + 1
+        order, offsets = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
+        starts = torch.empty(chunks, outs + 1, dtype=torch.int32)
+        sources = [tensor.contiguous() for tensor in (output, input_, chunk_of, offset_of)]
+        self._library.dst_sort(*map(_at, sources), _long(n), chunks, outs, *map(_at, (order, offsets, starts)))
+        return _Table(order, offsets, starts)
+
+    # -- passes --------------------------------------------------------------------------------------------------------
+
+    def forward(self, values: Tensor, x: Tensor, y: Tensor) -> None:
+        """Write the outputs of tiled inputs ``x`` into the tiles ``y``."""
+        self._multiply(values, self._forward, x, layout(self.shape, len(x)).outputs, y)
+
+    def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
+        """Write the gradients of inputs into the tiles ``dx`` (without a border), from those of outputs (``dy``)."""
+        classes = layout(self.shape, len(dy)).classes
+        for positions, table in zip(classes, self._backward, strict=True):
+            own = torch.empty(len(table.order))
+            self._library.dst_permute(_at(values), _at(own), _at(table.order), _long(len(own)), threads())
+            self._multiply(own, table, dy, positions, dx)
+
+    def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
+        """Return the gradients of the weights, from tiled inputs and tiled gradients of outputs."""
+        table = self._forward
+        found = torch.empty(len(self.places))
+        cuts = self._cuts(table, _ranges(table.chunks, table.outs))
+        for adds, at in enumerate(layout(self.shape, len(x)).gradients):
+            self._library.dst_gradients(
+                *(at.pair, int(adds > 0), _at(x), _at(at.inside), _long(at.in_step), _at(dy), _at(at.out)),
+                *(_long(at.out_step), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
+                *(table.chunks, table.outs, _at(cuts), len(cuts) - 1, threads()),
+            )
+        return found
+
+    def _multiply(self, values: Tensor, table: _Table, x: Tensor, positions: list[Positions], y: Tensor) -> None:
+        for at in positions:
+            cuts = self._cuts(table, _ranges(len(at.out), table.outs))
+            self._library.dst_multiply(
+                *(at.pair, _at(x), _at(at.inside), _long(at.in_step), _at(y), _at(at.out), _long(at.out_step)),
+                *(_long(len(at.out)), _at(values), _at(table.offsets), _at(table.starts), table.chunks, table.outs),
+                *(_at(cuts), len(cuts) - 1, threads()),
+            )
+
+    def _cuts(self, table: _Table, ranges: int) -> Tensor:
+        key = id(table), ranges
+        if key not in self._known:
+            self._known[key] = table.cuts(ranges)
+        return self._known[key]
+
+    # -- tiles ---------------------------------------------------------------------------------------------------------
+
+    def tile_inputs(self, x: Tensor, to: Tensor) -> None:
+        """Lay inputs into tiles, whose border is zero and stays so."""
+        self._tile(x, to, *self.shape.padding)
+
+    def tile_gradients(self, dy: Tensor, to: Tensor) -> None:
+        """Lay gradients of outputs into tiles, whose border is zero and stays so."""
+        top, _, left, _ = self.shape.border
+        self._tile(dy, to, top, left)
+
+    def _tile(self, found: Tensor, to: Tensor, top: int, left: int) -> None:
+        sizes = *found.shape, to.shape[1], to.shape[2], top, left
+        self._library.dst_tile(_at(found), _at(to), *map(_long, sizes), threads())
+
+    def untile(self, tiles: Tensor, to: Tensor, top: int = 0, left: int = 0) -> None:
+        """Lay what is in tiles, inside a border, back."""
+        sizes = *to.shape, tiles.shape[1], tiles.shape[2], top, left
+        self._library.dst_untile(_at(tiles), _at(to), *map(_long, sizes), threads())
+
+
+def _ranges(items: int, outs: int) -> int:
+    """Return into how many ranges to cut outputs, so that all threads have work; at least eight outputs each."""
+    return max(1, min(-(-4 * threads() // items), outs // 8))
+
+
+def threads() -> int:
+    """Return on how many threads kernels run: torch's number; one in a child of fork, where more would wait forever."""
+    return 1 if _is_child else torch.get_num_threads()
+
+
+_is_child = False
+
+
+def _forked() -> None:
+    global _is_child
+    _is_child = True
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+_long = ctypes.c_int64
