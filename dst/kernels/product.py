@@ -1,0 +1,129 @@
+"""A sparse product in autograd: activations wait for the backward pass in tiles, which come from a pool."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dst.kernels.shape import tiles_of
+from dst.kernels.unstructured import Unstructured
+
+
+class Tiles:
+    """Buffers for tiles, by shape. Their borders are zero and stay so, since only what is inside is written."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """Return a buffer that nobody else has; its inside holds whatever it held."""
+        free = self._free[shape]
+        return free.pop() if free else torch.zeros(shape)
+
+    def give(self, tiles: Tensor) -> None:
+        """Take a buffer back."""
+        self._free[tuple(tiles.shape)].append(tiles)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all buffers that are free."""
+        return sum(tiles.nbytes for free in self._free.values() for tiles in free)
+
+
+Read = Callable[[Tensor], None]
+"""Is given the dense gradient of a layer's weight."""
+
+
+def product(x: Tensor, values: Tensor, layer: Unstructured, pool: Tiles, read: Read | None = None) -> Tensor:
+    """Return the outputs of a layer, without bias; float32 on a CPU.
+
+    ``x``: [samples, channels, height, width], or [..., channels] for a linear layer; outputs alike. ``values``: the
+    weights, in the order of ``layer.places``. ``read``: wants the dense gradient of the weight, as autograd would give
+    it, at the backward pass. A buffer from the pool holds the inputs between the passes; without gradients nothing
+    does.
+    """
+    is_kept = torch.is_grad_enabled() and (x.requires_grad or values.requires_grad)  # within forward it is off
+    y: Tensor = _Product.apply(x, values, layer, pool, read, is_kept)
+    return y
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, layer: Unstructured, pool: Tiles, read: Read | None, is_kept: bool
+    ) -> Tensor:
+        shape = layer.shape
+        lying = _channels_last(x)
+        tiles = tiles_of(len(lying))
+        tiled = pool.take((tiles, *shape.input_tile))
+        layer.tile_inputs(lying, tiled)
+        tiled_y = pool.take((tiles, *shape.output_tile))
+        layer.forward(values, tiled, tiled_y)
+        y = torch.empty(len(lying), *shape.out, shape.outs)
+        layer.untile(tiled_y, y)
+        pool.give(tiled_y)
+        if is_kept:
+            ctx.save_for_backward(values)
+            ctx.tiled, ctx.layer, ctx.pool, ctx.read, ctx.inputs = tiled, layer, pool, read, x.shape
+        else:
+            pool.give(tiled)
+        return _as_before(y, x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        if ctx.tiled is None:
+            raise RuntimeError(
+                "a second backward pass through the same forward pass of a packed layer: its inputs are not kept any "
+                "more. Pass forward again, or compute with masks"
+            )
+        (values,) = ctx.saved_tensors
+        layer, pool, tiled = ctx.layer, ctx.pool, ctx.tiled
+        shape, lying = layer.shape, _channels_last(dy)
+        tiled_dy = pool.take((len(tiled), *shape.gradient_tile))
+        layer.tile_gradients(lying, tiled_dy)
+        dvalues = layer.weight_gradient(tiled, tiled_dy) if ctx.needs_input_grad[1] else None
+        dx = None
+        if ctx.needs_input_grad[0]:
+            tiled_dx = pool.take((len(tiled), *shape.plain_tile))
+            layer.input_gradient(values, tiled_dy, tiled_dx)
+            dx = torch.empty(len(lying), shape.height, shape.width, shape.channels)
+            layer.untile(tiled_dx, dx)
+            pool.give(tiled_dx)
+            dx = _as_before(dx, ctx.inputs)
+        pool.give(tiled_dy)
+        if ctx.read is not None:
+            ctx.read(_dense_gradient(layer, tiled, dy))
+        pool.give(tiled)
+        ctx.tiled = None
+        return dx, dvalues, None, None, None, None
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return activations as [samples, height, width, channels], contiguous."""
+    lying = x.permute(0, 2, 3, 1) if x.dim() == 4 else x.reshape(-1, 1, 1, x.shape[-1])
+    return lying.contiguous()
+
+
+def _as_before(lying: Tensor, before: torch.Size) -> Tensor:
+    """Return activations in the order of those before, with their own number of channels."""
+    return lying.permute(0, 3, 1, 2) if len(before) == 4 else lying.reshape(*before[:-1], lying.shape[-1])
+
+
+def _dense_gradient(layer: Unstructured, tiled: Tensor, dy: Tensor) -> Tensor:
+    """Return the gradient of all weights, those outside the mask too: that of autograd, bit by bit."""
+    shape = layer.shape
+    samples = dy.shape[0] if dy.dim() == 4 else dy.numel() // dy.shape[-1]
+    x = torch.empty(samples, shape.height, shape.width, shape.channels)
+    layer.untile(tiled, x, *shape.padding)
+    if dy.dim() != 4:
+        return dy.reshape(-1, shape.outs).t() @ x.view(-1, shape.channels)
+    weight = torch.empty(shape.outs, shape.channels, *shape.kernel).to(memory_format=torch.channels_last)
+    geometry = None, shape.stride, shape.padding, (1, 1), False, (0, 0), 1
+    found: Tensor = torch.ops.aten.convolution_backward(
+        dy, x.permute(0, 3, 1, 2), weight, *geometry, (False, True, False)
+    )[1]
+    return found
