@@ -103,41 +103,50 @@ void dst_untile(const float *from, float *to, int64_t samples, int64_t height, i
 // Positions: in[b], out[b]: bases of a pair; in_step, out_step: from its first to its second position.
 // Work is cut into (positions) x (ranges of outputs, cuts[range] to cuts[range + 1]).
 
-ALWAYS void outputs(const int pair, const float *x, int64_t in_step, float *y, int64_t out_step, const float *values,
-                    const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first, int last) {
+#define SPOT(m, steps) ((m) % 2 * (steps)[0] + (m) / 2 * (steps)[1])
+
+ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, float *y, const int64_t *out_steps,
+                    const float *values, const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first,
+                    int last) {
     for (int chunk = 0; chunk < chunks; chunk++) {
         const int32_t *start = starts + (int64_t)chunk * (outs + 1);
         for (int o = first; o < last; o++) {
             int i = start[o], end = start[o + 1];
             float *to = y + (int64_t)o * 32;
             if (i == end && chunk) continue;
-            vec sum[2][LINE];
-            UNROLL for (int m = 0; m < pair; m++)
+            vec sum[4][LINE];
+            UNROLL for (int m = 0; m < group; m++)
                 UNROLL for (int v = 0; v < LINE; v++)
-                    sum[m][v] = chunk ? LOAD(to + m * out_step + v * LANES) : (vec){0};
+                    sum[m][v] = chunk ? LOAD(to + SPOT(m, out_steps) + v * LANES) : (vec){0};
             for (; i < end; i++) {
                 const float *from = x + offsets[i];
                 vec w = values[i] - (vec){0};
-                UNROLL for (int m = 0; m < pair; m++)
-                    UNROLL for (int v = 0; v < LINE; v++) sum[m][v] += w * LOAD(from + m * in_step + v * LANES);
+                UNROLL for (int m = 0; m < group; m++)
+                    UNROLL for (int v = 0; v < LINE; v++) sum[m][v] += w * LOAD(from + SPOT(m, in_steps) + v * LANES);
             }
-            UNROLL for (int m = 0; m < pair; m++)
-                UNROLL for (int v = 0; v < LINE; v++) STORE(to + m * out_step + v * LANES) = sum[m][v];
+            UNROLL for (int m = 0; m < group; m++)
+                UNROLL for (int v = 0; v < LINE; v++) STORE(to + SPOT(m, out_steps) + v * LANES) = sum[m][v];
         }
     }
 }
 
-// outputs = weights x inputs at some positions. ``pair``: 2, or 1 for positions by themselves.
-void dst_multiply(int pair, const float *x, const int64_t *in, int64_t in_step, float *y, const int64_t *out,
-                  int64_t out_step, int64_t positions, const float *values, const int32_t *offsets,
+// outputs = weights x inputs at some positions, ``group`` of them at a time: 4, 2 or 1.
+void dst_multiply(int group, const float *x, const int64_t *in, const int64_t *in_steps, float *y, const int64_t *out,
+                  const int64_t *out_steps, int64_t positions, const float *values, const int32_t *offsets,
                   const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t q = 0; q < positions * ranges; q++) {
         int64_t b = q / ranges, r = q % ranges;
-        if (pair == 2)
-            outputs(2, x + in[b], in_step, y + out[b], out_step, values, offsets, starts, chunks, outs, cuts[r], cuts[r + 1]);
-        else
-            outputs(1, x + in[b], in_step, y + out[b], out_step, values, offsets, starts, chunks, outs, cuts[r], cuts[r + 1]);
+        const float *from = x + in[b];
+        float *to = y + out[b];
+#define OUTPUTS(group, from, to) \
+    outputs(group, from, in_steps, to, out_steps, values, offsets, starts, chunks, outs, cuts[r], cuts[r + 1])
+        if (group == 4 && LINE <= 2) OUTPUTS(4, from, to);
+        else if (group == 4) {
+            OUTPUTS(2, from, to);
+            OUTPUTS(2, from + in_steps[1], to + out_steps[1]);
+        } else if (group == 2) OUTPUTS(2, from, to);
+        else OUTPUTS(1, from, to);
     }
 }
 
@@ -155,8 +164,8 @@ ALWAYS vec folded(vec *line) {
     return line[0];
 }
 
-ALWAYS void gradients(const int pair, const float *x, const int64_t *in, int64_t in_step, const float *dy,
-                      const int64_t *out, int64_t out_step, int64_t positions, float *dw, const int32_t *offsets,
+ALWAYS void gradients(const int group, const float *x, const int64_t *in, const int64_t *in_steps, const float *dy,
+                      const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw, const int32_t *offsets,
                       const int32_t *start, int first, int last) {
     for (int64_t b = 0; b < positions; b++) {
         const float *from = x + in[b], *to = dy + out[b];
@@ -166,15 +175,15 @@ ALWAYS void gradients(const int pair, const float *x, const int64_t *in, int64_t
         for (int o = first; o < last; o++) {
             int i = start[o], end = start[o + 1];
             if (i == end) continue;
-            vec g[2][LINE];
-            UNROLL for (int m = 0; m < pair; m++)
-                UNROLL for (int v = 0; v < LINE; v++) g[m][v] = LOAD(to + (int64_t)o * 32 + m * out_step + v * LANES);
+            vec g[4][LINE];
+            UNROLL for (int m = 0; m < group; m++)
+                UNROLL for (int v = 0; v < LINE; v++) g[m][v] = LOAD(to + (int64_t)o * 32 + SPOT(m, out_steps) + v * LANES);
             for (; i < end; i++) {
                 const float *p = from + offsets[i];
                 vec sum[LINE];
                 UNROLL for (int v = 0; v < LINE; v++) sum[v] = g[0][v] * LOAD(p + v * LANES);
-                UNROLL for (int m = 1; m < pair; m++)
-                    UNROLL for (int v = 0; v < LINE; v++) sum[v] += g[m][v] * LOAD(p + m * in_step + v * LANES);
+                UNROLL for (int m = 1; m < group; m++)
+                    UNROLL for (int v = 0; v < LINE; v++) sum[v] += g[m][v] * LOAD(p + SPOT(m, in_steps) + v * LANES);
                 sums[filled] = folded(sum);
                 if (++filled == LANES) {
                     STORE(d) = LOAD(d) + totals(sums);
@@ -191,18 +200,19 @@ ALWAYS void gradients(const int pair, const float *x, const int64_t *in, int64_t
 }
 
 // Gradients of all weights, over some positions: added to ``dw`` if ``adds``. Work is cut into (chunks) x (ranges).
-void dst_gradients(int pair, int adds, const float *x, const int64_t *in, int64_t in_step, const float *dy,
-                   const int64_t *out, int64_t out_step, int64_t positions, float *dw, const int32_t *offsets,
+void dst_gradients(int group, int adds, const float *x, const int64_t *in, const int64_t *in_steps, const float *dy,
+                   const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw, const int32_t *offsets,
                    const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges, int threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int q = 0; q < chunks * ranges; q++) {
         const int32_t *start = starts + (int64_t)(q / ranges) * (outs + 1);
         int first = cuts[q % ranges], last = cuts[q % ranges + 1];
         if (!adds) memset(dw + start[first], 0, 4l * (start[last] - start[first]));
-        if (pair == 2)
-            gradients(2, x, in, in_step, dy, out, out_step, positions, dw, offsets, start, first, last);
-        else
-            gradients(1, x, in, in_step, dy, out, out_step, positions, dw, offsets, start, first, last);
+#define GRADIENTS(group) \
+    gradients(group, x, in, in_steps, dy, out, out_steps, positions, dw, offsets, start, first, last)
+        if (group == 4) GRADIENTS(4);
+        else if (group == 2) GRADIENTS(2);
+        else GRADIENTS(1);
     }
 }
 

@@ -128,8 +128,8 @@ class Unstructured:
         cuts = self._cuts(table, _ranges(table.chunks, table.outs))
         for adds, at in enumerate(layout(self.shape, len(x)).gradients):
             self._library.dst_gradients(
-                *(at.pair, int(adds > 0), _at(x), _at(at.inside), _long(at.in_step), _at(dy), _at(at.out)),
-                *(_long(at.out_step), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
+                *(at.group, int(adds > 0), _at(x), _at(at.inside), _at(at.in_steps), _at(dy), _at(at.out)),
+                *(_at(at.out_steps), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
                 *(table.chunks, table.outs, _at(cuts), len(cuts) - 1, threads()),
             )
         return found
@@ -138,7 +138,7 @@ class Unstructured:
         for at in positions:
             cuts = self._cuts(table, _ranges(len(at.out), table.outs))
             self._library.dst_multiply(
-                *(at.pair, _at(x), _at(at.inside), _long(at.in_step), _at(y), _at(at.out), _long(at.out_step)),
+                *(at.group, _at(x), _at(at.inside), _at(at.in_steps), _at(y), _at(at.out), _at(at.out_steps)),
                 *(_long(len(at.out)), _at(values), _at(table.offsets), _at(table.starts), table.chunks, table.outs),
                 *(_at(cuts), len(cuts) - 1, threads()),
             )
