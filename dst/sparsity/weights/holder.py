@@ -80,6 +80,11 @@ class Holder(ABC):
         """Dense gradients that are no parameter's, so that nobody else sums them over processes."""
         return []
 
+    @property
+    def told(self) -> str:
+        """How layers are multiplied, in one line; empty if all are as torch multiplies them."""
+        return ""
+
     # -- the optimizer -------------------------------------------------------------------------------------------------
 
     @property

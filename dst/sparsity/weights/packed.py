@@ -14,7 +14,7 @@ from dst.sparsity.scope import Layer
 from dst.sparsity.weights import held
 from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed_layer import PackedLayer, pack, unpack
-from dst.sparsity.weights.packing import Packing, unpackable
+from dst.sparsity.weights.packing import Packing, told, unpackable
 
 
 class Packed(MaskedDense):
@@ -76,6 +76,14 @@ class Packed(MaskedDense):
     def packed(self) -> list[str]:
         """The names of the layers that are packed now."""
         return [self._layers[i].name for i in sorted(self._packed)]
+
+    @property
+    def told(self) -> str:
+        """Which layers are packed, and why others are not, in one line."""
+        denser = {self._layers[i].name: self._packing.otherwise for i in self._able if i not in self._packed}
+        masked = {**denser, **self.stay_masked}
+        rest = f"; masked: {told(masked)}" if masked else ""
+        return f"{len(self._packed)} of {len(self._layers)} layers are packed{rest}"
 
     # -- forms ---------------------------------------------------------------------------------------------------------
 

@@ -23,10 +23,15 @@ LEAST_CHANNELS: Final = 16
 
 @dataclass(frozen=True)
 class Packing:
-    """How layers are packed. ``library``: the kernels; ``choose``: says of a layer with so many active weights."""
+    """How layers are packed.
+
+    ``library``: the kernels; ``choose``: says of a layer with so many active weights whether it is, and ``otherwise``
+    why it is not.
+    """
 
     library: ctypes.CDLL
     choose: Callable[[Layer, int], bool]
+    otherwise: str
 
 
 def packed(folder: Path | None = None) -> Packing:
@@ -35,7 +40,7 @@ def packed(folder: Path | None = None) -> Packing:
     ``folder``: where kernels are built; the user's cache if not given. UnavailableError says why there are none here.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Packing(load(folder or cache / "dst-kernels"), is_sparse_enough)
+    return Packing(load(folder or cache / "dst-kernels"), is_sparse_enough, f"denser than {LIMIT}")
 
 
 def is_sparse_enough(layer: Layer, active: int) -> bool:
