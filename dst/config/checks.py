@@ -8,7 +8,7 @@ from functools import partial
 
 from dst import registry
 from dst.config.launcher import LauncherSettings
-from dst.config.method import check_density, check_learning, check_parts, check_update
+from dst.config.method import check_compute, check_density, check_learning, check_parts, check_update
 from dst.config.schema import SLOTS, Config, ConfigError, Tracking, nodes, seen_key
 from dst.config.wrappers import check_correction, check_procedure, method_epochs
 from dst.options import REQUIRED, Option, Values, declared, not_one, problems, shown
@@ -145,6 +145,7 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_parts,
     check_update,
     check_learning,
+    check_compute,
     check_correction,
     check_procedure,
     _check_schedule,

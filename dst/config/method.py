@@ -8,6 +8,7 @@ from dst.options import declared, shown
 from dst.sparsity.options import (
     Part,
     age_problems,
+    compute_problems,
     drop_problems,
     learning_problems,
     pattern_problems,
@@ -75,6 +76,19 @@ def check_learning(config: Config) -> Iterator[str]:
     if target is not None and config.sparsity.density is not None and config.sparsity.repair.flow != "add":
         found = target_problems(target, config.sparsity.density)
         yield from (f"sparsity.reparametrize.{problem}" for problem in found)
+
+
+def check_compute(config: Config) -> Iterator[str]:
+    """Yield what does not go with the way in which sparse layers are multiplied."""
+    compute, hardware = config.sparsity.compute, config.hardware
+    yield from (f"sparsity.{problem}" for problem in compute_problems(compute, learns=learns(config)))
+    if compute == "masked":
+        return
+    own = f"sparsity.compute={compute}"
+    if hardware.device != "cpu":
+        yield f"{own} is for a CPU, not for hardware.device={hardware.device}; use sparsity.compute=masked"
+    if hardware.compile:
+        yield f"{own}: torch.compile sees nothing of its kernels; set hardware.compile=false, or compute=masked"
 
 
 def check_density(config: Config) -> Iterator[str]:

@@ -189,6 +189,7 @@ class Sparsity:
     density_schedule: DensitySchedule = field(default_factory=DensitySchedule)
     update: sparsity_options.Update = field(default_factory=sparsity_options.Update)
     reparametrize: Reparametrize = field(default_factory=Reparametrize)
+    compute: sparsity_options.Compute = "masked"
 
 
 @of_members("correction")

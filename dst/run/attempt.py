@@ -233,6 +233,8 @@ class _Attempt:
             print(outside_line(outside, is_frozen=is_frozen), flush=True)
         if self.with_tables:
             print(layer_table(training.sparsifier.layers, outside, is_frozen=is_frozen), flush=True)
+        if training.sparsifier.weights.told:
+            print(f"  {training.sparsifier.weights.told}", flush=True)
         if step == 0 and training.sparsifier.mended is not None:
             print(repair_table(training.sparsifier.mended.report(), whole=self.with_tables), flush=True)
         self.progress = progress(config.tracking.progress, total, step)

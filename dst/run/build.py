@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.config.method import learns, nominal_density
-from dst.config.schema import SLOTS, Config, Hardware, bound_options, epochs, get, marks
+from dst.config.schema import SLOTS, Config, ConfigError, Hardware, bound_options, epochs, get, marks
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -23,6 +24,7 @@ from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
 from dst.data.table import Table, as_vectors
 from dst.fractions import Curve, step_at
+from dst.kernels.build import UnavailableError
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.initialise import initialise
 from dst.procedures.method import Length, Method
@@ -33,6 +35,7 @@ from dst.sparsity.initial_masks import FirstParts, Start, first_masks
 from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
+from dst.sparsity.weights.packing import Packing, packed
 from dst.sparsity.weights.reparametrised import Edges, Reparametrization
 from dst.training.batch_norm import batch_norms
 from dst.training.clipping import Clipping
@@ -47,6 +50,9 @@ from dst.training.lr import LRPlan
 from dst.training.phase import Phase
 from dst.training.precision import Precision
 from dst.training.settings import Settings
+
+KERNELS: Final = ".kernels"
+"""The folder below all records in which kernels are built."""
 
 
 @dataclass(frozen=True)
@@ -388,9 +394,21 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
             probe=probe,
             seed=config.seed,
             update=next((phase.update for phase in phases if phase.update is not None), None),
+            compute=_packing(config),
             reparametrize=(learn := _learn(config)),
             count_every=None if learn is None else config.sparsity.reparametrize.every,
         )
+
+
+def _packing(config: Config) -> str | Packing:
+    """Return how sparse layers are multiplied; kernels are built if they are needed."""
+    compute = config.sparsity.compute
+    if compute == "masked":
+        return compute
+    try:
+        return packed(Path(config.output.root, KERNELS))
+    except UnavailableError as error:
+        raise ConfigError([f"sparsity.compute={compute}: {error}; or use sparsity.compute=masked"]) from error
 
 
 def _learn(config: Config) -> Callable[[Edges], Reparametrization] | None:

@@ -1,7 +1,7 @@
 """Whether data, model and method of a config fit together, found out before anything is built or recorded."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,6 +20,7 @@ from dst.options import refuse
 from dst.run.build import (
     by_first_masks,
     decay_alone,
+    final_density,
     first_parts,
     initial_density,
     learned_masks,
@@ -41,6 +42,7 @@ from dst.sparsity.marks import marks_of
 from dst.sparsity.repair.flow import check_enough
 from dst.sparsity.scope import Layer
 from dst.sparsity.weights.edge_popup import active_counts
+from dst.sparsity.weights.packing import LIMIT, is_sparse_enough, told, unpackable
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
 from dst.training.options import snapshot_problems
@@ -121,6 +123,8 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
             counts = _check_density(config, layers)
+        if config.sparsity.compute != "masked" and not problems:
+            problems += _packed_nowhere(config, model, layers, counts)
         if learns(config) and not problems:
             with _collected(problems), in_config_terms("sparsity.reparametrize"):
                 _check_target(config, layers, counts)
@@ -273,6 +277,26 @@ def _check_density(config: Config, layers: list[Layer]) -> list[int]:
     if sparsity.drop.name != registry.NONE and not may_be_full:
         check_room(layers, counts)
     return counts
+
+
+def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], counts: Sequence[int]) -> Iterator[str]:
+    """Yield that no layer would be packed, at any time of the run."""
+    stay = unpackable(model, layers)
+    own = f"sparsity.compute={config.sparsity.compute} would be ignored: no layer could be packed at any time"
+    if len(stay) == len(layers):
+        yield f"{own}: {told(stay)}; use sparsity.compute=masked"
+        return
+    schedule, final = config.sparsity.density_schedule, final_density(config)
+    if schedule.name != registry.NONE:
+        may_fall = schedule.pool == "global" or (final is not None and final <= LIMIT)
+    else:
+        parts = first_parts(config)
+        is_unknown = "own_counts" in marks_of(parts.init) or "ranks" in marks_of(parts.distribution) or parts.repair.flow == "move"
+        may_fall = is_unknown or by_first_masks(config) or config.sparsity.redistribute.name != registry.NONE
+    pairs = zip(layers, counts, strict=True)
+    if not may_fall and not any(is_sparse_enough(la, n) for la, n in pairs if la.name not in stay):
+        others = f"; besides, these never are: {told(stay)}" if stay else ""
+        yield f"{own}, all are denser than {LIMIT}{others}; use sparsity.compute=masked, or a smaller density"
 
 
 def _check_target(config: Config, layers: list[Layer], counts: list[int]) -> None:

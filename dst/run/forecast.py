@@ -18,7 +18,6 @@ from dst.config.schema import Config, Hardware
 from dst.data.loader import samples_of
 from dst.data.shard import Shard
 from dst.metrics.flops import Ledger
-from dst.network.places import parameter_count
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
 from dst.run.report import duration, table
@@ -124,7 +123,7 @@ def _forecast(config: Config) -> Forecast:
     return Forecast(
         name="",
         steps=training.total_steps,
-        parameters=parameter_count(training.model),
+        parameters=training.parameters,
         maskable=training.sparsifier.topology.size,
         active=training.sparsifier.topology.active,
         step_flops=train_flops // training.total_steps,

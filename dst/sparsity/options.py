@@ -10,6 +10,11 @@ Density = Annotated[float, Range(0, 1, "()"), "active / maskable weights; with a
 FirstDensity = Annotated[float, Range(0, 1, "(]"), "active / maskable weights at the start"]
 Every = Annotated[int, Range(1), "steps from one update to the next"]
 Pool = Annotated[str, OneOf("layer", "global")]
+Compute = Annotated[
+    str,
+    OneOf("masked", "packed"),
+    "how sparse layers are multiplied on a CPU: as dense ones, or by active weights alone where that is faster",
+]
 
 
 @dataclass
@@ -179,6 +184,15 @@ def learning_problems(learn: Part, others: Iterable[str]) -> Iterator[str]:
         yield (
             f"{told} does not go with {learn.told}, by which masks are learned, so that nothing else says which "
             "weights are active: leave out one of the two"
+        )
+
+
+def compute_problems(compute: str, *, learns: bool) -> Iterator[str]:
+    """Yield why layers cannot be multiplied as asked, where masks are learned."""
+    if learns and compute != "masked":
+        yield (
+            f"compute={compute} does not go with learned masks, which change at every step and train inactive weights "
+            "too: leave out one of the two"
         )
 
 

@@ -1,10 +1,12 @@
 """Which parameters may be sparse, in a stable order, with a handle for each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from math import prod
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
@@ -19,13 +21,17 @@ class Layer:
     """A handle on one maskable weight; ``name`` is its layer's (``dst.network.places``).
 
     ``is_output``: it is the last layer of the model, so its output units are the network's. ``places``: wherever the
-    weight is used.
+    weight is used. ``shape``: that of the weight, in whatever form its parameter holds it.
     """
 
     name: str
     weight: nn.Parameter
     is_output: bool = False
     places: tuple[Place, ...] = ()
+    shape: torch.Size = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.weight.shape)
 
     @property
     def is_transposed(self) -> bool:
@@ -40,7 +46,7 @@ class Layer:
     @property
     def size(self) -> int:
         """Number of weights."""
-        return self.weight.numel()
+        return prod(self.shape)
 
 
 @dataclass

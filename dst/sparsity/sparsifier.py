@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Annotated, Any
@@ -17,12 +18,14 @@ from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
 from dst.sparsity.marks import marks_of
 from dst.sparsity.options import (
+    Compute,
     FirstDensity,
     Part,
     Pool,
     Repair,
     Reparametrize,
     age_problems,
+    compute_problems,
     learning_problems,
     pattern_problems,
     repair_problems,
@@ -41,7 +44,10 @@ from dst.sparsity.update import DEFAULT, WITHOUT_PLAN, TopologyUpdate, find_part
 from dst.sparsity.view import LayerView, Score
 from dst.sparsity.weights.adam_age import counts_steps
 from dst.sparsity.weights.held import check_free, check_optimizer
+from dst.sparsity.weights.holder import Holder
 from dst.sparsity.weights.masked_dense import MaskedDense
+from dst.sparsity.weights.packed import Packed
+from dst.sparsity.weights.packing import Packing, packed
 from dst.sparsity.weights.reparametrised import LEARNED, Edges, Reparametrised, Reparametrization
 
 _REPARAMETRIZE = Part("reparametrize")
@@ -90,6 +96,8 @@ class Sparsifier:
         seed: all random choices are derived from it.
         reparametrize: how masks are learned, if they are: then the first masks say what active weights are chosen from,
             nothing else moves, and there is no optimizer yet (``attach``).
+        compute: how sparse layers are multiplied: as dense ones with zeros (``masked``), or, on a CPU, by their active
+            weights alone where a fixed rule of shape and density says so (``packed``), or another ``Packing``.
         count_every: steps from one count of the active weights to the next, where masks are learned; 50 if not given.
         verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
 
@@ -122,6 +130,7 @@ class Sparsifier:
         probe: Probe | None = None,
         seed: int = 0,
         reparametrize: str | Learn | None = None,
+        compute: Compute | Packing = "masked",
         count_every: Annotated[int | None, Range(1)] = None,
         verify_every: Annotated[int | None, Range(1)] = None,
     ) -> None:
@@ -148,7 +157,7 @@ class Sparsifier:
         if learn is None:
             refuse_unused({"count_every": count_every}, "masks are not learned. Give reparametrize")
         else:
-            self._check_learned(optimizer)
+            self._check_learned(optimizer, compute)
         parts = FirstParts(
             find_part("distribution", distribution),
             find_part("init", init),
@@ -177,14 +186,18 @@ class Sparsifier:
         self._proven = False
         """Whether the optimizer has been seen to leave inactive weights at zero."""
         self._count_every = count_every or declared(Reparametrize)["every"].default
-        self.weights: MaskedDense | Reparametrised
+        self.weights: Holder
         """How the weights are held."""
-        if learn is None:
+        if learn is not None:
+            edges = Edges(layers, self.topology.masks, seed)
+            self.weights = learned = Reparametrised(model, edges, learn(edges))
+            self.topology = Topology(layers, learned.active(), start.patterns)
+        elif compute == "masked":
             self.weights = MaskedDense(layers, self.topology.masks, self._active)
         else:
-            edges = Edges(layers, self.topology.masks, seed)
-            self.weights = Reparametrised(model, edges, learn(edges))
-            self.topology = Topology(layers, self.weights.active(), start.patterns)
+            packing = compute if isinstance(compute, Packing) else packed()
+            self.weights = Packed(model, layers, self.topology.masks, self._active, packing)
+        self._expect()
         _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
             self.attach(optimizer)
@@ -227,8 +240,9 @@ class Sparsifier:
         """
         return None if self.learned is None else sum(count_true(self.weights.masks)) / self.topology.size
 
-    def _check_learned(self, optimizer: Optimizer | None) -> None:
+    def _check_learned(self, optimizer: Optimizer | None, compute: str | Packing) -> None:
         """Raise ValueError for what does not go with learned masks."""
+        refuse(compute_problems("masked" if compute == "masked" else "packed", learns=True))
         refuse(learning_problems(_REPARAMETRIZE, ["the update"] if self.topology_update is not None else []))
         if optimizer is not None:
             raise ValueError(
@@ -306,7 +320,7 @@ class Sparsifier:
         update = self.topology_update if self.update_due() else None
         self.steps += 1
         # The optimizer's own step would carry an overflow into the weights, so there is no need to look for one.
-        if self.topology_update is not None:
+        if self.topology.momentum:
             self.topology.track_momentum(self.weights.gradients, may_overflow=may_overflow)
         overflowed = update is not None and not self._may_update(gradients_are_finite)
         if overflowed:
@@ -316,7 +330,8 @@ class Sparsifier:
     def _may_update(self, gradients_are_finite: bool) -> bool:
         """Return whether the gradients are finite; waits for the device unless that is known."""
         self.weights.check_trainable()
-        return gradients_are_finite or self.weights.all_finite(gradients=True)
+        known = gradients_are_finite and not self.weights.captured  # which nobody else has looked at
+        return known or self.weights.all_finite(gradients=True)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of inactive weights, in one fused pass over the layers that are not full."""
@@ -350,14 +365,19 @@ class Sparsifier:
                 self.count()
                 return True
             return False
-        if turn.update is None:
-            return False
+        if turn.update is not None:
+            with self.weights.unpacked():
+                self._update_topology(turn.update, turn.grow_scores)
+        self._expect()
+        return turn.update is not None
+
+    def _update_topology(self, update: TopologyUpdate, grow_scores: Sequence[Tensor]) -> None:
         before = list(self.topology.masks)
-        lost = turn.update.prune(self.topology, self.weights.weights, self.steps)
+        lost = update.prune(self.topology, self.weights.weights, self.steps)
         if self._moves:  # pruned weights that grow again in the same update start from zero (GraNet, Liu et al. 2021)
             self.weights.clear({i: self.topology.masks[i] for i in lost})
-        kept = turn.update.move(self.topology, self.steps, self._view, turn.grow_scores)
-        if turn.update.plan.returning_weights == "reset":
+        kept = update.move(self.topology, self.steps, self._view, grow_scores)
+        if update.plan.returning_weights == "reset":
             self.weights.clear(kept)
         self.topology.refresh(before)
         self.topology.check()
@@ -371,7 +391,6 @@ class Sparsifier:
         )
         if self.verify_every is not None and self.updates % self.verify_every == 0:
             self.verify()
-        return True
 
     @torch.no_grad()
     def count(self) -> None:
@@ -395,6 +414,17 @@ class Sparsifier:
         update = self.topology_update
         return update is not None and update.reads_dense_gradient(due=self.update_due())
 
+    def _expect(self) -> None:
+        """Let the coming backward passes compute what the next step will read."""
+        self.weights.expect(dense_gradient=self.needs_dense_gradient())
+
+    def unpacked(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has plain dense weights, however they are held: to change them by hand.
+
+        What is inactive has to stay zero; no step can be taken within.
+        """
+        return self.weights.unpacked()
+
     @property
     def _moves(self) -> bool:
         """Say whether weights are dropped and grown."""
@@ -410,6 +440,7 @@ class Sparsifier:
         self.topology_update = update
         self.steps = 0
         self.postponed = False
+        self._expect()
 
     def pruned(self, scores: Sequence[Tensor], among: Sequence[Tensor], counts: int | Sequence[int]) -> list[Tensor]:
         """Return the masks of the highest scores within the masks ``among``, one tensor a layer; changes nothing.
@@ -446,9 +477,10 @@ class Sparsifier:
 
         ``births``: what ``weights.births`` was. Call ``set_masks`` next: weights that it adds are new then.
         """
-        self.weights.set_masks(masks, count_true(masks))
-        self.weights.begin_state()
-        self.weights.load_births(births)
+        with self.weights.unpacked():
+            self.weights.set_masks(masks, count_true(masks))
+            self.weights.begin_state()
+            self.weights.load_births(births)
 
     def counts_at(self, density: float) -> dict[str, int]:
         """Return how many weights of each layer ``set_density`` would leave active; raises what it would."""
@@ -545,9 +577,11 @@ class Sparsifier:
             self.weights.begin_state()
             return
         self.topology.load_state_dict(state)
-        self.weights.set_masks(self.topology.masks, self._active)
-        self.weights.begin_state()
-        self.weights.load_births(state.get("births", {}) if self._goes_by_weights else {})
+        with self.weights.unpacked():
+            self.weights.set_masks(self.topology.masks, self._active)
+            self.weights.begin_state()
+            self.weights.load_births(state.get("births", {}) if self._goes_by_weights else {})
+        self._expect()
 
     # -- the update ----------------------------------------------------------------------------------------------------
 

@@ -189,8 +189,8 @@ class Agent:
         """Add the gradient of a batch to the total, and what the estimate is made of, if there is a snapshot, to it."""
         snapshot, account = self._snapshot, self._ledger.correction
         loss = self._gradients.of(batch, account, self._active).loss
-        pairs = zip(total, self._network.parameters(), strict=True)
-        found = [(mean, parameter.grad) for mean, parameter in pairs if parameter.grad is not None]
+        pairs = zip(total, snapshot.gradients_of_model(), strict=True)
+        found = [(mean, gradient) for mean, gradient in pairs if gradient is not None]
         torch._foreach_add_([mean for mean, _ in found], [gradient for _, gradient in found])
         if snapshot.epoch is None:
             return
@@ -198,7 +198,7 @@ class Agent:
             snapshot.gradients.of(batch, account, snapshot.active)
             self._sparsifier.mask_gradients()
             snapshot.mask(common)
-            covariances.add(_joined(self._network), _joined(snapshot.network))
+            covariances.add(_joined(snapshot.gradients_of_model()), _joined_of(snapshot.network))
         else:
             covariances.add(loss.double(), snapshot.gradients.loss(batch, account, snapshot.active).double())
 
@@ -224,10 +224,10 @@ class Agent:
             for batch in islice(self._epoch(epoch), self._variance_batches):
                 self._gradients.of(batch, account, self._active)
                 self._sparsifier.mask_gradients()
-                uncorrected = _joined(self._network)
+                uncorrected = _joined_of(self._network)
                 self._correct(batch, account)
                 self._sparsifier.mask_gradients()
-                covariances.add(uncorrected, _joined(self._network))
+                covariances.add(uncorrected, _joined_of(self._network))
         uncorrected_variance, _, variance = covariances.found()
         self._variance_ratio = variance / uncorrected_variance if uncorrected_variance > 0 else None
 
@@ -310,6 +310,11 @@ class Agent:
         self._variance_ratio = state["variance_ratio"]
 
 
-def _joined(network: nn.Module) -> Tensor:
+def _joined_of(network: nn.Module) -> Tensor:
     """Return a copy of all gradients of a network as one vector."""
-    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    return _joined([parameter.grad for parameter in network.parameters()])
+
+
+def _joined(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return a copy of gradients as one vector."""
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])

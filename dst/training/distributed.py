@@ -98,6 +98,9 @@ class Processes:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of a step over all processes, unless its backward passes have done so."""
 
+    def sum_apart(self, gradients: Sequence[Tensor]) -> None:
+        """Sum over all processes, in place, gradients of a step that are no parameter's."""
+
     def total(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Return the sums of scalars over all processes, on their device and without waiting for it."""
         return values
@@ -161,6 +164,10 @@ class Group(Processes):
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum them all together."""
         _jointly([p.grad for p in parameters if p.grad is not None], dist.all_reduce)
+
+    def sum_apart(self, gradients: Sequence[Tensor]) -> None:
+        """Sum them all together."""
+        _jointly(gradients, dist.all_reduce)
 
     def total(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Sum in float64, in which counts are exact."""
@@ -274,6 +281,10 @@ class OverlappingGroup(Group):
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Do nothing: the backward pass has summed them."""
+
+    def sum_apart(self, gradients: Sequence[Tensor]) -> None:
+        """Sum them all together, and undo that ``to_sum`` has multiplied them."""
+        _jointly(gradients, lambda joint: dist.all_reduce(joint.div_(self.world)))
 
 
 def _jointly(tensors: Sequence[Tensor], collective: Callable[[Tensor], Any]) -> None:

@@ -61,6 +61,7 @@ class Gradients:
         self.passes = passes
         self._replica = passes.processes.replica(network)
         self._parameters = list(network.parameters())
+        self._sizes = [parameter.numel() for parameter in self._parameters]
         self._buffers = list(network.buffers())
 
     def of(
@@ -73,6 +74,7 @@ class Gradients:
         these ``active`` weights, and what the ``dense_gradient`` costs where the method reads it.
         """
         settings, precision, processes = self.passes.settings, self.passes.precision, self.passes.processes
+        self._refresh()
         for parameter in self._parameters:  # the module's own method would look for its parameters at every step
             parameter.grad = None
         losses, right = [], []
@@ -92,6 +94,13 @@ class Gradients:
         if dense_gradient:
             account.dense_gradient(active, batch.samples)
         return Judgement(*processes.total(torch.stack(losses).sum(), torch.stack(right).sum()))
+
+    def _refresh(self) -> None:
+        """Wrap the network anew if its parameters have other sizes by now: packed layers with other counts."""
+        if self._replica is not self.network:
+            sizes = [parameter.numel() for parameter in self._parameters]
+            if sizes != self._sizes:
+                self._sizes, self._replica = sizes, self.passes.processes.replica(self.network)
 
     @torch.no_grad()
     def loss(self, batch: Batch, account: Account, active: Mapping[str, int]) -> Tensor:

@@ -23,7 +23,7 @@ from dst.training.gradients import Batch, Gradients, Judgement
 from dst.training.guard import DivergedError, Guard
 from dst.training.observer import Observer
 from dst.training.options import unvalidated_problems
-from dst.training.phase import Network, Phase, Tick, total_steps
+from dst.training.phase import Action, Network, Phase, Tick, total_steps
 from dst.training.settings import Settings
 from dst.training.stopping import StopFlag
 from dst.training.watch import Watch
@@ -141,14 +141,14 @@ class Training:
         self._evaluate_if_due(observer)
         while not self.is_over:
             if self.phase.begin is not None and self.counters.begun < self.counters.phase:
-                self._between_steps(self.phase.begin, observer, watch)
+                self._act(self.phase.begin, observer, watch)
                 self.correction.restart()
             self.counters.begun = self.counters.phase
             while self.phase_step < self.phase.steps:
                 self._train_epoch(observer, watch)
             if self.phase.end is not None:
                 self._guard.check(now=True)
-                self._between_steps(self.phase.end, observer, watch)
+                self._act(self.phase.end, observer, watch)
             if not self.is_over:
                 self._next_phase(observer, watch)
         self._checkpoint(observer)
@@ -168,7 +168,7 @@ class Training:
         counters, per_epoch = self.counters, len(self.train_batches)
         epoch, first = divmod(counters.step, per_epoch)
         if self.phase.midway is not None and self.phase.midway[0] == self.phase_step:
-            self._between_steps(self.phase.midway[1], observer, watch)
+            self._act(self.phase.midway[1], observer, watch)
         if first == 0:
             self._between_steps(lambda _, __, tick: self.correction.begin_epoch(epoch, tick), observer, watch)
         batches = self.train_batches.epoch(epoch, start=first, shard=self.processes.shard)
@@ -191,6 +191,15 @@ class Training:
                 raise watch.stopped(counters.step)
             observer.on_step(counters.step)
             self._evaluate_if_due(observer)
+
+    def _act(self, action: Action, observer: Observer, watch: Watch) -> None:
+        """Carry out what a phase does beside its steps, which meets plain weights however they are held."""
+
+        def act(run: "Training", observer: Observer, tick: Tick) -> None:
+            with run.sparsifier.unpacked():
+                action(run, observer, tick)
+
+        self._between_steps(act, observer, watch)
 
     def _between_steps(
         self, work: Callable[["Training", Observer, Tick], None], observer: Observer, watch: Watch
@@ -241,7 +250,7 @@ class Training:
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
-            "model/parameters": parameter_count(self.model),
+            "model/parameters": self.parameters,
             "model/maskable": self.sparsifier.topology.size,
             "flops/test": test_flops,
             "flops/test_ratio": test_flops / self.ledger.flops.dense,
@@ -250,6 +259,12 @@ class Training:
             "time/samples_per_second": counters.samples / counters.seconds,
             **self.correction.figures(counters.step / len(self.train_batches)),
         }
+
+    @property
+    def parameters(self) -> int:
+        """The number of the network's parameters, however they are held."""
+        with self.sparsifier.unpacked():
+            return parameter_count(self.model)
 
     def _initial_density(self) -> dict[str, float]:
         """Return the density of the first masks, if it is known."""
@@ -272,6 +287,7 @@ class Training:
         self._set_rate()
         due = self.sparsifier.update_due()
         judged = self._gradients(batch, due=due)
+        self.processes.sum_apart(self.sparsifier.weights.captured)
         turn = self.sparsifier.read_gradients(may_overflow=self.precision.scales_losses, gradients_are_finite=due)
         if not turn.replaces_step:
             self.correction.correct(batch)
@@ -443,8 +459,9 @@ class Training:
         state = self.sparsifier.state_dict()
         tensors = [*_tensors_in(state)]
         counts = torch.tensor(state["counts"], device=self._sums.device)
-        self.processes.share([*self.model.parameters(), *self.model.buffers(), *tensors, counts])
-        self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
+        with self.sparsifier.unpacked():
+            self.processes.share([*self.model.parameters(), *self.model.buffers(), *tensors, counts])
+            self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
         self.active = self.sparsifier.topology.active_by_layer
 
     @property

@@ -41,8 +41,9 @@ class Snapshot:
     @torch.no_grad()
     def take(self, epoch: int, mean: list[Tensor]) -> None:
         """Take the present weights and masks of the model; ``mean``: of the gradients there, over the epoch; kept."""
-        for theirs, ours in zip(_tensors(self.network), _tensors(self._model), strict=True):
-            theirs.copy_(ours)
+        with self._sparsifier.unpacked():
+            for theirs, ours in zip(_tensors(self.network), _tensors(self._model), strict=True):
+                theirs.copy_(ours)
         self.epoch, self._mean = epoch, mean
         self.active = self._sparsifier.topology.active_by_layer
         self._masks, self._factors = list(self._sparsifier.weights.masks), []
@@ -65,10 +66,20 @@ class Snapshot:
             self._factors = self._factors or self._as_factors(self._masks)
             self.mask(self._factors)
         parameters = zip(self._model.parameters(), self.network.parameters(), self._mean, strict=True)
-        found = [(ours.grad, theirs.grad, mean) for ours, theirs, mean in parameters if ours.grad is not None]
+        held = self._sparsifier.weights
+        found = [
+            (ours.grad, held.gathered(ours, theirs.grad), held.gathered(ours, mean))
+            for ours, theirs, mean in parameters
+            if ours.grad is not None and theirs.grad is not None
+        ]
         changed, subtracted, added = (list(tensors) for tensors in zip(*found, strict=True))
         torch._foreach_add_(changed, subtracted, alpha=-coefficient)
         torch._foreach_add_(changed, added, alpha=coefficient)
+
+    def gradients_of_model(self) -> list[Tensor | None]:
+        """Return the model's gradients in the shapes of the snapshot's parameters, in their order."""
+        held = self._sparsifier.weights
+        return [None if (g := p.grad) is None else held.spread(p, g) for p in self._model.parameters()]
 
     # -- masks ---------------------------------------------------------------------------------------------------------
 

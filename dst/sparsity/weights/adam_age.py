@@ -32,14 +32,15 @@ def counts_steps(optimizer: Optimizer) -> bool:
 class AdamAge:
     """Correct what each step of ``optimizer`` (``counts_steps``) does to weights that were grown.
 
-    ``weights``: those that are held sparse, by the names of their layers. A weight is born at the step at which it was
-    grown, so that its age is 1 at the next. Steps that are left out, by a GradScaler or by ``found_inf``, are no steps
-    of its life. Without an effect on float arithmetic, an age is forgotten (17,000 steps for a ``beta2`` of 0.999).
+    ``weights``: those that are held sparse, by the names of their layers, dense yet. A weight is born at the step at
+    which it was grown, so that its age is 1 at the next. Steps that are left out, by a GradScaler or by ``found_inf``,
+    are no steps of its life. Without an effect on float arithmetic, an age is forgotten (17,000 steps for a ``beta2``
+    of 0.999).
     """
 
     def __init__(self, optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
         self._optimizer = optimizer
-        self._layers = [AgedLayer(name, weight) for name, weight in weights.items()]
+        self._layers = [AgedLayer(name, weight, weight.numel()) for name, weight in weights.items()]
         self._batches: list[Batch] = []
         me = weakref.ref(self)
 
@@ -88,6 +89,12 @@ class AdamAge:
         for layer, mask, new, now in zip(self._layers, masks, entered, clocks, strict=True):
             layer.change(mask, new, now, now - self._horizon(layer))
         self._put(clocks)
+
+    def hold(self, places: Mapping[int, Tensor | None]) -> None:
+        """Follow parameters that hold other weights of their layers, by the layer's index, or all of them (None)."""
+        for i, held in places.items():
+            self._layers[i].hold(held)
+        self._put(self._clocks())
 
     def _forget_unborn(self) -> None:
         """Forget weights that were born at a step which their tensor has not come to: it has another state now."""

@@ -19,29 +19,43 @@ from torch.optim import Optimizer
 
 @dataclass(eq=False)
 class AgedLayer:
-    """Where the grown weights of a layer are, in the order of its weights, and when they were born."""
+    """Where the grown weights of a layer are, in the order in which its parameter holds them, and when they were born.
+
+    ``size``: how many weights the layer has. ``places``: int64, which of them the parameter holds, if not all.
+    """
 
     name: str
     weight: nn.Parameter
+    size: int
+    places: Tensor | None = None
     positions: Tensor = field(init=False)
     births: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.forget()
 
+    def hold(self, places: Tensor | None) -> None:
+        """Follow a parameter that holds other weights of the layer from now on, or all of them (None)."""
+        births = self.dense()
+        self.places = places
+        self.remember(births)
+
     def forget(self) -> None:
         """Have no grown weights."""
-        self.remember(torch.zeros(0, dtype=torch.int32, device=self.weight.device))
+        self.positions = torch.zeros(0, dtype=torch.int64, device=self.weight.device)
+        self.births = torch.zeros(0, dtype=torch.int32, device=self.weight.device)
 
     def remember(self, births: Tensor) -> None:
         """Take the births of all weights, flat; 0 where there was none."""
-        self.positions = births.nonzero().view(-1)
-        self.births = births[self.positions]
+        held = births if self.places is None else births[self.places]
+        self.positions = held.nonzero().view(-1)
+        self.births = held[self.positions]
 
     def dense(self) -> Tensor:
         """Return the births of all weights, flat; 0 where there was none."""
-        births = torch.zeros(self.weight.numel(), dtype=torch.int32, device=self.weight.device)
-        return births.index_copy_(0, self.positions, self.births)
+        births = torch.zeros(self.size, dtype=torch.int32, device=self.weight.device)
+        positions = self.positions if self.places is None else self.places[self.positions]
+        return births.index_copy_(0, positions, self.births)
 
     def change(self, mask: Tensor, new: Tensor | None, now: int, forgotten: int) -> None:
         """Let ``new`` weights be born ``now``; forget those that have left, were born by ``forgotten`` or later."""

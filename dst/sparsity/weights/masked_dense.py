@@ -1,19 +1,18 @@
 """Dense weights with masks: what is inactive is exactly zero, in the weight as in the optimizer's state."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.sparsity.scope import Layer
-from dst.sparsity.select import count_true
 from dst.sparsity.weights.adam_age import AdamAge, counts_steps
-from dst.sparsity.weights.held import all_finite, begin_state, check_optimizer, check_trainable, hold
+from dst.sparsity.weights.held import begin_state, check_optimizer, check_trainable, hold
+from dst.sparsity.weights.holder import Holder
 
 
-class MaskedDense:
+class MaskedDense(Holder):
     """The weights of all sparse layers as plain dense parameters of the model.
 
     Inactive weights are zero and stay so, because their *gradients* are masked before the optimizer steps. Their
@@ -26,13 +25,10 @@ class MaskedDense:
 
     @torch.no_grad()
     def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor], active: Sequence[int]) -> None:
-        self._layers = list(layers)
-        self._optimizer: Optimizer | None = None
+        super().__init__(layers, masks)
         self._ages: AdamAge | None = None
         self._held = list(masks)
         """Where weights keep value and state: within the masks, less what has been cleared since they were set."""
-        self.masks = list(masks)
-        """Where weights, and gradients, may differ from zero."""
         self._is_masked = False
         """Whether the gradients are still masked: no backward pass has come since."""
         self._let_go = hold(self._layers, self, MaskedDense._on_gradient)
@@ -45,28 +41,9 @@ class MaskedDense:
         """What the optimizer trains, layer by layer."""
         return [layer.weight for layer in self._layers]
 
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """What the optimizer trains besides, with options of its own: nothing."""
-        return []
-
     def weight(self, i: int) -> Tensor:
         """Return a layer's weight: dense, zero off the mask, without history."""
         return self._layers[i].weight.detach()
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """All weights, layer by layer."""
-        return [layer.weight.detach() for layer in self._layers]
-
-    def gradient(self, i: int) -> Tensor | None:
-        """Return the gradient of a layer's weight: dense until it is masked; None without a backward pass."""
-        return self._layers[i].weight.grad
-
-    @property
-    def gradients(self) -> list[Tensor | None]:
-        """All gradients, layer by layer."""
-        return [layer.weight.grad for layer in self._layers]
 
     def state(self, i: int) -> list[Tensor]:
         """Return the optimizer's tensors that hold a value for each weight of a layer (momentum, Adam's moments)."""
@@ -76,22 +53,12 @@ class MaskedDense:
 
     # -- the optimizer -------------------------------------------------------------------------------------------------
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """What trains the weights; RuntimeError before ``attach``."""
-        if self._optimizer is None:
-            raise RuntimeError("nothing trains these weights yet: call attach(optimizer) first")
-        return self._optimizer
-
-    def attach(self, optimizer: Optimizer) -> None:
-        """Let an optimizer train the weights; ValueError unless it trains all of them, each by itself."""
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
         check_optimizer(optimizer, self._layers)
-        if self._optimizer is not None:
-            raise RuntimeError("an optimizer trains these weights already: make a new Sparsifier for another one")
-        self._optimizer = optimizer
-        if counts_steps(optimizer):
-            self._ages = AdamAge(optimizer, {layer.name: layer.weight for layer in self._layers})
-        self.begin_state()
+
+    def _attached(self) -> None:
+        if counts_steps(self.optimizer):
+            self._ages = AdamAge(self.optimizer, {layer.name: layer.weight for layer in self._layers})
 
     @torch.no_grad()
     def begin_state(self) -> None:
@@ -117,9 +84,6 @@ class MaskedDense:
                 "are not masked, so that inactive weights may have moved: let it call sparsifier.mask_gradients() "
                 "after its backward pass, or do it before the step"
             )
-
-    def stepped(self) -> None:
-        """Do nothing after a step of the optimizer: weights are what it trains."""
 
     def release(self) -> None:
         """Release the layers, so that something else may hold them, and the optimizer."""
@@ -198,10 +162,6 @@ class MaskedDense:
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    def all_finite(self, *, gradients: bool = False, weights: bool = False) -> bool:
-        """Say whether all gradients, weights or both are finite; waits for the device."""
-        return bool(all_finite([*(self.gradients if gradients else []), *(self.weights if weights else [])]))
-
     @torch.no_grad()
     def check_zeros(self, masks: Sequence[Tensor]) -> None:
         """Raise RuntimeError, naming layers, if the model computes with weights outside the masks.
@@ -214,13 +174,7 @@ class MaskedDense:
                     f"layer {layer.name} computes with another weight than the one that is held sparse: the weight has "
                     "been replaced or parametrised since. Make a new Sparsifier and a new optimizer after such changes"
                 )
-        moved = count_true([(weight != 0) & ~mask for weight, mask in zip(self.weights, masks, strict=True)])
-        if any(moved):
-            told = ", ".join(
-                f"{layer.name} ({count:,} of {layer.size:,})"
-                for layer, count in zip(self._layers, moved, strict=True)
-                if count
-            )
+        if told := self._moved(masks):
             trainer = "an optimizer" if self._optimizer is None else type(self._optimizer).__name__
             raise RuntimeError(
                 f"inactive weights are not zero in layers {told}: the density is not as reported; {trainer} may treat "

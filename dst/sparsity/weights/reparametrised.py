@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from dst.sparsity.scope import Layer
-from dst.sparsity.select import count_true
-from dst.sparsity.weights.held import all_finite, begin_state, check_trained, hold
+from dst.sparsity.weights.held import begin_state, check_trained, hold
+from dst.sparsity.weights.holder import Holder
 
 LEARNED = "the masks are learned: nothing else can set them"
 """Why masks cannot be set."""
@@ -89,7 +89,7 @@ class Reparametrization(ABC):
         """Restore what ``state_dict`` returned; the layers have their tensors already."""
 
 
-class Reparametrised:
+class Reparametrised(Holder):
     """The weights of all sparse layers, computed anew at each forward pass (``torch.nn.utils.parametrize``).
 
     The tensors that they are computed from are zero off the edges. ``model.state_dict()`` still holds the plain weights
@@ -100,9 +100,8 @@ class Reparametrised:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module, edges: Edges, how: Reparametrization) -> None:
+        super().__init__(edges.layers, edges.masks)
         self.how = how
-        self._layers, self.masks = list(edges.layers), list(edges.masks)
-        self._optimizer: Optimizer | None = None
         self._let_go = hold(self._layers, self)
         self._frozen = [p for p in model.parameters() if p.requires_grad] if how.freezes_rest else []
         for parameter in self._frozen:
@@ -135,44 +134,18 @@ class Reparametrised:
         found: Tensor = getattr(place.module, place.attribute)
         return found.detach()
 
-    @property
-    def weights(self) -> list[Tensor]:
-        """All weights, layer by layer."""
-        return [self.weight(i) for i in range(len(self._layers))]
-
-    def gradient(self, i: int) -> Tensor | None:
-        """Return the gradient of what is trained in the place of a layer's weight; None without a backward pass."""
-        return self.parameters[i].grad
-
-    @property
-    def gradients(self) -> list[Tensor | None]:
-        """All gradients, layer by layer."""
-        return [parameter.grad for parameter in self.parameters]
-
     def active(self) -> list[Tensor]:
         """Return the boolean masks of the weights that are active now."""
         return self.how.active()
 
     # -- the optimizer -------------------------------------------------------------------------------------------------
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """What trains them; RuntimeError before ``attach``."""
-        if self._optimizer is None:
-            raise RuntimeError("nothing trains these weights yet: call attach(optimizer) first")
-        return self._optimizer
-
-    def attach(self, optimizer: Optimizer) -> None:
-        """Let an optimizer train them; ValueError unless it trains all, each by itself, and ``groups`` as they say."""
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
         trained = {layer.name: [parameter] for layer, parameter in zip(self._layers, self.parameters, strict=True)}
         besides = [parameter for group in self.groups for parameter in group["params"]]
         check_trained(optimizer, {**trained, **({"thresholds": besides} if besides else {})})
         for group in self.groups:
             _check_options(optimizer, group)
-        if self._optimizer is not None:
-            raise RuntimeError("an optimizer trains these weights already: make a new Sparsifier for another one")
-        self._optimizer = optimizer
-        self.begin_state()
 
     def begin_state(self) -> None:
         """Bring the optimizer's state in line: after it was attached, or has got another state."""
@@ -212,14 +185,6 @@ class Reparametrised:
         """Raise RuntimeError: masks are learned."""
         raise RuntimeError(LEARNED)
 
-    @property
-    def births(self) -> dict[str, Tensor]:
-        """Nothing: no weight is grown."""
-        return {}
-
-    def load_births(self, births: Mapping[str, Tensor]) -> None:
-        """Do nothing."""
-
     @torch.no_grad()
     def check_zeros(self, masks: Sequence[Tensor]) -> None:
         """Raise RuntimeError, naming layers, if the model computes with weights that are not active now."""
@@ -230,19 +195,9 @@ class Reparametrised:
                         f"layer {layer.name} computes its weight in another way than it was told to: it has been "
                         "replaced or parametrised since. Make a new Sparsifier and a new optimizer after such changes"
                     )
-        pairs = zip(self.weights, self.active(), self.masks, strict=True)
-        moved = count_true([(weight != 0) & ~(active & edges) for weight, active, edges in pairs])
-        if any(moved):
-            told = ", ".join(
-                f"{layer.name} ({count:,} of {layer.size:,})"
-                for layer, count in zip(self._layers, moved, strict=True)
-                if count
-            )
+        edges = self.masks
+        if told := self._moved([active & mask for active, mask in zip(self.active(), edges, strict=True)]):
             raise RuntimeError(f"inactive weights are not zero in layers {told}: the density is not as reported")
-
-    def all_finite(self, *, gradients: bool = False, weights: bool = False) -> bool:
-        """Say whether all gradients, weights or both are finite; waits for the device."""
-        return bool(all_finite([*(self.gradients if gradients else []), *(self.weights if weights else [])]))
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,241 @@
+"""Layers that multiply by their active weights alone: the modules, and what all places of a weight share."""
+
+import copy
+import ctypes
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dst.kernels.product import Tiles, product
+from dst.kernels.shape import Shape
+from dst.kernels.unstructured import Unstructured
+
+LEAST_SAMPLES: Final = 16
+"""With fewer samples most of a tile would be computed for nothing."""
+
+
+class PackedLayer:
+    """The active weights of a layer as a vector of values, and its products by them.
+
+    ``places``: int64, which of the weights the values are, in their order; it depends on the mask alone. Products are
+    prepared at the first inputs of a shape. ``restore``: lets the layer's modules be plain ones again.
+    """
+
+    def __init__(self, weight: Tensor, library: ctypes.CDLL, pool: Tiles, restore: Callable[[], None]) -> None:
+        self.restore = restore
+        self.places = torch.zeros(0, dtype=torch.int64)
+        self.mask: Tensor | None = None
+        self.reads_dense_gradient = False
+        """Whether backward passes compute the gradients of inactive weights too."""
+        self.dense_gradient: Tensor | None = None
+        """That of all weights, since ``parameter.grad`` was None the last time; None if it was not asked for."""
+        self._library, self._pool = library, pool
+        self._like = torch.empty_like(weight, device="meta")
+        self._products: dict[Shape, Unstructured] = {}
+        self._dense: tuple[int, Tensor] | None = None
+        self._task = -1
+
+    def set_mask(self, mask: Tensor, module: nn.Linear | nn.Conv2d) -> Tensor:
+        """Have the weights of a mask from now on, not none; return their places. ``module``: a place of the weight."""
+        if mask is not self.mask:
+            known = next(iter(self._products), None)
+            first = known or smallest(module)
+            made = Unstructured(self._library, first, mask)
+            self.mask, self.places = mask, made.places
+            self._products = {first: made} if known or isinstance(module, nn.Linear) else {}
+            self._dense = None
+        return self.places
+
+    # -- forms ---------------------------------------------------------------------------------------------------------
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return values as a dense tensor in the shape and the memory layout of the weight."""
+        dense = torch.zeros(self._like.shape, dtype=values.dtype)
+        dense.view(-1)[self.places] = values
+        return torch.empty_like(self._like, device="cpu", dtype=values.dtype).copy_(dense)
+
+    def gathered(self, dense: Tensor) -> Tensor:
+        """Return the values of a dense tensor."""
+        return torch.take(dense, self.places)
+
+    def dense(self, values: Tensor) -> Tensor:
+        """Return the weight, made once for each change of its values."""
+        if self._dense is None or self._dense[0] != values._version:
+            self._dense = values._version, self.spread(values.detach())
+        return self._dense[1]
+
+    # -- products ------------------------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, module: nn.Linear) -> Tensor:
+        """Return what the linear layer makes of inputs."""
+        if x.shape[-1:].numel() * (x.numel() > 0) != module.in_features:
+            raise RuntimeError(f"inputs of shape {tuple(x.shape)} for {module.in_features} input features")
+        if x.numel() // x.shape[-1] < LEAST_SAMPLES:
+            return F.linear(x, _Spread.apply(module.weight, self), module.bias)
+        return self._product(x, module, Shape(module.in_features, module.out_features))
+
+    def convolution(self, x: Tensor, module: nn.Conv2d) -> Tensor:
+        """Return what the convolution makes of inputs."""
+        if x.dim() != 4 or len(x) < LEAST_SAMPLES:
+            weight = _Spread.apply(module.weight, self)
+            return F.conv2d(x, weight, module.bias, module.stride, module.padding)
+        if x.shape[1] != module.in_channels:
+            raise RuntimeError(f"inputs of shape {tuple(x.shape)} for {module.in_channels} input channels")
+        shape = shape_of(module, *x.shape[2:])
+        if min(shape.out) < 1:
+            raise RuntimeError(f"inputs of shape {tuple(x.shape)} are smaller than the kernel {module.kernel_size}")
+        return self._product(x, module, shape)
+
+    def _product(self, x: Tensor, module: nn.Linear | nn.Conv2d, shape: Shape) -> Tensor:
+        assert self.mask is not None
+        if x.dtype != torch.float32 or x.device.type != "cpu" or module.weight.dtype != torch.float32:
+            raise RuntimeError(
+                f"a packed layer multiplies float32 on a CPU, not inputs of {x.dtype} on {x.device} by weights of "
+                f"{module.weight.dtype}: compute with masks instead"
+            )
+        if shape not in self._products:
+            self._products[shape] = Unstructured(self._library, shape, self.mask)
+        read = self._reader(module.weight) if self.reads_dense_gradient else None
+        y = product(x, module.weight, self._products[shape], self._pool, read)
+        if module.bias is None:
+            return y
+        return y + (module.bias if y.dim() != 4 else module.bias.view(-1, 1, 1))
+
+    def _reader(self, values: Tensor) -> Callable[[Tensor], None]:
+        return lambda gradient: self.read(values, gradient)
+
+    def read(self, values: Tensor, gradient: Tensor) -> None:
+        """Take a dense gradient, within a backward pass; it adds up as ``values.grad`` does."""
+        task = torch._C._current_graph_task_id()
+        if self.dense_gradient is not None and (values.grad is not None or task == self._task):
+            self.dense_gradient += gradient.view(self._like.shape)
+        else:
+            self.dense_gradient = torch.empty_like(self._like, device="cpu").copy_(gradient.view(self._like.shape))
+        self._task = task
+
+
+class _Spread(torch.autograd.Function):
+    """The dense weight of values, for few samples."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, layer: PackedLayer) -> Tensor:
+        ctx.layer, ctx.places, ctx.values = layer, layer.places, values
+        ctx.reads = layer.reads_dense_gradient
+        return layer.dense(values).detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if ctx.reads:
+            ctx.layer.read(ctx.values, gradient)
+        return torch.take(gradient, ctx.places), None
+
+
+def shape_of(module: nn.Conv2d, height: int, width: int) -> Shape:
+    """Return the shape of a convolution of images of this size."""
+    kernel, stride, padding = module.kernel_size, module.stride, module.padding
+    assert not isinstance(padding, str)
+    return Shape(
+        module.in_channels,
+        module.out_channels,
+        height,
+        width,
+        (kernel[0], kernel[1]),
+        (stride[0], stride[1]),
+        (padding[0], padding[1]),
+    )
+
+
+def smallest(module: nn.Linear | nn.Conv2d) -> Shape:
+    """Return a layer's shape for the smallest inputs that it takes."""
+    if isinstance(module, nn.Linear):
+        return Shape(module.in_features, module.out_features)
+    assert not isinstance(module.padding, str)
+    sizes = zip(module.kernel_size, module.padding, strict=True)
+    height, width = (max(1, kernel - 2 * padding) for kernel, padding in sizes)
+    return shape_of(module, height, width)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+class _Plain:
+    """Lets the state of a module, and copies of it, be those of a plain one, with a dense weight."""
+
+    _packed: PackedLayer
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        key = f"{prefix}weight"
+        destination[key] = self._packed.spread(destination[key].detach())
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        self._packed.restore()
+        self._load_from_state_dict(*given)  # that of a plain module, which this is by now
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        weight: nn.Parameter = self.weight  # type: ignore[attr-defined]
+        if id(weight) not in memo:
+            memo[id(weight)] = nn.Parameter(self._packed.spread(weight.detach()), weight.requires_grad)
+        twin: nn.Module = object.__new__(_plain_class(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy({k: v for k, v in vars(self).items() if k != "_packed"}, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a network with packed layers is not written to files as an object: save model.state_dict(), or "
+            "copy.deepcopy(model), whose layers are plain"
+        )
+
+    def extra_repr(self) -> str:
+        """Add how many weights there are."""
+        return f"{super().extra_repr()}, {len(self._packed.places):,} weights"  # type: ignore[misc]
+
+
+class PackedLinear(_Plain, nn.Linear):
+    """A linear layer that multiplies by its active weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return outputs, in float32."""
+        with torch.autocast("cpu", enabled=False):
+            return self._packed.linear(_single(x), self)
+
+
+class PackedConv2d(_Plain, nn.Conv2d):
+    """A convolution that multiplies by its active weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return outputs, in float32."""
+        with torch.autocast("cpu", enabled=False):
+            return self._packed.convolution(_single(x), self)
+
+
+def _single(x: Tensor) -> Tensor:
+    """Return what autocast has made of inputs in single precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _plain_class(module: Any) -> type[nn.Module]:
+    return next(plain for plain, own in PACKED.items() if own is type(module))
+
+
+PACKED: Final[dict[type[nn.Module], type[nn.Module]]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
+"""Plain module -> the one that it is while it is packed. Subclasses may use the weight in other ways."""
+
+
+def pack(module: nn.Module, layer: PackedLayer) -> None:
+    """Let a plain module multiply by values, which its weight holds by now."""
+    module.__dict__["_packed"] = layer
+    module.__class__ = PACKED[type(module)]
+
+
+def unpack(module: nn.Module) -> None:
+    """Let a module be plain again."""
+    del module.__dict__["_packed"]
+    module.__class__ = _plain_class(module)
