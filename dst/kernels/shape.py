@@ -52,16 +52,6 @@ class Shape:
         return self.height + 2 * self.padding[0], self.width + 2 * self.padding[1], self.channels, SAMPLES
 
     @property
-    def plain_tile(self) -> tuple[int, int, int, int]:
-        """The shape of a tile of inputs without a border, and so of their gradients."""
-        return self.height, self.width, self.channels, SAMPLES
-
-    @property
-    def output_tile(self) -> tuple[int, int, int, int]:
-        """The shape of a tile of outputs."""
-        return *self.out, self.outs, SAMPLES
-
-    @property
     def gradient_tile(self) -> tuple[int, int, int, int]:
         """The shape of a tile of gradients of outputs, with their border."""
         (height, width), (top, bottom, left, right) = self.out, self.border
@@ -120,11 +110,11 @@ def classes_of(shape: Shape) -> list[tuple[int, int]]:
 @lru_cache(maxsize=512)
 def layout(shape: Shape, tiles: int) -> Layout:
     """Return the positions of a number of tiles."""
-    inside, out, gradient = _strides(shape.input_tile), _strides(shape.output_tile), _strides(shape.gradient_tile)
+    inside, gradient = _strides(shape.input_tile), _strides(shape.gradient_tile)
     top, _, left, _ = shape.border
     (down, right), grid = shape.stride, (tiles, *shape.out)
     met = inside[0], inside[1] * down, inside[2] * right
-    plain = _strides(shape.plain_tile)
+    out, plain = _plain(*shape.out, shape.outs), _plain(shape.height, shape.width, shape.channels)
     spread = plain[0], plain[1] * down, plain[2] * right
     return Layout(
         outputs=_positions(grid, met, 0, out, 0),
@@ -189,3 +179,8 @@ def _strides(tile: tuple[int, ...]) -> _Grid:
     """Return the strides of tiles, rows and columns."""
     rows, columns, channels, samples = tile
     return rows * columns * channels * samples, columns * channels * samples, channels * samples
+
+
+def _plain(height: int, width: int, channels: int) -> _Grid:
+    """Return the strides of tiles, rows and columns of activations that lie channels-last."""
+    return SAMPLES * height * width * channels, width * channels, channels

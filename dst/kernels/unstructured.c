@@ -76,23 +76,26 @@ void dst_tile(const float *from, float *to, int64_t samples, int64_t height, int
     }
 }
 
-// The way back.
+// The way back, at one position: from [channels][32] to ``here`` samples, ``step`` apart.
+static void untile(const float *from, float *to, int64_t here, int64_t step, int64_t channels) {
+    for (int64_t h = 0; h < here; h += LANES)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            if (h + LANES <= here && c + LANES <= channels) square(from + c * 32 + h, 32, to + h * step + c, step);
+            else
+                for (int64_t k = c; k < c + LANES && k < channels; k++)
+                    for (int64_t i = h; i < h + LANES && i < here; i++) to[i * step + k] = from[k * 32 + i];
+        }
+}
+
 void dst_untile(const float *from, float *to, int64_t samples, int64_t height, int64_t width, int64_t channels,
                 int64_t rows, int64_t columns, int64_t top, int64_t left, int threads) {
     int64_t tiles = (samples + 31) / 32, step = height * width * channels;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t q = 0; q < tiles * height * width; q++) {
         int64_t tile = q / (height * width), y = q / width % height, x = q % width;
-        float *t = to + tile * 32 * step + (y * width + x) * channels;
-        const float *s = from + (((tile * rows + y + top) * columns) + x + left) * channels * 32;
         int64_t here = samples - tile * 32 < 32 ? samples - tile * 32 : 32;
-        for (int64_t h = 0; h < here; h += LANES)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                if (h + LANES <= here && c + LANES <= channels) square(s + c * 32 + h, 32, t + h * step + c, step);
-                else
-                    for (int64_t k = c; k < c + LANES && k < channels; k++)
-                        for (int64_t i = h; i < h + LANES && i < here; i++) t[i * step + k] = s[k * 32 + i];
-            }
+        untile(from + (((tile * rows + y + top) * columns) + x + left) * channels * 32,
+               to + tile * 32 * step + (y * width + x) * channels, here, step, channels);
     }
 }
 
@@ -100,24 +103,25 @@ void dst_untile(const float *from, float *to, int64_t samples, int64_t height, i
 // Products
 //
 // Weights: values[n]; offsets[n] of their inputs; starts[chunk][outs + 1]: where those of an output begin in a chunk.
-// Positions: in[b], out[b]: bases of a pair; in_step, out_step: from its first to its second position.
+// Positions: in[b], out[b]: bases of a group; in_steps, out_steps: from its first to its others (SPOT).
 // Work is cut into (positions) x (ranges of outputs, cuts[range] to cuts[range + 1]).
 
 #define SPOT(m, steps) ((m) % 2 * (steps)[0] + (m) / 2 * (steps)[1])
 
-ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, float *y, const int64_t *out_steps,
-                    const float *values, const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first,
-                    int last) {
+// The outputs of a group, as tiles: y[member][output - first][32].
+ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, float *y, const float *values,
+                    const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first, int last) {
+    int64_t step = (int64_t)(last - first) * 32;
     for (int chunk = 0; chunk < chunks; chunk++) {
         const int32_t *start = starts + (int64_t)chunk * (outs + 1);
         for (int o = first; o < last; o++) {
             int i = start[o], end = start[o + 1];
-            float *to = y + (int64_t)o * 32;
+            float *to = y + (int64_t)(o - first) * 32;
             if (i == end && chunk) continue;
             vec sum[4][LINE];
             UNROLL for (int m = 0; m < group; m++)
                 UNROLL for (int v = 0; v < LINE; v++)
-                    sum[m][v] = chunk ? LOAD(to + SPOT(m, out_steps) + v * LANES) : (vec){0};
+                    sum[m][v] = chunk ? LOAD(to + m * step + v * LANES) : (vec){0};
             for (; i < end; i++) {
                 const float *from = x + offsets[i];
                 vec w = values[i] - (vec){0};
@@ -125,28 +129,39 @@ ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, fl
                     UNROLL for (int v = 0; v < LINE; v++) sum[m][v] += w * LOAD(from + SPOT(m, in_steps) + v * LANES);
             }
             UNROLL for (int m = 0; m < group; m++)
-                UNROLL for (int v = 0; v < LINE; v++) STORE(to + SPOT(m, out_steps) + v * LANES) = sum[m][v];
+                UNROLL for (int v = 0; v < LINE; v++) STORE(to + m * step + v * LANES) = sum[m][v];
         }
     }
 }
 
-// outputs = weights x inputs at some positions, ``group`` of them at a time: 4, 2 or 1.
+// outputs = weights x inputs at some positions, ``group`` of them at a time (4, 2 or 1), laid channels-last. ``sample``:
+// from a sample to the next one; ``scratch``: of each thread, ``room`` numbers, for a range of outputs of a group.
 void dst_multiply(int group, const float *x, const int64_t *in, const int64_t *in_steps, float *y, const int64_t *out,
-                  const int64_t *out_steps, int64_t positions, const float *values, const int32_t *offsets,
-                  const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges, int threads) {
+                  const int64_t *out_steps, int64_t positions, int64_t samples, int64_t sample, const float *values,
+                  const int32_t *offsets, const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges,
+                  float *scratch, int64_t room, int threads) {
+    int64_t items = positions * ranges;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t q = 0; q < positions * ranges; q++) {
-        int64_t b = q / ranges, r = q % ranges;
-        const float *from = x + in[b];
-        float *to = y + out[b];
+    for (int t = 0; t < threads; t++) {
+        float *own = scratch + t * room;
+        for (int64_t q = items * t / threads; q < items * (t + 1) / threads; q++) {
+            int64_t b = q / ranges, r = q % ranges;
+            int first = cuts[r], last = cuts[r + 1];
+            int64_t step = (int64_t)(last - first) * 32;
+            const float *from = x + in[b];
 #define OUTPUTS(group, from, to) \
-    outputs(group, from, in_steps, to, out_steps, values, offsets, starts, chunks, outs, cuts[r], cuts[r + 1])
-        if (group == 4 && LINE <= 2) OUTPUTS(4, from, to);
-        else if (group == 4) {
-            OUTPUTS(2, from, to);
-            OUTPUTS(2, from + in_steps[1], to + out_steps[1]);
-        } else if (group == 2) OUTPUTS(2, from, to);
-        else OUTPUTS(1, from, to);
+    outputs(group, from, in_steps, to, values, offsets, starts, chunks, outs, first, last)
+            if (group == 4 && LINE <= 2) OUTPUTS(4, from, own);
+            else if (group == 4) {
+                OUTPUTS(2, from, own);
+                OUTPUTS(2, from + in_steps[1], own + 2 * step);
+            } else if (group == 2) OUTPUTS(2, from, own);
+            else OUTPUTS(1, from, own);
+            for (int m = 0; m < group; m++) {
+                int64_t at = out[b] + SPOT(m, out_steps), here = samples - at / (32 * sample) * 32;
+                untile(own + m * step, y + at + first, here < 32 ? here : 32, sample, last - first);
+            }
+        }
     }
 }
 
