@@ -107,11 +107,15 @@ void dst_untile(const float *from, float *to, int64_t samples, int64_t height, i
 // Work is cut into (positions) x (ranges of outputs, cuts[range] to cuts[range + 1]).
 
 #define SPOT(m, steps) ((m) % 2 * (steps)[0] + (m) / 2 * (steps)[1])
+// Keeps an address in a register; compilers would compute it anew for every weight.
+#define FIXED(to, address) to = address; __asm__("" : "+r"(to))
 
 // The outputs of a group, as tiles: y[member][output - first][32].
 ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, float *y, const float *values,
                     const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first, int last) {
     int64_t step = (int64_t)(last - first) * 32;
+    const float *from[4];
+    UNROLL for (int m = 0; m < group; m++) { FIXED(from[m], x + SPOT(m, in_steps)); }
     for (int chunk = 0; chunk < chunks; chunk++) {
         const int32_t *start = starts + (int64_t)chunk * (outs + 1);
         for (int o = first; o < last; o++) {
@@ -123,10 +127,10 @@ ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, fl
                 UNROLL for (int v = 0; v < LINE; v++)
                     sum[m][v] = chunk ? LOAD(to + m * step + v * LANES) : (vec){0};
             for (; i < end; i++) {
-                const float *from = x + offsets[i];
+                int64_t at = offsets[i];
                 vec w = values[i] - (vec){0};
                 UNROLL for (int m = 0; m < group; m++)
-                    UNROLL for (int v = 0; v < LINE; v++) sum[m][v] += w * LOAD(from + SPOT(m, in_steps) + v * LANES);
+                    UNROLL for (int v = 0; v < LINE; v++) sum[m][v] += w * LOAD(from[m] + at + v * LANES);
             }
             UNROLL for (int m = 0; m < group; m++)
                 UNROLL for (int v = 0; v < LINE; v++) STORE(to + m * step + v * LANES) = sum[m][v];
@@ -165,11 +169,45 @@ void dst_multiply(int group, const float *x, const int64_t *in, const int64_t *i
     }
 }
 
-// The sums over all lanes of LANES weights, in their order: each stage adds the upper half of lanes to the lower one.
-ALWAYS vec totals(vec *v) {
-    UNROLL for (int n = LANES / 2; n > 0; n /= 2)
-        UNROLL for (int i = 0; i < n; i++) v[i] = LOW(v[i], v[i + n]) + HIGH(v[i], v[i + n]);
-    return v[0];
+// The lower and upper parts of all lanes, as far as two vectors have them: halves, quarters, ... of 16 lanes.
+#if LANES == 16
+#define LOW8(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#define HIGH8(a, b) SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+#define LOW4(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define HIGH4(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+#define LOW2(a, b) SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH2(a, b) SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)
+#elif LANES == 8
+#define LOW4(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define HIGH4(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+#define LOW2(a, b) SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define HIGH2(a, b) SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15)
+#else
+#define LOW2(a, b) SHUFFLE(a, b, 0, 1, 4, 5)
+#define HIGH2(a, b) SHUFFLE(a, b, 2, 3, 6, 7)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 4, 6)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 5, 7)
+#endif
+
+// The sums over all lanes of LANES weights, in their order: lanes 8 apart are added first, then 4, 2 and 1 apart.
+ALWAYS vec totals(const vec *v) {
+    vec w[4];
+    UNROLL for (int k = 0; k < 4; k++) {
+#if LANES == 16
+        vec a = LOW8(v[k], v[4 + k]) + HIGH8(v[k], v[4 + k]), b = LOW8(v[8 + k], v[12 + k]) + HIGH8(v[8 + k], v[12 + k]);
+        w[k] = LOW4(a, b) + HIGH4(a, b);
+#elif LANES == 8
+        w[k] = LOW4(v[k], v[4 + k]) + HIGH4(v[k], v[4 + k]);
+#else
+        w[k] = v[k];
+#endif
+    }
+    vec a = LOW2(w[0], w[1]) + HIGH2(w[0], w[1]), b = LOW2(w[2], w[3]) + HIGH2(w[2], w[3]);
+    return EVEN(a, b) + ODD(a, b);
 }
 
 // The sum of a line of 32 lanes, as far as lanes of the machine's vectors: first 16 and 16, then 8 and 8, ...
@@ -183,7 +221,8 @@ ALWAYS void gradients(const int group, const float *x, const int64_t *in, const 
                       const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw, const int32_t *offsets,
                       const int32_t *start, int first, int last) {
     for (int64_t b = 0; b < positions; b++) {
-        const float *from = x + in[b], *to = dy + out[b];
+        const float *from[4], *to = dy + out[b];
+        UNROLL for (int m = 0; m < group; m++) { FIXED(from[m], x + in[b] + SPOT(m, in_steps)); }
         float *d = dw + start[first];
         vec sums[LANES];
         int filled = 0;
@@ -194,11 +233,11 @@ ALWAYS void gradients(const int group, const float *x, const int64_t *in, const 
             UNROLL for (int m = 0; m < group; m++)
                 UNROLL for (int v = 0; v < LINE; v++) g[m][v] = LOAD(to + (int64_t)o * 32 + SPOT(m, out_steps) + v * LANES);
             for (; i < end; i++) {
-                const float *p = from + offsets[i];
+                int64_t at = offsets[i];
                 vec sum[LINE];
-                UNROLL for (int v = 0; v < LINE; v++) sum[v] = g[0][v] * LOAD(p + v * LANES);
+                UNROLL for (int v = 0; v < LINE; v++) sum[v] = g[0][v] * LOAD(from[0] + at + v * LANES);
                 UNROLL for (int m = 1; m < group; m++)
-                    UNROLL for (int v = 0; v < LINE; v++) sum[v] += g[m][v] * LOAD(p + SPOT(m, in_steps) + v * LANES);
+                    UNROLL for (int v = 0; v < LINE; v++) sum[v] += g[m][v] * LOAD(from[m] + at + v * LANES);
                 sums[filled] = folded(sum);
                 if (++filled == LANES) {
                     STORE(d) = LOAD(d) + totals(sums);
