@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from typing import Annotated, Any
 
@@ -591,7 +592,7 @@ class Sparsifier:
         seed = derive_seed(self.seed, purpose, self.updates, i)
         update = self.topology_update
         withheld = purpose == "grow" and update is not None and "dense_gradient" not in marks_of(update.grow)
-        gradient = None if withheld else self.weights.gradient(i)
+        gradient = None if withheld else partial(self.weights.gradient, i)
         return LayerView(
             self.weights.weight(i), topology.masks[i], topology.explored[i], gradient, seed, average, withheld
         )
