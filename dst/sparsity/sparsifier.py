@@ -566,7 +566,13 @@ class Sparsifier:
             learned = self.weights.state_dict()
             return {**counters, **topology, "masks": now, "counted": topology["masks"], "learned": learned}
         births = self.weights.births
-        return {**counters, **topology, **({"births": births} if births else {})}
+        chosen = self.weights.chosen if isinstance(self.weights, Packed) else {}
+        return {
+            **counters,
+            **topology,
+            **({"births": births} if births else {}),
+            **({"compute": chosen} if chosen else {}),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
@@ -578,6 +584,8 @@ class Sparsifier:
             self.weights.begin_state()
             return
         self.topology.load_state_dict(state)
+        if isinstance(self.weights, Packed):
+            self.weights.chosen = state.get("compute", {})
         with self.weights.unpacked():
             self.weights.set_masks(self.topology.masks, self._active)
             self.weights.begin_state()
