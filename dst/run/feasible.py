@@ -291,7 +291,11 @@ def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], c
         may_fall = schedule.pool == "global" or (final is not None and final <= LIMIT)
     else:
         parts = first_parts(config)
-        is_unknown = "own_counts" in marks_of(parts.init) or "ranks" in marks_of(parts.distribution) or parts.repair.flow == "move"
+        is_unknown = (
+            "own_counts" in marks_of(parts.init)
+            or "ranks" in marks_of(parts.distribution)
+            or parts.repair.flow == "move"
+        )
         may_fall = is_unknown or by_first_masks(config) or config.sparsity.redistribute.name != registry.NONE
     pairs = zip(layers, counts, strict=True)
     if not may_fall and not any(is_sparse_enough(la, n) for la, n in pairs if la.name not in stay):
