@@ -212,6 +212,12 @@ void dst_permute(const float *from, float *to, const int32_t *order, int64_t n, 
     for (int64_t i = 0; i < n; i++) to[i] = from[order[i]];
 }
 
+// to[order[i]] = from[i]
+void dst_spread(const float *from, float *to, const int32_t *order, int64_t n, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < n; i++) to[order[i]] = from[i];
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
 

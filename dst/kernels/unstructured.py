@@ -117,9 +117,7 @@ class Unstructured:
         """Write the gradients of inputs into the tiles ``dx`` (without a border), from those of outputs (``dy``)."""
         classes = layout(self.shape, len(dy)).classes
         for positions, table in zip(classes, self._backward, strict=True):
-            own = torch.empty(len(table.order))
-            self._library.dst_permute(_at(values), _at(own), _at(table.order), _long(len(own)), threads())
-            self._multiply(own, table, dy, positions, dx)
+            self._multiply(gathered(self._library, values, table.order), table, dy, positions, dx)
 
     def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
         """Return the gradients of the weights, from tiled inputs and tiled gradients of outputs."""
@@ -168,6 +166,18 @@ class Unstructured:
         """Lay what is in tiles, inside a border, back."""
         sizes = *to.shape, tiles.shape[1], tiles.shape[2], top, left
         self._library.dst_untile(_at(tiles), _at(to), *map(_long, sizes), threads())
+
+
+def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor) -> Tensor:
+    """Return some of float32 numbers that lie in a row; ``order``: int32, which ones."""
+    found = torch.empty(len(order))
+    library.dst_permute(_at(numbers), _at(found), _at(order), _long(len(order)), threads())
+    return found
+
+
+def spread(library: ctypes.CDLL, numbers: Tensor, order: Tensor, to: Tensor) -> None:
+    """Write float32 numbers into places of a row; ``order``: int32, into which ones, each once."""
+    library.dst_spread(_at(numbers), _at(to), _at(order), _long(len(order)), threads())
 
 
 def _ranges(items: int, outs: int) -> int:

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from dst.records.states import State
 from dst.records.store import Record
 from dst.run.cell import Cell
 from dst.run.environment import JOB
-from dst.run.report import layer_table, outside_line, repair_table, run_report
+from dst.run.report import compute_table, layer_table, outside_line, repair_table, run_report
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
@@ -26,6 +26,7 @@ from dst.run.terms import in_config_terms
 if TYPE_CHECKING:
     from dst.run.build import Parts
     from dst.sparsity.topology import LayerReport
+    from dst.sparsity.weights.packing import Decision
     from dst.tracking.progress import Progress
     from dst.tracking.tracker import Tracker
     from dst.training.distributed import Processes
@@ -178,6 +179,11 @@ class _Attempt:
                 self._bottlenecks.add(layer)
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
 
+    def on_compute(self, step: int, decisions: "Sequence[Decision]") -> None:
+        """Log how layers are multiplied from now on, and print their times."""
+        self.record.log_compute(step=step, attempt=self.attempt, rows=[decision.row for decision in decisions])
+        print(compute_table(step, decisions), flush=True)
+
     def on_step(self, step: int) -> None:
         """Advance the progress display; every few seconds write a heartbeat."""
         self.progress.advance(step)
@@ -233,6 +239,8 @@ class _Attempt:
             print(outside_line(outside, is_frozen=is_frozen), flush=True)
         if self.with_tables:
             print(layer_table(training.sparsifier.layers, outside, is_frozen=is_frozen), flush=True)
+        if training.sparsifier.weights.told:
+            print(f"  {training.sparsifier.weights.told}", flush=True)
         if step == 0 and training.sparsifier.mended is not None:
             print(repair_table(training.sparsifier.mended.report(), whole=self.with_tables), flush=True)
         self.progress = progress(config.tracking.progress, total, step)

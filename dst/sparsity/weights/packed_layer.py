@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dst.kernels.product import Tiles, product
 from dst.kernels.shape import Shape
-from dst.kernels.unstructured import Unstructured
+from dst.kernels.unstructured import Unstructured, gathered, spread
 
 LEAST_SAMPLES: Final = 16
 """With fewer samples most of a tile would be computed for nothing."""
@@ -35,6 +35,8 @@ class PackedLayer:
         """That of all weights, since ``parameter.grad`` was None the last time; None if it was not asked for."""
         self._library, self._pool = library, pool
         self._like = torch.empty_like(weight, device="meta")
+        self._order = self.places.int()
+        """The places in the order of the weight in memory."""
         self._products: dict[Shape, Unstructured] = {}
         self._dense: tuple[int, Tensor] | None = None
         self._task = -1
@@ -45,7 +47,7 @@ class PackedLayer:
             known = next(iter(self._products), None)
             first = known or smallest(module)
             made = Unstructured(self._library, first, mask)
-            self.mask, self.places = mask, made.places
+            self.mask, self.places, self._order = mask, made.places, self._in_memory(made.places)
             self._products = {first: made} if known or isinstance(module, nn.Linear) else {}
             self._dense = None
         return self.places
@@ -54,13 +56,26 @@ class PackedLayer:
 
     def spread(self, values: Tensor) -> Tensor:
         """Return values as a dense tensor in the shape and the memory layout of the weight."""
-        dense = torch.zeros(self._like.shape, dtype=values.dtype)
-        dense.view(-1)[self.places] = values
-        return torch.empty_like(self._like, device="cpu", dtype=values.dtype).copy_(dense)
+        dense = torch.zeros_like(self._like, device="cpu", dtype=values.dtype)
+        if values.dtype == torch.float32:
+            spread(self._library, values.contiguous(), self._order, dense)
+        else:
+            dense.put_(self.places, values)
+        return dense
 
     def gathered(self, dense: Tensor) -> Tensor:
-        """Return the values of a dense tensor."""
+        """Return the values of a dense tensor, of whatever memory layout."""
+        if dense.dtype == torch.float32 and dense.stride() == self._like.stride():
+            return gathered(self._library, dense, self._order)
         return torch.take(dense, self.places)
+
+    def _in_memory(self, places: Tensor) -> Tensor:
+        """Return where flat positions of the weight lie in memory, int32."""
+        if self._like.is_contiguous():
+            return places.int()
+        channels, taps = self._like.shape[1], self._like.shape[2:].numel()  # channels-last
+        output, column = places // (channels * taps), places % (channels * taps)
+        return (output * (channels * taps) + column % taps * channels + column // taps).int()
 
     def dense(self, values: Tensor) -> Tensor:
         """Return the weight, made once for each change of its values."""
@@ -128,9 +143,9 @@ class PackedLayer:
         task = torch._C._current_graph_task_id()
         adds = task == self._task or (values.grad is not None and bool(values.grad.any()))  # else it was zeroed
         if self.dense_gradient is not None and adds:
-            self.dense_gradient += gradient.view(self._like.shape)
+            self.dense_gradient = self.dense_gradient + gradient
         else:
-            self.dense_gradient = torch.empty_like(self._like, device="cpu").copy_(gradient.view(self._like.shape))
+            self.dense_gradient = gradient
         self._task = task
 
 
