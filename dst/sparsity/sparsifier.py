@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.fractions import Curve
-from dst.options import Range, checked, declared, refuse
+from dst.options import Range, checked, declared, refuse, shown, suggest
 from dst.seeding import derive_seed
 from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
@@ -196,8 +196,7 @@ class Sparsifier:
         elif compute == "masked":
             self.weights = MaskedDense(layers, self.topology.masks, self._active)
         else:
-            packing = compute if isinstance(compute, Packing) else packed()
-            self.weights = Packed(model, layers, self.topology.masks, self._active, packing)
+            self.weights = Packed(model, layers, self.topology.masks, self._active, _packing(compute))
         self._expect()
         _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
@@ -615,6 +614,14 @@ class Sparsifier:
     def _active(self) -> list[int]:
         """The active weights of each layer."""
         return [report.active for report in self.topology.reports]
+
+
+def _packing(compute: str | Packing) -> Packing:
+    """Return how layers are packed; ValueError for a name that is none of a packing."""
+    if isinstance(compute, Packing):
+        return compute
+    refuse([] if compute == "packed" else [f"compute={shown(compute)}: {suggest(compute, ['masked', 'packed'])}"])
+    return packed()
 
 
 def _check_age(update: TopologyUpdate | None, optimizer: Optimizer) -> None:

@@ -159,6 +159,7 @@ class Packed(MaskedDense):
         parameter.grad = None
         # By way of another type, since torch forgets only then of which shape gradients used to be.
         parameter.data = torch.empty(0, dtype=torch.float64)
+        parameter.zero_()  # a change in place, so that no earlier forward pass is passed back with these values
         parameter.data = data
 
     def _follow(self, places: Mapping[int, Tensor | None]) -> None:
@@ -261,6 +262,8 @@ class Packed(MaskedDense):
 
     def stepped(self) -> None:
         """Pack layers that a loaded state has left dense, or that have been met for the first time."""
+        for own in self._able.values():
+            own.forget_dense()
         if self._depth == 0 and (self._is_dense or self._packing.has_seen_more):
             self._pack()
 

@@ -80,14 +80,20 @@ class PackedLayer:
     def dense(self, values: Tensor) -> Tensor:
         """Return the weight, made once for each change of its values."""
         if self._dense is None or self._dense[0] != values._version:
-            self._dense = values._version, self.spread(values.detach())
+            with torch.inference_mode(False):  # whose tensors training may not meet later
+                self._dense = values._version, self.spread(values.detach())
         return self._dense[1]
+
+    def forget_dense(self) -> None:
+        """Make the dense weight anew: optimizers may change ``data``, of which no version tells."""
+        self._dense = None
 
     # -- products ------------------------------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, module: nn.Linear) -> Tensor:
         """Return what the linear layer makes of inputs."""
-        if x.shape[-1:].numel() * (x.numel() > 0) != module.in_features:
+        self._check(x, module)
+        if x.dim() == 0 or x.shape[-1] != module.in_features:
             raise RuntimeError(f"inputs of shape {tuple(x.shape)} for {module.in_features} input features")
         if x.numel() // x.shape[-1] < LEAST_SAMPLES:
             return F.linear(x, _Spread.apply(module.weight, self), module.bias)
@@ -95,6 +101,7 @@ class PackedLayer:
 
     def convolution(self, x: Tensor, module: nn.Conv2d) -> Tensor:
         """Return what the convolution makes of inputs."""
+        self._check(x, module)
         if x.dim() != 4 or len(x) < LEAST_SAMPLES:
             weight = _Spread.apply(module.weight, self)
             return F.conv2d(x, weight, module.bias, module.stride, module.padding)
@@ -107,11 +114,6 @@ class PackedLayer:
 
     def _product(self, x: Tensor, module: nn.Linear | nn.Conv2d, shape: Shape) -> Tensor:
         assert self.mask is not None
-        if x.dtype != torch.float32 or x.device.type != "cpu" or module.weight.dtype != torch.float32:
-            raise RuntimeError(
-                f"a packed layer multiplies float32 on a CPU, not inputs of {x.dtype} on {x.device} by weights of "
-                f"{module.weight.dtype}: compute with masks instead"
-            )
         if shape not in self._products:
             self._products[shape] = Unstructured(self._library, shape, self.mask)
         read = self._reader(module.weight) if self.reads_dense_gradient else None
@@ -120,13 +122,27 @@ class PackedLayer:
             return y
         return y + (module.bias if y.dim() != 4 else module.bias.view(-1, 1, 1))
 
+    def _check(self, x: Tensor, module: nn.Linear | nn.Conv2d) -> None:
+        """Raise RuntimeError for numbers that kernels would take for others."""
+        if x.dtype != torch.float32 or x.device.type != "cpu" or module.weight.dtype != torch.float32:
+            raise RuntimeError(
+                f"a packed layer multiplies float32 on a CPU, not inputs of {x.dtype} on {x.device} by weights of "
+                f"{module.weight.dtype}: compute with masks instead"
+            )
+        if module.weight.shape != self.places.shape:
+            raise RuntimeError(
+                "a packed layer has got another weight than the one that is held sparse: make a new Sparsifier and a "
+                "new optimizer after such changes"
+            )
+
     def _reader(self, values: Tensor) -> Callable[[Tensor], None]:
         return lambda gradient: self.read(values, gradient)
 
     def read(self, values: Tensor, gradient: Tensor) -> None:
         """Take a dense gradient, within a backward pass; it adds up as ``values.grad`` does."""
         task = torch._C._current_graph_task_id()
-        if self.dense_gradient is not None and (values.grad is not None or task == self._task):
+        adds = task == self._task or (values.grad is not None and bool(values.grad.any()))  # else it was zeroed
+        if self.dense_gradient is not None and adds:
             self.dense_gradient = self.dense_gradient + gradient
         else:
             self.dense_gradient = gradient
