@@ -9,10 +9,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dst.kernels.shape import Positions, Shape, classes_of, layout
+from dst.kernels.shape import SAMPLES, Positions, Shape, classes_of, layout
 
 _CHUNK_OF_LINEAR, _CHUNK_OF_CONVOLUTION = 256, 32
 """Input channels of a chunk: what they and their taps hold should stay in the cache."""
+
+_MOST_OUTPUTS: Final = 512
+"""Outputs of a range at most: those of four positions should stay in the cache, too."""
 
 _MOST: Final = 2**31 - 1
 
@@ -38,11 +41,11 @@ class _Table:
         return len(self.starts)
 
     def cuts(self, ranges: int) -> Tensor:
-        """Return where to cut the outputs, so that all ranges have about as many weights."""
+        """Return where to cut the outputs, so that all ranges have about as many weights, and whole lines of outputs."""
         before = (self.starts[:, 1:] - self.starts[:, :1]).sum(0).double()
         marks = torch.arange(1, ranges) * (before[-1] / ranges)
         inner = torch.searchsorted(before, marks)
-        return torch.cat([torch.tensor([0]), inner, torch.tensor([self.outs])]).int()
+        return torch.cat([torch.tensor([0]), (inner + 8) // 16 * 16, torch.tensor([self.outs])]).clamp(max=self.outs).int()
 
 
 class Unstructured:
@@ -110,11 +113,11 @@ class Unstructured:
     # -- passes --------------------------------------------------------------------------------------------------------
 
     def forward(self, values: Tensor, x: Tensor, y: Tensor) -> None:
-        """Write the outputs of tiled inputs ``x`` into the tiles ``y``."""
+        """Write the outputs of tiled inputs ``x`` into ``y``, channels-last."""
         self._multiply(values, self._forward, x, layout(self.shape, len(x)).outputs, y)
 
     def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
-        """Write the gradients of inputs into the tiles ``dx`` (without a border), from those of outputs (``dy``)."""
+        """Write the gradients of inputs into ``dx``, channels-last, from tiled gradients of outputs ``dy``."""
         classes = layout(self.shape, len(dy)).classes
         for positions, table in zip(classes, self._backward, strict=True):
             self._multiply(gathered(self._library, values, table.order), table, dy, positions, dx)
@@ -126,19 +129,23 @@ class Unstructured:
         cuts = self._cuts(table, _ranges(table.chunks, table.outs))
         for adds, at in enumerate(layout(self.shape, len(x)).gradients):
             self._library.dst_gradients(
-                *(at.pair, int(adds > 0), _at(x), _at(at.inside), _long(at.in_step), _at(dy), _at(at.out)),
-                *(_long(at.out_step), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
+                *(at.group, int(adds > 0), _at(x), _at(at.inside), _at(at.in_steps), _at(dy), _at(at.out)),
+                *(_at(at.out_steps), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
                 *(table.chunks, table.outs, _at(cuts), len(cuts) - 1, threads()),
             )
         return found
 
     def _multiply(self, values: Tensor, table: _Table, x: Tensor, positions: list[Positions], y: Tensor) -> None:
         for at in positions:
-            cuts = self._cuts(table, _ranges(len(at.out), table.outs))
+            ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(at.out), table.outs))
+            cuts = self._cuts(table, ranges)
+            room = at.group * SAMPLES * int(cuts.diff().amax())
+            scratch = torch.empty(threads(), room)
             self._library.dst_multiply(
-                *(at.pair, _at(x), _at(at.inside), _long(at.in_step), _at(y), _at(at.out), _long(at.out_step)),
-                *(_long(len(at.out)), _at(values), _at(table.offsets), _at(table.starts), table.chunks, table.outs),
-                *(_at(cuts), len(cuts) - 1, threads()),
+                *(at.group, _at(x), _at(at.inside), _at(at.in_steps), _at(y), _at(at.out), _at(at.out_steps)),
+                *(_long(len(at.out)), _long(len(y)), _long(y[0].numel()), _at(values), _at(table.offsets)),
+                *(_at(table.starts), table.chunks, table.outs, _at(cuts), len(cuts) - 1, _at(scratch), _long(room)),
+                threads(),
             )
 
     def _cuts(self, table: _Table, ranges: int) -> Tensor:
