@@ -140,7 +140,9 @@ def _positions(sizes: _Grid, inside: _Grid, in_start: int, out: _Grid, out_start
     """
     found = []
     for first, last, axes in _groups(sizes):
-        places = [torch.arange(a, b, 2 ** axes.count(axis)) for axis, (a, b) in enumerate(zip(first, last, strict=True))]
+        places = [
+            torch.arange(a, b, 2 ** axes.count(axis)) for axis, (a, b) in enumerate(zip(first, last, strict=True))
+        ]
         tile, row, column = (grid.flatten() for grid in torch.meshgrid(*places, indexing="ij"))
         order = torch.argsort((tile * sizes[2] + column // _STRIP) * sizes[1] + row, stable=True)
         bases, steps = [], []
