@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -19,3 +20,32 @@ def pytest_configure():
     for number, heard in {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}.items():
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, heard)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Where kernels are built, once for all tests."""
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="session")
+def kernels(folder):
+    from dst.kernels import build
+
+    return build.load(folder)
+
+
+@pytest.fixture(scope="session")
+def packing(folder):
+    """Pack layers by the fixed rule."""
+    from dst.sparsity.weights.packing import packed
+
+    return packed(folder)
+
+
+@pytest.fixture(scope="session")
+def root(folder, tmp_path_factory):
+    """A root of outputs, in which the kernels are built already."""
+    root = tmp_path_factory.mktemp("outputs")
+    (root / ".kernels").symlink_to(folder)
+    return root

@@ -87,6 +87,11 @@ def check_compute(config: Config) -> Iterator[str]:
     own = f"sparsity.compute={compute}"
     if hardware.device != "cpu":
         yield f"{own} is for a CPU, not for hardware.device={hardware.device}; use sparsity.compute=masked"
+    if compute == "auto" and hardware.determinism == "strict":
+        yield (
+            f"{own} goes by times, which differ from one time to the next, so that hardware.determinism=strict cannot "
+            "hold; use sparsity.compute=packed, a fixed rule, or hardware.determinism=fast"
+        )
     if hardware.compile:
         yield f"{own}: torch.compile sees nothing of its kernels; set hardware.compile=false, or compute=masked"
 

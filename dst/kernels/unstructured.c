@@ -293,8 +293,31 @@ void dst_permute(const float *from, float *to, const int32_t *order, int64_t n, 
     for (int64_t i = 0; i < n; i++) to[i] = from[order[i]];
 }
 
+// to[order[i]] = from[i]
+void dst_spread(const float *from, float *to, const int32_t *order, int64_t n, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < n; i++) to[order[i]] = from[i];
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
+
+// List the weights of a mask (a byte each, 0 or 1), row by row: output and column.
+void dst_list(const uint8_t *mask, int64_t outs, int64_t inputs, int32_t *output, int32_t *column) {
+    int64_t n = 0;
+    for (int64_t o = 0; o < outs; o++) {
+        const uint8_t *row = mask + o * inputs;
+        for (int64_t c = 0; c < inputs;) {
+            uint64_t eight = 0;
+            memcpy(&eight, row + c, inputs - c < 8 ? inputs - c : 8);
+            for (; eight; eight &= eight - 1) {
+                output[n] = (int32_t)o;
+                column[n++] = (int32_t)(c + __builtin_ctzll(eight) / 8);
+            }
+            c += 8;
+        }
+    }
+}
 
 // Sort weights, given by (output, input), stably by (chunk of inputs, output): order, offsets and starts as above.
 // A weight of input k has the offset offset[k]. ``size``: inputs of a chunk.

@@ -4,6 +4,7 @@ import ctypes
 import os
 import threading
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Final
 
@@ -69,18 +70,24 @@ class Unstructured:
         for tile in (shape.input_tile, shape.gradient_tile):
             if prod(tile) > _MOST:
                 raise ValueError(f"a tile of {tile} numbers is too large")
-        flat = mask.reshape(-1).nonzero()[:, 0]
-        inputs = shape.channels * shape.taps
-        self._density = len(flat) / mask.numel()
-        self._forward = self._table_of_outputs((flat // inputs).int(), (flat % inputs).int())
-        self.places = flat[self._forward.order.long()]
-        output, column = self.places // inputs, self.places % inputs
-        self._backward = [
-            self._table_of_inputs(output, column // shape.taps, column % shape.taps, y, x) for y, x in classes_of(shape)
-        ]
+        listed = self._listed(mask)
+        self._density = len(listed[0]) / mask.numel()
+        self._forward = self._table_of_outputs(*listed)
+        output, column = (numbers[self._forward.order] for numbers in listed)
+        self.places = output.long().mul_(shape.channels * shape.taps).add_(column)
+        channel, tap = (column, None) if shape.taps == 1 else (column // shape.taps, column % shape.taps)
+        self._backward = [self._table_of_inputs(output, channel, tap, y, x) for y, x in classes_of(shape)]
         self._known: dict[tuple[int, int, int], Tensor] = {}
 
     # -- tables --------------------------------------------------------------------------------------------------------
+
+    def _listed(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and column of each weight of a mask, int32, in the order of its rows."""
+        rows = mask.reshape(self.shape.outs, -1)
+        n = int(rows.count_nonzero())
+        output, column = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
+        self._library.dst_list(_at(rows), *map(_long, rows.shape), _at(output), _at(column))
+        return output, column
 
     def _table_of_outputs(self, output: Tensor, column: Tensor) -> _Table:
         """Return the table of the forward pass and of the gradients of weights, given by output and column."""
@@ -97,21 +104,27 @@ class Unstructured:
             size *= 2
         return size
 
-    def _table_of_inputs(self, output: Tensor, channel: Tensor, tap: Tensor, y: int, x: int) -> _Table:
-        """Return the table of the gradients of the inputs of a class, given by output, channel and tap."""
+    def _table_of_inputs(self, output: Tensor, channel: Tensor, tap: Tensor | None, y: int, x: int) -> _Table:
+        """Return the table of the gradients of the inputs of a class, given by output, channel and tap, all int32.
+
+        ``tap``: None if there is one only.
+        """
         shape = self.shape
         taps = torch.arange(shape.taps)
         above, before = y + shape.padding[0] - taps // shape.kernel[1], x + shape.padding[1] - taps % shape.kernel[1]
         reaches = (above % shape.stride[0] == 0) & (before % shape.stride[1] == 0)
-        which = reaches[tap].nonzero()[:, 0]
         top, _, left, _ = shape.border
         place = (above // shape.stride[0] + top) * shape.gradient_tile[2] + before // shape.stride[1] + left
         out = torch.arange(shape.outs)[:, None]
         offset = _offset(shape.gradient_tile, out, place)
         chunk = (out // self._chunk(shape.outs)).expand(-1, shape.taps)
-        met = output[which] * shape.taps + tap[which]
-        found = self._table(channel[which].int(), met.int(), shape.channels, chunk.flatten(), offset.flatten())
-        return _Table(which[found.order.long()].int(), found.offsets, found.starts)
+        met = output if tap is None else output * shape.taps + tap
+        sort = partial(self._table, outs=shape.channels, chunk_of=chunk.flatten(), offset_of=offset.flatten())
+        if reaches.all():
+            return sort(channel, met)
+        which = (reaches.expand(len(channel), -1)[:, 0] if tap is None else reaches[tap]).nonzero()[:, 0].int()
+        found = sort(channel[which], met[which])
+        return _Table(which[found.order], found.offsets, found.starts)
 
     def _table(self, output: Tensor, input_: Tensor, outs: int, chunk_of: Tensor, offset_of: Tensor) -> _Table:
         """Return the table of weights, given by output and input (int32); chunk and offset by input."""
@@ -133,8 +146,7 @@ class Unstructured:
         """Write the gradients of inputs into ``dx``, channels-last, from tiled gradients of outputs ``dy``."""
         classes = layout(self.shape, len(dy)).classes
         for positions, table in zip(classes, self._backward, strict=True):
-            own = _scratch.values(len(table.order))
-            self._library.dst_permute(_at(values), _at(own), _at(table.order), _long(len(table.order)), threads())
+            own = gathered(self._library, values, table.order, _scratch.values(len(table.order)))
             self._multiply(own, table, dy, positions, dx)
 
     def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
@@ -145,19 +157,11 @@ class Unstructured:
         sets = min(table.chunks, -(-threads() // ranges))
         cuts, plane, span = self._cuts(table, ranges, 1), prod(tile[1:]), max(1, _SPAN // table.outs)
         for adds, at in enumerate(layout(self.shape, len(x)).gradients):
+            inside, out = (_at(x), _at(at.inside), _at(at.in_steps)), (_at(at.out), _at(at.out_steps))
+            work = _long(len(at.out)), _long(span), _at(found), _at(table.offsets), _at(table.starts), table.chunks
             self._library.dst_gradients(
-                *(
-                    at.group,
-                    int(adds > 0),
-                    _at(x),
-                    _at(at.inside),
-                    _at(at.in_steps),
-                    _at(dy),
-                    _long(plane),
-                    _at(at.out),
-                ),
-                *(_at(at.out_steps), _long(len(at.out)), _long(span), _at(found), _at(table.offsets)),
-                *(_at(table.starts), table.chunks, table.outs, sets, _at(cuts), ranges, threads()),
+                *(at.group, int(adds > 0), *inside, _at(dy), _long(plane), *out, *work),
+                *(table.outs, sets, _at(cuts), ranges, threads()),
             )
         return found
 
@@ -166,19 +170,11 @@ class Unstructured:
             ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(at.out), table.outs))
             cuts = self._cuts(table, ranges, 16)
             room = at.group * SAMPLES * int(cuts.diff().amax())
+            inside, out = (_at(x), _at(at.inside), _at(at.in_steps)), (_at(y), _at(at.out), _at(at.out_steps))
+            weights = _at(values), _at(table.offsets), _at(table.starts), table.chunks, table.outs
             self._library.dst_multiply(
-                *(at.group, _at(x), _at(at.inside), _at(at.in_steps), _at(y), _at(at.out), _at(at.out_steps)),
-                *(_long(len(at.out)), _long(len(y)), _long(y[0].numel()), _at(values), _at(table.offsets)),
-                *(
-                    _at(table.starts),
-                    table.chunks,
-                    table.outs,
-                    _at(cuts),
-                    len(cuts) - 1,
-                    _at(_scratch.outputs(threads() * room)),
-                    _long(room),
-                ),
-                threads(),
+                *(at.group, *inside, *out, _long(len(at.out)), _long(len(y)), _long(y[0].numel()), *weights),
+                *(_at(cuts), ranges, _at(_scratch.outputs(threads() * room)), _long(room), threads()),
             )
 
     def _cuts(self, table: _Table, ranges: int, whole: int) -> Tensor:
@@ -234,6 +230,18 @@ def _offset(tile: tuple[int, ...], channel: Tensor, place: Tensor) -> Tensor:
     """Return how far from the beginning of a tile a channel lies, at so many places from the first."""
     _, rows, columns, block, samples = tile
     return ((channel // block * rows * columns + place) * block + channel % block) * samples
+
+
+def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor, room: Tensor | None = None) -> Tensor:
+    """Return some of float32 numbers that lie in a row; ``order``: int32, which ones; ``room``: where they may lie."""
+    found = torch.empty(len(order)) if room is None else room
+    library.dst_permute(_at(numbers), _at(found), _at(order), _long(len(order)), threads())
+    return found
+
+
+def spread(library: ctypes.CDLL, numbers: Tensor, order: Tensor, to: Tensor) -> None:
+    """Write float32 numbers into places of a row; ``order``: int32, into which ones, each once."""
+    library.dst_spread(_at(numbers), _at(to), _at(order), _long(len(order)), threads())
 
 
 def _ranges(items: int, outs: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dst.records.states import RECORDED, State
-from dst.records.store import LAYERS, METRICS, NETWORKS, RESUME_EVENT, RecordError
+from dst.records.store import COMPUTE, LAYERS, METRICS, NETWORKS, RESUME_EVENT, RecordError
 
 _TEXT: Final = "text"
 _PATH: Final = "a path"
@@ -159,12 +159,24 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
 
     Each (step, layer) occurs once: the later row wins. A resume voids rows as in ``read_metrics``.
     """
+    return _rows_of_layers(folder / LAYERS)
+
+
+def read_compute(folder: Path) -> list[dict[str, Any]]:
+    """Return the valid rows of ``compute.jsonl``: which layers were timed, how long they took, what was chosen.
+
+    As ``read_layers``; nothing where no layer is timed.
+    """
+    return _rows_of_layers(folder / COMPUTE)
+
+
+def _rows_of_layers(path: Path) -> list[dict[str, Any]]:
     rows: dict[tuple[int, str], dict[str, Any]] = {}
-    for line in _lines(folder / LAYERS, {"step": _COUNT}):
+    for line in _lines(path, {"step": _COUNT}):
         if line.get("event") == RESUME_EVENT:
             rows = {key: row for key, row in rows.items() if key[0] <= line["step"]}
         else:
-            _check(folder / LAYERS, line, {"layer": _TEXT}, needed=True)
+            _check(path, line, {"layer": _TEXT}, needed=True)
             rows[line["step"], line["layer"]] = line
     return sorted(rows.values(), key=lambda row: int(row["step"]))
 

@@ -17,6 +17,7 @@ RESUME_EVENT: Final = "resume"
 
 METRICS: Final = "metrics.jsonl"
 LAYERS: Final = "layers.jsonl"
+COMPUTE: Final = "compute.jsonl"
 NETWORKS: Final = "networks.jsonl"
 
 _RESERVED: Final = frozenset({"event", "step", "epoch", "attempt"})
@@ -148,13 +149,23 @@ class Record:
 
         ``RecordError`` if a row does not name its layer or has a field named like the line's own.
         """
+        self._log_rows(LAYERS, step, attempt, rows)
+
+    def log_compute(self, *, step: int, attempt: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append to ``compute.jsonl`` a line for each layer that was timed: ``layer``, ``density``, ``choice``, ....
+
+        ``RecordError`` as with ``log_layers``.
+        """
+        self._log_rows(COMPUTE, step, attempt, rows)
+
+    def _log_rows(self, name: str, step: int, attempt: int, rows: Iterable[Mapping[str, Any]]) -> None:
         lines = []
         for row in rows:
             _refuse_reserved(row, _RESERVED - {"epoch"})
             if "layer" not in row:
-                raise RecordError(f"a row of {LAYERS} needs the name of its 'layer'; given: {', '.join(row)}")
+                raise RecordError(f"a row of {name} needs the name of its 'layer'; given: {', '.join(row)}")
             lines.append({"step": step, "attempt": attempt, **row})
-        self._history(LAYERS).append(lines)
+        self._history(name).append(lines)
 
     def log_network(
         self,
@@ -192,6 +203,8 @@ class Record:
         marker = {"event": RESUME_EVENT, "step": step, "attempt": attempt}
         for name in (METRICS, LAYERS):
             self._history(name).append([marker])
+        if (self.folder / COMPUTE).exists():
+            self._history(COMPUTE).append([marker])
         if (self.folder / NETWORKS).exists():
             self._history(NETWORKS).append([{**marker, "phase": phase}])
 

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from dst.records.lock import this_host
 from dst.records.read import read_attempts, read_networks, read_status
 from dst.records.states import State
 from dst.records.store import Record
+from dst.run.advice import packing_advice
 from dst.run.cell import Cell
 from dst.run.environment import JOB
-from dst.run.report import layer_table, outside_line, repair_table, run_report
+from dst.run.report import compute_table, layer_table, outside_line, repair_table, run_report
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
@@ -26,6 +27,7 @@ from dst.run.terms import in_config_terms
 if TYPE_CHECKING:
     from dst.run.build import Parts
     from dst.sparsity.topology import LayerReport
+    from dst.sparsity.weights.packing import Decision
     from dst.tracking.progress import Progress
     from dst.tracking.tracker import Tracker
     from dst.training.distributed import Processes
@@ -150,7 +152,8 @@ class _Attempt:
             return trace + self._end(State.FAILED, f"{type(error).__name__}: {error}", trace)
         layers = [layer_table(self.training.sparsifier.layers)] if self.with_tables else []
         about = self.cell.name, self.record.folder, self.summary, {"attempt": self.attempt}
-        return "\n".join([*layers, run_report(*about)])
+        advice = packing_advice(self.cell.config, self.training, self.summary)
+        return "\n".join([*layers, run_report(*about), *([f"  {advice}"] if advice else [])])
 
     # -- what the training loop reports --------------------------------------------------------------------------------
 
@@ -177,6 +180,11 @@ class _Attempt:
             if layer not in self._bottlenecks:
                 self._bottlenecks.add(layer)
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+    def on_compute(self, step: int, decisions: "Sequence[Decision]") -> None:
+        """Log how layers are multiplied from now on, and print their times."""
+        self.record.log_compute(step=step, attempt=self.attempt, rows=[decision.row for decision in decisions])
+        print(compute_table(step, decisions), flush=True)
 
     def on_step(self, step: int) -> None:
         """Advance the progress display; every few seconds write a heartbeat."""

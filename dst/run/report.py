@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dst.sparsity.topology import LayerReport
+    from dst.sparsity.weights.packing import Decision
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -52,6 +53,16 @@ def outside_line(outside: Mapping[str, int], *, is_frozen: bool = False) -> str:
     """Return one line about the parameters outside the scope: name -> number of weights."""
     names = ", ".join(outside)
     return f"  outside the scope, {'frozen' if is_frozen else 'dense'}: {sum(outside.values()):,} weights ({names})"
+
+
+def compute_table(step: int, decisions: "Sequence[Decision]") -> str:
+    """Return one line for each layer that was timed: its density, how long it took both ways, and what was chosen."""
+    rows = [[d.layer, f"{d.density:.4f}", f"{d.masked_ms:.3f}", f"{d.packed_ms:.3f}", d.choice] for d in decisions]
+    totals = [sum(getattr(d, name) for d in decisions) for name in ("masked_ms", "packed_ms")]
+    best = sum(min(d.masked_ms, d.packed_ms) for d in decisions)
+    total = ["all", "", *(f"{ms:.3f}" for ms in totals), f"{best:.3f} ms"]
+    header = ["layer", "density", "masked ms", "packed ms", "choice"]
+    return f"  compute, timed after step {step} (forward and backward pass):\n{table(header, [*rows, total])}"
 
 
 def repair_table(repair: Mapping[str, Any], *, whole: bool) -> str:

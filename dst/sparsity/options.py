@@ -12,8 +12,9 @@ Every = Annotated[int, Range(1), "steps from one update to the next"]
 Pool = Annotated[str, OneOf("layer", "global")]
 Compute = Annotated[
     str,
-    OneOf("masked", "packed"),
-    "how sparse layers are multiplied on a CPU: as dense ones, or by active weights alone where that is faster",
+    OneOf("masked", "packed", "auto"),
+    "how sparse layers are multiplied on a CPU: as dense ones; by active weights alone below a density of 0.3; or as "
+    "is faster, which is timed layer by layer",
 ]
 
 

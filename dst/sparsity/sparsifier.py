@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.fractions import Curve
-from dst.options import Range, checked, declared, refuse
+from dst.options import Range, checked, declared, refuse, shown, suggest
 from dst.seeding import derive_seed
 from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
@@ -195,8 +196,7 @@ class Sparsifier:
         elif compute == "masked":
             self.weights = MaskedDense(layers, self.topology.masks, self._active)
         else:
-            packing = compute if isinstance(compute, Packing) else packed()
-            self.weights = Packed(model, layers, self.topology.masks, self._active, packing)
+            self.weights = Packed(model, layers, self.topology.masks, self._active, _packing(compute))
         self._expect()
         _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
@@ -565,7 +565,13 @@ class Sparsifier:
             learned = self.weights.state_dict()
             return {**counters, **topology, "masks": now, "counted": topology["masks"], "learned": learned}
         births = self.weights.births
-        return {**counters, **topology, **({"births": births} if births else {})}
+        chosen = self.weights.chosen if isinstance(self.weights, Packed) else {}
+        return {
+            **counters,
+            **topology,
+            **({"births": births} if births else {}),
+            **({"compute": chosen} if chosen else {}),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; load the model and the optimizer first. ValueError if layers differ."""
@@ -577,6 +583,8 @@ class Sparsifier:
             self.weights.begin_state()
             return
         self.topology.load_state_dict(state)
+        if isinstance(self.weights, Packed):
+            self.weights.chosen = state.get("compute", {})
         with self.weights.unpacked():
             self.weights.set_masks(self.topology.masks, self._active)
             self.weights.begin_state()
@@ -591,7 +599,7 @@ class Sparsifier:
         seed = derive_seed(self.seed, purpose, self.updates, i)
         update = self.topology_update
         withheld = purpose == "grow" and update is not None and "dense_gradient" not in marks_of(update.grow)
-        gradient = None if withheld else self.weights.gradient(i)
+        gradient = None if withheld else partial(self.weights.gradient, i)
         return LayerView(
             self.weights.weight(i), topology.masks[i], topology.explored[i], gradient, seed, average, withheld
         )
@@ -606,6 +614,14 @@ class Sparsifier:
     def _active(self) -> list[int]:
         """The active weights of each layer."""
         return [report.active for report in self.topology.reports]
+
+
+def _packing(compute: str | Packing) -> Packing:
+    """Return how layers are packed; ValueError for a name that is none of a packing."""
+    if isinstance(compute, Packing):
+        return compute
+    refuse([] if compute == "packed" else [f"compute={shown(compute)}: {suggest(compute, ['masked', 'packed'])}"])
+    return packed()
 
 
 def _check_age(update: TopologyUpdate | None, optimizer: Optimizer) -> None:

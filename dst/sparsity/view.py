@@ -12,15 +12,16 @@ class LayerView:
     """The tensors of one layer, all of the weight's shape.
 
     ``gradient`` is dense for grow scores. Only those marked to read it get it, since training FLOPs count it; from
-    others it ``is_withheld``. Drop scores are taken after the optimizer step, if there is one, and then see it masked
-    (and as the loop has corrected and clipped it); they matter at active positions only.
+    others it ``is_withheld``. It may be given as a function, which makes it when it is read. Drop scores are taken
+    after the optimizer step, if there is one, and then see it masked (and as the loop has corrected and clipped it);
+    they matter at active positions only.
     ``momentum``: the moving average of dense gradients, kept only if a part of the method is marked to read it.
     """
 
     weight: Tensor
     mask: Tensor
     explored: Tensor
-    gradient: Tensor | None
+    gradient: Tensor | Callable[[], Tensor | None] | None
     seed: int
     momentum: Tensor | None = None
     is_withheld: bool = False
@@ -34,12 +35,13 @@ class LayerView:
         """Return the gradient; RuntimeError if there is none (no backward pass before this step) or it is withheld."""
         if self.is_withheld:
             raise RuntimeError(_unmarked("dense gradients", "dense_gradient"))
-        if self.gradient is None:
+        gradient = self.gradient() if callable(self.gradient) else self.gradient
+        if gradient is None:
             raise RuntimeError(
                 "a score by gradient needs a backward pass before the step, through every layer in scope; exclude "
                 "layers that the model does not use"
             )
-        return self.gradient
+        return gradient
 
     def gradient_average(self) -> Tensor:
         """Return the moving average of dense gradients; RuntimeError if none is kept."""

@@ -303,6 +303,8 @@ class Training:
         self.counters.step = batch.step
         if self.sparsifier.update(turn, is_last=self.phase_step == self.phase.steps):
             self._report_update(observer)
+        if decisions := self.sparsifier.weights.decisions:
+            observer.on_compute(self.counters.step, decisions)
         self._sums += torch.stack([judged.loss.double() * batch.samples, judged.right.double()])
         self.counters.samples += batch.samples
 

@@ -1,9 +1,10 @@
 """Who receives what the loop measures and saves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from dst.sparsity.topology import LayerReport
+from dst.sparsity.weights.packing import Decision
 from dst.training.phase import Network
 
 
@@ -16,6 +17,10 @@ class Observer(Protocol):
 
     def on_layers(self, step: int, layers: list[LayerReport]) -> None:
         """Take the layers' counts after a topology update."""
+        ...
+
+    def on_compute(self, step: int, decisions: Sequence[Decision]) -> None:
+        """Take how layers are multiplied from now on, and what their times were."""
         ...
 
     def on_step(self, step: int) -> None:
@@ -38,6 +43,9 @@ class NoObserver:
         """Do nothing."""
 
     def on_layers(self, step: int, layers: list[LayerReport]) -> None:
+        """Do nothing."""
+
+    def on_compute(self, step: int, decisions: Sequence[Decision]) -> None:
         """Do nothing."""
 
     def on_step(self, step: int) -> None:

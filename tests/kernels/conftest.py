@@ -1,4 +1,4 @@
-"""Kernels, built once for all tests, and for every level that this machine can run."""
+"""Kernels for every level that this machine can run."""
 
 import platform
 
@@ -6,16 +6,6 @@ import pytest
 import torch
 
 from dst.kernels import build
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(scope="session")
-def kernels(folder):
-    return build.load(folder)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
 from dst.sparsity.weights.held import all_finite
+from dst.sparsity.weights.packing import Decision
 
 
 class Holder(ABC):
@@ -84,6 +85,11 @@ class Holder(ABC):
     def told(self) -> str:
         """How layers are multiplied, in one line; empty if all are as torch multiplies them."""
         return ""
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What was found out of how layers are multiplied fastest; given once."""
+        return []
 
     # -- the optimizer -------------------------------------------------------------------------------------------------
 

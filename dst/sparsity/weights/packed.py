@@ -14,7 +14,7 @@ from dst.sparsity.scope import Layer
 from dst.sparsity.weights import held
 from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed_layer import PackedLayer, pack, unpack
-from dst.sparsity.weights.packing import Packing, told, unpackable
+from dst.sparsity.weights.packing import Decision, Packing, told, unpackable
 
 
 class Packed(MaskedDense):
@@ -63,6 +63,7 @@ class Packed(MaskedDense):
         """How many blocks want dense weights."""
         self._active = list(active)
         super().__init__(layers, masks, active)
+        packing.watch([layers[i] for i in self._able])
         self._depth = 0
         self._pack()
 
@@ -84,6 +85,21 @@ class Packed(MaskedDense):
         masked = {**denser, **self.stay_masked}
         rest = f"; masked: {told(masked)}" if masked else ""
         return f"{len(self._packed)} of {len(self._layers)} layers are packed{rest}"
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What was found out since the last time."""
+        found, self._packing.fresh = self._packing.fresh, []
+        return found
+
+    @property
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """All decisions that hold, by the names of layers, as plain data."""
+        return {name: vars(decision) for name, decision in self._packing.decisions.items()}
+
+    @chosen.setter
+    def chosen(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        self._packing.decisions = {name: Decision(**decision) for name, decision in found.items()}
 
     # -- forms ---------------------------------------------------------------------------------------------------------
 
@@ -121,7 +137,7 @@ class Packed(MaskedDense):
         self._is_dense, self._left = False, {}
         for i, own in self._able.items():
             layer, mask = self._layers[i], self.masks[i]
-            if i in self._packed or not self._packing.choose(layer, self._active[i]):
+            if i in self._packed or not self._packing.choose(layer, self._active[i], mask):
                 continue
             module = layer.places[0].module
             assert isinstance(module, nn.Linear | nn.Conv2d)
@@ -143,6 +159,7 @@ class Packed(MaskedDense):
         parameter.grad = None
         # By way of another type, since torch forgets only then of which shape gradients used to be.
         parameter.data = torch.empty(0, dtype=torch.float64)
+        parameter.zero_()  # a change in place, so that no earlier forward pass is passed back with these values
         parameter.data = data
 
     def _follow(self, places: Mapping[int, Tensor | None]) -> None:
@@ -244,8 +261,10 @@ class Packed(MaskedDense):
         self._forget_captured()
 
     def stepped(self) -> None:
-        """Pack layers that a loaded state has left dense."""
-        if self._depth == 0 and self._is_dense:
+        """Pack layers that a loaded state has left dense, or that have been met for the first time."""
+        for own in self._able.values():
+            own.forget_dense()
+        if self._depth == 0 and (self._is_dense or self._packing.has_seen_more):
             self._pack()
 
     def release(self) -> None:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dst.kernels.product import Tiles, product
 from dst.kernels.shape import Shape
-from dst.kernels.unstructured import Unstructured
+from dst.kernels.unstructured import Unstructured, gathered, spread
 
 LEAST_SAMPLES: Final = 16
 """With fewer samples most of a tile would be computed for nothing."""
@@ -35,6 +35,8 @@ class PackedLayer:
         """That of all weights, since ``parameter.grad`` was None the last time; None if it was not asked for."""
         self._library, self._pool = library, pool
         self._like = torch.empty_like(weight, device="meta")
+        self._order = self.places.int()
+        """The places in the order of the weight in memory."""
         self._products: dict[Shape, Unstructured] = {}
         self._dense: tuple[int, Tensor] | None = None
         self._task = -1
@@ -45,7 +47,7 @@ class PackedLayer:
             known = next(iter(self._products), None)
             first = known or smallest(module)
             made = Unstructured(self._library, first, mask)
-            self.mask, self.places = mask, made.places
+            self.mask, self.places, self._order = mask, made.places, self._in_memory(made.places)
             self._products = {first: made} if known or isinstance(module, nn.Linear) else {}
             self._dense = None
         return self.places
@@ -54,25 +56,44 @@ class PackedLayer:
 
     def spread(self, values: Tensor) -> Tensor:
         """Return values as a dense tensor in the shape and the memory layout of the weight."""
-        dense = torch.zeros(self._like.shape, dtype=values.dtype)
-        dense.view(-1)[self.places] = values
-        return torch.empty_like(self._like, device="cpu", dtype=values.dtype).copy_(dense)
+        dense = torch.zeros_like(self._like, device="cpu", dtype=values.dtype)
+        if values.dtype == torch.float32:
+            spread(self._library, values.contiguous(), self._order, dense)
+        else:
+            dense.put_(self.places, values)
+        return dense
 
     def gathered(self, dense: Tensor) -> Tensor:
-        """Return the values of a dense tensor."""
+        """Return the values of a dense tensor, of whatever memory layout."""
+        if dense.dtype == torch.float32 and dense.stride() == self._like.stride():
+            return gathered(self._library, dense, self._order)
         return torch.take(dense, self.places)
+
+    def _in_memory(self, places: Tensor) -> Tensor:
+        """Return where flat positions of the weight lie in memory, int32."""
+        if self._like.is_contiguous():
+            return places.int()
+        channels, taps = self._like.shape[1], self._like.shape[2:].numel()  # channels-last
+        output, column = places // (channels * taps), places % (channels * taps)
+        return (output * (channels * taps) + column % taps * channels + column // taps).int()
 
     def dense(self, values: Tensor) -> Tensor:
         """Return the weight, made once for each change of its values."""
         if self._dense is None or self._dense[0] != values._version:
-            self._dense = values._version, self.spread(values.detach())
+            with torch.inference_mode(False):  # whose tensors training may not meet later
+                self._dense = values._version, self.spread(values.detach())
         return self._dense[1]
+
+    def forget_dense(self) -> None:
+        """Make the dense weight anew: optimizers may change ``data``, of which no version tells."""
+        self._dense = None
 
     # -- products ------------------------------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, module: nn.Linear) -> Tensor:
         """Return what the linear layer makes of inputs."""
-        if x.shape[-1:].numel() * (x.numel() > 0) != module.in_features:
+        self._check(x, module)
+        if x.dim() == 0 or x.shape[-1] != module.in_features:
             raise RuntimeError(f"inputs of shape {tuple(x.shape)} for {module.in_features} input features")
         if x.numel() // x.shape[-1] < LEAST_SAMPLES:
             return F.linear(x, _Spread.apply(module.weight, self), module.bias)
@@ -80,6 +101,7 @@ class PackedLayer:
 
     def convolution(self, x: Tensor, module: nn.Conv2d) -> Tensor:
         """Return what the convolution makes of inputs."""
+        self._check(x, module)
         if x.dim() != 4 or len(x) < LEAST_SAMPLES:
             weight = _Spread.apply(module.weight, self)
             return F.conv2d(x, weight, module.bias, module.stride, module.padding)
@@ -92,11 +114,6 @@ class PackedLayer:
 
     def _product(self, x: Tensor, module: nn.Linear | nn.Conv2d, shape: Shape) -> Tensor:
         assert self.mask is not None
-        if x.dtype != torch.float32 or x.device.type != "cpu" or module.weight.dtype != torch.float32:
-            raise RuntimeError(
-                f"a packed layer multiplies float32 on a CPU, not inputs of {x.dtype} on {x.device} by weights of "
-                f"{module.weight.dtype}: compute with masks instead"
-            )
         if shape not in self._products:
             self._products[shape] = Unstructured(self._library, shape, self.mask)
         read = self._reader(module.weight) if self.reads_dense_gradient else None
@@ -105,16 +122,30 @@ class PackedLayer:
             return y
         return y + (module.bias if y.dim() != 4 else module.bias.view(-1, 1, 1))
 
+    def _check(self, x: Tensor, module: nn.Linear | nn.Conv2d) -> None:
+        """Raise RuntimeError for numbers that kernels would take for others."""
+        if x.dtype != torch.float32 or x.device.type != "cpu" or module.weight.dtype != torch.float32:
+            raise RuntimeError(
+                f"a packed layer multiplies float32 on a CPU, not inputs of {x.dtype} on {x.device} by weights of "
+                f"{module.weight.dtype}: compute with masks instead"
+            )
+        if module.weight.shape != self.places.shape:
+            raise RuntimeError(
+                "a packed layer has got another weight than the one that is held sparse: make a new Sparsifier and a "
+                "new optimizer after such changes"
+            )
+
     def _reader(self, values: Tensor) -> Callable[[Tensor], None]:
         return lambda gradient: self.read(values, gradient)
 
     def read(self, values: Tensor, gradient: Tensor) -> None:
         """Take a dense gradient, within a backward pass; it adds up as ``values.grad`` does."""
         task = torch._C._current_graph_task_id()
-        if self.dense_gradient is not None and (values.grad is not None or task == self._task):
-            self.dense_gradient += gradient.view(self._like.shape)
+        adds = task == self._task or (values.grad is not None and bool(values.grad.any()))  # else it was zeroed
+        if self.dense_gradient is not None and adds:
+            self.dense_gradient = self.dense_gradient + gradient
         else:
-            self.dense_gradient = torch.empty_like(self._like, device="cpu").copy_(gradient.view(self._like.shape))
+            self.dense_gradient = gradient
         self._task = task
 
 

@@ -2,13 +2,14 @@
 
 import ctypes
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dst.kernels.build import load
 from dst.sparsity.scope import Layer
@@ -22,16 +23,120 @@ LEAST_CHANNELS: Final = 16
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How layers are packed.
+class Decision:
+    """Whether a layer is packed, by the times that its forward and backward pass took both ways at its density."""
 
-    ``library``: the kernels; ``choose``: says of a layer with so many active weights whether it is, and ``otherwise``
-    why it is not.
+    layer: str
+    density: float
+    masked_ms: float
+    packed_ms: float
+
+    @property
+    def choice(self) -> str:
+        """``packed`` or ``masked``: the faster of the two."""
+        return "packed" if self.packed_ms < self.masked_ms else "masked"
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The decision as it goes on record."""
+        return {**vars(self), "choice": self.choice}
+
+
+class Packing(ABC):
+    """How layers are packed. ``library``: the kernels."""
+
+    otherwise: str
+    """Why a layer is not packed that could be."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.decisions: dict[str, Decision] = {}
+        """The last decision about each layer, by name, where layers are timed."""
+        self.fresh: list[Decision] = []
+        """Decisions that nobody has taken note of yet."""
+
+    @abstractmethod
+    def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
+        """Say whether a layer with this mask, of so many active weights, is packed."""
+
+    def watch(self, layers: Sequence[Layer]) -> None:  # noqa: B027 - most need not
+        """Look at what the layers that may be packed are given."""
+
+    @property
+    def has_seen_more(self) -> bool:
+        """Whether layers could be chosen by now that could not the last time."""
+        return False
+
+
+class FixedRule(Packing):
+    """Packs all layers that have a density from which on it pays, whatever the machine: the same on all of them."""
+
+    otherwise = f"denser than {LIMIT}"
+
+    def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
+        """Say whether the layer is sparse enough."""
+        return is_sparse_enough(layer, active)
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a layer was given in training. ``shape``: of the inputs; ``is_first``: these need no gradient."""
+
+    module: nn.Module
+    shape: torch.Size
+    is_first: bool
+
+
+Time = Callable[[Met, Tensor], tuple[float, float]]
+"""Times a layer with a mask: milliseconds of a forward and backward pass, masked and packed."""
+
+
+class Timed(Packing):
+    """Packs the layers that are faster so, of what they are given in training, on this machine, at this moment.
+
+    A layer is timed after the first step, and again whenever its density has halved. ``agree``: overwrites a tensor by
+    that of the main process, so that several processes pack the same layers.
     """
 
-    library: ctypes.CDLL
-    choose: Callable[[Layer, int], bool]
-    otherwise: str
+    otherwise = "not faster"
+
+    def __init__(self, library: ctypes.CDLL, time: Time, agree: Callable[[Sequence[Tensor]], None]) -> None:
+        super().__init__(library)
+        self._time, self._agree = time, agree
+        self._met: dict[str, Met] = {}
+        self._has_seen_more = False
+
+    def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
+        """Say whether the layer is faster packed; False before anything was met."""
+        density, known = active / layer.size, self.decisions.get(layer.name)
+        is_due = known is None or density <= known.density / 2
+        if is_due and active and layer.name in self._met:
+            times = torch.tensor(self._time(self._met[layer.name], mask), dtype=torch.float64)
+            self._agree([times])
+            known = Decision(layer.name, density, *times.tolist())
+            self.decisions[layer.name] = known
+            self.fresh.append(known)
+        self._has_seen_more = False
+        return known is not None and known.choice == "packed"
+
+    def watch(self, layers: Sequence[Layer]) -> None:
+        """Remember what each layer is given first in training."""
+        for layer in layers:
+            self._watch(layer.name, layer.places[0].module)
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        def met(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if module.training and torch.is_grad_enabled():
+                self._met[name] = Met(module, given[0].shape, not given[0].requires_grad)
+                self._has_seen_more = name not in self.decisions
+                handle.remove()
+
+        handle = module.register_forward_pre_hook(met)
+
+    @property
+    def has_seen_more(self) -> bool:
+        """Whether layers without a decision have been met."""
+        return self._has_seen_more
 
 
 def packed(folder: Path | None = None) -> Packing:
@@ -40,7 +145,7 @@ def packed(folder: Path | None = None) -> Packing:
     ``folder``: where kernels are built; the user's cache if not given. UnavailableError says why there are none here.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Packing(load(folder or cache / "dst-kernels"), is_sparse_enough, f"denser than {LIMIT}")
+    return FixedRule(load(folder or cache / "dst-kernels"))
 
 
 def is_sparse_enough(layer: Layer, active: int) -> bool:
