@@ -177,8 +177,9 @@ def _groups(sizes: _Grid) -> list[tuple[_Grid, _Grid, tuple[int, ...]]]:
 
 
 def _with(grid: _Grid, axis: int, size: int) -> _Grid:
-    one, two, three = (*grid[:axis], size, *grid[axis + 1 :])
-    return one, two, three
+    found = list(grid)
+    found[axis] = size
+    return found[0], found[1], found[2]
 
 
 def _strides(tile: tuple[int, ...]) -> _Grid:
