@@ -353,7 +353,10 @@ def _draw(path: Path, figures: Sequence[Figure]) -> None:
                 place.axhline(points[0][1], color=colours[variant], linestyle="--", label=variant)
             else:
                 place.plot(*zip(*points, strict=True), "o-", color=colours[variant], label=variant)
-        place.set(xscale="log", yscale="log", xlabel="density", ylabel="x dense fp32")
+        densities = sorted({figure.density for figure in found if figure.density < 1})
+        place.set(xscale="log", xlabel="density", ylabel="x dense fp32", ylim=(0, None))
+        place.set_xticks(densities, [f"{density:g}" for density in densities], minor=False)
+        place.minorticks_off()
     for place in places[len(panels) :]:
         place.remove()
     lines = {
