@@ -7,8 +7,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { BLOCK = 64, GROUP = 8, WIDE = 4, SPAN = 256 };
-// Rows of a block; blocks of a group, whose sums one thread adds up; vectors and columns that it does at a time.
+enum { BLOCK = 64, GROUP = 8, ROWS = 4, SPAN = 1024, AHEAD = 1024 };
+// Rows of a block; blocks of a group, whose sums one thread adds up, ROWS rows and at most SPAN columns at a time.
 
 // How the backward pass knows what ReLU let pass: all, as there was none; by the input anew, as nothing was added; by
 // the outcome.
@@ -29,6 +29,11 @@ ALWAYS vec some(const float *p, int64_t n) {
     for (int64_t i = 0; i < n; i++) v[i] = p[i];
     return v;
 }
+// Columns of a row of activations; what will be read soon is asked for: it is on another page, of one stream of many.
+ALWAYS vec next(const float *p, int64_t n, int way) {
+    __builtin_prefetch(p + way * AHEAD);
+    return some(p, n);
+}
 ALWAYS void put(float *p, vec v, int64_t n) {
     if (n >= LANES) STORE(p) = v;
     else
@@ -37,47 +42,47 @@ ALWAYS void put(float *p, vec v, int64_t n) {
 ALWAYS vec passed(vec v, vec z) { return (vec)((ivec)v & ~(ivec)(z <= 0)); } // also what is not a number
 ALWAYS vec normed(vec x, vec scale, vec shift) { return x * scale + shift; }
 
-// The gradient before ReLU at some columns of a row.
-ALWAYS vec gradient(const Norm *t, int relu, int64_t at, vec x, vec scale, vec shift, int64_t n) {
-    vec d = some(t->dy + at, n);
+// The gradient before ReLU at some columns of a row; `way`: to the next ones, 1 or -1.
+ALWAYS vec gradient(const Norm *t, int relu, int64_t at, vec x, vec scale, vec shift, int64_t n, int way) {
+    vec d = next(t->dy + at, n, way);
     if (relu == BY_INPUT) d = passed(d, normed(x, scale, shift));
-    if (relu == BY_OUTCOME) d = passed(d, some(t->y + at, n));
+    if (relu == BY_OUTCOME) d = passed(d, next(t->y + at, n, way));
     return d;
 }
 
-// Add the sums of a block, over `wide` vectors of columns from c, of which the last has n: of x - pivot and its square
-// if not backward, else of dz and dz * (x - mean). Keeps dz if that is asked for.
-ALWAYS void block(const Norm *t, int backward, int relu, int64_t first, int64_t last, int64_t c, int wide, int64_t n,
-                  double *sums, double *others) {
-    vec s[WIDE] = {0}, u[WIDE] = {0}, m[WIDE], scale[WIDE], shift[WIDE];
-    UNROLL for (int k = 0; k < wide; k++) {
-        m[k] = some((backward ? t->mean : t->x) + c + k * LANES, n);
-        if (relu == BY_INPUT) scale[k] = some(t->scale + c + k * LANES, n), shift[k] = some(t->shift + c + k * LANES, n);
-        else scale[k] = shift[k] = m[k];
+// Add some rows to the sums at a vector of columns: x - pivot and its square if not backward, else dz and dz * (x - mean).
+// Keeps dz if that is asked for.
+ALWAYS void add(const Norm *t, int backward, int relu, int64_t row, int rows, int64_t c, int64_t n, float *sum,
+                float *other) {
+    vec s = LOAD(sum), u = LOAD(other), m = some((backward ? t->mean : t->x) + c, n), scale = {0}, shift = {0};
+    if (relu == BY_INPUT) scale = some(t->scale + c, n), shift = some(t->shift + c, n);
+    UNROLL for (int k = 0; k < rows; k++) {
+        int64_t at = (row + k) * t->channels + c;
+        vec x = next(t->x + at, n, 1), d = x - m;
+        if (backward) {
+            vec dz = gradient(t, relu, at, x, scale, shift, n, 1);
+            if (t->dz) put(t->dz + at, dz, n);
+            s += dz, u += dz * d;
+        } else s += d, u += d * d;
     }
-    for (int64_t r = first; r < last; r++)
-        UNROLL for (int k = 0; k < wide; k++) {
-            int64_t at = r * t->channels + c + k * LANES;
-            vec x = some(t->x + at, n), d = x - m[k];
-            if (backward) {
-                vec dz = gradient(t, relu, at, x, scale[k], shift[k], n);
-                if (t->dz) put(t->dz + at, dz, n);
-                s[k] += dz, u[k] += dz * d;
-            } else s[k] += d, u[k] += d * d;
-        }
-    for (int k = 0; k < wide; k++)
-        for (int64_t j = 0; j < LANES && j < n; j++)
-            sums[c + k * LANES + j] += s[k][j], others[c + k * LANES + j] += u[k][j];
+    STORE(sum) = s, STORE(other) = u;
+}
+ALWAYS void add_rows(const Norm *t, int backward, int relu, int64_t row, int rows, int64_t from, int64_t to, float *sum,
+                     float *other) {
+    int64_t c = from;
+    for (; c + LANES <= to; c += LANES) add(t, backward, relu, row, rows, c, LANES, sum + c - from, other + c - from);
+    if (c < to) add(t, backward, relu, row, rows, c, to - c, sum + c - from, other + c - from);
 }
 
 ALWAYS void group(const Norm *t, int backward, int relu, int64_t first, int64_t end, int64_t from, int64_t to,
                   double *sums, double *others) {
+    float sum[SPAN + LANES], other[SPAN + LANES];
     for (int64_t r = first; r < end; r += BLOCK) {
-        int64_t last = r + BLOCK < end ? r + BLOCK : end, c = from;
-        for (; c + WIDE * LANES <= to; c += WIDE * LANES)
-            block(t, backward, relu, r, last, c, WIDE, LANES, sums, others);
-        for (; c + LANES <= to; c += LANES) block(t, backward, relu, r, last, c, 1, LANES, sums, others);
-        if (c < to) block(t, backward, relu, r, last, c, 1, to - c, sums, others);
+        int64_t last = r + BLOCK < end ? r + BLOCK : end, row = r;
+        for (int64_t c = 0; c < to - from + LANES; c++) sum[c] = other[c] = 0;
+        for (; row + ROWS <= last; row += ROWS) add_rows(t, backward, relu, row, ROWS, from, to, sum, other);
+        for (; row < last; row++) add_rows(t, backward, relu, row, 1, from, to, sum, other);
+        for (int64_t c = 0; c < to - from; c++) sums[from + c] += sum[c], others[from + c] += other[c];
     }
 }
 
@@ -105,8 +110,8 @@ static int sums(const Norm *t, int backward, int relu, double *to) {
 }
 
 ALWAYS void forward_at(const Norm *t, int adds, int rectifies, int64_t at, int64_t c, int64_t n) {
-    vec v = normed(some(t->x + at, n), some(t->scale + c, n), some(t->shift + c, n));
-    if (adds) v += some(t->added + at, n);
+    vec v = normed(next(t->x + at, n, -1), some(t->scale + c, n), some(t->shift + c, n));
+    if (adds) v += next(t->added + at, n, -1);
     put(t->out + at, rectifies ? passed(v, v) : v, n);
 }
 ALWAYS void forward_rows(const Norm *t, int adds, int rectifies, int64_t first, int64_t end) {
@@ -151,9 +156,9 @@ typedef struct {
 } Slopes;
 
 ALWAYS void backward_at(const Norm *t, Slopes s, int relu, int64_t at, int64_t c, int64_t n) {
-    vec x = some(t->x + at, n), scale = {0}, shift = {0};
+    vec x = next(t->x + at, n, -1), scale = {0}, shift = {0};
     if (relu == BY_INPUT) scale = some(t->scale + c, n), shift = some(t->shift + c, n);
-    vec d = gradient(t, relu, at, x, scale, shift, n);
+    vec d = gradient(t, relu, at, x, scale, shift, n, -1);
     put(t->out + at, some(s.of_dz + c, n) * d + some(s.of_x + c, n) * x + some(s.rest + c, n), n);
 }
 ALWAYS void backward_rows(const Norm *t, Slopes s, int relu, int64_t first, int64_t end) {
