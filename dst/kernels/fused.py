@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -44,7 +45,7 @@ def fuse(model: nn.Module, folder: Path) -> Fused:
     that cannot be traced stays as it is: its norms are fused by themselves.
     """
     norms = list(_converted(model, _NORMS, folder))
-    dropouts = [module for module in _converted(model, {nn.Dropout: FusedDropout}, folder)]
+    dropouts = list(_converted(model, {nn.Dropout: FusedDropout}, folder))
     followed = [found for module in _callers(model) for found in _join(module)]
     return Fused(len(norms), len(followed), sum(followed), len(dropouts))
 
@@ -59,7 +60,7 @@ class _FusedNorm(_BatchNorm):
 
     def forward(self, input: Tensor, added: Tensor | None = None, rectifies: bool = False) -> Tensor:
         """Return ``norm(input)``, plus what is added, rectified if so asked."""
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call,unused-ignore]
         if not self._fits(input, added):
             y = super().forward(input)
             y = y if added is None else y + added
@@ -112,7 +113,7 @@ class FusedDropout(nn.Dropout):
         return dropout(load(self.kernels), input, self.p, int(seed))
 
 
-_NORMS = {nn.BatchNorm1d: FusedBatchNorm1d, nn.BatchNorm2d: FusedBatchNorm2d}
+_NORMS: Final[dict[type, type]] = {nn.BatchNorm1d: FusedBatchNorm1d, nn.BatchNorm2d: FusedBatchNorm2d}
 
 
 def _converted(model: nn.Module, classes: dict[type, type], folder: Path) -> Iterator[nn.Module]:
@@ -150,23 +151,21 @@ class _Tracer(fx.Tracer):
 
 def _join(module: nn.Module) -> list[bool]:
     """Let the norms that a module calls do the ReLU after them; return for each whether it does an addition too."""
-    graph = _graph(module)
-    if graph is None:
-        return []
-    done = []
+    done: list[bool] = []
+    if (graph := _graph(module)) is None:
+        return done
     for relu in list(graph.nodes):
-        if (found := _before(module, relu)) is None:
+        if (chain := _chain(module, relu)) is None:
             continue
-        norm, added = found
         with graph.inserting_before(relu):
-            joined = graph.call_module(norm.target, (norm.args[0], added, True))
+            joined = graph.call_module(str(chain.norm.target), (chain.norm.args[0], chain.added, True))
         relu.replace_all_uses_with(joined)
-        for node in (relu, *([] if added is None else [relu.args[0]]), norm):
-            graph.erase_node(node)
-        done.append(added is not None)
+        for node in (relu, chain.addition, chain.norm):
+            if node is not None:
+                graph.erase_node(node)
+        done.append(chain.addition is not None)
     if done:
-        forward = type(fx.GraphModule(module, graph)).forward
-        kind = type(module)
+        kind, forward = type(module), type(fx.GraphModule(module, graph)).forward
         module.__class__ = type(f"Fused{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})
     return done
 
@@ -184,33 +183,42 @@ def _graph(module: nn.Module) -> fx.Graph | None:
     return graphs[1] if str(graphs[0]) == str(graphs[1]) else None
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """A norm, and the addition after it, if any, that a ReLU follows: ``relu(norm(x) + added)``."""
+
+    norm: fx.Node
+    addition: fx.Node | None = None
+    added: fx.Node | None = None
+
+
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (torch.relu, torch.relu_, F.relu, F.relu_)
 
 
-def _before(module: nn.Module, relu: fx.Node) -> tuple[fx.Node, fx.Node | None] | None:
-    """Return the norm that a ReLU follows, and what is added between them; None if the node is not such a ReLU."""
-    if not _is_relu(module, relu):
+def _chain(module: nn.Module, node: fx.Node) -> _Chain | None:
+    """Return what a node of a module's graph ends as its ReLU, where one call can do the same; None if nothing."""
+    is_relu = isinstance(_called(module, node), nn.ReLU) or node.target in _RELUS
+    value = node.args[0] if is_relu and node.args else None
+    if not isinstance(value, fx.Node):
         return None
-    value = relu.args[0]
-    pairs = [(value, None)]
-    if value.op == "call_function" and value.target in _ADDITIONS and len(value.args) == 2 and not value.kwargs:
-        one, other = value.args
-        pairs = [(one, other), (other, one)] if len(value.users) == 1 else []
-    for norm, added in pairs:
-        is_norm = isinstance(norm, fx.Node) and norm.op == "call_module" and len(norm.args) == 1 and not norm.kwargs
-        if not (is_norm and isinstance(module.get_submodule(norm.target), _FusedNorm) and len(norm.users) == 1):
-            continue
+    chains = [_Chain(value)]
+    if value.target in _ADDITIONS and len(operands := _operands(value)) == 2 and len(value.users) == 1:
+        chains = [_Chain(operands[i], value, operands[1 - i]) for i in (0, 1)]
+    for chain in chains:
+        norm, operands = chain.norm, _operands(chain.norm)
+        is_norm = isinstance(_called(module, norm), _FusedNorm) and len(operands) == len(norm.users) == 1
         # It will be called later, where the ReLU is: what it reads must be the same there.
-        stays = len(norm.args[0].users) == 1 or norm.next is relu
-        if stays and (added is None or isinstance(added, fx.Node)):
-            return norm, added
+        if is_norm and (len(operands[0].users) == 1 or norm.next is node):
+            return chain
     return None
 
 
-def _is_relu(module: nn.Module, node: fx.Node) -> bool:
-    if len(node.args) < 1 or not isinstance(node.args[0], fx.Node):
-        return False
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(node.target), nn.ReLU)
-    return node.op == "call_function" and node.target in _RELUS
+def _called(module: nn.Module, node: fx.Node) -> nn.Module | None:
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """Return the values that a node takes; none if it takes anything else."""
+    found = [value for value in node.args if isinstance(value, fx.Node)]
+    return found if len(found) == len(node.args) and not node.kwargs else []

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.config.method import learns, nominal_density
-from dst.config.schema import SLOTS, Config, Hardware, bound_options, epochs, get, marks
+from dst.config.schema import SLOTS, Config, ConfigError, bound_options, epochs, get, marks
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -23,6 +24,9 @@ from dst.data.normalise import channel_statistics
 from dst.data.splits import train_val_split
 from dst.data.table import Table, as_vectors
 from dst.fractions import Curve, step_at
+from dst.kernels.build import UnavailableError
+from dst.kernels.build import load as load_kernels
+from dst.kernels.fused import Fused, fuse
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.initialise import initialise
 from dst.procedures.method import Length, Method
@@ -51,13 +55,18 @@ from dst.training.settings import Settings
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``."""
+    """A run, ready to train.
+
+    ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``. ``fused``: what kernels
+    compute of it.
+    """
 
     training: Training
     test_batches: Loader
     dataset: Dataset
     dense_training_flops: int
     device_name: str
+    fused: Fused
 
 
 def build(config: Config, processes: Processes = ALONE) -> Parts:
@@ -78,7 +87,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     sparsifier = _sparsifier(config, model, phases, _probe(config, model, loaders.train))
     optimizer = _optimizer(config, model, sparsifier)
     sparsifier.attach(optimizer)
-    _convert(model, hardware)
+    fused = _convert(model, config)
     sizes = {report.layer: report.size for report in sparsifier.layers}
     flops = Flops(dense_flops, sizes, sparsifier.trained_by_layer)
     ledger = Ledger(flops)
@@ -107,6 +116,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         dataset=dataset,
         dense_training_flops=flops.dense_training(_dense_samples(config, loaders.train)),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
+        fused=fused,
     )
 
 
@@ -251,12 +261,26 @@ def _initialised(config: Config, dataset: Dataset) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if config.hardware.channels_last else model
 
 
-def _convert(model: nn.Module, hardware: Hardware) -> None:
-    """Convert a network, in place, to what the hardware shall run."""
-    if hardware.sync_batch_norm:  # only once all is counted and scored: it cannot be counted nor differentiated twice
+def _convert(model: nn.Module, config: Config) -> Fused:
+    """Convert a network, in place, to what the hardware shall run; return what of it kernels compute."""
+    hardware = config.hardware
+    # Only once all is counted and scored: what is converted cannot be counted, nor differentiated twice.
+    fused = fuse(model, kernels(config)) if hardware.fused == "all" else Fused()
+    if hardware.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
     if hardware.compile:
         model.compile()  # names of parameters, masks and checkpoints stay as they are
+    return fused
+
+
+def kernels(config: Config) -> Path:
+    """Return the folder of the kernels, which are in it now; ConfigError says why this machine cannot have them."""
+    folder = Path(config.output.root, ".kernels").absolute()
+    try:
+        load_kernels(folder)
+    except UnavailableError as error:
+        raise ConfigError([f"hardware.fused={config.hardware.fused}: {error}; use hardware.fused=none"]) from error
+    return folder
 
 
 def _optimizer(config: Config, model: nn.Module, sparsifier: Sparsifier) -> Optimizer:
