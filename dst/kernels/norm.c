@@ -1,14 +1,15 @@
 // Batch norm in training, what may be added to it, and ReLU, in two passes each way. Channels last: [rows][channels].
 //
-// Sums are taken of blocks of rows, less a pivot, and blocks are added up in double precision in their order: bits do
-// not depend on the number of threads, and sums are as exact as those of a float can be. The second pass goes through
-// the rows from their end, which is still in the cache.
+// Sums are taken of blocks of rows, less a guess of the mean, and blocks are added up in double precision in their order:
+// bits do not depend on the number of threads, and sums are as exact as those of a float can be. The second pass goes
+// through the rows from their end, which is still in the cache.
 #include "vectors.h"
 #include <math.h>
 #include <stdlib.h>
 
-enum { BLOCK = 64, GROUP = 8, ROWS = 4, SPAN = 1024, AHEAD = 1024 };
-// Rows of a block; blocks of a group, whose sums one thread adds up, ROWS rows and at most SPAN columns at a time.
+enum { BLOCK = 16, GROUP = 32, ROWS = 4, SPAN = 1024, AHEAD = 1024, SOME = 16 };
+// Rows of a block; blocks of a group, whose sums one thread adds up, ROWS rows and at most SPAN columns at a time. How far ahead
+// activations are asked for. Rows of the guess.
 
 // How the backward pass knows what ReLU let pass: all, as there was none; by the input anew, as nothing was added; by
 // the outcome.
@@ -50,11 +51,11 @@ ALWAYS vec gradient(const Norm *t, int relu, int64_t at, vec x, vec scale, vec s
     return d;
 }
 
-// Add some rows to the sums at a vector of columns: x - pivot and its square if not backward, else dz and dz * (x - mean).
-// Keeps dz if that is asked for.
+// Add some rows to the sums at a vector of columns: x - mean and its square if not backward, else dz and
+// dz * (x - mean). Keeps dz if that is asked for.
 ALWAYS void add(const Norm *t, int backward, int relu, int64_t row, int rows, int64_t c, int64_t n, float *sum,
                 float *other) {
-    vec s = LOAD(sum), u = LOAD(other), m = some((backward ? t->mean : t->x) + c, n), scale = {0}, shift = {0};
+    vec s = {0}, u = {0}, m = some(t->mean + c, n), scale = {0}, shift = {0};
     if (relu == BY_INPUT) scale = some(t->scale + c, n), shift = some(t->shift + c, n);
     UNROLL for (int k = 0; k < rows; k++) {
         int64_t at = (row + k) * t->channels + c;
@@ -65,7 +66,7 @@ ALWAYS void add(const Norm *t, int backward, int relu, int64_t row, int rows, in
             s += dz, u += dz * d;
         } else s += d, u += d * d;
     }
-    STORE(sum) = s, STORE(other) = u;
+    STORE(sum) += s, STORE(other) += u; // a few rows at once, so that few roundings follow each other
 }
 ALWAYS void add_rows(const Norm *t, int backward, int relu, int64_t row, int rows, int64_t from, int64_t to, float *sum,
                      float *other) {
@@ -122,22 +123,31 @@ ALWAYS void forward_rows(const Norm *t, int adds, int rectifies, int64_t first, 
     }
 }
 
+// The mean of some rows: near that of all, so that sums of what is less it, and of its square, lose little.
+static void guess(const Norm *t, float *mean) {
+    int64_t some = t->rows < SOME ? t->rows : SOME;
+    for (int64_t c = 0; c < t->channels; c++) mean[c] = 0;
+    for (int64_t k = 0; k < some; k++)
+        for (int64_t c = 0; c < t->channels; c++) mean[c] += t->x[k * t->rows / some * t->channels + c] / some;
+}
+
 // y = relu(norm(x) + added); added: NULL for nothing. Writes the statistics of the batch: mean, 1 / sqrt(variance + eps)
 // and the variance (biased); and the scale and the shift that make the norm. Returns 1 if there is no memory.
 int dst_norm_forward(const float *x, const float *added, float *y, int64_t rows, int64_t channels, const float *weight,
                      const float *bias, float *mean, float *inverse, float *variance, float *scale, float *shift,
                      double eps, int rectifies, int threads) {
-    Norm t = {.x = x, .added = added, .scale = scale, .shift = shift, .out = y, .rows = rows, .channels = channels,
+    Norm t = {.x = x, .added = added, .mean = mean, .scale = scale, .shift = shift, .out = y, .rows = rows, .channels = channels,
               .threads = threads};
     double *found = malloc(2 * channels * sizeof(double));
     if (!found) return 1;
+    guess(&t, mean);
     if (sums(&t, 0, ALL, found)) return free(found), 1;
     for (int64_t c = 0; c < channels; c++) {
-        double away = found[c] / rows, spread = found[channels + c] / rows - away * away, centre = x[c] + away;
+        double away = found[c] / rows, spread = found[channels + c] / rows - away * away, centre = mean[c] + away;
         if (spread < 0) spread = 0;
         double factor = 1 / sqrt(spread + eps);
         mean[c] = centre, variance[c] = spread, inverse[c] = factor;
-        scale[c] = weight[c] * factor, shift[c] = bias[c] - centre * weight[c] * factor;
+        scale[c] = weight[c] * factor, shift[c] = bias[c] - centre * scale[c]; // rounded alike: they cancel
     }
     free(found);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -186,7 +196,7 @@ int dst_norm_backward(const float *x, const float *y, const float *dy, float *dx
         double factor = (double)weight[c] * inverse[c], of_norm = found[channels + c] * inverse[c];
         double slope = -factor * inverse[c] * of_norm / rows;
         dbias[c] = found[c], dweight[c] = of_norm;
-        of_dz[c] = factor, of_x[c] = slope, rest[c] = -factor * found[c] / rows - slope * mean[c];
+        of_dz[c] = factor, of_x[c] = slope, rest[c] = -factor * found[c] / rows - (double)of_x[c] * mean[c];
     }
     Slopes s = {of_dz, of_x, rest};
     if (dadded) t.dy = dadded, relu = ALL; // it is dz by now

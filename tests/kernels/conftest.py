@@ -10,7 +10,7 @@ from dst.kernels import build
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
+    return tmp_path_factory.mktemp("root") / ".kernels"  # as a run has it
 
 
 @pytest.fixture(scope="session")
