@@ -15,5 +15,5 @@ Fused = Annotated[
     Clash("all", "precision", "fp16", _HALF),
     Clash("all", "sync_batch_norm", True, "statistics cannot be taken over all processes; choose one of them"),
     "all: compute batch norm, with an addition and ReLU after it, and dropout by a kernel each, in training on a CPU; "
-    "other last bits, and other random numbers for dropout",
+    "images are channels-last; other last bits, and other random numbers for dropout",
 ]

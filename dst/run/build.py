@@ -92,7 +92,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     flops = Flops(dense_flops, sizes, sparsifier.trained_by_layer)
     ledger = Ledger(flops)
     ledger.training.dense_forward(sparsifier.forward_passes)
-    passes = Passes(_settings(config), Precision(hardware.precision, hardware.device), processes)
+    passes = Passes(_settings(config, dataset), Precision(hardware.precision, hardware.device), processes)
     gradients = Gradients(model, passes)
     training = Training(
         gradients=gradients,
@@ -258,7 +258,12 @@ def _initialised(config: Config, dataset: Dataset) -> nn.Module:
     model = make_model(config, dataset).to(config.hardware.device)
     if config.model.weights is not None:
         model.load_state_dict(stored(config, "model.weights")["model"])
-    return model.to(memory_format=torch.channels_last) if config.hardware.channels_last else model
+    return model.to(memory_format=torch.channels_last) if _is_channels_last(config, dataset) else model
+
+
+def _is_channels_last(config: Config, dataset: Dataset) -> bool:
+    """Say whether images are stored channels-last: as asked, or as fused parts read and write them."""
+    return config.hardware.channels_last or (config.hardware.fused == "all" and len(dataset.shape) == 3)
 
 
 def _convert(model: nn.Module, config: Config) -> Fused:
@@ -454,13 +459,13 @@ def decay_alone(config: Config, phases: Sequence[Phase]) -> Callable[[float], fl
     return left_by_decay(marks(config, "schedule.optimizer"), rates, optimizer.get("momentum", 0.0))
 
 
-def _settings(config: Config) -> Settings:
+def _settings(config: Config, dataset: Dataset) -> Settings:
     schedule, checkpoint = config.schedule, config.checkpoint
     return Settings(
         seed=config.seed,
         label_smoothing=schedule.label_smoothing,
         accumulate=schedule.accumulate,
-        channels_last=config.hardware.channels_last,
+        channels_last=_is_channels_last(config, dataset),
         select=schedule.select,
         eval_every_epochs=schedule.eval_every_epochs,
         log_every_steps=config.tracking.every_steps,
