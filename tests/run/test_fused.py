@@ -195,3 +195,16 @@ def test_a_machine_without_a_compiler_is_refused_with_the_reason(tmp_path, monke
         assert check_feasible(config, elsewhere=True) == []
     finally:
         building._compiler.cache_clear()
+
+
+@pytest.mark.parametrize("which", ["none", "all"])
+def test_nothing_reads_memory_that_nobody_wrote(which, composed, monkeypatch):
+    """Which PyTorch can fill with what is not a number, at a cost that strict determinism does not pay."""
+    config = composed(f"hardware.fused={which}", *WRN, "schedule.max_steps=4")
+    found = []
+    for fills in (False, True):
+        training = build(config).training
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fills)
+        training.run(NoObserver(), StopFlag())
+        found.append(training.state_dict())
+    assert same(*found)
