@@ -214,9 +214,7 @@ def _steps(
     yield from _measured("step", name, batch, threads, actions, rounds)
 
 
-def _step(
-    folder: Path, network: _Network, kind: str, density: float, inputs: Tensor, labels: Tensor
-) -> Action | None:
+def _step(folder: Path, network: _Network, kind: str, density: float, inputs: Tensor, labels: Tensor) -> Action | None:
     """Return a training step as in ``dst.training.loop``; None where this version or this network has none."""
     torch.manual_seed(0)
     model = registry.find("model", network.model).load()(network.shape, 10, **network.options)
@@ -228,7 +226,9 @@ def _step(
         return None
     optimizer = sgd([{"params": list(model.parameters())}], 1e-4, weight_decay=5e-4)
     compute: Any = packed(folder) if how == "packed" else "masked"
-    sparse = {"density": density, "distribution": "erk"} if how != "dense" else {"density": None, "distribution": "dense"}
+    sparse = (
+        {"density": density, "distribution": "erk"} if how != "dense" else {"density": None, "distribution": "dense"}
+    )
     sparsifier = Sparsifier(model, optimizer, compute=compute, **sparse)
     guard, precision = Guard(optimizer, model), Precision("bf16" if "bf16" in more else "fp32", "cpu")
 
@@ -274,7 +274,9 @@ def _measured(
     print(f"  {name} b{batch}: dense {figures[0].wall_ms:.2f} ms, CPU {figures[0].cpu_ms:.2f}")
     for variant in dict.fromkeys(figure.variant for figure in figures[1:]):
         told = [figure for figure in figures[1:] if figure.variant == variant]
-        print(f"    {variant:<14}" + "   ".join(f"{f.density:g}: {f.wall_ratio:5.2f} ({f.cpu_ratio:5.2f})" for f in told))
+        print(
+            f"    {variant:<14}" + "   ".join(f"{f.density:g}: {f.wall_ratio:5.2f} ({f.cpu_ratio:5.2f})" for f in told)
+        )
     print(end="", flush=True)
     return figures
 
