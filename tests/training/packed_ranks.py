@@ -21,7 +21,7 @@ class _Masks(NoObserver):
 
 
 def train(root: str, method: str, compute: str, *options: str) -> dict[str, Any]:
-    """Train together with the others; return the last state, and counts and packed layers at first and after each update."""
+    """Train together; return the last state, and counts and packed layers at first and after each update."""
     config = configured(method, *options, f"sparsity.compute={compute}", f"output.root={root}")
     with processes(strict=config.hardware.determinism == "strict") as group:
         training = build(config, group).training
