@@ -17,8 +17,8 @@ CASES = {
     "rigl": (("sparsity=rigl",), ("step:16", "update:4", "step:93")),
     "rigl_itop, adam": (("sparsity=rigl_itop", *ADAM), ("step:26", "update:5", "checkpoint:8")),
     "granet within its ramp": (("sparsity=granet", *RAMP), ("step:12", "update:3", "step:71", "half_written:2")),
-    "gmp within its ramp": (("sparsity=gmp", *RAMP), ("step:1", "update:4", "step:65", "evaluate:2")),
-    "snfs, corrected": (("sparsity=snfs", *CORRECTED), ("step:21", "pass:30", "update:7")),
+    "gmp within its ramp": (("sparsity=gmp", *RAMP), ("step:1", "step:40", "step:65", "evaluate:2")),
+    "snfs, corrected": (("sparsity=snfs", *CORRECTED), ("update:2", "step:21", "pass:30")),
 }
 
 
