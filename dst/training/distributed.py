@@ -83,9 +83,6 @@ class Processes:
         """Return the module to call, instead of a model, in forward passes whose gradients are needed."""
         return model
 
-    def discard(self, replica: nn.Module) -> None:
-        """Let the model of a replica go, for another one."""
-
     def parts(self, tensor: Tensor, count: int) -> Sequence[Tensor]:
         """Return the parts of a batch whose gradients are accumulated; every process has the same number of parts."""
         return accumulation_parts(tensor, count, self.world)
@@ -272,11 +269,6 @@ class OverlappingGroup(Group):
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             devices = [torch.cuda.current_device()] if on_gpu else None
             return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
-
-    def discard(self, replica: nn.Module) -> None:
-        """Have it wait for no gradient any more: else it would until the collector of garbage finds it."""
-        assert isinstance(replica, DistributedDataParallel)
-        replica._remove_autograd_hooks()  # type: ignore[no-untyped-call,unused-ignore]
 
     def local(self, replica: nn.Module) -> AbstractContextManager[Any]:
         """Return DistributedDataParallel's own context."""

@@ -100,9 +100,7 @@ class Gradients:
     def _refresh(self) -> None:
         """Wrap the network anew if autograd does not know its parameters any more: packed layers have new values."""
         if self._replica is not self.network and any(map(is_not, self._now(), self._accumulators)):
-            processes = self.passes.processes
-            processes.discard(self._replica)
-            self._replica, self._accumulators = processes.replica(self.network), self._now()
+            self._replica, self._accumulators = self.passes.processes.replica(self.network), self._now()
 
     def _now(self) -> list[Any]:
         """Return what accumulates the gradient of each parameter, where a replica waits for that."""

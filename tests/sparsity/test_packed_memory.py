@@ -14,7 +14,7 @@ def held(*roots):
     seen, found, todo = set(), {}, list(roots)
     while todo:
         item = todo.pop()
-        if id(item) in seen or isinstance(item, type) or callable(item) and not isinstance(item, nn.Module):
+        if id(item) in seen or isinstance(item, type) or (callable(item) and not isinstance(item, nn.Module)):
             continue
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
