@@ -3,7 +3,7 @@
 import pytest
 
 from tests.processes import call_together
-from tests.sparsity.test_packed_methods import AGENT, SGD, assert_close
+from tests.sparsity.test_packed_methods import AGENT, SGD, TICKETS, assert_close
 from tests.states import same
 from tests.training import packed_ranks
 
@@ -16,6 +16,7 @@ METHODS = {
     "gmp": (),
     "snfs": (),
     "rigl with agent": AGENT[:2],
+    "rigl_itop in cycles": TICKETS,
     "gmp accumulated": ("schedule.accumulate=2",),
 }
 
