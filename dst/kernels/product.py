@@ -60,11 +60,8 @@ class _Product(torch.autograd.Function):
         tiles = tiles_of(len(lying))
         tiled = pool.take((tiles, *shape.input_tile))
         layer.tile_inputs(lying, tiled)
-        tiled_y = pool.take((tiles, *shape.output_tile))
-        layer.forward(values, tiled, tiled_y)
         y = torch.empty(len(lying), *shape.out, shape.outs)
-        layer.untile(tiled_y, y)
-        pool.give(tiled_y)
+        layer.forward(values, tiled, y)
         if is_kept:
             ctx.save_for_backward(values)
             ctx.tiled, ctx.layer, ctx.pool, ctx.read, ctx.inputs = tiled, layer, pool, read, x.shape
@@ -88,11 +85,8 @@ class _Product(torch.autograd.Function):
         dvalues = layer.weight_gradient(tiled, tiled_dy) if ctx.needs_input_grad[1] else None
         dx = None
         if ctx.needs_input_grad[0]:
-            tiled_dx = pool.take((len(tiled), *shape.plain_tile))
-            layer.input_gradient(values, tiled_dy, tiled_dx)
             dx = torch.empty(len(lying), shape.height, shape.width, shape.channels)
-            layer.untile(tiled_dx, dx)
-            pool.give(tiled_dx)
+            layer.input_gradient(values, tiled_dy, dx)
             dx = _as_before(dx, ctx.inputs)
         pool.give(tiled_dy)
         if ctx.read is not None:

@@ -10,6 +10,9 @@ from torch import Tensor
 SAMPLES: Final = 32
 """Samples of a tile."""
 
+_STRIP: Final = 8
+"""Columns that are computed row by row before the next ones, so that rows are still in the cache when they are met."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -49,16 +52,6 @@ class Shape:
         return self.height + 2 * self.padding[0], self.width + 2 * self.padding[1], self.channels, SAMPLES
 
     @property
-    def plain_tile(self) -> tuple[int, int, int, int]:
-        """The shape of a tile of inputs without a border, and so of their gradients."""
-        return self.height, self.width, self.channels, SAMPLES
-
-    @property
-    def output_tile(self) -> tuple[int, int, int, int]:
-        """The shape of a tile of outputs."""
-        return *self.out, self.outs, SAMPLES
-
-    @property
     def gradient_tile(self) -> tuple[int, int, int, int]:
         """The shape of a tile of gradients of outputs, with their border."""
         (height, width), (top, bottom, left, right) = self.out, self.border
@@ -83,17 +76,17 @@ def _reach(shape: Shape, axis: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """Positions that are computed two at a time (``pair`` 2), or one.
+    """Positions that are computed together: ``group`` 4, 2 or 1 at a time.
 
-    ``inside``, ``out``: int64, bases of inputs and outputs; ``in_step``, ``out_step``: from the first to the second of
-    a pair. All in numbers (of 4 bytes).
+    ``inside``, ``out``: int64, bases of inputs and outputs of each group; ``in_steps``, ``out_steps``: int64, two each:
+    the members of a group lie at 0, the first, the second and both. All in numbers (of 4 bytes).
     """
 
-    pair: int
+    group: int
     inside: Tensor
-    in_step: int
+    in_steps: Tensor
     out: Tensor
-    out_step: int
+    out_steps: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +110,11 @@ def classes_of(shape: Shape) -> list[tuple[int, int]]:
 @lru_cache(maxsize=512)
 def layout(shape: Shape, tiles: int) -> Layout:
     """Return the positions of a number of tiles."""
-    inside, out, gradient = _strides(shape.input_tile), _strides(shape.output_tile), _strides(shape.gradient_tile)
+    inside, gradient = _strides(shape.input_tile), _strides(shape.gradient_tile)
     top, _, left, _ = shape.border
     (down, right), grid = shape.stride, (tiles, *shape.out)
     met = inside[0], inside[1] * down, inside[2] * right
-    plain = _strides(shape.plain_tile)
+    out, plain = _plain(*shape.out, shape.outs), _plain(shape.height, shape.width, shape.channels)
     spread = plain[0], plain[1] * down, plain[2] * right
     return Layout(
         outputs=_positions(grid, met, 0, out, 0),
@@ -141,27 +134,55 @@ _Grid = tuple[int, int, int]
 
 
 def _positions(sizes: _Grid, inside: _Grid, in_start: int, out: _Grid, out_start: int) -> list[Positions]:
-    """Return all positions of a grid, in pairs as far as that goes; strides and starts of both sides in numbers.
+    """Return all positions of a grid, in groups as far as that goes; strides and starts of both sides in numbers.
 
-    Pairs lie along one axis: an even one, columns before tiles before rows, or else the longest, whose last place is
-    left over. It follows from the shape alone, since it changes the order in which gradients of weights are added up.
+    It follows from the shape alone, since it changes the order in which gradients of weights are added up.
     """
-    even = [axis for axis in (2, 0, 1) if sizes[axis] % 2 == 0]
-    axis = even[0] if even else max((2, 0, 1), key=lambda axis: sizes[axis])
-    whole, found = sizes[axis] // 2 * 2, []
-    for pair, first, last in ((2, 0, whole), (1, whole, sizes[axis])):
-        places = [torch.arange(size) for size in sizes]
-        places[axis] = torch.arange(first, last, pair)
-        bases = [
-            (start + places[0][:, None, None] * step[0] + places[1][:, None] * step[1] + places[2] * step[2]).flatten()
-            for step, start in ((inside, in_start), (out, out_start))
+    found = []
+    for first, last, axes in _groups(sizes):
+        places = [
+            torch.arange(a, b, 2 ** axes.count(axis)) for axis, (a, b) in enumerate(zip(first, last, strict=True))
         ]
-        if len(bases[0]):
-            found.append(Positions(pair, bases[0], inside[axis], bases[1], out[axis]))
+        tile, row, column = (grid.flatten() for grid in torch.meshgrid(*places, indexing="ij"))
+        order = torch.argsort((tile * sizes[2] + column // _STRIP) * sizes[1] + row, stable=True)
+        bases, steps = [], []
+        for step, start in ((inside, in_start), (out, out_start)):
+            bases.append((start + tile * step[0] + row * step[1] + column * step[2])[order])
+            one, two = (step[axis] for axis in axes + (0,) * (2 - len(axes)))
+            steps.append(torch.tensor([one, two * (2 if axes[1:] == axes[:1] else 1)]))
+        if len(order):
+            found.append(Positions(2 ** len(axes), bases[0], steps[0], bases[1], steps[1]))
     return found
+
+
+def _groups(sizes: _Grid) -> list[tuple[_Grid, _Grid, tuple[int, ...]]]:
+    """Return the first and last place of parts of a grid, and the axes along which each is computed two at a time.
+
+    Four in a row of columns are best, then a square, then rows, then tiles. If all sizes are odd, the longest is cut.
+    """
+    tile, row, column = 0, 1, 2
+    for axes in ((column, column), (row, column), (row, row), (tile, tile), (tile, column), (tile, row)):
+        if all(sizes[axis] % 2 ** axes.count(axis) == 0 for axis in axes):
+            return [((0, 0, 0), sizes, axes)]
+    axis = max((column, row, tile), key=lambda axis: sizes[axis])
+    fours, twos = sizes[axis] // 4 * 4, sizes[axis] // 2 * 2
+    parts = ((0, fours, (axis, axis)), (fours, twos, (axis,)), (twos, sizes[axis], ()))
+    return [
+        (_with((0, 0, 0), axis, first), _with(sizes, axis, last), axes) for first, last, axes in parts if first < last
+    ]
+
+
+def _with(grid: _Grid, axis: int, size: int) -> _Grid:
+    one, two, three = (*grid[:axis], size, *grid[axis + 1 :])
+    return one, two, three
 
 
 def _strides(tile: tuple[int, ...]) -> _Grid:
     """Return the strides of tiles, rows and columns."""
     rows, columns, channels, samples = tile
     return rows * columns * channels * samples, columns * channels * samples, channels * samples
+
+
+def _plain(height: int, width: int, channels: int) -> _Grid:
+    """Return the strides of tiles, rows and columns of activations that lie channels-last."""
+    return SAMPLES * height * width * channels, width * channels, channels

@@ -76,23 +76,26 @@ void dst_tile(const float *from, float *to, int64_t samples, int64_t height, int
     }
 }
 
-// The way back.
+// The way back, at one position: from [channels][32] to ``here`` samples, ``step`` apart.
+static void untile(const float *from, float *to, int64_t here, int64_t step, int64_t channels) {
+    for (int64_t h = 0; h < here; h += LANES)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            if (h + LANES <= here && c + LANES <= channels) square(from + c * 32 + h, 32, to + h * step + c, step);
+            else
+                for (int64_t k = c; k < c + LANES && k < channels; k++)
+                    for (int64_t i = h; i < h + LANES && i < here; i++) to[i * step + k] = from[k * 32 + i];
+        }
+}
+
 void dst_untile(const float *from, float *to, int64_t samples, int64_t height, int64_t width, int64_t channels,
                 int64_t rows, int64_t columns, int64_t top, int64_t left, int threads) {
     int64_t tiles = (samples + 31) / 32, step = height * width * channels;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t q = 0; q < tiles * height * width; q++) {
         int64_t tile = q / (height * width), y = q / width % height, x = q % width;
-        float *t = to + tile * 32 * step + (y * width + x) * channels;
-        const float *s = from + (((tile * rows + y + top) * columns) + x + left) * channels * 32;
         int64_t here = samples - tile * 32 < 32 ? samples - tile * 32 : 32;
-        for (int64_t h = 0; h < here; h += LANES)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                if (h + LANES <= here && c + LANES <= channels) square(s + c * 32 + h, 32, t + h * step + c, step);
-                else
-                    for (int64_t k = c; k < c + LANES && k < channels; k++)
-                        for (int64_t i = h; i < h + LANES && i < here; i++) t[i * step + k] = s[k * 32 + i];
-            }
+        untile(from + (((tile * rows + y + top) * columns) + x + left) * channels * 32,
+               to + tile * 32 * step + (y * width + x) * channels, here, step, channels);
     }
 }
 
@@ -100,52 +103,111 @@ void dst_untile(const float *from, float *to, int64_t samples, int64_t height, i
 // Products
 //
 // Weights: values[n]; offsets[n] of their inputs; starts[chunk][outs + 1]: where those of an output begin in a chunk.
-// Positions: in[b], out[b]: bases of a pair; in_step, out_step: from its first to its second position.
+// Positions: in[b], out[b]: bases of a group; in_steps, out_steps: from its first to its others (SPOT).
 // Work is cut into (positions) x (ranges of outputs, cuts[range] to cuts[range + 1]).
 
-ALWAYS void outputs(const int pair, const float *x, int64_t in_step, float *y, int64_t out_step, const float *values,
+#define SPOT(m, steps) ((m) % 2 * (steps)[0] + (m) / 2 * (steps)[1])
+// Keeps an address in a register; compilers would compute it anew for every weight.
+#define FIXED(to, address) to = address; __asm__("" : "+r"(to))
+
+// The outputs of a group, as tiles: y[member][output - first][32].
+ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, float *y, const float *values,
                     const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first, int last) {
+    int64_t step = (int64_t)(last - first) * 32;
+    const float *from[4];
+    UNROLL for (int m = 0; m < group; m++) { FIXED(from[m], x + SPOT(m, in_steps)); }
     for (int chunk = 0; chunk < chunks; chunk++) {
         const int32_t *start = starts + (int64_t)chunk * (outs + 1);
         for (int o = first; o < last; o++) {
             int i = start[o], end = start[o + 1];
-            float *to = y + (int64_t)o * 32;
+            float *to = y + (int64_t)(o - first) * 32;
             if (i == end && chunk) continue;
-            vec sum[2][LINE];
-            UNROLL for (int m = 0; m < pair; m++)
+            vec sum[4][LINE];
+            UNROLL for (int m = 0; m < group; m++)
                 UNROLL for (int v = 0; v < LINE; v++)
-                    sum[m][v] = chunk ? LOAD(to + m * out_step + v * LANES) : (vec){0};
+                    sum[m][v] = chunk ? LOAD(to + m * step + v * LANES) : (vec){0};
             for (; i < end; i++) {
-                const float *from = x + offsets[i];
+                int64_t at = offsets[i];
                 vec w = values[i] - (vec){0};
-                UNROLL for (int m = 0; m < pair; m++)
-                    UNROLL for (int v = 0; v < LINE; v++) sum[m][v] += w * LOAD(from + m * in_step + v * LANES);
+                UNROLL for (int m = 0; m < group; m++)
+                    UNROLL for (int v = 0; v < LINE; v++) sum[m][v] += w * LOAD(from[m] + at + v * LANES);
             }
-            UNROLL for (int m = 0; m < pair; m++)
-                UNROLL for (int v = 0; v < LINE; v++) STORE(to + m * out_step + v * LANES) = sum[m][v];
+            UNROLL for (int m = 0; m < group; m++)
+                UNROLL for (int v = 0; v < LINE; v++) STORE(to + m * step + v * LANES) = sum[m][v];
         }
     }
 }
 
-// outputs = weights x inputs at some positions. ``pair``: 2, or 1 for positions by themselves.
-void dst_multiply(int pair, const float *x, const int64_t *in, int64_t in_step, float *y, const int64_t *out,
-                  int64_t out_step, int64_t positions, const float *values, const int32_t *offsets,
-                  const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges, int threads) {
+// outputs = weights x inputs at some positions, ``group`` of them at a time (4, 2 or 1), laid channels-last. ``sample``:
+// from a sample to the next one; ``scratch``: of each thread, ``room`` numbers, for a range of outputs of a group.
+void dst_multiply(int group, const float *x, const int64_t *in, const int64_t *in_steps, float *y, const int64_t *out,
+                  const int64_t *out_steps, int64_t positions, int64_t samples, int64_t sample, const float *values,
+                  const int32_t *offsets, const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges,
+                  float *scratch, int64_t room, int threads) {
+    int64_t items = positions * ranges;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t q = 0; q < positions * ranges; q++) {
-        int64_t b = q / ranges, r = q % ranges;
-        if (pair == 2)
-            outputs(2, x + in[b], in_step, y + out[b], out_step, values, offsets, starts, chunks, outs, cuts[r], cuts[r + 1]);
-        else
-            outputs(1, x + in[b], in_step, y + out[b], out_step, values, offsets, starts, chunks, outs, cuts[r], cuts[r + 1]);
+    for (int t = 0; t < threads; t++) {
+        float *own = scratch + t * room;
+        for (int64_t q = items * t / threads; q < items * (t + 1) / threads; q++) {
+            int64_t b = q / ranges, r = q % ranges;
+            int first = cuts[r], last = cuts[r + 1];
+            int64_t step = (int64_t)(last - first) * 32;
+            const float *from = x + in[b];
+#define OUTPUTS(group, from, to) \
+    outputs(group, from, in_steps, to, values, offsets, starts, chunks, outs, first, last)
+            if (group == 4 && LINE <= 2) OUTPUTS(4, from, own);
+            else if (group == 4) {
+                OUTPUTS(2, from, own);
+                OUTPUTS(2, from + in_steps[1], own + 2 * step);
+            } else if (group == 2) OUTPUTS(2, from, own);
+            else OUTPUTS(1, from, own);
+            for (int m = 0; m < group; m++) {
+                int64_t at = out[b] + SPOT(m, out_steps), here = samples - at / (32 * sample) * 32;
+                untile(own + m * step, y + at + first, here < 32 ? here : 32, sample, last - first);
+            }
+        }
     }
 }
 
-// The sums over all lanes of LANES weights, in their order: each stage adds the upper half of lanes to the lower one.
-ALWAYS vec totals(vec *v) {
-    UNROLL for (int n = LANES / 2; n > 0; n /= 2)
-        UNROLL for (int i = 0; i < n; i++) v[i] = LOW(v[i], v[i + n]) + HIGH(v[i], v[i + n]);
-    return v[0];
+// The lower and upper parts of all lanes, as far as two vectors have them: halves, quarters, ... of 16 lanes.
+#if LANES == 16
+#define LOW8(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#define HIGH8(a, b) SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+#define LOW4(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define HIGH4(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+#define LOW2(a, b) SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH2(a, b) SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)
+#elif LANES == 8
+#define LOW4(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define HIGH4(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+#define LOW2(a, b) SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define HIGH2(a, b) SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15)
+#else
+#define LOW2(a, b) SHUFFLE(a, b, 0, 1, 4, 5)
+#define HIGH2(a, b) SHUFFLE(a, b, 2, 3, 6, 7)
+#define EVEN(a, b) SHUFFLE(a, b, 0, 2, 4, 6)
+#define ODD(a, b) SHUFFLE(a, b, 1, 3, 5, 7)
+#endif
+
+// The sums over all lanes of LANES weights, in their order: lanes 8 apart are added first, then 4, 2 and 1 apart.
+ALWAYS vec totals(const vec *v) {
+    vec w[4];
+    UNROLL for (int k = 0; k < 4; k++) {
+#if LANES == 16
+        vec a = LOW8(v[k], v[4 + k]) + HIGH8(v[k], v[4 + k]), b = LOW8(v[8 + k], v[12 + k]) + HIGH8(v[8 + k], v[12 + k]);
+        w[k] = LOW4(a, b) + HIGH4(a, b);
+#elif LANES == 8
+        w[k] = LOW4(v[k], v[4 + k]) + HIGH4(v[k], v[4 + k]);
+#else
+        w[k] = v[k];
+#endif
+    }
+    vec a = LOW2(w[0], w[1]) + HIGH2(w[0], w[1]), b = LOW2(w[2], w[3]) + HIGH2(w[2], w[3]);
+    return EVEN(a, b) + ODD(a, b);
 }
 
 // The sum of a line of 32 lanes, as far as lanes of the machine's vectors: first 16 and 16, then 8 and 8, ...
@@ -155,26 +217,27 @@ ALWAYS vec folded(vec *line) {
     return line[0];
 }
 
-ALWAYS void gradients(const int pair, const float *x, const int64_t *in, int64_t in_step, const float *dy,
-                      const int64_t *out, int64_t out_step, int64_t positions, float *dw, const int32_t *offsets,
+ALWAYS void gradients(const int group, const float *x, const int64_t *in, const int64_t *in_steps, const float *dy,
+                      const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw, const int32_t *offsets,
                       const int32_t *start, int first, int last) {
     for (int64_t b = 0; b < positions; b++) {
-        const float *from = x + in[b], *to = dy + out[b];
+        const float *from[4], *to = dy + out[b];
+        UNROLL for (int m = 0; m < group; m++) { FIXED(from[m], x + in[b] + SPOT(m, in_steps)); }
         float *d = dw + start[first];
         vec sums[LANES];
         int filled = 0;
         for (int o = first; o < last; o++) {
             int i = start[o], end = start[o + 1];
             if (i == end) continue;
-            vec g[2][LINE];
-            UNROLL for (int m = 0; m < pair; m++)
-                UNROLL for (int v = 0; v < LINE; v++) g[m][v] = LOAD(to + (int64_t)o * 32 + m * out_step + v * LANES);
+            vec g[4][LINE];
+            UNROLL for (int m = 0; m < group; m++)
+                UNROLL for (int v = 0; v < LINE; v++) g[m][v] = LOAD(to + (int64_t)o * 32 + SPOT(m, out_steps) + v * LANES);
             for (; i < end; i++) {
-                const float *p = from + offsets[i];
+                int64_t at = offsets[i];
                 vec sum[LINE];
-                UNROLL for (int v = 0; v < LINE; v++) sum[v] = g[0][v] * LOAD(p + v * LANES);
-                UNROLL for (int m = 1; m < pair; m++)
-                    UNROLL for (int v = 0; v < LINE; v++) sum[v] += g[m][v] * LOAD(p + m * in_step + v * LANES);
+                UNROLL for (int v = 0; v < LINE; v++) sum[v] = g[0][v] * LOAD(from[0] + at + v * LANES);
+                UNROLL for (int m = 1; m < group; m++)
+                    UNROLL for (int v = 0; v < LINE; v++) sum[v] += g[m][v] * LOAD(from[m] + at + v * LANES);
                 sums[filled] = folded(sum);
                 if (++filled == LANES) {
                     STORE(d) = LOAD(d) + totals(sums);
@@ -191,18 +254,19 @@ ALWAYS void gradients(const int pair, const float *x, const int64_t *in, int64_t
 }
 
 // Gradients of all weights, over some positions: added to ``dw`` if ``adds``. Work is cut into (chunks) x (ranges).
-void dst_gradients(int pair, int adds, const float *x, const int64_t *in, int64_t in_step, const float *dy,
-                   const int64_t *out, int64_t out_step, int64_t positions, float *dw, const int32_t *offsets,
+void dst_gradients(int group, int adds, const float *x, const int64_t *in, const int64_t *in_steps, const float *dy,
+                   const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw, const int32_t *offsets,
                    const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges, int threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int q = 0; q < chunks * ranges; q++) {
         const int32_t *start = starts + (int64_t)(q / ranges) * (outs + 1);
         int first = cuts[q % ranges], last = cuts[q % ranges + 1];
         if (!adds) memset(dw + start[first], 0, 4l * (start[last] - start[first]));
-        if (pair == 2)
-            gradients(2, x, in, in_step, dy, out, out_step, positions, dw, offsets, start, first, last);
-        else
-            gradients(1, x, in, in_step, dy, out, out_step, positions, dw, offsets, start, first, last);
+#define GRADIENTS(group) \
+    gradients(group, x, in, in_steps, dy, out, out_steps, positions, dw, offsets, start, first, last)
+        if (group == 4) GRADIENTS(4);
+        else if (group == 2) GRADIENTS(2);
+        else GRADIENTS(1);
     }
 }
 
@@ -220,6 +284,23 @@ void dst_spread(const float *from, float *to, const int32_t *order, int64_t n, i
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
+
+// List the weights of a mask (a byte each, 0 or 1), row by row: output and column.
+void dst_list(const uint8_t *mask, int64_t outs, int64_t inputs, int32_t *output, int32_t *column) {
+    int64_t n = 0;
+    for (int64_t o = 0; o < outs; o++) {
+        const uint8_t *row = mask + o * inputs;
+        for (int64_t c = 0; c < inputs;) {
+            uint64_t eight = 0;
+            memcpy(&eight, row + c, inputs - c < 8 ? inputs - c : 8);
+            for (; eight; eight &= eight - 1) {
+                output[n] = (int32_t)o;
+                column[n++] = (int32_t)(c + __builtin_ctzll(eight) / 8);
+            }
+            c += 8;
+        }
+    }
+}
 
 // Sort weights, given by (output, input), stably by (chunk of inputs, output): order, offsets and starts as above.
 // A weight of input k has the offset offset[k]. ``size``: inputs of a chunk.

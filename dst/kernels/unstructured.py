@@ -3,16 +3,20 @@
 import ctypes
 import os
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from dst.kernels.shape import Positions, Shape, classes_of, layout
+from dst.kernels.shape import SAMPLES, Positions, Shape, classes_of, layout
 
 _CHUNK_OF_LINEAR, _CHUNK_OF_CONVOLUTION = 256, 32
 """Input channels of a chunk: what they and their taps hold should stay in the cache."""
+
+_MOST_OUTPUTS: Final = 512
+"""Outputs of a range at most: those of four positions should stay in the cache, too."""
 
 _MOST: Final = 2**31 - 1
 
@@ -38,11 +42,13 @@ class _Table:
         return len(self.starts)
 
     def cuts(self, ranges: int) -> Tensor:
-        """Return where to cut the outputs, so that all ranges have about as many weights."""
+        """Return where to cut the outputs, so that all ranges have about as many weights, and whole lines of outputs."""
         before = (self.starts[:, 1:] - self.starts[:, :1]).sum(0).double()
         marks = torch.arange(1, ranges) * (before[-1] / ranges)
         inner = torch.searchsorted(before, marks)
-        return torch.cat([torch.tensor([0]), inner, torch.tensor([self.outs])]).int()
+        return (
+            torch.cat([torch.tensor([0]), (inner + 8) // 16 * 16, torch.tensor([self.outs])]).clamp(max=self.outs).int()
+        )
 
 
 class Unstructured:
@@ -60,17 +66,23 @@ class Unstructured:
             if prod(tile) > _MOST:
                 raise ValueError(f"a tile of {tile} numbers is too large")
         self._size = _CHUNK_OF_LINEAR if shape.taps == 1 else _CHUNK_OF_CONVOLUTION
-        flat = mask.reshape(-1).nonzero()[:, 0]
-        inputs = shape.channels * shape.taps
-        self._forward = self._table_of_outputs((flat // inputs).int(), (flat % inputs).int())
-        self.places = flat[self._forward.order.long()]
-        output, column = self.places // inputs, self.places % inputs
-        self._backward = [
-            self._table_of_inputs(output, column // shape.taps, column % shape.taps, y, x) for y, x in classes_of(shape)
-        ]
+        listed = self._listed(mask)
+        self._forward = self._table_of_outputs(*listed)
+        output, column = (numbers[self._forward.order] for numbers in listed)
+        self.places = output.long().mul_(shape.channels * shape.taps).add_(column)
+        channel, tap = (column, None) if shape.taps == 1 else (column // shape.taps, column % shape.taps)
+        self._backward = [self._table_of_inputs(output, channel, tap, y, x) for y, x in classes_of(shape)]
         self._known: dict[tuple[int, int], Tensor] = {}
 
     # -- tables --------------------------------------------------------------------------------------------------------
+
+    def _listed(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and column of each weight of a mask, int32, in the order of its rows."""
+        rows = mask.reshape(self.shape.outs, -1)
+        n = int(rows.count_nonzero())
+        output, column = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
+        self._library.dst_list(_at(rows), *map(_long, rows.shape), _at(output), _at(column))
+        return output, column
 
     def _table_of_outputs(self, output: Tensor, column: Tensor) -> _Table:
         """Return the table of the forward pass and of the gradients of weights, given by output and column."""
@@ -81,21 +93,27 @@ class Unstructured:
         offset = (tap // shape.kernel[1] * columns + tap % shape.kernel[1]) * place + channel * samples
         return self._table(output, column, shape.outs, channel // self._size, offset)
 
-    def _table_of_inputs(self, output: Tensor, channel: Tensor, tap: Tensor, y: int, x: int) -> _Table:
-        """Return the table of the gradients of the inputs of a class, given by output, channel and tap."""
+    def _table_of_inputs(self, output: Tensor, channel: Tensor, tap: Tensor | None, y: int, x: int) -> _Table:
+        """Return the table of the gradients of the inputs of a class, given by output, channel and tap, all int32.
+
+        ``tap``: None if there is one only.
+        """
         shape = self.shape
         taps = torch.arange(shape.taps)
         above, before = y + shape.padding[0] - taps // shape.kernel[1], x + shape.padding[1] - taps % shape.kernel[1]
         reaches = (above % shape.stride[0] == 0) & (before % shape.stride[1] == 0)
-        which = reaches[tap].nonzero()[:, 0]
         top, _, left, _ = shape.border
         _, columns, outs, samples = shape.gradient_tile
         row, column = above // shape.stride[0] + top, before // shape.stride[1] + left
         offset = (torch.arange(outs) * samples)[:, None] + (row * columns + column) * (outs * samples)
         chunk = (torch.arange(outs) // self._size)[:, None].expand(-1, shape.taps)
-        met = output[which] * shape.taps + tap[which]
-        found = self._table(channel[which].int(), met.int(), shape.channels, chunk.flatten(), offset.flatten())
-        return _Table(which[found.order.long()].int(), found.offsets, found.starts)
+        met = output if tap is None else output * shape.taps + tap
+        sort = partial(self._table, outs=shape.channels, chunk_of=chunk.flatten(), offset_of=offset.flatten())
+        if reaches.all():
+            return sort(channel, met)
+        which = (reaches.expand(len(channel), -1)[:, 0] if tap is None else reaches[tap]).nonzero()[:, 0].int()
+        found = sort(channel[which], met[which])
+        return _Table(which[found.order], found.offsets, found.starts)
 
     def _table(self, output: Tensor, input_: Tensor, outs: int, chunk_of: Tensor, offset_of: Tensor) -> _Table:
         """Return the table of weights, given by output and input (int32); chunk and offset by input."""
@@ -110,11 +128,11 @@ class Unstructured:
     # -- passes --------------------------------------------------------------------------------------------------------
 
     def forward(self, values: Tensor, x: Tensor, y: Tensor) -> None:
-        """Write the outputs of tiled inputs ``x`` into the tiles ``y``."""
+        """Write the outputs of tiled inputs ``x`` into ``y``, channels-last."""
         self._multiply(values, self._forward, x, layout(self.shape, len(x)).outputs, y)
 
     def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
-        """Write the gradients of inputs into the tiles ``dx`` (without a border), from those of outputs (``dy``)."""
+        """Write the gradients of inputs into ``dx``, channels-last, from tiled gradients of outputs ``dy``."""
         classes = layout(self.shape, len(dy)).classes
         for positions, table in zip(classes, self._backward, strict=True):
             self._multiply(gathered(self._library, values, table.order), table, dy, positions, dx)
@@ -126,19 +144,23 @@ class Unstructured:
         cuts = self._cuts(table, _ranges(table.chunks, table.outs))
         for adds, at in enumerate(layout(self.shape, len(x)).gradients):
             self._library.dst_gradients(
-                *(at.pair, int(adds > 0), _at(x), _at(at.inside), _long(at.in_step), _at(dy), _at(at.out)),
-                *(_long(at.out_step), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
+                *(at.group, int(adds > 0), _at(x), _at(at.inside), _at(at.in_steps), _at(dy), _at(at.out)),
+                *(_at(at.out_steps), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
                 *(table.chunks, table.outs, _at(cuts), len(cuts) - 1, threads()),
             )
         return found
 
     def _multiply(self, values: Tensor, table: _Table, x: Tensor, positions: list[Positions], y: Tensor) -> None:
         for at in positions:
-            cuts = self._cuts(table, _ranges(len(at.out), table.outs))
+            ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(at.out), table.outs))
+            cuts = self._cuts(table, ranges)
+            room = at.group * SAMPLES * int(cuts.diff().amax())
+            scratch = torch.empty(threads(), room)
             self._library.dst_multiply(
-                *(at.pair, _at(x), _at(at.inside), _long(at.in_step), _at(y), _at(at.out), _long(at.out_step)),
-                *(_long(len(at.out)), _at(values), _at(table.offsets), _at(table.starts), table.chunks, table.outs),
-                *(_at(cuts), len(cuts) - 1, threads()),
+                *(at.group, _at(x), _at(at.inside), _at(at.in_steps), _at(y), _at(at.out), _at(at.out_steps)),
+                *(_long(len(at.out)), _long(len(y)), _long(y[0].numel()), _at(values), _at(table.offsets)),
+                *(_at(table.starts), table.chunks, table.outs, _at(cuts), len(cuts) - 1, _at(scratch), _long(room)),
+                threads(),
             )
 
     def _cuts(self, table: _Table, ranges: int) -> Tensor:

@@ -144,6 +144,10 @@ class Flops:
         """FLOPs of one forward of one sample through the dense network."""
         return self._dense
 
+    def of_layer(self, name: str) -> int:
+        """Return the FLOPs of one forward of one sample through a maskable layer, dense."""
+        return self._per_weight[name] * self._sizes[name]
+
     @property
     def maskable(self) -> int:
         """Number of weights of all maskable layers."""

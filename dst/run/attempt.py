@@ -16,6 +16,7 @@ from dst.records.lock import this_host
 from dst.records.read import read_attempts, read_networks, read_status
 from dst.records.states import State
 from dst.records.store import Record
+from dst.run.advice import packing_advice
 from dst.run.cell import Cell
 from dst.run.environment import JOB
 from dst.run.report import compute_table, layer_table, outside_line, repair_table, run_report
@@ -151,7 +152,8 @@ class _Attempt:
             return trace + self._end(State.FAILED, f"{type(error).__name__}: {error}", trace)
         layers = [layer_table(self.training.sparsifier.layers)] if self.with_tables else []
         about = self.cell.name, self.record.folder, self.summary, {"attempt": self.attempt}
-        return "\n".join([*layers, run_report(*about)])
+        advice = packing_advice(self.cell.config, self.training, self.summary)
+        return "\n".join([*layers, run_report(*about), *([f"  {advice}"] if advice else [])])
 
     # -- what the training loop reports --------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from dst.sparsity.marks import marks_of
 from dst.sparsity.repair.flow import check_enough
 from dst.sparsity.scope import Layer
 from dst.sparsity.weights.edge_popup import active_counts
+from dst.sparsity.weights.packed_layer import LEAST_SAMPLES
 from dst.sparsity.weights.packing import LIMIT, is_sparse_enough, told, unpackable
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
@@ -285,6 +286,13 @@ def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], c
     own = f"sparsity.compute={config.sparsity.compute} would be ignored: no layer could be packed at any time"
     if len(stay) == len(layers):
         yield f"{own}: {told(stay)}; use sparsity.compute=masked"
+        return
+    samples = config.schedule.batch_size // (config.schedule.accumulate * config.hardware.processes)
+    if samples < LEAST_SAMPLES and not any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+        yield (
+            f"{own}, since only batches of {LEAST_SAMPLES} samples and more are, not of {samples} "
+            "(schedule.batch_size, less accumulation and processes); use sparsity.compute=masked, or a larger batch"
+        )
         return
     schedule, final = config.sparsity.density_schedule, final_density(config)
     if schedule.name != registry.NONE:

@@ -1,23 +1,89 @@
-"""What sparse kernels gain, layer by layer: ``python -m tests.bench.compute``.
+"""What sparse compute gains on a CPU: ``python -m tests.bench.compute [layers|steps]``.
 
-Forward pass and both gradients of a layer with an unstructured mask, its layout included, against torch's dense layer
-(channels-last). Interleaved; the least CPU time of each, so that other work on the machine counts little.
+``layers``: forward pass and both gradients of a layer with an unstructured mask, its layout included, against torch's
+dense layer. ``steps``: whole training steps (forward, backward, SGD with momentum) of networks at ERK densities, dense,
+dense in bf16, masked and packed, each also with batch norm and dropout fused. Dense networks are channels-last.
+
+All variants take turns, on the same inputs; figures are medians over the rounds, ratios are medians of the ratios of
+each round. The CPU time of all threads is told too: on a busy machine, take one thread and that column.
 """
 
 import argparse
+import csv
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
 
+from dst import registry
 from dst.kernels import build
 from dst.kernels.product import Tiles, product
 from dst.kernels.shape import Shape
 from dst.kernels.unstructured import Unstructured
+from dst.sparsity import Sparsifier
+from dst.sparsity.weights.packing import packed
+from dst.training.guard import Guard
+from dst.training.optimizer import sgd
+from dst.training.precision import Precision
+
+DENSITIES = (0.2, 0.1, 0.05, 0.02)
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one variant takes, in milliseconds, and how many times faster than dense fp32 it is."""
+
+    kind: str
+    name: str
+    batch: int
+    threads: int
+    variant: str
+    density: float
+    wall_ms: float
+    cpu_ms: float
+    wall_ratio: float
+    cpu_ratio: float
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["layers", "steps"], nargs="*", default=["layers", "steps"])
+    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads (default 1)")
+    parser.add_argument("--batch", type=int, help="samples of a step (default: 128 of perceptrons, 32 of others)")
+    parser.add_argument("--rounds", type=int, default=7, help="samples of each measurement (default 7)")
+    parser.add_argument("--csv", type=Path, help="a file for all figures")
+    parser.add_argument("--figure", type=Path, help="a file for a drawing of the ratios")
+    options = parser.parse_args()
+    figures = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        print(f"torch {torch.__version__}, {build.level()}, {threads} threads, {options.rounds} rounds", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            if "layers" in options.what:
+                figures += _layers(Path(folder), options.densities, threads, options.rounds)
+            if "steps" in options.what:
+                for name in options.networks:
+                    batch = options.batch or NETWORKS[name].batch
+                    figures += _steps(Path(folder), name, options.densities, batch, threads, options.rounds)
+    if options.csv:
+        _write(options.csv, figures)
+    if options.figure:
+        _draw(options.figure, figures)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
 
 
 @dataclass(frozen=True)
@@ -29,10 +95,9 @@ class _Layer:
 
     def __str__(self) -> str:
         s = self.shape
-        kind = f"linear {s.channels}x{s.outs}"
-        if s.kernel != (1, 1) or s.height > 1:
-            kind = f"conv {s.kernel[0]}x{s.kernel[1]}/{s.stride[0]} {s.channels}-{s.outs} {s.height}x{s.width}"
-        return f"{kind} b{self.samples}"
+        if s.kernel == (1, 1) and s.height == 1:
+            return f"linear {s.channels}x{s.outs}"
+        return f"conv {s.kernel[0]}x{s.kernel[1]}/{s.stride[0]} {s.channels}-{s.outs} {s.height}x{s.width}"
 
 
 def _conv(channels: int, outs: int, size: int, kernel: int = 3, stride: int = 1) -> Shape:
@@ -43,38 +108,32 @@ LAYERS = (
     _Layer(Shape(784, 300), 128),
     _Layer(Shape(1024, 1024), 256),
     _Layer(Shape(4096, 4096), 128),
+    _Layer(_conv(16, 32, 32), 32),
+    _Layer(_conv(32, 32, 32), 32),
     _Layer(_conv(64, 64, 32), 32),
-    _Layer(_conv(64, 128, 32, stride=2), 32),
+    _Layer(_conv(128, 128, 16), 32),
     _Layer(_conv(256, 256, 16), 32),
+    _Layer(_conv(256, 256, 8), 32),
     _Layer(_conv(512, 512, 4), 32),
+    _Layer(_conv(512, 512, 2), 32),
+    _Layer(_conv(64, 128, 32, stride=2), 32),
+    _Layer(_conv(256, 512, 8, stride=2), 32),
+    _Layer(_conv(64, 256, 32, kernel=1), 32),
+    _Layer(_conv(512, 128, 16, kernel=1), 32),
     _Layer(_conv(256, 1024, 8, kernel=1), 32),
+    _Layer(_conv(512, 1024, 16, kernel=1, stride=2), 32),
 )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each measurement (default 7)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--densities", type=float, nargs="+", default=[0.2, 0.1, 0.05, 0.02])
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        library = build.load(Path(folder))
-        print(
-            f"torch {torch.__version__}, {build.level()}, {options.threads} threads: ms of a dense layer, x by density"
-        )
-        for layer in LAYERS:
-            passes = {"dense": _dense(layer)} | {str(d): _packed(library, layer, d) for d in options.densities}
-            found = {name: float("inf") for name in passes}
-            for _ in range(options.rounds + 1):
-                for name, action in passes.items():
-                    found[name] = min(found[name], _timed(action))
-            ratios = "  ".join(f"{d:g}: {found['dense'] / found[str(d)]:5.2f}x" for d in options.densities)
-            print(f"  {layer!s:<32}{1e3 * found['dense']:8.2f} ms   {ratios}", flush=True)
+def _layers(folder: Path, densities: Sequence[float], threads: int, rounds: int) -> Iterator[Figure]:
+    library = build.load(folder)
+    for layer in LAYERS:
+        actions = {("dense", 1.0): _dense_layer(layer)}
+        actions |= {("packed", density): _packed_layer(library, layer, density) for density in densities}
+        yield from _measured("layer", str(layer), layer.samples, threads, actions, rounds)
 
 
-def _inputs(layer: _Layer) -> tuple[torch.Tensor, torch.Tensor]:
+def _inputs(layer: _Layer) -> tuple[Tensor, Tensor]:
     """Return inputs that need gradients, and gradients of outputs."""
     shape = layer.shape
     if shape.height == shape.width == 1:
@@ -84,7 +143,7 @@ def _inputs(layer: _Layer) -> tuple[torch.Tensor, torch.Tensor]:
     return x.requires_grad_(), dy
 
 
-def _dense(layer: _Layer) -> Callable[[], None]:
+def _dense_layer(layer: _Layer) -> Action:
     shape, (x, dy) = layer.shape, _inputs(layer)
     weight = torch.randn(shape.outs, shape.channels, *shape.kernel)
     weight = weight.flatten(1) if x.dim() == 2 else weight.to(memory_format=torch.channels_last)
@@ -98,7 +157,7 @@ def _dense(layer: _Layer) -> Callable[[], None]:
     return action
 
 
-def _packed(library: build.ctypes.CDLL, layer: _Layer, density: float) -> Callable[[], None]:
+def _packed_layer(library: build.ctypes.CDLL, layer: _Layer, density: float) -> Action:
     shape, (x, dy) = layer.shape, _inputs(layer)
     mask = torch.rand(shape.outs, shape.channels, *shape.kernel) < density
     packed, pool = Unstructured(library, shape, mask), Tiles()
@@ -111,10 +170,129 @@ def _packed(library: build.ctypes.CDLL, layer: _Layer, density: float) -> Callab
     return action
 
 
-def _timed(action: Callable[[], None]) -> float:
-    started = time.process_time()
-    action()
-    return time.process_time() - started
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network, the shape of its samples, and how many it is given."""
+
+    model: str
+    shape: tuple[int, ...]
+    batch: int
+    options: Mapping[str, Any]
+
+
+CIFAR = (3, 32, 32)
+NETWORKS = {
+    "lenet_300_100": _Network("lenet_300_100", (1, 28, 28), 128, {}),
+    "mlp_4096": _Network("mlp", (1, 28, 28), 128, {"hidden": [4096, 4096]}),
+    "vgg_c": _Network("vgg_c", CIFAR, 32, {}),
+    "vgg_d": _Network("vgg_d", CIFAR, 32, {}),
+    "wrn_22_2": _Network("wrn_22_2", CIFAR, 32, {}),
+    "resnet18": _Network("resnet18", CIFAR, 32, {}),
+    "resnet50_cifar": _Network("resnet50_cifar", CIFAR, 32, {}),
+}
+
+
+def _steps(
+    folder: Path, name: str, densities: Sequence[float], batch: int, threads: int, rounds: int
+) -> Iterator[Figure]:
+    network = NETWORKS[name]
+    inputs, labels = torch.randn(batch, *network.shape), torch.randint(10, (batch,))
+    if len(network.shape) == 3:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    variants: list[tuple[str, float]] = [("dense", 1.0), ("dense bf16", 1.0), ("dense fused", 1.0)]
+    for density in densities:
+        variants += [(kind, density) for kind in ("masked", "packed", "masked fused", "packed fused", "sparselab")]
+    actions = {}
+    for kind, density in variants:
+        step = _step(folder, network, kind, density, inputs, labels)
+        if step is not None:
+            actions[kind, density] = step
+    yield from _measured("step", name, batch, threads, actions, rounds)
+
+
+def _step(
+    folder: Path, network: _Network, kind: str, density: float, inputs: Tensor, labels: Tensor
+) -> Action | None:
+    """Return a training step as in ``dst.training.loop``; None where this version or this network has none."""
+    torch.manual_seed(0)
+    model = registry.find("model", network.model).load()(network.shape, 10, **network.options)
+    model = model.to(memory_format=torch.channels_last)
+    if kind == "sparselab":
+        return None
+    how, *more = kind.split()
+    if "fused" in more:
+        return None
+    optimizer = sgd([{"params": list(model.parameters())}], 1e-4, weight_decay=5e-4)
+    compute: Any = packed(folder) if how == "packed" else "masked"
+    sparse = {"density": density, "distribution": "erk"} if how != "dense" else {"density": None, "distribution": "dense"}
+    sparsifier = Sparsifier(model, optimizer, compute=compute, **sparse)
+    guard, precision = Guard(optimizer, model), Precision("bf16" if "bf16" in more else "fp32", "cpu")
+
+    def step() -> None:
+        with precision.autocast():
+            loss = F.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        guard.inspect(loss.detach(), 1)
+        sparsifier.step()
+        guard.check()
+
+    return step
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def _measured(
+    kind: str, name: str, batch: int, threads: int, actions: Mapping[tuple[str, float], Action], rounds: int
+) -> list[Figure]:
+    """Time actions in turns, after a round of warming up, and print them; the first is what others are compared to."""
+    walls: dict[tuple[str, float], list[float]] = {key: [] for key in actions}
+    cpus: dict[tuple[str, float], list[float]] = {key: [] for key in actions}
+    for number in range(rounds + 1):
+        for key, action in actions.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            action()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if number:
+                walls[key].append(wall)
+                cpus[key].append(cpu)
+    first = next(iter(actions))
+    figures = [
+        Figure(
+            *(kind, name, batch, threads, *key),
+            *(round(1e3 * statistics.median(times[key]), 4) for times in (walls, cpus)),
+            *(round(_ratio(times[first], times[key]), 3) for times in (walls, cpus)),
+        )
+        for key in actions
+    ]
+    print(f"  {name} b{batch}: dense {figures[0].wall_ms:.2f} ms, CPU {figures[0].cpu_ms:.2f}")
+    for variant in dict.fromkeys(figure.variant for figure in figures[1:]):
+        told = [figure for figure in figures[1:] if figure.variant == variant]
+        print(f"    {variant:<14}" + "   ".join(f"{f.density:g}: {f.wall_ratio:5.2f} ({f.cpu_ratio:5.2f})" for f in told))
+    print(end="", flush=True)
+    return figures
+
+
+def _ratio(dense: Iterable[float], other: Iterable[float]) -> float:
+    return statistics.median(a / b for a, b in zip(dense, other, strict=True))
+
+
+def _write(path: Path, figures: Sequence[Figure]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, [*asdict(figures[0])])
+        table.writeheader()
+        table.writerows(asdict(figure) for figure in figures)
+
+
+def _draw(path: Path, figures: Sequence[Figure]) -> None:
+    """Draw how many times faster than dense fp32 each variant is, by density: a panel for each layer or network."""
+    raise NotImplementedError
 
 
 if __name__ == "__main__":

@@ -44,13 +44,9 @@ def made(library, shape, samples, density, seed=0):
     tiled_x, tiled_dy = torch.zeros(tiles, *shape.input_tile), torch.zeros(tiles, *shape.gradient_tile)
     layer.tile_inputs(x, tiled_x)
     layer.tile_gradients(dy, tiled_dy)
-    tiled_y = torch.full((tiles, *shape.output_tile), torch.nan)
-    tiled_dx = torch.full((tiles, *shape.plain_tile), torch.nan)
-    layer.forward(values, tiled_x, tiled_y)
-    layer.input_gradient(values, tiled_dy, tiled_dx)
     y, dx = torch.full_like(dy, torch.nan), torch.full_like(x, torch.nan)
-    layer.untile(tiled_y, y)
-    layer.untile(tiled_dx, dx)
+    layer.forward(values, tiled_x, y)
+    layer.input_gradient(values, tiled_dy, dx)
     return (y, dx, layer.weight_gradient(tiled_x, tiled_dy)), (weight, x, dy, layer.places)
 
 

@@ -78,7 +78,7 @@ def test_an_update_waits_for_its_gradients_once(training, precision, monkeypatch
     one = training(precision=precision)
     batches = one.train_batches.epoch(0)
     one.train_step(*next(batches), NoObserver())  # the first step is also looked at for what the optimizer does
-    monkeypatch.setattr("dst.sparsity.weights.masked_dense.all_finite", lambda _: pytest.fail("looked again"))
+    monkeypatch.setattr("dst.sparsity.weights.holder.all_finite", lambda _: pytest.fail("looked again"))
     while one.sparsifier.updates < 2:
         one.train_step(*next(batches), NoObserver())
 
