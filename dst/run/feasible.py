@@ -66,8 +66,6 @@ def check(config: Config, *, elsewhere: bool = False) -> list[str]:
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
-    if asks_for_kernels(config) and not elsewhere:
-        kernels(config)
     problems: list[str] = []
     warnings: list[str] = []
     with _collected(problems):
@@ -78,6 +76,8 @@ def check(config: Config, *, elsewhere: bool = False) -> list[str]:
                 warnings += _outlook(config, dataset)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    if asks_for_kernels(config) and not elsewhere:
+        kernels(config)
     return warnings
 
 

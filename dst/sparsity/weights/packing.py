@@ -1,6 +1,7 @@
 """Which layers are packed."""
 
 import ctypes
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -179,8 +180,8 @@ def _cache() -> Path:
 
 
 def is_sparse_enough(layer: Layer, active: int, limit: float = LIMIT) -> bool:
-    """Say whether a layer has a density from which on packing pays, or may pay."""
-    return 0 < active <= limit * layer.size
+    """Say whether a layer has a density from which on packing pays, or may pay; counts are rounded."""
+    return 0 < active <= math.ceil(limit * layer.size)
 
 
 def unpackable(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
