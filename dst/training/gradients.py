@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import is_not
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from dst.metrics.flops import Account
 from dst.training.determinism import seed_torch
@@ -61,7 +63,7 @@ class Gradients:
         self.passes = passes
         self._replica = passes.processes.replica(network)
         self._parameters = list(network.parameters())
-        self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._accumulators = self._now()
         self._buffers = list(network.buffers())
 
     def of(
@@ -96,11 +98,15 @@ class Gradients:
         return Judgement(*processes.total(torch.stack(losses).sum(), torch.stack(right).sum()))
 
     def _refresh(self) -> None:
-        """Wrap the network anew if its parameters have other sizes by now: packed layers with other counts."""
-        if self._replica is not self.network:
-            sizes = [parameter.numel() for parameter in self._parameters]
-            if sizes != self._sizes:
-                self._sizes, self._replica = sizes, self.passes.processes.replica(self.network)
+        """Wrap the network anew if autograd does not know its parameters any more: packed layers have new values."""
+        if self._replica is not self.network and any(map(is_not, self._now(), self._accumulators)):
+            self._replica, self._accumulators = self.passes.processes.replica(self.network), self._now()
+
+    def _now(self) -> list[Any]:
+        """Return what accumulates the gradient of each parameter, where a replica waits for that."""
+        if self._replica is self.network:
+            return []
+        return [get_gradient_edge(parameter).node for parameter in self._parameters if parameter.requires_grad]
 
     @torch.no_grad()
     def loss(self, batch: Batch, account: Account, active: Mapping[str, int]) -> Tensor:
