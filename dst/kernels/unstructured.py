@@ -25,6 +25,8 @@ _MOST_OUTPUTS: Final = 512
 _SPAN: Final = 1024
 """Outputs times groups of positions whose gradients should stay in the cache while all chunks meet them."""
 
+_MANY: Final = 2**16
+
 _MOST: Final = 2**31 - 1
 
 
@@ -211,12 +213,12 @@ class Unstructured:
 
     def _tile(self, found: Tensor, to: Tensor, top: int, left: int) -> None:
         sizes = *found.shape, to.shape[2], to.shape[3], top, left
-        self._library.dst_tile(_at(found), _at(to), *map(_long, sizes), threads())
+        self._library.dst_tile(_at(found), _at(to), *map(_long, sizes), _threads_for(found.numel()))
 
     def untile(self, tiles: Tensor, to: Tensor, top: int = 0, left: int = 0) -> None:
         """Lay what is in tiles, inside a border, back."""
         sizes = *to.shape, tiles.shape[2], tiles.shape[3], top, left
-        self._library.dst_untile(_at(tiles), _at(to), *map(_long, sizes), threads())
+        self._library.dst_untile(_at(tiles), _at(to), *map(_long, sizes), _threads_for(to.numel()))
 
 
 class _Scratch(threading.local):
@@ -250,18 +252,23 @@ def _offset(tile: tuple[int, ...], channel: Tensor, place: Tensor) -> Tensor:
 def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor, room: Tensor | None = None) -> Tensor:
     """Return some of float32 numbers that lie in a row; ``order``: int32, which ones; ``room``: where they may lie."""
     found = torch.empty(len(order)) if room is None else room
-    library.dst_permute(_at(numbers), _at(found), _at(order), _long(len(order)), threads())
+    library.dst_permute(_at(numbers), _at(found), _at(order), _long(len(order)), _threads_for(len(order)))
     return found
 
 
 def spread(library: ctypes.CDLL, numbers: Tensor, order: Tensor, to: Tensor) -> None:
     """Write float32 numbers into places of a row; ``order``: int32, into which ones, each once."""
-    library.dst_spread(_at(numbers), _at(to), _at(order), _long(len(order)), threads())
+    library.dst_spread(_at(numbers), _at(to), _at(order), _long(len(order)), _threads_for(len(order)))
 
 
 def _ranges(items: int, outs: int) -> int:
     """Return into how many ranges to cut outputs, so that all threads have work; at least eight outputs each."""
     return max(1, min(-(-4 * threads() // items), outs // 8))
+
+
+def _threads_for(numbers: int) -> int:
+    """Return on how many threads to copy so many numbers: a few are copied before another thread has woken up."""
+    return threads() if numbers >= _MANY else 1
 
 
 def threads() -> int:
