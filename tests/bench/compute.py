@@ -64,7 +64,7 @@ class Figure:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["layers", "steps"], nargs="*", default=["layers", "steps"])
+    parser.add_argument("what", choices=["layers", "steps", "both"], nargs="?", default="both")
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads (default 1)")
@@ -78,9 +78,9 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(f"torch {torch.__version__}, {build.level()}, {threads} threads, {options.rounds} rounds", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            if "layers" in options.what:
+            if options.what != "steps":
                 figures += _layers(Path(folder), options.densities, threads, options.rounds)
-            if "steps" in options.what:
+            if options.what != "layers":
                 for name in options.networks:
                     batch = options.batch or NETWORKS[name].batch
                     figures += _steps(Path(folder), name, options.densities, batch, threads, options.rounds)
