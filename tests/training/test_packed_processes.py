@@ -29,7 +29,7 @@ def test_two_processes(name, determinism, root, tmp_path):
     one, two = call_together(packed_ranks.train, str(root), method, "packed", *options, cwd=tmp_path)
     assert same(one, two)
     masked, _ = call_together(packed_ranks.train, str(root), method, "masked", *options, cwd=tmp_path)
-    assert one["packed"][-1]
+    assert any(one["packed"])  # within what a procedure does between steps none is
     assert one["counts"] == masked["counts"]
     assert_close(one["state"], masked["state"], rtol=3e-3, atol=1e-5)
     if method in ("granet", "gmp"):
