@@ -25,7 +25,7 @@ def pytest_configure():
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """Where kernels are built, once for all tests."""
-    return tmp_path_factory.mktemp("kernels")
+    return tmp_path_factory.mktemp("root") / ".kernels"  # as a run has it
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from dst import registry
 from dst.config.launcher import Slurm
 from dst.data import options as data_options
 from dst.data import published
+from dst.kernels import options as kernel_options
 from dst.models import options as model_options
 from dst.options import ASIDE, SHA256, Needs, OneOf, Option, Range, Text, Values, declared
 from dst.registry import MemberOf
@@ -240,6 +241,7 @@ class Hardware:
     precision: training_options.PrecisionName = "fp32"
     channels_last: training_options.ChannelsLast = False
     compile: Annotated[bool, "compile the model with torch.compile"] = False
+    fused: kernel_options.Fused = "none"
     workers: Annotated[int, ASIDE, Range(0), "processes that load streamed data"] = 0
     processes: Annotated[int, Range(1, 1024), "processes that share every batch, one GPU each"] = 1
     sync_batch_norm: Annotated[bool, "take batch statistics over all processes instead of in each"] = False

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dst.kernels.unstructured import threads
 
@@ -49,29 +48,34 @@ class _Norm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, added = _lying(x), None if added is None else _lying(added)
         y, channels = torch.empty_like(x), x.shape[1]
-        mean, inverse, variance = (torch.empty(channels) for _ in range(3))
+        mean, inverse, variance, scale, shift = (torch.empty(channels) for _ in range(5))
         sizes = ctypes.c_int64(x.numel() // channels), ctypes.c_int64(channels)
-        tensors = map(_at, (weight, bias, mean, inverse, variance))
+        tensors = map(_at, (weight, bias, mean, inverse, variance, scale, shift))
         _check(
             library.dst_norm_forward(
                 *map(_at, (x, added, y)), *sizes, *tensors, ctypes.c_double(eps), int(rectifies), threads()
             )
         )
         ctx.mark_non_differentiable(mean, variance)
-        ctx.save_for_backward(x, y if rectifies else None, weight, mean, inverse)
-        ctx.library = library
+        outcome = y if rectifies and added is not None else None  # else the backward pass computes its sign anew
+        ctx.save_for_backward(x, outcome, weight, mean, inverse, scale, shift)
+        ctx.library, ctx.rectifies = library, rectifies
         return y, mean, variance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, mean, inverse = ctx.saved_tensors
+        _refuse_second()
+        x, y, weight, mean, inverse, scale, shift = ctx.saved_tensors
         dy, dx = _lying(dy), torch.empty_like(x)
         dadded = torch.empty_like(x) if ctx.needs_input_grad[3] else None
         dweight, dbias, channels = torch.empty_like(weight), torch.empty_like(weight), x.shape[1]
         sizes = ctypes.c_int64(x.numel() // channels), ctypes.c_int64(channels)
-        tensors = map(_at, (weight, mean, inverse, dweight, dbias))
-        _check(ctx.library.dst_norm_backward(*map(_at, (x, y, dy, dx, dadded)), *sizes, *tensors, threads()))
+        tensors = map(_at, (weight, mean, inverse, scale, shift, dweight, dbias))
+        _check(
+            ctx.library.dst_norm_backward(
+                *map(_at, (x, y, dy, dx, dadded)), *sizes, *tensors, int(ctx.rectifies), threads()
+            )
+        )
         return dx, dweight, dbias, dadded, None, None, None
 
 
@@ -82,8 +86,8 @@ class _Dropout(torch.autograd.Function):
         return _dropped(x, library, p, seed)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        _refuse_second()
         return _dropped(dy, ctx.library, ctx.p, ctx.seed), None, None, None
 
 
@@ -101,6 +105,14 @@ def _lying(x: Tensor) -> Tensor:
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _refuse_second() -> None:
+    if torch.is_grad_enabled():  # in a backward pass: only if its own graph is wanted
+        raise RuntimeError(
+            "fused batch norm and dropout have no second derivatives: take these of the network before it is fused, or "
+            "leave it as torch computes it"
+        )
 
 
 def _check(failed: int) -> None:

@@ -10,6 +10,9 @@ from torch import Tensor
 SAMPLES: Final = 32
 """Samples of a tile."""
 
+BLOCK: Final = 16
+"""Channels of a block."""
+
 _STRIP: Final = 8
 """Columns that are computed row by row before the next ones, so that rows are still in the cache when they are met."""
 
@@ -47,15 +50,16 @@ class Shape:
         return *_reach(self, 0), *_reach(self, 1)
 
     @property
-    def input_tile(self) -> tuple[int, int, int, int]:
+    def input_tile(self) -> tuple[int, int, int, int, int]:
         """The shape of a tile of inputs, with the border of the padding."""
-        return self.height + 2 * self.padding[0], self.width + 2 * self.padding[1], self.channels, SAMPLES
+        rows, columns = self.height + 2 * self.padding[0], self.width + 2 * self.padding[1]
+        return -(-self.channels // BLOCK), rows, columns, BLOCK, SAMPLES
 
     @property
-    def gradient_tile(self) -> tuple[int, int, int, int]:
+    def gradient_tile(self) -> tuple[int, int, int, int, int]:
         """The shape of a tile of gradients of outputs, with their border."""
         (height, width), (top, bottom, left, right) = self.out, self.border
-        return top + height + bottom, left + width + right, self.outs, SAMPLES
+        return -(-self.outs // BLOCK), top + height + bottom, left + width + right, BLOCK, SAMPLES
 
 
 def tiles_of(samples: int) -> int:
@@ -173,14 +177,16 @@ def _groups(sizes: _Grid) -> list[tuple[_Grid, _Grid, tuple[int, ...]]]:
 
 
 def _with(grid: _Grid, axis: int, size: int) -> _Grid:
-    one, two, three = (*grid[:axis], size, *grid[axis + 1 :])
-    return one, two, three
+    found = list(grid)
+    found[axis] = size
+    return found[0], found[1], found[2]
 
 
 def _strides(tile: tuple[int, ...]) -> _Grid:
     """Return the strides of tiles, rows and columns."""
-    rows, columns, channels, samples = tile
-    return rows * columns * channels * samples, columns * channels * samples, channels * samples
+    blocks, rows, columns, channels, samples = tile
+    place = channels * samples
+    return blocks * rows * columns * place, columns * place, place
 
 
 def _plain(height: int, width: int, channels: int) -> _Grid:

@@ -1,18 +1,20 @@
 // Linear layers and 2-d convolutions with unstructured masks: forward pass, gradients of inputs and of weights.
 //
-// Activations lie in tiles of 32 samples, the sample innermost: [tile][row][column][channel][32], with a border of zeros
-// for padding. So an input of a weight is a base of the output position plus an offset of the weight, whatever the
-// kernel, the stride and the padding are, and one weight multiplies 32 samples at once. Weights come sorted by (chunk of
-// channels, output), so that what a chunk reads stays in the cache.
+// Activations lie in tiles of 32 samples, the sample innermost, and blocks of 16 channels, a last one filled up:
+// [tile][block][row][column][16][32], with a border of zeros for padding. So an input of a weight is a base of the output
+// position plus an offset of the weight, whatever the kernel, the stride and the padding are, and one weight multiplies
+// 32 samples at once. Weights come sorted by (chunk of channels, output), so that what a chunk reads stays in the cache;
+// blocks let it use all of the cache, since positions do not lie a power of two apart.
 //
-// Two output positions are computed at a time (a "pair"), a last odd one by itself. Each output, and each gradient of a
-// weight, is computed by one thread, in an order that follows from the shapes only: bits do not depend on the number of
+// Four output positions are computed at a time (a "group"), or two, or one. Each output, and each gradient of a weight,
+// is computed by one thread, in an order that follows from shapes and masks only: bits do not depend on the number of
 // threads. Vectors have the machine's own width; 32 partial sums are added up as a tree, so that bits do not depend on
 // that width either, if the machine has fused multiply-add.
 #include "vectors.h"
 #include <string.h>
 
 #define LINE (32 / LANES) // vectors of the 32 samples of a tile
+#define BLOCK 16          // channels of a block
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -55,28 +57,18 @@ ALWAYS void square(const float *from, int64_t from_step, float *to, int64_t to_s
     UNROLL for (int i = 0; i < LANES; i++) STORE(to + i * to_step) = v[i];
 }
 
-// From channels-last [samples][height][width][channels] into the inside of tiles [tile][rows][columns][channels][32],
-// which begins at (top, left). Samples that are missing in the last tile become zero.
-void dst_tile(const float *from, float *to, int64_t samples, int64_t height, int64_t width, int64_t channels,
-              int64_t rows, int64_t columns, int64_t top, int64_t left, int threads) {
-    int64_t tiles = (samples + 31) / 32, step = height * width * channels;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t q = 0; q < tiles * height * width; q++) {
-        int64_t tile = q / (height * width), y = q / width % height, x = q % width;
-        const float *s = from + tile * 32 * step + (y * width + x) * channels;
-        float *t = to + (((tile * rows + y + top) * columns) + x + left) * channels * 32;
-        int64_t here = samples - tile * 32 < 32 ? samples - tile * 32 : 32;
-        for (int64_t h = 0; h < 32; h += LANES)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                if (h + LANES <= here && c + LANES <= channels) square(s + h * step + c, step, t + c * 32 + h, 32);
-                else
-                    for (int64_t k = c; k < c + LANES && k < channels; k++)
-                        for (int64_t i = h; i < h + LANES; i++) t[k * 32 + i] = i < here ? s[i * step + k] : 0;
-            }
-    }
+// From samples, ``step`` apart, into [channels][32]. Those from ``here`` on become zero.
+static void tile(const float *from, float *to, int64_t here, int64_t step, int64_t channels) {
+    for (int64_t h = 0; h < 32; h += LANES)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            if (h + LANES <= here && c + LANES <= channels) square(from + h * step + c, step, to + c * 32 + h, 32);
+            else
+                for (int64_t k = c; k < c + LANES && k < channels; k++)
+                    for (int64_t i = h; i < h + LANES; i++) to[k * 32 + i] = i < here ? from[i * step + k] : 0;
+        }
 }
 
-// The way back, at one position: from [channels][32] to ``here`` samples, ``step`` apart.
+// The way back, of samples before ``here``.
 static void untile(const float *from, float *to, int64_t here, int64_t step, int64_t channels) {
     for (int64_t h = 0; h < here; h += LANES)
         for (int64_t c = 0; c < channels; c += LANES) {
@@ -87,16 +79,33 @@ static void untile(const float *from, float *to, int64_t here, int64_t step, int
         }
 }
 
+// For all positions and blocks of activations, what lies channels-last (``lying``) and in tiles of which the inside begins
+// at (top, left).
+#define EACH_BLOCK(lying, tiles, ACTION)                                                                              \
+    int64_t step = height * width * channels, blocks = (channels + BLOCK - 1) / BLOCK;                                  \
+    _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")                                  \
+    for (int64_t q = 0; q < (samples + 31) / 32 * height * width; q++) {                                                \
+        int64_t t = q / (height * width), y = q / width % height, x = q % width;                                        \
+        int64_t here = samples - t * 32 < 32 ? samples - t * 32 : 32;                                                   \
+        for (int64_t k = 0; k < blocks; k++) {                                                                          \
+            int64_t some = channels - k * BLOCK < BLOCK ? channels - k * BLOCK : BLOCK;                                 \
+            ACTION((lying) + t * 32 * step + (y * width + x) * channels + k * BLOCK,                                    \
+                   (tiles) + (((t * blocks + k) * rows + y + top) * columns + x + left) * BLOCK * 32, here, step, some); \
+        }                                                                                                               \
+    }
+
+// From channels-last [samples][height][width][channels] into the inside of tiles [tile][block][rows][columns][16][32],
+// which begins at (top, left). Samples that are missing in the last tile become zero.
+void dst_tile(const float *from, float *to, int64_t samples, int64_t height, int64_t width, int64_t channels,
+              int64_t rows, int64_t columns, int64_t top, int64_t left, int threads) {
+    EACH_BLOCK(from, to, tile)
+}
+
+// The way back.
 void dst_untile(const float *from, float *to, int64_t samples, int64_t height, int64_t width, int64_t channels,
                 int64_t rows, int64_t columns, int64_t top, int64_t left, int threads) {
-    int64_t tiles = (samples + 31) / 32, step = height * width * channels;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t q = 0; q < tiles * height * width; q++) {
-        int64_t tile = q / (height * width), y = q / width % height, x = q % width;
-        int64_t here = samples - tile * 32 < 32 ? samples - tile * 32 : 32;
-        untile(from + (((tile * rows + y + top) * columns) + x + left) * channels * 32,
-               to + tile * 32 * step + (y * width + x) * channels, here, step, channels);
-    }
+#define BACK(lying, tiles, here, step, channels) untile(tiles, lying, here, step, channels)
+    EACH_BLOCK(to, from, BACK)
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -217,9 +226,10 @@ ALWAYS vec folded(vec *line) {
     return line[0];
 }
 
+// ``plane``: from a block of gradients of outputs to the next one.
 ALWAYS void gradients(const int group, const float *x, const int64_t *in, const int64_t *in_steps, const float *dy,
-                      const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw, const int32_t *offsets,
-                      const int32_t *start, int first, int last) {
+                      int64_t plane, const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw,
+                      const int32_t *offsets, const int32_t *start, int first, int last) {
     for (int64_t b = 0; b < positions; b++) {
         const float *from[4], *to = dy + out[b];
         UNROLL for (int m = 0; m < group; m++) { FIXED(from[m], x + in[b] + SPOT(m, in_steps)); }
@@ -229,9 +239,10 @@ ALWAYS void gradients(const int group, const float *x, const int64_t *in, const 
         for (int o = first; o < last; o++) {
             int i = start[o], end = start[o + 1];
             if (i == end) continue;
+            const float *line = to + o / BLOCK * plane + o % BLOCK * 32;
             vec g[4][LINE];
             UNROLL for (int m = 0; m < group; m++)
-                UNROLL for (int v = 0; v < LINE; v++) g[m][v] = LOAD(to + (int64_t)o * 32 + SPOT(m, out_steps) + v * LANES);
+                UNROLL for (int v = 0; v < LINE; v++) g[m][v] = LOAD(line + SPOT(m, out_steps) + v * LANES);
             for (; i < end; i++) {
                 int64_t at = offsets[i];
                 vec sum[LINE];
@@ -253,20 +264,26 @@ ALWAYS void gradients(const int group, const float *x, const int64_t *in, const 
     }
 }
 
-// Gradients of all weights, over some positions: added to ``dw`` if ``adds``. Work is cut into (chunks) x (ranges).
+// Gradients of all weights, over some positions: added to ``dw`` if ``adds``. Work is cut into (sets of chunks) x
+// (ranges). ``span``: groups of positions that all chunks meet before the next ones, since what they read is at hand.
 void dst_gradients(int group, int adds, const float *x, const int64_t *in, const int64_t *in_steps, const float *dy,
-                   const int64_t *out, const int64_t *out_steps, int64_t positions, float *dw, const int32_t *offsets,
-                   const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges, int threads) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int q = 0; q < chunks * ranges; q++) {
-        const int32_t *start = starts + (int64_t)(q / ranges) * (outs + 1);
-        int first = cuts[q % ranges], last = cuts[q % ranges + 1];
-        if (!adds) memset(dw + start[first], 0, 4l * (start[last] - start[first]));
+                   int64_t plane, const int64_t *out, const int64_t *out_steps, int64_t positions, int64_t span,
+                   float *dw, const int32_t *offsets, const int32_t *starts, int chunks, int outs, int sets,
+                   const int32_t *cuts, int ranges, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int q = 0; q < sets * ranges; q++) {
+        int set = q / ranges, first = cuts[q % ranges], last = cuts[q % ranges + 1];
+        for (int64_t b = 0; b < positions; b += span)
+            for (int c = chunks * set / sets; c < chunks * (set + 1) / sets; c++) {
+                const int32_t *start = starts + (int64_t)c * (outs + 1);
+                int64_t some = positions - b < span ? positions - b : span;
+                if (!adds && !b) memset(dw + start[first], 0, 4l * (start[last] - start[first]));
 #define GRADIENTS(group) \
-    gradients(group, x, in, in_steps, dy, out, out_steps, positions, dw, offsets, start, first, last)
-        if (group == 4) GRADIENTS(4);
-        else if (group == 2) GRADIENTS(2);
-        else GRADIENTS(1);
+    gradients(group, x, in + b, in_steps, dy, plane, out + b, out_steps, some, dw, offsets, start, first, last)
+                if (group == 4) GRADIENTS(4);
+                else if (group == 2) GRADIENTS(2);
+                else GRADIENTS(1);
+            }
     }
 }
 

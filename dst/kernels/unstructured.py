@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -12,11 +13,17 @@ from torch import Tensor
 
 from dst.kernels.shape import SAMPLES, Positions, Shape, classes_of, layout
 
-_CHUNK_OF_LINEAR, _CHUNK_OF_CONVOLUTION = 256, 32
-"""Input channels of a chunk: what they and their taps hold should stay in the cache."""
+_CHUNK_OF_LINEAR, _CHUNK_OF_CONVOLUTION = 64, 16
+"""Input channels of a chunk at least: what they and their taps hold should stay in the cache."""
+
+_LONG: Final = 12
+"""Weights of an output in a chunk, on average, from which on its sums are not what takes most of the time."""
 
 _MOST_OUTPUTS: Final = 512
 """Outputs of a range at most: those of four positions should stay in the cache, too."""
+
+_SPAN: Final = 1024
+"""Outputs times groups of positions whose gradients should stay in the cache while all chunks meet them."""
 
 _MOST: Final = 2**31 - 1
 
@@ -41,14 +48,12 @@ class _Table:
     def chunks(self) -> int:
         return len(self.starts)
 
-    def cuts(self, ranges: int) -> Tensor:
-        """Return where to cut the outputs, so that all ranges have about as many weights, and whole lines of outputs."""
+    def cuts(self, ranges: int, whole: int) -> Tensor:
+        """Return where to cut the outputs, so that all ranges have about as many weights and multiples of ``whole``."""
         before = (self.starts[:, 1:] - self.starts[:, :1]).sum(0).double()
         marks = torch.arange(1, ranges) * (before[-1] / ranges)
-        inner = torch.searchsorted(before, marks)
-        return (
-            torch.cat([torch.tensor([0]), (inner + 8) // 16 * 16, torch.tensor([self.outs])]).clamp(max=self.outs).int()
-        )
+        inner = (torch.searchsorted(before, marks) + whole // 2) // whole * whole
+        return torch.cat([torch.tensor([0]), inner, torch.tensor([self.outs])]).clamp(max=self.outs).int()
 
 
 class Unstructured:
@@ -65,14 +70,14 @@ class Unstructured:
         for tile in (shape.input_tile, shape.gradient_tile):
             if prod(tile) > _MOST:
                 raise ValueError(f"a tile of {tile} numbers is too large")
-        self._size = _CHUNK_OF_LINEAR if shape.taps == 1 else _CHUNK_OF_CONVOLUTION
         listed = self._listed(mask)
+        self._density = len(listed[0]) / mask.numel()
         self._forward = self._table_of_outputs(*listed)
         output, column = (numbers[self._forward.order] for numbers in listed)
         self.places = output.long().mul_(shape.channels * shape.taps).add_(column)
         channel, tap = (column, None) if shape.taps == 1 else (column // shape.taps, column % shape.taps)
         self._backward = [self._table_of_inputs(output, channel, tap, y, x) for y, x in classes_of(shape)]
-        self._known: dict[tuple[int, int], Tensor] = {}
+        self._known: dict[tuple[int, int, int], Tensor] = {}
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
@@ -88,10 +93,16 @@ class Unstructured:
         """Return the table of the forward pass and of the gradients of weights, given by output and column."""
         shape, inputs = self.shape, self.shape.channels * self.shape.taps
         channel, tap = torch.arange(inputs) // shape.taps, torch.arange(inputs) % shape.taps
-        _, columns, channels, samples = shape.input_tile
-        place = channels * samples
-        offset = (tap // shape.kernel[1] * columns + tap % shape.kernel[1]) * place + channel * samples
-        return self._table(output, column, shape.outs, channel // self._size, offset)
+        place = tap // shape.kernel[1] * shape.input_tile[2] + tap % shape.kernel[1]
+        offset = _offset(shape.input_tile, channel, place)
+        return self._table(output, column, shape.outs, channel // self._chunk(shape.channels), offset)
+
+    def _chunk(self, channels: int) -> int:
+        """Return how many of so many channels are a chunk."""
+        size = _CHUNK_OF_LINEAR if self.shape.taps == 1 else _CHUNK_OF_CONVOLUTION
+        while size < channels and size * self.shape.taps * self._density < _LONG:
+            size *= 2
+        return size
 
     def _table_of_inputs(self, output: Tensor, channel: Tensor, tap: Tensor | None, y: int, x: int) -> _Table:
         """Return the table of the gradients of the inputs of a class, given by output, channel and tap, all int32.
@@ -103,10 +114,10 @@ class Unstructured:
         above, before = y + shape.padding[0] - taps // shape.kernel[1], x + shape.padding[1] - taps % shape.kernel[1]
         reaches = (above % shape.stride[0] == 0) & (before % shape.stride[1] == 0)
         top, _, left, _ = shape.border
-        _, columns, outs, samples = shape.gradient_tile
-        row, column = above // shape.stride[0] + top, before // shape.stride[1] + left
-        offset = (torch.arange(outs) * samples)[:, None] + (row * columns + column) * (outs * samples)
-        chunk = (torch.arange(outs) // self._size)[:, None].expand(-1, shape.taps)
+        place = (above // shape.stride[0] + top) * shape.gradient_tile[2] + before // shape.stride[1] + left
+        out = torch.arange(shape.outs)[:, None]
+        offset = _offset(shape.gradient_tile, out, place)
+        chunk = (out // self._chunk(shape.outs)).expand(-1, shape.taps)
         met = output if tap is None else output * shape.taps + tap
         sort = partial(self._table, outs=shape.channels, chunk_of=chunk.flatten(), offset_of=offset.flatten())
         if reaches.all():
@@ -135,38 +146,41 @@ class Unstructured:
         """Write the gradients of inputs into ``dx``, channels-last, from tiled gradients of outputs ``dy``."""
         classes = layout(self.shape, len(dy)).classes
         for positions, table in zip(classes, self._backward, strict=True):
-            self._multiply(gathered(self._library, values, table.order), table, dy, positions, dx)
+            own = gathered(self._library, values, table.order, _scratch.values(len(table.order)))
+            self._multiply(own, table, dy, positions, dx)
 
     def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
         """Return the gradients of the weights, from tiled inputs and tiled gradients of outputs."""
-        table = self._forward
+        table, tile = self._forward, self.shape.gradient_tile
         found = torch.empty(len(self.places))
-        cuts = self._cuts(table, _ranges(table.chunks, table.outs))
+        ranges = min(threads(), max(1, table.outs // 4))
+        sets = min(table.chunks, -(-threads() // ranges))
+        cuts, plane, span = self._cuts(table, ranges, 1), prod(tile[1:]), max(1, _SPAN // table.outs)
         for adds, at in enumerate(layout(self.shape, len(x)).gradients):
+            inside, out = (_at(x), _at(at.inside), _at(at.in_steps)), (_at(at.out), _at(at.out_steps))
+            work = _long(len(at.out)), _long(span), _at(found), _at(table.offsets), _at(table.starts), table.chunks
             self._library.dst_gradients(
-                *(at.group, int(adds > 0), _at(x), _at(at.inside), _at(at.in_steps), _at(dy), _at(at.out)),
-                *(_at(at.out_steps), _long(len(at.out)), _at(found), _at(table.offsets), _at(table.starts)),
-                *(table.chunks, table.outs, _at(cuts), len(cuts) - 1, threads()),
+                *(at.group, int(adds > 0), *inside, _at(dy), _long(plane), *out, *work),
+                *(table.outs, sets, _at(cuts), ranges, threads()),
             )
         return found
 
     def _multiply(self, values: Tensor, table: _Table, x: Tensor, positions: list[Positions], y: Tensor) -> None:
         for at in positions:
             ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(at.out), table.outs))
-            cuts = self._cuts(table, ranges)
+            cuts = self._cuts(table, ranges, 16)
             room = at.group * SAMPLES * int(cuts.diff().amax())
-            scratch = torch.empty(threads(), room)
+            inside, out = (_at(x), _at(at.inside), _at(at.in_steps)), (_at(y), _at(at.out), _at(at.out_steps))
+            weights = _at(values), _at(table.offsets), _at(table.starts), table.chunks, table.outs
             self._library.dst_multiply(
-                *(at.group, _at(x), _at(at.inside), _at(at.in_steps), _at(y), _at(at.out), _at(at.out_steps)),
-                *(_long(len(at.out)), _long(len(y)), _long(y[0].numel()), _at(values), _at(table.offsets)),
-                *(_at(table.starts), table.chunks, table.outs, _at(cuts), len(cuts) - 1, _at(scratch), _long(room)),
-                threads(),
+                *(at.group, *inside, *out, _long(len(at.out)), _long(len(y)), _long(y[0].numel()), *weights),
+                *(_at(cuts), ranges, _at(_scratch.outputs(threads() * room)), _long(room), threads()),
             )
 
-    def _cuts(self, table: _Table, ranges: int) -> Tensor:
-        key = id(table), ranges
+    def _cuts(self, table: _Table, ranges: int, whole: int) -> Tensor:
+        key = id(table), ranges, whole
         if key not in self._known:
-            self._known[key] = table.cuts(ranges)
+            self._known[key] = table.cuts(ranges, whole)
         return self._known[key]
 
     # -- tiles ---------------------------------------------------------------------------------------------------------
@@ -181,18 +195,46 @@ class Unstructured:
         self._tile(dy, to, top, left)
 
     def _tile(self, found: Tensor, to: Tensor, top: int, left: int) -> None:
-        sizes = *found.shape, to.shape[1], to.shape[2], top, left
+        sizes = *found.shape, to.shape[2], to.shape[3], top, left
         self._library.dst_tile(_at(found), _at(to), *map(_long, sizes), threads())
 
     def untile(self, tiles: Tensor, to: Tensor, top: int = 0, left: int = 0) -> None:
         """Lay what is in tiles, inside a border, back."""
-        sizes = *to.shape, tiles.shape[1], tiles.shape[2], top, left
+        sizes = *to.shape, tiles.shape[2], tiles.shape[3], top, left
         self._library.dst_untile(_at(tiles), _at(to), *map(_long, sizes), threads())
 
 
-def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor) -> Tensor:
-    """Return some of float32 numbers that lie in a row; ``order``: int32, which ones."""
-    found = torch.empty(len(order))
+class _Scratch(threading.local):
+    """Memory of a thread for what is needed within a call only: fresh memory costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._values, self._outputs = torch.empty(0), torch.empty(0)
+
+    def values(self, n: int) -> Tensor:
+        """Return room for so many values."""
+        if len(self._values) < n:
+            self._values = torch.empty(n)
+        return self._values
+
+    def outputs(self, n: int) -> Tensor:
+        """Return room for so many numbers of tiles of outputs."""
+        if len(self._outputs) < n:
+            self._outputs = torch.empty(n)
+        return self._outputs
+
+
+_scratch = _Scratch()
+
+
+def _offset(tile: tuple[int, ...], channel: Tensor, place: Tensor) -> Tensor:
+    """Return how far from the beginning of a tile a channel lies, at so many places from the first."""
+    _, rows, columns, block, samples = tile
+    return ((channel // block * rows * columns + place) * block + channel % block) * samples
+
+
+def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor, room: Tensor | None = None) -> Tensor:
+    """Return some of float32 numbers that lie in a row; ``order``: int32, which ones; ``room``: where they may lie."""
+    found = torch.empty(len(order)) if room is None else room
     library.dst_permute(_at(numbers), _at(found), _at(order), _long(len(order)), threads())
     return found
 

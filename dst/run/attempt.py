@@ -236,6 +236,8 @@ class _Attempt:
         print(f"run {self.record.folder.name}: {self.cell.name}; {verb}, {total} steps", flush=True)
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
+        if self.parts.fused:
+            print(f"fused {self.parts.fused}", flush=True)
         outside, is_frozen = training.sparsifier.outside, training.sparsifier.outside_is_frozen
         if outside and not self.with_tables:
             print(outside_line(outside, is_frozen=is_frozen), flush=True)

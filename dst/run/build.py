@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dst import registry
 from dst.config.method import learns, nominal_density
-from dst.config.schema import SLOTS, Config, ConfigError, Hardware, bound_options, epochs, get, marks
+from dst.config.schema import SLOTS, Config, ConfigError, bound_options, epochs, get, marks
 from dst.data import published
 from dst.data.augment import Augment
 from dst.data.cache import load
@@ -25,6 +25,8 @@ from dst.data.splits import train_val_split
 from dst.data.table import Table, as_vectors
 from dst.fractions import Curve, step_at
 from dst.kernels.build import UnavailableError
+from dst.kernels.build import load as load_kernels
+from dst.kernels.fused import Fused, fuse
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.initialise import initialise
 from dst.procedures.method import Length, Method
@@ -51,19 +53,21 @@ from dst.training.phase import Phase
 from dst.training.precision import Precision
 from dst.training.settings import Settings
 
-KERNELS: Final = ".kernels"
-"""The folder below all records in which kernels are built."""
-
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, ready to train. ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``."""
+    """A run, ready to train.
+
+    ``dense_training_flops``: what the same model costs dense, at ``multiplier=1``. ``fused``: what kernels
+    compute of it.
+    """
 
     training: Training
     test_batches: Loader
     dataset: Dataset
     dense_training_flops: int
     device_name: str
+    fused: Fused
 
 
 def build(config: Config, processes: Processes = ALONE) -> Parts:
@@ -84,12 +88,12 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     sparsifier = _sparsifier(config, model, phases, _probe(config, model, loaders.train))
     optimizer = _optimizer(config, model, sparsifier)
     sparsifier.attach(optimizer)
-    _convert(model, hardware)
+    fused = _convert(model, config)
     sizes = {report.layer: report.size for report in sparsifier.layers}
     flops = Flops(dense_flops, sizes, sparsifier.trained_by_layer)
     ledger = Ledger(flops)
     ledger.training.dense_forward(sparsifier.forward_passes)
-    passes = Passes(_settings(config), Precision(hardware.precision, hardware.device), processes)
+    passes = Passes(_settings(config, dataset), Precision(hardware.precision, hardware.device), processes)
     gradients = Gradients(model, passes)
     training = Training(
         gradients=gradients,
@@ -113,6 +117,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         dataset=dataset,
         dense_training_flops=flops.dense_training(_dense_samples(config, loaders.train)),
         device_name=torch.cuda.get_device_name() if hardware.device == "cuda" else "cpu",
+        fused=fused,
     )
 
 
@@ -254,15 +259,46 @@ def _initialised(config: Config, dataset: Dataset) -> nn.Module:
     model = make_model(config, dataset).to(config.hardware.device)
     if config.model.weights is not None:
         model.load_state_dict(stored(config, "model.weights")["model"])
-    return model.to(memory_format=torch.channels_last) if config.hardware.channels_last else model
+    return model.to(memory_format=torch.channels_last) if _is_channels_last(config, dataset) else model
 
 
-def _convert(model: nn.Module, hardware: Hardware) -> None:
-    """Convert a network, in place, to what the hardware shall run."""
-    if hardware.sync_batch_norm:  # only once all is counted and scored: it cannot be counted nor differentiated twice
+def _is_channels_last(config: Config, dataset: Dataset) -> bool:
+    """Say whether images are stored channels-last: as asked, or as fused parts read and write them."""
+    return config.hardware.channels_last or (config.hardware.fused == "all" and len(dataset.shape) == 3)
+
+
+def _convert(model: nn.Module, config: Config) -> Fused:
+    """Convert a network, in place, to what the hardware shall run; return what of it kernels compute."""
+    hardware = config.hardware
+    # Only once all is counted and scored: what is converted cannot be counted, nor differentiated twice.
+    fused = fuse(model, kernels(config)) if hardware.fused == "all" else Fused()
+    if hardware.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
     if hardware.compile:
         model.compile()  # names of parameters, masks and checkpoints stay as they are
+    return fused
+
+
+def kernels(config: Config) -> Path:
+    """Return the folder of the kernels, which are in it now; ConfigError says why this machine cannot have them."""
+    folder = Path(config.output.root, ".kernels").absolute()
+    try:
+        load_kernels(folder)
+    except UnavailableError as error:
+        asked = asks_for_kernels(config)
+        told = " and ".join(f"{key}={value}" for key, (value, _) in asked.items())
+        mend = " and ".join(f"{key}={none}" for key, (_, none) in asked.items())
+        raise ConfigError([f"{told}: {error}; use {mend}"]) from error
+    return folder
+
+
+def asks_for_kernels(config: Config) -> dict[str, tuple[str, str]]:
+    """Return the keys by which a config asks for kernels: their values, and those that do not."""
+    asked = {
+        "sparsity.compute": (config.sparsity.compute, "masked"),
+        "hardware.fused": (config.hardware.fused, "none"),
+    }
+    return {key: (value, none) for key, (value, none) in asked.items() if value != none}
 
 
 def _optimizer(config: Config, model: nn.Module, sparsifier: Sparsifier) -> Optimizer:
@@ -403,12 +439,7 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
 def _packing(config: Config) -> str | Packing:
     """Return how sparse layers are multiplied; kernels are built if they are needed."""
     compute = config.sparsity.compute
-    if compute == "masked":
-        return compute
-    try:
-        return packed(Path(config.output.root, KERNELS))
-    except UnavailableError as error:
-        raise ConfigError([f"sparsity.compute={compute}: {error}; or use sparsity.compute=masked"]) from error
+    return compute if compute == "masked" else packed(kernels(config))
 
 
 def _learn(config: Config) -> Callable[[Edges], Reparametrization] | None:
@@ -448,13 +479,13 @@ def decay_alone(config: Config, phases: Sequence[Phase]) -> Callable[[float], fl
     return left_by_decay(marks(config, "schedule.optimizer"), rates, optimizer.get("momentum", 0.0))
 
 
-def _settings(config: Config) -> Settings:
+def _settings(config: Config, dataset: Dataset) -> Settings:
     schedule, checkpoint = config.schedule, config.checkpoint
     return Settings(
         seed=config.seed,
         label_smoothing=schedule.label_smoothing,
         accumulate=schedule.accumulate,
-        channels_last=config.hardware.channels_last,
+        channels_last=_is_channels_last(config, dataset),
         select=schedule.select,
         eval_every_epochs=schedule.eval_every_epochs,
         log_every_steps=config.tracking.every_steps,

@@ -1,8 +1,10 @@
 """Whether data, model and method of a config fit together, found out before anything is built or recorded."""
 
+import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,14 +17,17 @@ from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
 from dst.fractions import step_at
+from dst.kernels.fused import fuse
 from dst.metrics.flops import forward_flops
 from dst.options import refuse
 from dst.run.build import (
+    asks_for_kernels,
     by_first_masks,
     decay_alone,
     final_density,
     first_parts,
     initial_density,
+    kernels,
     learned_masks,
     learning_rate,
     load_dataset,
@@ -61,6 +66,8 @@ def check(config: Config, *, elsewhere: bool = False) -> list[str]:
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
+    if asks_for_kernels(config) and not elsewhere:
+        kernels(config)
     problems: list[str] = []
     warnings: list[str] = []
     with _collected(problems):
@@ -106,6 +113,10 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
     with _collected(problems):
         _check_shards(config, train.samples)
         _check_batch_norm(config, model, dataset, train.samples)
+    if config.hardware.fused == "all" and not fuse(copy.deepcopy(model), Path()):
+        problems.append(
+            "hardware.fused=all would be ignored: the model has neither batch norm nor dropout; use hardware.fused=none"
+        )
     with _collected(problems):
         _check_sources(config, model)
     with _collected(problems):

@@ -1,11 +1,13 @@
 """What sparse compute gains on a CPU: ``python -m tests.bench.compute [layers|steps]``.
 
 ``layers``: forward pass and both gradients of a layer with an unstructured mask, its layout included, against torch's
-dense layer. ``steps``: whole training steps (forward, backward, SGD with momentum) of networks at ERK densities, dense,
-dense in bf16, masked and packed, each also with batch norm and dropout fused. Dense networks are channels-last.
+dense layer. ``steps``: whole training steps (forward, backward, SGD with momentum) of networks at ERK densities: dense,
+dense in bf16, masked and packed, the same with batch norm and dropout fused, and perceptrons of SparseLab's layers if
+that can be imported. Networks are channels-last.
 
 All variants take turns, on the same inputs; figures are medians over the rounds, ratios are medians of the ratios of
-each round. The CPU time of all threads is told too: on a busy machine, take one thread and that column.
+each round. The CPU time of all threads is told in brackets: on a busy machine, take one thread and these.
+``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2`` holds torch and kernels to AVX2.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ from dst.sparsity.weights.packing import packed
 from dst.training.guard import Guard
 from dst.training.optimizer import sgd
 from dst.training.precision import Precision
+
+try:
+    import sparselab
+except ImportError:
+    sparselab = None
+try:
+    from dst.kernels.fused import fuse
+except ImportError:
+    fuse = None
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 Action = Callable[[], object]
@@ -93,9 +104,13 @@ class _Layer:
     shape: Shape
     samples: int
 
+    @property
+    def is_linear(self) -> bool:
+        return self.shape.kernel == (1, 1) and self.shape.height == 1
+
     def __str__(self) -> str:
         s = self.shape
-        if s.kernel == (1, 1) and s.height == 1:
+        if self.is_linear:
             return f"linear {s.channels}x{s.outs}"
         return f"conv {s.kernel[0]}x{s.kernel[1]}/{s.stride[0]} {s.channels}-{s.outs} {s.height}x{s.width}"
 
@@ -130,13 +145,15 @@ def _layers(folder: Path, densities: Sequence[float], threads: int, rounds: int)
     for layer in LAYERS:
         actions = {("dense", 1.0): _dense_layer(layer)}
         actions |= {("packed", density): _packed_layer(library, layer, density) for density in densities}
+        if sparselab and layer.is_linear:
+            actions |= {("sparselab", density): _sparselab_layer(layer, density) for density in densities}
         yield from _measured("layer", str(layer), layer.samples, threads, actions, rounds)
 
 
 def _inputs(layer: _Layer) -> tuple[Tensor, Tensor]:
     """Return inputs that need gradients, and gradients of outputs."""
     shape = layer.shape
-    if shape.height == shape.width == 1:
+    if layer.is_linear:
         return torch.randn(layer.samples, shape.channels).requires_grad_(), torch.randn(layer.samples, shape.outs)
     x = torch.randn(layer.samples, shape.channels, shape.height, shape.width).to(memory_format=torch.channels_last)
     dy = torch.randn(layer.samples, shape.outs, *shape.out).to(memory_format=torch.channels_last)
@@ -170,6 +187,18 @@ def _packed_layer(library: build.ctypes.CDLL, layer: _Layer, density: float) -> 
     return action
 
 
+def _sparselab_layer(layer: _Layer, density: float) -> Action:
+    shape, (x, dy) = layer.shape, _inputs(layer)
+    linear = sparselab.SparseLinear(shape.channels, shape.outs, bias=False, sparsity=1 - density)
+
+    def action() -> None:
+        x.grad = None
+        linear.zero_grad()
+        linear(x).backward(dy)
+
+    return action
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Steps
 
@@ -181,18 +210,19 @@ class _Network:
     model: str
     shape: tuple[int, ...]
     batch: int
-    options: Mapping[str, Any]
+    has_norms: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 CIFAR = (3, 32, 32)
 NETWORKS = {
-    "lenet_300_100": _Network("lenet_300_100", (1, 28, 28), 128, {}),
-    "mlp_4096": _Network("mlp", (1, 28, 28), 128, {"hidden": [4096, 4096]}),
-    "vgg_c": _Network("vgg_c", CIFAR, 32, {}),
-    "vgg_d": _Network("vgg_d", CIFAR, 32, {}),
-    "wrn_22_2": _Network("wrn_22_2", CIFAR, 32, {}),
-    "resnet18": _Network("resnet18", CIFAR, 32, {}),
-    "resnet50_cifar": _Network("resnet50_cifar", CIFAR, 32, {}),
+    "lenet_300_100": _Network("lenet_300_100", (1, 28, 28), 128, has_norms=False),
+    "mlp_4096": _Network("mlp", (1, 28, 28), 128, has_norms=False, options={"hidden": [4096, 4096]}),
+    "vgg_c": _Network("vgg_c", CIFAR, 32),
+    "vgg_d": _Network("vgg_d", CIFAR, 32),
+    "wrn_22_2": _Network("wrn_22_2", CIFAR, 32),
+    "resnet18": _Network("resnet18", CIFAR, 32),
+    "resnet50_cifar": _Network("resnet50_cifar", CIFAR, 32),
 }
 
 
@@ -202,34 +232,32 @@ def _steps(
     network = NETWORKS[name]
     inputs, labels = torch.randn(batch, *network.shape), torch.randint(10, (batch,))
     if len(network.shape) == 3:
-        inputs = inputs.to(memory_format=torch.channels_last)
-    variants: list[tuple[str, float]] = [("dense", 1.0), ("dense bf16", 1.0), ("dense fused", 1.0)]
-    for density in densities:
-        variants += [(kind, density) for kind in ("masked", "packed", "masked fused", "packed fused", "sparselab")]
-    actions = {}
-    for kind, density in variants:
-        step = _step(folder, network, kind, density, inputs, labels)
-        if step is not None:
-            actions[kind, density] = step
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    variants: list[tuple[str, float]] = [("dense", 1.0), ("dense bf16", 1.0)]
+    variants += [(kind, density) for kind in ("masked", "packed") for density in densities]
+    if fuse is not None and network.has_norms:
+        variants += [(f"{kind} fused", density) for kind, density in variants if kind != "dense bf16"]
+    if sparselab and not network.has_norms:
+        variants += [("sparselab", density) for density in densities]
+    actions = {(kind, density): _step(folder, network, kind, density, inputs, labels) for kind, density in variants}
     yield from _measured("step", name, batch, threads, actions, rounds)
 
 
-def _step(
-    folder: Path, network: _Network, kind: str, density: float, inputs: Tensor, labels: Tensor
-) -> Action | None:
-    """Return a training step as in ``dst.training.loop``; None where this version or this network has none."""
+def _step(folder: Path, network: _Network, kind: str, density: float, inputs: Tensor, labels: Tensor) -> Action:
+    """Return a training step as in ``dst.training.loop``."""
     torch.manual_seed(0)
+    how, *more = kind.split()
     model = registry.find("model", network.model).load()(network.shape, 10, **network.options)
     model = model.to(memory_format=torch.channels_last)
-    if kind == "sparselab":
-        return None
-    how, *more = kind.split()
-    if "fused" in more:
-        return None
+    if how == "sparselab":
+        model, how = _of_sparselab(model, density), "dense"
     optimizer = sgd([{"params": list(model.parameters())}], 1e-4, weight_decay=5e-4)
-    compute: Any = packed(folder) if how == "packed" else "masked"
-    sparse = {"density": density, "distribution": "erk"} if how != "dense" else {"density": None, "distribution": "dense"}
-    sparsifier = Sparsifier(model, optimizer, compute=compute, **sparse)
+    sparse: dict[str, Any] = {"density": None, "distribution": "dense"}
+    if how != "dense":
+        sparse = {"density": density, "distribution": "erk", "compute": packed(folder) if how == "packed" else "masked"}
+    sparsifier = Sparsifier(model, optimizer, **sparse) if kind != "sparselab" else None
+    if "fused" in more:
+        fuse(model, folder)
     guard, precision = Guard(optimizer, model), Precision("bf16" if "bf16" in more else "fp32", "cpu")
 
     def step() -> None:
@@ -238,10 +266,23 @@ def _step(
         optimizer.zero_grad()
         loss.backward()
         guard.inspect(loss.detach(), 1)
-        sparsifier.step()
+        (sparsifier or optimizer).step()
         guard.check()
 
     return step
+
+
+def _of_sparselab(model: nn.Module, density: float) -> nn.Module:
+    """Return a perceptron whose layers, as sparse as ERK makes them, are SparseLab's."""
+    optimizer = sgd([{"params": list(model.parameters())}], 1e-4)
+    topology = Sparsifier(model, optimizer, density=density, distribution="erk").topology
+    for layer, active in zip(topology.layers, topology.counts, strict=True):
+        plain = layer.places[0].module
+        if active < layer.size:
+            share = active / layer.size
+            own = sparselab.SparseLinear(plain.in_features, plain.out_features, sparsity=1 - share)
+            setattr(model, layer.places[0].name.split(".")[0], own)
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,7 +315,9 @@ def _measured(
     print(f"  {name} b{batch}: dense {figures[0].wall_ms:.2f} ms, CPU {figures[0].cpu_ms:.2f}")
     for variant in dict.fromkeys(figure.variant for figure in figures[1:]):
         told = [figure for figure in figures[1:] if figure.variant == variant]
-        print(f"    {variant:<14}" + "   ".join(f"{f.density:g}: {f.wall_ratio:5.2f} ({f.cpu_ratio:5.2f})" for f in told))
+        print(
+            f"    {variant:<14}" + "   ".join(f"{f.density:g}: {f.wall_ratio:5.2f} ({f.cpu_ratio:5.2f})" for f in told)
+        )
     print(end="", flush=True)
     return figures
 
@@ -292,7 +335,37 @@ def _write(path: Path, figures: Sequence[Figure]) -> None:
 
 def _draw(path: Path, figures: Sequence[Figure]) -> None:
     """Draw how many times faster than dense fp32 each variant is, by density: a panel for each layer or network."""
-    raise NotImplementedError
+    from matplotlib.figure import Figure as Drawing  # which measuring alone does not need
+
+    panels: dict[str, list[Figure]] = {}
+    for figure in figures:
+        panels.setdefault(f"{figure.name} b{figure.batch}, {figure.threads} threads", []).append(figure)
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    drawing = Drawing(figsize=(3.6 * columns, 2.9 * rows), layout="constrained")
+    places = drawing.subplots(rows, columns, squeeze=False).flatten()
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(f.variant for f in figures))}
+    for place, (title, found) in zip(places, panels.items(), strict=False):
+        place.set_title(title, fontsize=9)
+        for variant in dict.fromkeys(figure.variant for figure in found):
+            points = sorted((f.density, _shown(f)) for f in found if f.variant == variant)
+            if variant.startswith("dense"):
+                place.axhline(points[0][1], color=colours[variant], linestyle="--", label=variant)
+            else:
+                place.plot(*zip(*points, strict=True), "o-", color=colours[variant], label=variant)
+        place.set(xscale="log", yscale="log", xlabel="density", ylabel="x dense fp32")
+    for place in places[len(panels) :]:
+        place.remove()
+    lines = {
+        label: line for place in drawing.axes for line, label in zip(*place.get_legend_handles_labels(), strict=True)
+    }
+    drawing.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    drawing.savefig(path, dpi=150)
+
+
+def _shown(figure: Figure) -> float:
+    """Return the ratio that counts: of one thread that of CPU time, which others on the machine disturb less."""
+    return figure.cpu_ratio if figure.threads == 1 else figure.wall_ratio
 
 
 if __name__ == "__main__":
