@@ -52,7 +52,6 @@ REFUSED = {
 def test_refused(options, tmp_path):
     result = run(PACKED, *options.split(), *SILENT, cwd=tmp_path)
     assert_refused(result, REFUSED[options], tmp_path)
-    assert not (tmp_path / "outputs" / ".kernels").exists()
 
 
 def test_no_compiler(tmp_path):
@@ -67,7 +66,7 @@ def test_a_compiler_that_fails(tmp_path):
     )
     (tmp_path / "cc").chmod(0o755)
     result = run(PACKED, *SHORT, cwd=tmp_path, env={"CC": str(tmp_path / "cc")})
-    assert_refused(result, "fails: no OpenMP here; or use sparsity.compute=masked", tmp_path)
+    assert_refused(result, "fails: no OpenMP here; use sparsity.compute=masked", tmp_path)
     assert list((tmp_path / "outputs" / ".kernels").iterdir()) == []
 
 
