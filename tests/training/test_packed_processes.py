@@ -22,7 +22,9 @@ METHODS = {
 
 
 @pytest.mark.parametrize("determinism", RANKS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("rigl", "granet") else pytest.mark.slow) for name in METHODS]
+)
 def test_two_processes(name, determinism, root, tmp_path):
     """GraNet and GMP change the number of values, and which layers are packed, from update to update."""
     method, options = name.split()[0], (*SHORT, RANKS[determinism], *METHODS[name])
