@@ -54,7 +54,7 @@ def timed(
     gradients of outputs come then; packed layers compute in float32 all the same. ``input_gradient``: whether inputs
     need gradients, which those of a network do not.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         inputs = partial(_inputs, shape, samples, mask.dim(), autocast or torch.float32)
         candidates = {
             "masked": _masked(shape, mask, *inputs(), autocast, input_gradient),

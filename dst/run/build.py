@@ -37,7 +37,7 @@ from dst.sparsity.initial_masks import FirstParts, Start, first_masks
 from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
-from dst.sparsity.weights.packing import Packing, packed
+from dst.sparsity.weights.packing import Packing, packed, timed
 from dst.sparsity.weights.reparametrised import Edges, Reparametrization
 from dst.training.batch_norm import batch_norms
 from dst.training.clipping import Clipping
@@ -85,7 +85,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
     dense_flops = forward_flops(model, dataset.shape)
     planned = partial(make_phases, config, len(loaders.train), model)
     phases = planned()
-    sparsifier = _sparsifier(config, model, phases, _probe(config, model, loaders.train))
+    sparsifier = _sparsifier(config, model, phases, _probe(config, model, loaders.train), processes)
     optimizer = _optimizer(config, model, sparsifier)
     sparsifier.attach(optimizer)
     fused = _convert(model, config)
@@ -416,7 +416,9 @@ def final_density(config: Config) -> float | None:
     return None if (falls_short or rises) and not ramps else config.sparsity.density
 
 
-def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe: Probe) -> Sparsifier:
+def _sparsifier(
+    config: Config, model: nn.Module, phases: Sequence[Phase], probe: Probe, processes: Processes
+) -> Sparsifier:
     """Return what keeps the network sparse, its first masks drawn; an optimizer is still to be attached."""
     with in_config_terms(
         *(f"sparsity.{node}" for node in ("scope", "distribution", "init", "pattern", "repair", "drop")),
@@ -430,15 +432,18 @@ def _sparsifier(config: Config, model: nn.Module, phases: Sequence[Phase], probe
             probe=probe,
             seed=config.seed,
             update=next((phase.update for phase in phases if phase.update is not None), None),
-            compute=_packing(config),
+            compute=_packing(config, processes),
             reparametrize=(learn := _learn(config)),
             count_every=None if learn is None else config.sparsity.reparametrize.every,
         )
 
 
-def _packing(config: Config) -> str | Packing:
+def _packing(config: Config, processes: Processes) -> str | Packing:
     """Return how sparse layers are multiplied; kernels are built if they are needed."""
     compute = config.sparsity.compute
+    if compute == "auto":
+        autocast = Precision(config.hardware.precision, "cpu").dtype
+        return timed(kernels(config), autocast=autocast, agree=processes.share)
     return compute if compute == "masked" else packed(kernels(config))
 
 

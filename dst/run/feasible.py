@@ -48,7 +48,7 @@ from dst.sparsity.repair.flow import check_enough
 from dst.sparsity.scope import Layer
 from dst.sparsity.weights.edge_popup import active_counts
 from dst.sparsity.weights.packed_layer import LEAST_SAMPLES
-from dst.sparsity.weights.packing import LIMIT, is_sparse_enough, told, unpackable
+from dst.sparsity.weights.packing import LIMIT, TIMED_LIMIT, is_sparse_enough, told, unpackable
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
 from dst.training.options import snapshot_problems
@@ -66,8 +66,6 @@ def check(config: Config, *, elsewhere: bool = False) -> list[str]:
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
-    if asks_for_kernels(config) and not elsewhere:
-        kernels(config)
     problems: list[str] = []
     warnings: list[str] = []
     with _collected(problems):
@@ -78,6 +76,8 @@ def check(config: Config, *, elsewhere: bool = False) -> list[str]:
                 warnings += _outlook(config, dataset)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    if asks_for_kernels(config) and not elsewhere:
+        kernels(config)
     return warnings
 
 
@@ -305,9 +305,10 @@ def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], c
             "(schedule.batch_size, less accumulation and processes); use sparsity.compute=masked, or a larger batch"
         )
         return
+    limit = TIMED_LIMIT if config.sparsity.compute == "auto" else LIMIT
     schedule, final = config.sparsity.density_schedule, final_density(config)
     if schedule.name != registry.NONE:
-        may_fall = schedule.pool == "global" or (final is not None and final <= LIMIT)
+        may_fall = schedule.pool == "global" or (final is not None and final <= limit)
     else:
         parts = first_parts(config)
         is_unknown = (
@@ -317,9 +318,9 @@ def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], c
         )
         may_fall = is_unknown or by_first_masks(config) or config.sparsity.redistribute.name != registry.NONE
     pairs = zip(layers, counts, strict=True)
-    if not may_fall and not any(is_sparse_enough(la, n) for la, n in pairs if la.name not in stay):
+    if not may_fall and not any(is_sparse_enough(la, n, limit) for la, n in pairs if la.name not in stay):
         others = f"; besides, these never are: {told(stay)}" if stay else ""
-        yield f"{own}, all are denser than {LIMIT}{others}; use sparsity.compute=masked, or a smaller density"
+        yield f"{own}, all are denser than {limit}{others}; use sparsity.compute=masked, or a smaller density"
 
 
 def _check_target(config: Config, layers: list[Layer], counts: list[int]) -> None:

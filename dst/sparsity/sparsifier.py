@@ -48,7 +48,7 @@ from dst.sparsity.weights.held import check_free, check_optimizer
 from dst.sparsity.weights.holder import Holder
 from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed import Packed
-from dst.sparsity.weights.packing import Packing, packed
+from dst.sparsity.weights.packing import Packing, packed, timed
 from dst.sparsity.weights.reparametrised import LEARNED, Edges, Reparametrised, Reparametrization
 
 _REPARAMETRIZE = Part("reparametrize")
@@ -98,7 +98,8 @@ class Sparsifier:
         reparametrize: how masks are learned, if they are: then the first masks say what active weights are chosen from,
             nothing else moves, and there is no optimizer yet (``attach``).
         compute: how sparse layers are multiplied: as dense ones with zeros (``masked``), or, on a CPU, by their active
-            weights alone where a fixed rule of shape and density says so (``packed``), or another ``Packing``.
+            weights alone where a fixed rule of shape and density says so (``packed``), or where times of real layers do
+            (``auto``), or another ``Packing``.
         count_every: steps from one count of the active weights to the next, where masks are learned; 50 if not given.
         verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
 
@@ -620,8 +621,10 @@ def _packing(compute: str | Packing) -> Packing:
     """Return how layers are packed; ValueError for a name that is none of a packing."""
     if isinstance(compute, Packing):
         return compute
-    refuse([] if compute == "packed" else [f"compute={shown(compute)}: {suggest(compute, ['masked', 'packed'])}"])
-    return packed()
+    how = {"packed": packed, "auto": timed}
+    if compute not in how:
+        refuse([f"compute={shown(compute)}: {suggest(compute, ['masked', *how])}"])
+    return how[compute]()
 
 
 def _check_age(update: TopologyUpdate | None, optimizer: Optimizer) -> None:

@@ -21,14 +21,16 @@ class Precision:
 
     @checked
     def __init__(self, name: PrecisionName, device: str) -> None:
-        self._device, self._dtype = device, _AUTOCAST.get(name)
+        self._device = device
+        self.dtype = _AUTOCAST.get(name)
+        """What forward passes are cast to; None: nothing is cast."""
         # Both switches, since by default PyTorch allows TF32 in convolutions but not in matrix products.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
         self._scaler = torch.amp.GradScaler(device) if name == "fp16" else None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context for forward passes and losses."""
-        return torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None)
+        return torch.autocast(self._device, dtype=self.dtype, enabled=self.dtype is not None)
 
     @property
     def scales_losses(self) -> bool:

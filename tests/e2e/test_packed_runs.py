@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dst.records.catalog import find_runs
-from dst.records.read import read_layers, read_networks, read_run, read_status, read_summary
+from dst.records.read import read_compute, read_layers, read_networks, read_run, read_status, read_summary
 from dst.training.checkpoint import Checkpoints
 from tests.processes import run, run_folder
 
@@ -44,6 +44,8 @@ REFUSED = {
     "sparsity=static sparsity.distribution.name=uniform sparsity.density=0.5": "all are denser than 0.3",
     "sparsity=nm_rigl": "all are denser than 0.3",
     "model.hidden=[15,15]": "fc1, fc2, fc3 (fewer than 16 inputs or outputs); use sparsity.compute=masked",
+    "sparsity.compute=auto": "sparsity.compute=auto goes by times, which differ from one time to the next, so that "
+    "hardware.determinism=strict cannot hold; use sparsity.compute=packed, a fixed rule, or hardware.determinism=fast",
     "sparsity.compute=pack": "sparsity.compute=pack: did you mean 'packed'? allowed: ",
 }
 
@@ -182,3 +184,20 @@ def test_what_stays_masked_is_said_at_the_start(here):
     assert result.code == 0, result.output
     assert read_status(run_folder(here / "outputs"))["state"] == "done"
     assert "fc3 (fewer than 16 inputs or outputs)" in result.output
+
+
+def test_times_of_layers_are_printed_recorded_and_obeyed_by_a_resume(here):
+    command = ("sparsity.compute=auto", "hardware.determinism=fast", *SHORT)
+    stopped = run(*command, cwd=here, fault="signal:SIGTERM:7")
+    assert stopped.code == 75, stopped.output
+    assert "compute, timed after step 1 (forward and backward pass):" in stopped.output
+    folder = run_folder(here / "outputs")
+    rows = read_compute(folder)
+    assert [(row["step"], row["layer"]) for row in rows] == [(1, "fc1"), (1, "fc2")]
+    assert all(row["choice"] == ("packed" if row["packed_ms"] < row["masked_ms"] else "masked") for row in rows)
+    resumed = run(*command, cwd=here)
+    assert resumed.code == 0, resumed.output
+    assert "timed after" not in resumed.output
+    chosen = sum(row["choice"] == "packed" for row in rows)
+    assert f"  {chosen} of 3 layers are packed" in resumed.output
+    assert read_compute(folder) == rows

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dst.records.read import read_json, read_layers, read_metrics, read_networks, read_status, read_summary
+from dst.records.read import (
+    read_compute,
+    read_json,
+    read_layers,
+    read_metrics,
+    read_networks,
+    read_status,
+    read_summary,
+)
 from dst.records.store import Record, RecordError
 
 
@@ -83,6 +91,14 @@ def test_a_resume_voids_layers_too(record):
         {"step": 10, "attempt": 2, "layer": "b", "active": 11},
         {"step": 10, "attempt": 1, "layer": "a", "active": 10},
     ]
+
+
+def test_a_resume_voids_times_of_layers_too(record):
+    assert read_compute(record.folder) == []
+    for step in (10, 20):
+        record.log_compute(step=step, attempt=1, rows=[{"layer": "a", "choice": "packed"}])
+    record.mark_resume(step=10, attempt=2)
+    assert read_compute(record.folder) == [{"step": 10, "attempt": 1, "layer": "a", "choice": "packed"}]
 
 
 @pytest.mark.parametrize("kept", range(1, 41))

@@ -1,6 +1,7 @@
 """Which layers are packed."""
 
 import ctypes
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,35 +12,33 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from dst.kernels import choice
 from dst.kernels.build import load
+from dst.kernels.choice import Timing
+from dst.kernels.shape import Shape
 from dst.sparsity.scope import Layer
-from dst.sparsity.weights.packed_layer import PACKED
+from dst.sparsity.weights.packed_layer import PACKED, shape_of, smallest
 
 LIMIT: Final = 0.3
 """Above this density masks are as fast, whatever the layer."""
+
+TIMED_LIMIT: Final = 0.5
+"""Layers that are denser need not be timed: masks are faster."""
 
 LEAST_CHANNELS: Final = 16
 """Of inputs and of outputs; with fewer, tiling takes longer than is gained."""
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Timing):
     """Whether a layer is packed, by the times that its forward and backward pass took both ways at its density."""
 
     layer: str
-    density: float
-    masked_ms: float
-    packed_ms: float
-
-    @property
-    def choice(self) -> str:
-        """``packed`` or ``masked``: the faster of the two."""
-        return "packed" if self.packed_ms < self.masked_ms else "masked"
 
     @property
     def row(self) -> dict[str, Any]:
         """The decision as it goes on record."""
-        return {**vars(self), "choice": self.choice}
+        return {"layer": self.layer, **vars(self), "choice": self.choice}
 
 
 class Packing(ABC):
@@ -82,13 +81,20 @@ class FixedRule(Packing):
 class Met:
     """What a layer was given in training. ``shape``: of the inputs; ``is_first``: these need no gradient."""
 
-    module: nn.Module
+    module: nn.Linear | nn.Conv2d
     shape: torch.Size
     is_first: bool
 
+    @property
+    def product(self) -> tuple[Shape, int]:
+        """The shape of the product, and the number of samples."""
+        if isinstance(self.module, nn.Conv2d):
+            return shape_of(self.module, self.shape[-2], self.shape[-1]), self.shape[0] if len(self.shape) == 4 else 1
+        return smallest(self.module), self.shape[:-1].numel()
 
-Time = Callable[[Met, Tensor], tuple[float, float]]
-"""Times a layer with a mask: milliseconds of a forward and backward pass, masked and packed."""
+
+Time = Callable[[Met, Tensor], Timing]
+"""Times a layer with a mask, masked and packed."""
 
 
 class Timed(Packing):
@@ -98,7 +104,7 @@ class Timed(Packing):
     that of the main process, so that several processes pack the same layers.
     """
 
-    otherwise = "not faster"
+    otherwise = "not faster, or not timed yet"
 
     def __init__(self, library: ctypes.CDLL, time: Time, agree: Callable[[Sequence[Tensor]], None]) -> None:
         super().__init__(library)
@@ -110,10 +116,12 @@ class Timed(Packing):
         """Say whether the layer is faster packed; False before anything was met."""
         density, known = active / layer.size, self.decisions.get(layer.name)
         is_due = known is None or density <= known.density / 2
-        if is_due and active and layer.name in self._met:
-            times = torch.tensor(self._time(self._met[layer.name], mask), dtype=torch.float64)
+        if is_due and is_sparse_enough(layer, active, TIMED_LIMIT) and layer.name in self._met:
+            timing = self._time(self._met[layer.name], mask)
+            times = torch.tensor([timing.masked_ms, timing.packed_ms], dtype=torch.float64)
             self._agree([times])
-            known = Decision(layer.name, density, *times.tolist())
+            masked_ms, packed_ms = times.tolist()
+            known = Decision(density, masked_ms, packed_ms, layer.name)
             self.decisions[layer.name] = known
             self.fresh.append(known)
         self._has_seen_more = False
@@ -126,6 +134,7 @@ class Timed(Packing):
 
     def _watch(self, name: str, module: nn.Module) -> None:
         def met(module: nn.Module, given: tuple[Any, ...]) -> None:
+            assert isinstance(module, nn.Linear | nn.Conv2d)
             if module.training and torch.is_grad_enabled():
                 self._met[name] = Met(module, given[0].shape, not given[0].requires_grad)
                 self._has_seen_more = name not in self.decisions
@@ -144,13 +153,35 @@ def packed(folder: Path | None = None) -> Packing:
 
     ``folder``: where kernels are built; the user's cache if not given. UnavailableError says why there are none here.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return FixedRule(load(folder or cache / "dst-kernels"))
+    return FixedRule(load(folder or _cache()))
 
 
-def is_sparse_enough(layer: Layer, active: int) -> bool:
-    """Say whether a layer has a density from which on packing pays."""
-    return 0 < active <= LIMIT * layer.size
+def timed(
+    folder: Path | None = None,
+    *,
+    autocast: torch.dtype | None = None,
+    agree: Callable[[Sequence[Tensor]], None] = lambda _: None,
+) -> Packing:
+    """Return the packing by times of real layers (``Timed``); ``folder`` and errors as with ``packed``.
+
+    ``autocast``: the type that training casts to.
+    """
+    library = load(folder or _cache())
+
+    def time(met: Met, mask: Tensor) -> Timing:
+        shape, samples = met.product
+        return choice.timed(library, shape, samples, mask, autocast=autocast, input_gradient=not met.is_first)
+
+    return Timed(library, time, agree)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dst-kernels"
+
+
+def is_sparse_enough(layer: Layer, active: int, limit: float = LIMIT) -> bool:
+    """Say whether a layer has a density from which on packing pays, or may pay; counts are rounded."""
+    return 0 < active <= math.ceil(limit * layer.size)
 
 
 def unpackable(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
