@@ -37,23 +37,38 @@ Read = Callable[[Tensor], None]
 """Is given the dense gradient of a layer's weight."""
 
 
-def product(x: Tensor, values: Tensor, layer: Unstructured, pool: Tiles, read: Read | None = None) -> Tensor:
-    """Return the outputs of a layer, without bias; float32 on a CPU.
+def product(
+    x: Tensor,
+    values: Tensor,
+    layer: Unstructured,
+    pool: Tiles,
+    read: Read | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Return the outputs of a layer; float32 on a CPU.
 
     ``x``: [samples, channels, height, width], or [..., channels] for a linear layer; outputs alike. ``values``: the
     weights, in the order of ``layer.places``. ``read``: wants the dense gradient of the weight, as autograd would give
     it, at the backward pass. A buffer from the pool holds the inputs between the passes; without gradients nothing
-    does.
+    does. ``bias``: [outs].
     """
-    is_kept = torch.is_grad_enabled() and (x.requires_grad or values.requires_grad)  # within forward it is off
-    y: Tensor = _Product.apply(x, values, layer, pool, read, is_kept)
+    learned = [tensor for tensor in (x, values, bias) if tensor is not None and tensor.requires_grad]
+    is_kept = torch.is_grad_enabled() and len(learned) > 0  # within forward it is off
+    y: Tensor = _Product.apply(x, values, bias, layer, pool, read, is_kept)
     return y
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, layer: Unstructured, pool: Tiles, read: Read | None, is_kept: bool
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        layer: Unstructured,
+        pool: Tiles,
+        read: Read | None,
+        is_kept: bool,
     ) -> Tensor:
         shape = layer.shape
         lying = _channels_last(x)
@@ -61,7 +76,7 @@ class _Product(torch.autograd.Function):
         tiled = pool.take((tiles, *shape.input_tile))
         layer.tile_inputs(lying, tiled)
         y = torch.empty(len(lying), *shape.out, shape.outs)
-        layer.forward(values, tiled, y)
+        layer.forward(values, bias, tiled, y)
         if is_kept:
             ctx.save_for_backward(values)
             ctx.tiled, ctx.layer, ctx.pool, ctx.read, ctx.inputs = tiled, layer, pool, read, x.shape
@@ -71,7 +86,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.tiled is None:
             raise RuntimeError(
                 "a second backward pass through the same forward pass of a packed layer: its inputs are not kept any "
@@ -93,7 +108,8 @@ class _Product(torch.autograd.Function):
             ctx.read(_dense_gradient(layer, tiled, dy))
         pool.give(tiled)
         ctx.tiled = None
-        return dx, dvalues, None, None, None, None
+        dbias = lying.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
+        return dx, dvalues, dbias, None, None, None, None
 
 
 def _channels_last(x: Tensor) -> Tensor:

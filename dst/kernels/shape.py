@@ -143,7 +143,7 @@ def _positions(sizes: _Grid, inside: _Grid, in_start: int, out: _Grid, out_start
     It follows from the shape alone, since it changes the order in which gradients of weights are added up.
     """
     found = []
-    for first, last, axes in _groups(sizes):
+    for first, last, axes in _groups((0, 0, 0), sizes):
         places = [
             torch.arange(a, b, 2 ** axes.count(axis)) for axis, (a, b) in enumerate(zip(first, last, strict=True))
         ]
@@ -159,26 +159,29 @@ def _positions(sizes: _Grid, inside: _Grid, in_start: int, out: _Grid, out_start
     return found
 
 
-def _groups(sizes: _Grid) -> list[tuple[_Grid, _Grid, tuple[int, ...]]]:
-    """Return the first and last place of parts of a grid, and the axes along which each is computed two at a time.
+def _groups(first: _Grid, last: _Grid) -> list[tuple[_Grid, _Grid, tuple[int, ...]]]:
+    """Return the bounds of parts of a grid, and the axes along which each is computed two at a time.
 
-    Four in a row of columns are best, then a square, then rows, then tiles. If all sizes are odd, the longest is cut.
+    Four in a row of columns are best, then a square, then rows, then tiles. If nothing divides, as much as does of the
+    longest axis is cut off.
     """
     tile, row, column = 0, 1, 2
+    sizes = [end - begin for begin, end in zip(first, last, strict=True)]
     for axes in ((column, column), (row, column), (row, row), (tile, tile), (tile, column), (tile, row)):
         if all(sizes[axis] % 2 ** axes.count(axis) == 0 for axis in axes):
-            return [((0, 0, 0), sizes, axes)]
+            return [(first, last, axes)]
     axis = max((column, row, tile), key=lambda axis: sizes[axis])
-    fours, twos = sizes[axis] // 4 * 4, sizes[axis] // 2 * 2
-    parts = ((0, fours, (axis, axis)), (fours, twos, (axis,)), (twos, sizes[axis], ()))
-    return [
-        (_with((0, 0, 0), axis, first), _with(sizes, axis, last), axes) for first, last, axes in parts if first < last
-    ]
+    if sizes[axis] == 1:
+        return [(first, last, ())]
+    by = 4 if sizes[axis] > 3 else 2
+    cut = first[axis] + sizes[axis] // by * by
+    whole = first, _with(last, axis, cut), (axis,) * (by // 2)
+    return [whole, *(_groups(_with(first, axis, cut), last) if cut < last[axis] else [])]
 
 
-def _with(grid: _Grid, axis: int, size: int) -> _Grid:
+def _with(grid: _Grid, axis: int, place: int) -> _Grid:
     found = list(grid)
-    found[axis] = size
+    found[axis] = place
     return found[0], found[1], found[2]
 
 

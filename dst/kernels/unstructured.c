@@ -119,9 +119,10 @@ void dst_untile(const float *from, float *to, int64_t samples, int64_t height, i
 // Keeps an address in a register; compilers would compute it anew for every weight.
 #define FIXED(to, address) to = address; __asm__("" : "+r"(to))
 
-// The outputs of a group, as tiles: y[member][output - first][32].
-ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, float *y, const float *values,
-                    const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first, int last) {
+// The outputs of a group, as tiles: y[member][output - first][32]. ``bias``: of each output, or NULL.
+ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, float *y, const float *bias,
+                    const float *values, const int32_t *offsets, const int32_t *starts, int chunks, int outs, int first,
+                    int last) {
     int64_t step = (int64_t)(last - first) * 32;
     const float *from[4];
     UNROLL for (int m = 0; m < group; m++) { FIXED(from[m], x + SPOT(m, in_steps)); }
@@ -131,10 +132,10 @@ ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, fl
             int i = start[o], end = start[o + 1];
             float *to = y + (int64_t)(o - first) * 32;
             if (i == end && chunk) continue;
-            vec sum[4][LINE];
+            vec sum[4][LINE], begin = (bias ? bias[o] : 0) - (vec){0};
             UNROLL for (int m = 0; m < group; m++)
                 UNROLL for (int v = 0; v < LINE; v++)
-                    sum[m][v] = chunk ? LOAD(to + m * step + v * LANES) : (vec){0};
+                    sum[m][v] = chunk ? LOAD(to + m * step + v * LANES) : begin;
             for (; i < end; i++) {
                 int64_t at = offsets[i];
                 vec w = values[i] - (vec){0};
@@ -147,11 +148,11 @@ ALWAYS void outputs(const int group, const float *x, const int64_t *in_steps, fl
     }
 }
 
-// outputs = weights x inputs at some positions, ``group`` of them at a time (4, 2 or 1), laid channels-last. ``sample``:
+// outputs = bias + weights x inputs at some positions, ``group`` of them at a time (4, 2 or 1), laid channels-last. ``sample``:
 // from a sample to the next one; ``scratch``: of each thread, ``room`` numbers, for a range of outputs of a group.
 void dst_multiply(int group, const float *x, const int64_t *in, const int64_t *in_steps, float *y, const int64_t *out,
-                  const int64_t *out_steps, int64_t positions, int64_t samples, int64_t sample, const float *values,
-                  const int32_t *offsets, const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges,
+                  const int64_t *out_steps, int64_t positions, int64_t samples, int64_t sample, const float *bias,
+                  const float *values, const int32_t *offsets, const int32_t *starts, int chunks, int outs, const int32_t *cuts, int ranges,
                   float *scratch, int64_t room, int threads) {
     int64_t items = positions * ranges;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -163,7 +164,7 @@ void dst_multiply(int group, const float *x, const int64_t *in, const int64_t *i
             int64_t step = (int64_t)(last - first) * 32;
             const float *from = x + in[b];
 #define OUTPUTS(group, from, to) \
-    outputs(group, from, in_steps, to, values, offsets, starts, chunks, outs, first, last)
+    outputs(group, from, in_steps, to, bias, values, offsets, starts, chunks, outs, first, last)
             if (group == 4 && LINE <= 2) OUTPUTS(4, from, own);
             else if (group == 4) {
                 OUTPUTS(2, from, own);

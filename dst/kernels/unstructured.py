@@ -138,9 +138,9 @@ class Unstructured:
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
-    def forward(self, values: Tensor, x: Tensor, y: Tensor) -> None:
+    def forward(self, values: Tensor, bias: Tensor | None, x: Tensor, y: Tensor) -> None:
         """Write the outputs of tiled inputs ``x`` into ``y``, channels-last."""
-        self._multiply(values, self._forward, x, layout(self.shape, len(x)).outputs, y)
+        self._multiply(values, self._forward, x, layout(self.shape, len(x)).outputs, y, bias)
 
     def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
         """Write the gradients of inputs into ``dx``, channels-last, from tiled gradients of outputs ``dy``."""
@@ -165,13 +165,28 @@ class Unstructured:
             )
         return found
 
-    def _multiply(self, values: Tensor, table: _Table, x: Tensor, positions: list[Positions], y: Tensor) -> None:
+    def _multiply(
+        self,
+        values: Tensor,
+        table: _Table,
+        x: Tensor,
+        positions: list[Positions],
+        y: Tensor,
+        bias: Tensor | None = None,
+    ) -> None:
         for at in positions:
             ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(at.out), table.outs))
             cuts = self._cuts(table, ranges, 16)
             room = at.group * SAMPLES * int(cuts.diff().amax())
             inside, out = (_at(x), _at(at.inside), _at(at.in_steps)), (_at(y), _at(at.out), _at(at.out_steps))
-            weights = _at(values), _at(table.offsets), _at(table.starts), table.chunks, table.outs
+            weights = (
+                None if bias is None else _at(bias),
+                _at(values),
+                _at(table.offsets),
+                _at(table.starts),
+                table.chunks,
+                table.outs,
+            )
             self._library.dst_multiply(
                 *(at.group, *inside, *out, _long(len(at.out)), _long(len(y)), _long(y[0].numel()), *weights),
                 *(_at(cuts), ranges, _at(_scratch.outputs(threads() * room)), _long(room), threads()),

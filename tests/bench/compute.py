@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from dst import registry
 from dst.kernels import build
+from dst.kernels.fused import fuse
 from dst.kernels.product import Tiles, product
 from dst.kernels.shape import Shape
 from dst.kernels.unstructured import Unstructured
@@ -39,10 +40,6 @@ try:
     import sparselab
 except ImportError:
     sparselab = None
-try:
-    from dst.kernels.fused import fuse
-except ImportError:
-    fuse = None
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 Action = Callable[[], object]
@@ -235,7 +232,7 @@ def _steps(
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     variants: list[tuple[str, float]] = [("dense", 1.0), ("dense bf16", 1.0)]
     variants += [(kind, density) for kind in ("masked", "packed") for density in densities]
-    if fuse is not None and network.has_norms:
+    if network.has_norms:
         variants += [(f"{kind} fused", density) for kind, density in variants if kind != "dense bf16"]
     if sparselab and not network.has_norms:
         variants += [("sparselab", density) for density in densities]
@@ -353,7 +350,10 @@ def _draw(path: Path, figures: Sequence[Figure]) -> None:
                 place.axhline(points[0][1], color=colours[variant], linestyle="--", label=variant)
             else:
                 place.plot(*zip(*points, strict=True), "o-", color=colours[variant], label=variant)
-        place.set(xscale="log", yscale="log", xlabel="density", ylabel="x dense fp32")
+        densities = sorted({figure.density for figure in found if figure.density < 1})
+        place.set(xscale="log", xlabel="density", ylabel="x dense fp32", ylim=(0, None))
+        place.set_xticks(densities, [f"{density:g}" for density in densities], minor=False)
+        place.minorticks_off()
     for place in places[len(panels) :]:
         place.remove()
     lines = {

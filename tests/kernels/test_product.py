@@ -12,16 +12,17 @@ from dst.kernels.unstructured import Unstructured
 
 
 class Conv(nn.Module):
-    def __init__(self, kernels, pool, shape, density=0.3, read=None):
+    def __init__(self, kernels, pool, shape, density=0.3, read=None, bias=None):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         mask = torch.rand(shape.outs, shape.channels, *shape.kernel, generator=generator) < density
         self.weight = torch.randn(mask.shape, generator=generator) * mask
         self.layer, self.pool, self.read = Unstructured(kernels, shape, mask), pool, read
         self.values = nn.Parameter(self.weight.flatten()[self.layer.places])
+        self.bias = bias
 
     def forward(self, x):
-        return product(x, self.values, self.layer, self.pool, self.read)
+        return product(x, self.values, self.layer, self.pool, self.read, self.bias)
 
 
 def linear(kernels, pool, **options):
@@ -45,6 +46,31 @@ def test_gradients_are_those_of_the_masked_weight(kernels, samples, channels_las
     expected.backward(dy)
     torch.testing.assert_close(ours.grad, theirs.grad)
     torch.testing.assert_close(conv.values.grad, weight.grad.flatten()[conv.layer.places], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trains", [("bias",), ("bias", "values", "x")])
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_a_bias_is_added_and_has_its_gradient(kernels, kind, trains):
+    shape, size = (
+        (Shape(40, 19, 6, 4, (3, 3), (1, 1), (1, 1)), (33, 40, 6, 4))
+        if kind == "convolution"
+        else (
+            Shape(300, 19),
+            (33, 300),
+        )
+    )
+    x, bias = torch.randn(size), torch.randn(19)
+    layer = Conv(kernels, Tiles(), shape, bias=bias.clone().requires_grad_())
+    layer.values.requires_grad_("values" in trains)
+    x.requires_grad_("x" in trains)
+    weight, bias = layer.weight, bias.requires_grad_()
+    expected = F.conv2d(x, weight, bias, padding=1) if kind == "convolution" else F.linear(x, weight.flatten(1), bias)
+    y, dy = layer(x), torch.randn(expected.shape)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().amax()))
+    y.backward(dy)
+    expected.backward(dy)
+    torch.testing.assert_close(layer.bias.grad, bias.grad, rtol=1e-5, atol=1e-4)
+    assert (layer.values.grad is not None) == ("values" in trains)
 
 
 @pytest.mark.parametrize("kind", ["convolution", "linear"])

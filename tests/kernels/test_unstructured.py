@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dst.kernels.shape import Shape, tiles_of
+from dst.kernels.shape import SAMPLES, Shape, layout, tiles_of
 from dst.kernels.unstructured import Unstructured
 
 sizes = st.sampled_from([1, 3, 7, 16, 17, 33, 70])
@@ -45,7 +45,7 @@ def made(library, shape, samples, density, seed=0):
     layer.tile_inputs(x, tiled_x)
     layer.tile_gradients(dy, tiled_dy)
     y, dx = torch.full_like(dy, torch.nan), torch.full_like(x, torch.nan)
-    layer.forward(values, tiled_x, y)
+    layer.forward(values, None, tiled_x, y)
     layer.input_gradient(values, tiled_dy, dx)
     return (y, dx, layer.weight_gradient(tiled_x, tiled_dy)), (weight, x, dy, layer.places)
 
@@ -72,6 +72,23 @@ def test_all_passes_are_those_of_a_dense_convolution(kernels, shape, samples, de
         torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-5 * largest)
 
 
+@pytest.mark.parametrize("size", [*range(1, 10), 16, 17])
+@pytest.mark.parametrize("samples", [1, 33, 65, 100, 129])
+def test_every_position_is_met_once_alone_only_if_all_sizes_are_odd(size, samples):
+    tiles = tiles_of(samples)
+    for shape in (Shape(3, 5, size, 9, (3, 3), (1, 1), (1, 1)), Shape(3, 5, 9, size, (1, 1), (2, 2)), Shape(3, 5)):
+        outputs, found = layout(shape, tiles).outputs, []
+        for at in outputs:
+            one, two = at.out_steps.tolist()
+            steps = torch.tensor({4: [0, one, two, one + two], 2: [0, one], 1: [0]}[at.group])
+            found += (at.out[:, None] + steps).flatten().tolist()
+        image = shape.out[0] * shape.out[1]
+        tile, place = torch.meshgrid(torch.arange(tiles), torch.arange(image), indexing="ij")
+        assert sorted(found) == ((tile * SAMPLES * image + place) * shape.outs).flatten().tolist()
+        are_alone = any(at.group == 1 for at in outputs)
+        assert are_alone == all(n % 2 for n in (tiles, *shape.out))
+
+
 def test_values_come_in_an_order_that_is_told(kernels):
     mask = torch.rand(9, 70, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.3
     layer = Unstructured(kernels, Shape(70, 9, 4, 4, (3, 3), (1, 1), (1, 1)), mask)
@@ -81,10 +98,11 @@ def test_values_come_in_an_order_that_is_told(kernels):
 def some_shapes():
     drawn = random.Random(0)
     for _ in range(8):
-        stride, size = drawn.choice([1, 2]), drawn.choice([5, 6])
-        shape = Shape(drawn.choice([3, 70]), 40, size, 6, (3, 3), (stride, stride), (1, 1))
+        stride, size, width = drawn.choice([1, 2]), drawn.choice([5, 6]), drawn.choice([6, 8])
+        shape = Shape(drawn.choice([3, 70]), 40, size, width, (3, 3), (stride, stride), (1, 1))
         yield shape, drawn.choice([5, 33, 64, 96])
     yield Shape(300, 40), 96
+    yield Shape(20, 700), 128
 
 
 def test_bits_do_not_depend_on_threads_nor_on_the_width_of_vectors(kernels_of):

@@ -117,14 +117,12 @@ class PackedLayer:
         if shape not in self._products:
             self._products[shape] = Unstructured(self._library, shape, self.mask)
         read = self._reader(module.weight) if self.reads_dense_gradient else None
-        y = product(x, module.weight, self._products[shape], self._pool, read)
-        if module.bias is None:
-            return y
-        return y + (module.bias if y.dim() != 4 else module.bias.view(-1, 1, 1))
+        return product(x, module.weight, self._products[shape], self._pool, read, module.bias)
 
     def _check(self, x: Tensor, module: nn.Linear | nn.Conv2d) -> None:
         """Raise RuntimeError for numbers that kernels would take for others."""
-        if x.dtype != torch.float32 or x.device.type != "cpu" or module.weight.dtype != torch.float32:
+        own = [module.weight] if module.bias is None else [module.weight, module.bias]
+        if x.device.type != "cpu" or any(tensor.dtype != torch.float32 for tensor in (x, *own)):
             raise RuntimeError(
                 f"a packed layer multiplies float32 on a CPU, not inputs of {x.dtype} on {x.device} by weights of "
                 f"{module.weight.dtype}: compute with masks instead"
