@@ -44,8 +44,6 @@ def packing(folder):
 
 
 @pytest.fixture(scope="session")
-def root(folder, tmp_path_factory):
+def root(folder, kernels):
     """A root of outputs, in which the kernels are built already."""
-    root = tmp_path_factory.mktemp("outputs")
-    (root / ".kernels").symlink_to(folder)
-    return root
+    return folder.parent

@@ -1,5 +1,7 @@
 """The non-finite guard: bad losses and gradients do not reach the weights, nor bad weights a checkpoint or update."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,22 +27,24 @@ class Guard:
         self._pending: list[_Flag] = []
 
     @torch.no_grad()
-    def inspect(self, loss: Tensor, step: int, *, gradients_may_overflow: bool = False) -> None:
+    def inspect(
+        self, loss: Tensor, step: int, *, gradients_may_overflow: bool = False, apart: Sequence[Tensor] = ()
+    ) -> None:
         """Set the veto for ``step`` from the loss and all gradients (one pass over them).
 
-        ``gradients_may_overflow``: the loss is scaled and its scaler vetoes such steps, so only the loss counts here.
+        ``apart``: gradients that are no parameter's. ``gradients_may_overflow``: the loss is scaled and its scaler vetoes such steps, so only the loss counts here.
         """
         finite = torch.isfinite(loss)
         if not gradients_may_overflow:
-            finite = finite & self.gradients_finite()
+            finite = finite & self.gradients_finite(apart)
             # Fused optimizers read this attribute and then leave the weights alone: GradScaler's way to veto a step.
             self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self._pending.append(_Flag(step, ~finite))
 
     @torch.no_grad()
-    def gradients_finite(self) -> Tensor:
-        """Return on the device whether all gradients are finite."""
-        return all_finite(p.grad for p in self._parameters)
+    def gradients_finite(self, apart: Sequence[Tensor] = ()) -> Tensor:
+        """Return on the device whether all gradients are finite, also those that are no parameter's (``apart``)."""
+        return all_finite([*(p.grad for p in self._parameters), *apart])
 
     def check(self, *, now: bool = False) -> None:
         """Raise DivergedError if a step was vetoed; ``now`` waits for the device to finish the last one."""

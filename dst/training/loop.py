@@ -291,7 +291,8 @@ class Training:
         turn = self.sparsifier.read_gradients(may_overflow=self.precision.scales_losses, gradients_are_finite=due)
         if not turn.replaces_step:
             self.correction.correct(batch)
-        self._guard.inspect(judged.loss, batch.step, gradients_may_overflow=self.precision.scales_losses)
+        may_overflow, apart = self.precision.scales_losses, self.sparsifier.weights.captured
+        self._guard.inspect(judged.loss, batch.step, gradients_may_overflow=may_overflow, apart=apart)
         if due:
             self._guard.check(now=True)  # an update cannot be vetoed on the device
         if not turn.replaces_step:

@@ -22,14 +22,16 @@ METHODS = {
 
 
 @pytest.mark.parametrize("determinism", RANKS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("rigl", "granet") else pytest.mark.slow) for name in METHODS]
+)
 def test_two_processes(name, determinism, root, tmp_path):
     """GraNet and GMP change the number of values, and which layers are packed, from update to update."""
     method, options = name.split()[0], (*SHORT, RANKS[determinism], *METHODS[name])
     one, two = call_together(packed_ranks.train, str(root), method, "packed", *options, cwd=tmp_path)
     assert same(one, two)
     masked, _ = call_together(packed_ranks.train, str(root), method, "masked", *options, cwd=tmp_path)
-    assert one["packed"][-1]
+    assert any(one["packed"])  # within what a procedure does between steps none is
     assert one["counts"] == masked["counts"]
     assert_close(one["state"], masked["state"], rtol=3e-3, atol=1e-5)
     if method in ("granet", "gmp"):
