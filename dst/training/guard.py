@@ -32,7 +32,8 @@ class Guard:
     ) -> None:
         """Set the veto for ``step`` from the loss and all gradients (one pass over them).
 
-        ``apart``: gradients that are no parameter's. ``gradients_may_overflow``: the loss is scaled and its scaler vetoes such steps, so only the loss counts here.
+        ``apart``: gradients that are no parameter's. ``gradients_may_overflow``: the loss is scaled and its scaler
+        vetoes such steps, so only the loss counts here.
         """
         finite = torch.isfinite(loss)
         if not gradients_may_overflow:
