@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dst.kernels.derivatives import refuse_second
 from dst.kernels.unstructured import threads
 
 
@@ -64,7 +65,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second()
+        refuse_second("fused batch norm and dropout have")
         x, y, weight, mean, inverse, scale, shift = ctx.saved_tensors
         dy, dx = _lying(dy), torch.empty_like(x)
         dadded = torch.empty_like(x) if ctx.needs_input_grad[3] else None
@@ -87,7 +88,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        _refuse_second()
+        refuse_second("fused batch norm and dropout have")
         return _dropped(dy, ctx.library, ctx.p, ctx.seed), None, None, None
 
 
@@ -105,14 +106,6 @@ def _lying(x: Tensor) -> Tensor:
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _refuse_second() -> None:
-    if torch.is_grad_enabled():  # in a backward pass: only if its own graph is wanted
-        raise RuntimeError(
-            "fused batch norm and dropout have no second derivatives: take these of the network before it is fused, or "
-            "leave it as torch computes it"
-        )
 
 
 def _check(failed: int) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from dst.kernels.derivatives import refuse_second
 from dst.kernels.shape import tiles_of
 from dst.kernels.unstructured import Unstructured
 
@@ -85,8 +85,8 @@ class _Product(torch.autograd.Function):
         return _as_before(y, x.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second("packed layers have")
         if ctx.tiled is None:
             raise RuntimeError(
                 "a second backward pass through the same forward pass of a packed layer: its inputs are not kept any "

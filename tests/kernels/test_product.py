@@ -139,6 +139,5 @@ def test_second_passes_are_refused(kernels):
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="a second backward pass through the same forward pass"):
         loss.backward()
-    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="packed layers have no second derivatives: take these of the network as"):
+        torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
