@@ -433,6 +433,11 @@ STAY = {
     "padding same": (lambda: nn.Sequential(conv(), conv(padding="same")), "1", "padding zeros same"),
     "transposed": (lambda: nn.Sequential(conv(), nn.ConvTranspose2d(16, 16, 3)), "1", "used by ConvTranspose2d"),
     "one dimension": (lambda: nn.Sequential(nn.Linear(16, 16), nn.Conv1d(16, 16, 3)), "1", "used by Conv1d"),
+    "read past the module": (
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(32, 2, 64, 0.0), nn.Linear(32, 32)),
+        "0.linear1",
+        "used by TransformerEncoderLayer",
+    ),
     "few channels": (lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 15)), "1", "fewer than 16 inputs or"),
 }
 
@@ -452,7 +457,58 @@ def test_what_stays_masked(name, packing):
             inputs = torch.arange(60).view(3, 20) % 20 if make is Tied else batch(step, 20, shape)
             model(inputs).square().mean().backward()
             sparsifier.step()
+        with torch.no_grad():
+            assert model.eval()(inputs).isfinite().all()
     assert_alike(held)
+
+
+LAYOUTS = {
+    "a linear layer of columns": (lambda: nn.Linear(40, 64), (0, 1), (32, 40)),
+    "a convolution by inputs": (lambda: nn.Conv2d(16, 32, 3), (0, 1), (32, 16, 6, 6)),
+    "a convolution by columns": (lambda: nn.Conv2d(16, 32, 3), (2, 3), (32, 16, 6, 6)),
+    "a convolution by taps": (lambda: nn.Conv2d(16, 32, 3), (0, 3), (32, 16, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_weights_of_any_memory_layout(name, packing):
+    make, axes, shape = LAYOUTS[name]
+
+    def laid():
+        layer = make()
+        weight = layer.weight.detach()
+        layer.weight = nn.Parameter(weight.transpose(*axes).contiguous().transpose(*axes))
+        layer.bias = nn.Parameter(torch.randn(2 * len(layer.bias))[::2])
+        assert weight.stride() != layer.weight.stride()
+        return layer
+
+    held = pair(packing, make=laid, drop="magnitude", grow="gradient")
+    for model, sparsifier in held:
+        take(model, sparsifier, range(7), samples=shape[0], shape=shape[1:])
+    assert_alike(held)
+
+
+def test_another_default_type(packing):
+    held = pair(packing, drop="magnitude", grow="gradient")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for model, sparsifier in held:
+            for step in range(7):
+                sparsifier.optimizer.zero_grad()
+                model(batch(step).float()).square().mean().backward()
+                sparsifier.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_alike(held)
+
+
+def test_an_optimizer_that_goes_by_shapes_is_refused(packing):
+    def adafactor(model):
+        return torch.optim.Adafactor(model.parameters(), 0.01)
+
+    sparsified(seeded(), optimizer=adafactor)
+    with pytest.raises(ValueError, match="Adafactor keeps averages of the rows and columns of a weight, which packed"):
+        sparsified(seeded(), packing, optimizer=adafactor)
 
 
 def test_attention_stays_masked(packing):

@@ -16,6 +16,9 @@ from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed_layer import PackedLayer, pack, unpack
 from dst.sparsity.weights.packing import Decision, Packing, told, unpackable
 
+_BY_SHAPE = {"Adafactor": "keeps averages of the rows and columns of a weight"}
+"""Optimizers of torch that go by the shape of a weight, and how."""
+
 
 class Packed(MaskedDense):
     """The weights of all sparse layers: of those that are packed the active ones alone, in a vector.
@@ -233,6 +236,15 @@ class Packed(MaskedDense):
 
         handles = optimizer.register_state_dict_post_hook(saved), optimizer.register_load_state_dict_pre_hook(loading)
         self._handles = handles
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        super()._check_optimizer(optimizer)
+        for cls in type(optimizer).__mro__:
+            if cls.__name__ in _BY_SHAPE:
+                raise ValueError(
+                    f"{cls.__name__} {_BY_SHAPE[cls.__name__]}, which packed weights do not have: it would take other "
+                    "steps. Compute with masks instead, or train by another optimizer (SGD, Adam, AdamW, ...)"
+                )
 
     @torch.no_grad()
     def _plain(self, state: dict[str, Any]) -> dict[str, Any]:

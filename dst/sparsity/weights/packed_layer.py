@@ -71,11 +71,13 @@ class PackedLayer:
 
     def _in_memory(self, places: Tensor) -> Tensor:
         """Return where flat positions of the weight lie in memory, int32."""
+        rest, found = places.int(), torch.zeros_like(places, dtype=torch.int32)
         if self._like.is_contiguous():
-            return places.int()
-        channels, taps = self._like.shape[1], self._like.shape[2:].numel()  # channels-last
-        output, column = places // (channels * taps), places % (channels * taps)
-        return (output * (channels * taps) + column % taps * channels + column // taps).int()
+            return rest
+        for size, stride in reversed([*zip(self._like.shape, self._like.stride(), strict=True)]):
+            found += rest % size * stride
+            rest = rest // size
+        return found
 
     def dense(self, values: Tensor) -> Tensor:
         """Return the weight, made once for each change of its values."""

@@ -137,7 +137,7 @@ class Timed(Packing):
             assert isinstance(module, nn.Linear | nn.Conv2d)
             if module.training and torch.is_grad_enabled():
                 self._met[name] = Met(module, given[0].shape, not given[0].requires_grad)
-                self._has_seen_more = name not in self.decisions
+                self._has_seen_more |= name not in self.decisions
                 handle.remove()
 
         handle = module.register_forward_pre_hook(met)
@@ -190,6 +190,9 @@ def unpackable(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             users.setdefault(id(parameter), []).append((module, name))
+        if isinstance(module, nn.TransformerEncoderLayer):  # in evaluation it takes the weights past their modules
+            for name, parameter in module.named_parameters():
+                users.setdefault(id(parameter), []).append((module, name))
     found = {layer.name: _problem(layer, users[id(layer.weight)]) for layer in layers}
     return {name: problem for name, problem in found.items() if problem is not None}
 
