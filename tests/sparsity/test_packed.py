@@ -150,6 +150,26 @@ def test_accumulation(grow, to_none, packing):
 
 
 @pytest.mark.parametrize("to_none", [True, False])
+def test_accumulation_where_active_weights_have_no_gradient(to_none, packing):
+    found = []
+    for compute in ("masked", packing):
+        model = seeded(lambda: nn.Linear(64, 32))
+        sparsifier = sparsified(model, compute, every=2, density=0.02, drop="magnitude", grow="gradient")
+        unused = ~sparsifier.topology.masks[0].any(0)
+        assert 0 < int(unused.sum()) < 64
+        for step in range(2):  # the second one is the first with an update
+            for part in range(3):
+                if part < 2:  # the first one is left out
+                    sparsifier.optimizer.zero_grad(set_to_none=to_none)
+                (model(batch(3 * step + part, 32, (64,)) * unused) ** 3).sum().backward()
+            if step == 1:
+                found.append(sparsifier.weights.gradient(0).clone())
+            sparsifier.step()
+    assert float(found[0].abs().max()) > 1
+    assert torch.allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
 def test_a_batch_that_is_left_out(to_none, packing):
     """Its gradients are given up without a step, at a step that would have updated: nothing of them stays."""
     held = pair(packing)

@@ -1,5 +1,8 @@
 """Which layers are packed: by a fixed rule, and by times of real layers, which here are made up."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -125,6 +128,16 @@ def test_a_layer_that_is_met_late_is_timed_though_others_that_come_after_it_were
     step(twin, again)
     assert [inputs for inputs, *_ in clock.asked] == [40]
     assert again.weights.packed == ["0"]
+
+
+def test_a_copy_is_not_watched_and_can_be_written(by_times):
+    packing, clock = by_times()
+    model, sparsifier = sparsified(packing)
+    twin = copy.deepcopy(model)
+    twin(torch.randn(64, 40)).sum().backward()
+    assert torch.equal(pickle.loads(pickle.dumps(twin))[0].weight, model[0].weight)
+    step(model, sparsifier, samples=33)
+    assert [samples for _, _, samples, *_ in clock.asked] == [33] * 3
 
 
 def test_the_times_of_the_main_process_hold(by_times):

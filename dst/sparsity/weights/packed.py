@@ -66,6 +66,10 @@ class Packed(MaskedDense):
         """How many blocks want dense weights."""
         self._active = list(active)
         super().__init__(layers, masks, active)
+        self._hooks = [
+            layers[i].weight.register_post_accumulate_grad_hook(own.summed)  # type: ignore[no-untyped-call]
+            for i, own in self._able.items()
+        ]
         packing.watch([layers[i] for i in self._able])
         self._depth = 0
         self._pack()
@@ -282,7 +286,7 @@ class Packed(MaskedDense):
     def release(self) -> None:
         """Leave plain weights, which something else may hold."""
         self._unpack()
-        for handle in getattr(self, "_handles", ()):
+        for handle in (*self._hooks, *getattr(self, "_handles", ())):
             handle.remove()
         super().release()
 

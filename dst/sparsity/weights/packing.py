@@ -97,6 +97,26 @@ Time = Callable[[Met, Tensor], Timing]
 """Times a layer with a mask, masked and packed."""
 
 
+class _Hook:
+    """What a module calls, but no copy of it."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *given: Any) -> None:
+        self._call(*given)
+
+    def __reduce__(self) -> Any:
+        return _Idle, ()
+
+
+class _Idle:
+    """A hook that does nothing."""
+
+    def __call__(self, *given: Any) -> None:
+        pass
+
+
 class Timed(Packing):
     """Packs the layers that are faster so, of what they are given in training, on this machine, at this moment.
 
@@ -140,7 +160,7 @@ class Timed(Packing):
                 self._has_seen_more |= name not in self.decisions
                 handle.remove()
 
-        handle = module.register_forward_pre_hook(met)
+        handle = module.register_forward_pre_hook(_Hook(met))
 
     @property
     def has_seen_more(self) -> bool:
