@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from dst.kernels.build import UnavailableError
 from dst.kernels.choice import Timing
 from dst.sparsity import Sparsifier, UpdatePlan
 from dst.sparsity.weights.packing import FixedRule, Timed, packed, timed, told, unpackable
@@ -138,6 +140,16 @@ def test_a_copy_is_not_watched_and_can_be_written(by_times):
     assert torch.equal(pickle.loads(pickle.dumps(twin))[0].weight, model[0].weight)
     step(model, sparsifier, samples=33)
     assert [samples for _, _, samples, *_ in clock.asked] == [33] * 3
+
+
+def test_without_a_home_it_says_so(monkeypatch):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.raises(UnavailableError, match="there is no folder for kernels"):
+        packed()
 
 
 def test_the_times_of_the_main_process_hold(by_times):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dst.kernels import choice
-from dst.kernels.build import load
+from dst.kernels.build import UnavailableError, load
 from dst.kernels.choice import Timing
 from dst.kernels.shape import Shape
 from dst.sparsity.scope import Layer
@@ -196,7 +196,10 @@ def timed(
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dst-kernels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dst-kernels"
+    except RuntimeError as error:  # of Path.home
+        raise UnavailableError(f"there is no folder for kernels ({error}): set HOME, or give one") from error
 
 
 def is_sparse_enough(layer: Layer, active: int, limit: float = LIMIT) -> bool:
