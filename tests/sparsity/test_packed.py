@@ -482,6 +482,18 @@ def test_what_stays_masked(name, packing):
     assert_alike(held)
 
 
+def test_weights_are_averaged_in_a_plain_block(packing):
+    averages = []
+    for model, sparsifier in pair(packing):
+        averaged = torch.optim.swa_utils.AveragedModel(model)
+        for step in range(4):
+            take(model, sparsifier, [step])
+            with sparsifier.unpacked():
+                averaged.update_parameters(model)
+        averages.append(averaged.module.state_dict())
+    assert_close(averages[1], averages[0])
+
+
 LAYOUTS = {
     "a linear layer of columns": (lambda: nn.Linear(40, 64), (0, 1), (32, 40)),
     "a convolution by inputs": (lambda: nn.Conv2d(16, 32, 3), (0, 1), (32, 16, 6, 6)),
