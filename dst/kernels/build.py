@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -67,7 +68,7 @@ def built(folder: Path, at: str) -> Path:
     """Return the library of a level, built in ``folder`` unless it is there; UnavailableError if it is not safe."""
     compiler = _compiler()
     sources = [source.read_text() for source in _SOURCES]
-    name = sha256("\n".join([*sources, _version(compiler), *_FLAGS, *LEVELS[at], at]))[:16]
+    name = sha256("\n".join([*sources, _version(compiler), *compiler[1:], *_FLAGS, *LEVELS[at], at]))[:16]
     library = folder / f"kernels-{at}-{name}.so"
     try:
         if not _is_built(library):
@@ -81,28 +82,29 @@ def built(folder: Path, at: str) -> Path:
 
 
 @cache
-def _compiler() -> str:
+def _compiler() -> tuple[str, ...]:
+    """Return the command of the compiler: that of ``CC``, which may have options, or the first one that is here."""
     asked = os.environ.get("CC")
-    for name in (asked,) if asked else ("cc", "gcc", "clang"):
+    for name, *options in [shlex.split(asked)] if asked and asked.strip() else [["cc"], ["gcc"], ["clang"]]:
         if found := shutil.which(name):
-            return found
+            return found, *options
     raise UnavailableError(f"there is no C compiler ({asked or 'cc, gcc or clang'}) on this machine")
 
 
 @cache
-def _version(compiler: str) -> str:
-    return _run([compiler, "--version"]).partition("\n")[0]
+def _version(compiler: tuple[str, ...]) -> str:
+    return _run([*compiler, "--version"]).partition("\n")[0]
 
 
-def _build(compiler: str, at: str, library: Path) -> None:
+def _build(compiler: tuple[str, ...], at: str, library: Path) -> None:
     """Compile into private files, which get their names when they are whole."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".building-") as private:
         built, shared = [], Path(private, "kernels.so")
         for source in (source for source in _SOURCES if source.suffix == ".c"):
             built.append(str(Path(private, f"{source.stem}.o")))
-            _run([compiler, *_FLAGS, *LEVELS[at], "-c", str(source), "-o", built[-1]])
+            _run([*compiler, *_FLAGS, *LEVELS[at], "-c", str(source), "-o", built[-1]])
         # Linked without OpenMP, so that the runtime that torch has loaded serves: two in a process disturb each other.
-        _run([compiler, "-shared", *built, "-lm", "-o", str(shared)])
+        _run([*compiler, "-shared", *built, "-lm", "-o", str(shared)])
         shared.chmod(0o700)
         said = Path(private, "kernels.json")
         said.write_text(json.dumps({"sha256": sha256(shared.read_bytes())}))

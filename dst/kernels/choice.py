@@ -94,7 +94,7 @@ def _inputs(shape: Shape, samples: int, dimensions: int, dtype: torch.dtype) -> 
 def _masked(
     shape: Shape, mask: Tensor, x: Tensor, dy: Tensor, autocast: torch.dtype | None, input_gradient: bool
 ) -> Action:
-    weight = torch.randn(mask.shape).mul_(mask)
+    weight = torch.randn(mask.shape, dtype=torch.float32).mul_(mask)
     if mask.dim() == 4:
         weight = weight.to(memory_format=torch.channels_last)
 
@@ -114,7 +114,7 @@ def _packed(library: ctypes.CDLL, shape: Shape, mask: Tensor, x: Tensor, dy: Ten
     def forward(x: Tensor, values: Tensor) -> Tensor:
         return product(x.float(), values, layer, pool)
 
-    return _both_passes(forward, x, torch.randn(len(layer.places)), dy.float(), input_gradient)
+    return _both_passes(forward, x, torch.randn(len(layer.places), dtype=torch.float32), dy.float(), input_gradient)
 
 
 def _both_passes(

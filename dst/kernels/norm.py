@@ -49,7 +49,7 @@ class _Norm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, added = _lying(x), None if added is None else _lying(added)
         y, channels = torch.empty_like(x), x.shape[1]
-        mean, inverse, variance, scale, shift = (torch.empty(channels) for _ in range(5))
+        mean, inverse, variance, scale, shift = (torch.empty(channels, dtype=torch.float32) for _ in range(5))
         sizes = ctypes.c_int64(x.numel() // channels), ctypes.c_int64(channels)
         tensors = map(_at, (weight, bias, mean, inverse, variance, scale, shift))
         _check(

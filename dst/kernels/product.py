@@ -21,7 +21,7 @@ class Tiles:
     def take(self, shape: tuple[int, ...]) -> Tensor:
         """Return a buffer that nobody else has; its inside holds whatever it held."""
         free = self._free[shape]
-        return free.pop() if free else torch.zeros(shape)
+        return free.pop() if free else torch.zeros(shape, dtype=torch.float32)
 
     def give(self, tiles: Tensor) -> None:
         """Take a buffer back."""
@@ -75,8 +75,8 @@ class _Product(torch.autograd.Function):
         tiles = tiles_of(len(lying))
         tiled = pool.take((tiles, *shape.input_tile))
         layer.tile_inputs(lying, tiled)
-        y = torch.empty(len(lying), *shape.out, shape.outs)
-        layer.forward(values, bias, tiled, y)
+        y = torch.empty(len(lying), *shape.out, shape.outs, dtype=torch.float32)
+        layer.forward(values, None if bias is None else bias.contiguous(), tiled, y)
         if is_kept:
             ctx.save_for_backward(values)
             ctx.tiled, ctx.layer, ctx.pool, ctx.read, ctx.inputs = tiled, layer, pool, read, x.shape
@@ -100,7 +100,7 @@ class _Product(torch.autograd.Function):
         dvalues = layer.weight_gradient(tiled, tiled_dy) if ctx.needs_input_grad[1] else None
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.empty(len(lying), shape.height, shape.width, shape.channels)
+            dx = torch.empty(len(lying), shape.height, shape.width, shape.channels, dtype=torch.float32)
             layer.input_gradient(values, tiled_dy, dx)
             dx = _as_before(dx, ctx.inputs)
         pool.give(tiled_dy)
@@ -127,11 +127,11 @@ def _dense_gradient(layer: Unstructured, tiled: Tensor, dy: Tensor) -> Tensor:
     """Return the gradient of all weights, those outside the mask too: that of autograd, bit by bit."""
     shape = layer.shape
     samples = dy.shape[0] if dy.dim() == 4 else dy.numel() // dy.shape[-1]
-    x = torch.empty(samples, shape.height, shape.width, shape.channels)
+    x = torch.empty(samples, shape.height, shape.width, shape.channels, dtype=torch.float32)
     layer.untile(tiled, x, *shape.padding)
     if dy.dim() != 4:
         return dy.reshape(-1, shape.outs).t() @ x.view(-1, shape.channels)
-    weight = torch.empty(shape.outs, shape.channels, *shape.kernel).to(memory_format=torch.channels_last)
+    weight = dy.new_empty(shape.outs, shape.channels, *shape.kernel).to(memory_format=torch.channels_last)
     geometry = None, shape.stride, shape.padding, (1, 1), False, (0, 0), 1
     found: Tensor = torch.ops.aten.convolution_backward(
         dy, x.permute(0, 3, 1, 2), weight, *geometry, (False, True, False)

@@ -85,7 +85,7 @@ class Unstructured:
 
     def _listed(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return output and column of each weight of a mask, int32, in the order of its rows."""
-        rows = mask.reshape(self.shape.outs, -1)
+        rows = mask.reshape(self.shape.outs, -1).contiguous()
         n = int(rows.count_nonzero())
         output, column = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
         self._library.dst_list(_at(rows), *map(_long, rows.shape), _at(output), _at(column))
@@ -154,7 +154,7 @@ class Unstructured:
     def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
         """Return the gradients of the weights, from tiled inputs and tiled gradients of outputs."""
         table, tile = self._forward, self.shape.gradient_tile
-        found = torch.empty(len(self.places))
+        found = torch.empty(len(self.places), dtype=torch.float32)
         ranges = min(threads(), max(1, table.outs // 4))
         sets = min(table.chunks, -(-threads() // ranges))
         cuts, plane, span = self._cuts(table, ranges, 1), prod(tile[1:]), max(1, _SPAN // table.outs)
@@ -225,18 +225,18 @@ class _Scratch(threading.local):
     """Memory of a thread for what is needed within a call only: fresh memory costs more than the arithmetic."""
 
     def __init__(self) -> None:
-        self._values, self._outputs = torch.empty(0), torch.empty(0)
+        self._values = self._outputs = torch.empty(0, dtype=torch.float32)
 
     def values(self, n: int) -> Tensor:
         """Return room for so many values."""
         if len(self._values) < n:
-            self._values = torch.empty(n)
+            self._values = torch.empty(n, dtype=torch.float32)
         return self._values
 
     def outputs(self, n: int) -> Tensor:
         """Return room for so many numbers of tiles of outputs."""
         if len(self._outputs) < n:
-            self._outputs = torch.empty(n)
+            self._outputs = torch.empty(n, dtype=torch.float32)
         return self._outputs
 
 
@@ -251,7 +251,7 @@ def _offset(tile: tuple[int, ...], channel: Tensor, place: Tensor) -> Tensor:
 
 def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor, room: Tensor | None = None) -> Tensor:
     """Return some of float32 numbers that lie in a row; ``order``: int32, which ones; ``room``: where they may lie."""
-    found = torch.empty(len(order)) if room is None else room
+    found = torch.empty(len(order), dtype=torch.float32) if room is None else room
     library.dst_permute(_at(numbers), _at(found), _at(order), _long(len(order)), _threads_for(len(order)))
     return found
 

@@ -218,6 +218,7 @@ class Training:
             self.ledger.load_state_dict(booked)
             self._checkpoint(observer)
             raise watch.stopped(self.counters.step) from None
+        self._report_compute(observer)
         self.counters.seconds = time.perf_counter() - self._started
 
     def _checkpoint(self, observer: Observer) -> None:
@@ -304,8 +305,7 @@ class Training:
         self.counters.step = batch.step
         if self.sparsifier.update(turn, is_last=self.phase_step == self.phase.steps):
             self._report_update(observer)
-        if decisions := self.sparsifier.weights.decisions:
-            observer.on_compute(self.counters.step, decisions)
+        self._report_compute(observer)
         self._sums += torch.stack([judged.loss.double() * batch.samples, judged.right.double()])
         self.counters.samples += batch.samples
 
@@ -334,6 +334,11 @@ class Training:
         self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
         self.active = self.sparsifier.topology.active_by_layer
         observer.on_layers(step, self.sparsifier.layers)
+
+    def _report_compute(self, observer: Observer) -> None:
+        """Report what was found out of how layers are multiplied, before it can be saved."""
+        if decisions := self.sparsifier.weights.decisions:
+            observer.on_compute(self.counters.step, decisions)
 
     def _check_scale(self, step: int) -> None:
         """Raise DivergedError if the loss scale has vanished."""

@@ -82,6 +82,16 @@ def test_without_a_compiler_it_says_so(fresh, monkeypatch):
         build.load(fresh)
 
 
+def test_a_compiler_may_have_options(fresh, monkeypatch):
+    build.load(fresh)
+    without = library(fresh)
+    for cached in (build.load, build._compiler):
+        cached.cache_clear()
+    monkeypatch.setenv("CC", "cc -DNDEBUG")
+    build.load(fresh)
+    assert {*fresh.glob("*.so")} > {without}  # another one, since it is made in another way
+
+
 def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
     monkeypatch.setenv("CC", "false")
     with pytest.raises(build.UnavailableError, match="false fails"):

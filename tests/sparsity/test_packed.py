@@ -150,6 +150,26 @@ def test_accumulation(grow, to_none, packing):
 
 
 @pytest.mark.parametrize("to_none", [True, False])
+def test_accumulation_where_active_weights_have_no_gradient(to_none, packing):
+    found = []
+    for compute in ("masked", packing):
+        model = seeded(lambda: nn.Linear(64, 32))
+        sparsifier = sparsified(model, compute, every=2, density=0.02, drop="magnitude", grow="gradient")
+        unused = ~sparsifier.topology.masks[0].any(0)
+        assert 0 < int(unused.sum()) < 64
+        for step in range(2):  # the second one is the first with an update
+            for part in range(3):
+                if part < 2:  # the first one is left out
+                    sparsifier.optimizer.zero_grad(set_to_none=to_none)
+                (model(batch(3 * step + part, 32, (64,)) * unused) ** 3).sum().backward()
+            if step == 1:
+                found.append(sparsifier.weights.gradient(0).clone())
+            sparsifier.step()
+    assert float(found[0].abs().max()) > 1
+    assert torch.allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
 def test_a_batch_that_is_left_out(to_none, packing):
     """Its gradients are given up without a step, at a step that would have updated: nothing of them stays."""
     held = pair(packing)
@@ -433,6 +453,11 @@ STAY = {
     "padding same": (lambda: nn.Sequential(conv(), conv(padding="same")), "1", "padding zeros same"),
     "transposed": (lambda: nn.Sequential(conv(), nn.ConvTranspose2d(16, 16, 3)), "1", "used by ConvTranspose2d"),
     "one dimension": (lambda: nn.Sequential(nn.Linear(16, 16), nn.Conv1d(16, 16, 3)), "1", "used by Conv1d"),
+    "read past the module": (
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(32, 2, 64, 0.0), nn.Linear(32, 32)),
+        "0.linear1",
+        "used by TransformerEncoderLayer",
+    ),
     "few channels": (lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 15)), "1", "fewer than 16 inputs or"),
 }
 
@@ -452,7 +477,70 @@ def test_what_stays_masked(name, packing):
             inputs = torch.arange(60).view(3, 20) % 20 if make is Tied else batch(step, 20, shape)
             model(inputs).square().mean().backward()
             sparsifier.step()
+        with torch.no_grad():
+            assert model.eval()(inputs).isfinite().all()
     assert_alike(held)
+
+
+def test_weights_are_averaged_in_a_plain_block(packing):
+    averages = []
+    for model, sparsifier in pair(packing):
+        averaged = torch.optim.swa_utils.AveragedModel(model)
+        for step in range(4):
+            take(model, sparsifier, [step])
+            with sparsifier.unpacked():
+                averaged.update_parameters(model)
+        averages.append(averaged.module.state_dict())
+    assert_close(averages[1], averages[0])
+
+
+LAYOUTS = {
+    "a linear layer of columns": (lambda: nn.Linear(40, 64), (0, 1), (32, 40)),
+    "a convolution by inputs": (lambda: nn.Conv2d(16, 32, 3), (0, 1), (32, 16, 6, 6)),
+    "a convolution by columns": (lambda: nn.Conv2d(16, 32, 3), (2, 3), (32, 16, 6, 6)),
+    "a convolution by taps": (lambda: nn.Conv2d(16, 32, 3), (0, 3), (32, 16, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_weights_of_any_memory_layout(name, packing):
+    make, axes, shape = LAYOUTS[name]
+
+    def laid():
+        layer = make()
+        weight = layer.weight.detach()
+        layer.weight = nn.Parameter(weight.transpose(*axes).contiguous().transpose(*axes))
+        layer.bias = nn.Parameter(torch.randn(2 * len(layer.bias))[::2])
+        assert weight.stride() != layer.weight.stride()
+        return layer
+
+    held = pair(packing, make=laid, drop="magnitude", grow="gradient")
+    for model, sparsifier in held:
+        take(model, sparsifier, range(7), samples=shape[0], shape=shape[1:])
+    assert_alike(held)
+
+
+def test_another_default_type(packing):
+    held = pair(packing, drop="magnitude", grow="gradient")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for model, sparsifier in held:
+            for step in range(7):
+                sparsifier.optimizer.zero_grad()
+                model(batch(step).float()).square().mean().backward()
+                sparsifier.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_alike(held)
+
+
+def test_an_optimizer_that_goes_by_shapes_is_refused(packing):
+    def adafactor(model):
+        return torch.optim.Adafactor(model.parameters(), 0.01)
+
+    sparsified(seeded(), optimizer=adafactor)
+    with pytest.raises(ValueError, match="Adafactor keeps averages of the rows and columns of a weight, which packed"):
+        sparsified(seeded(), packing, optimizer=adafactor)
 
 
 def test_attention_stays_masked(packing):

@@ -225,6 +225,27 @@ def test_procedures(name, method, root):
     assert packed.networks
 
 
+def test_what_is_decided_between_phases_is_told_before_it_is_saved(root):
+    class Told(Seen):
+        told = {}  # noqa: RUF012 - replaced, not changed
+
+        def on_compute(self, step, decisions):
+            self.told = {**self.told, **{d.layer: (step, vars(d)) for d in decisions}}
+
+        def on_checkpoint(self, step, state):
+            super().on_checkpoint(step, state)
+            assert state["sparsifier"].get("compute", {}) == {name: d for name, (_, d) in self.told.items()}
+
+    options = (*SGD, *IMP, "procedure.rewind=init", "sparsity.density=0.25", "hardware.determinism=fast")
+    training = built(root, "static", "auto", *options)
+    seen = Told(training)
+    training.run(seen, seen.stop)
+    ends = {sum(phase.steps for phase in training.phases[: n + 1]) for n in range(len(training.phases))}
+    steps = {step for step, _ in seen.told.values()}
+    assert steps <= {1, *ends}
+    assert steps & ends
+
+
 def test_half_precision(root):
     """Packed layers compute in single precision, within a run in bfloat16: what masks make of it, up to rounding."""
     options = (*SGD, "hardware.precision=bf16")

@@ -1,9 +1,14 @@
 """Which layers are packed: by a fixed rule, and by times of real layers, which here are made up."""
 
+import copy
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from dst.kernels.build import UnavailableError
 from dst.kernels.choice import Timing
 from dst.sparsity import Sparsifier, UpdatePlan
 from dst.sparsity.weights.packing import FixedRule, Timed, packed, timed, told, unpackable
@@ -33,9 +38,9 @@ def sparsified(packing, density=0.2, **options):
     return model, Sparsifier(model, optimizer, density=density, compute=packing, **options)
 
 
-def step(model, sparsifier, samples=32):
+def step(model, sparsifier, samples=32, inputs=40):
     sparsifier.optimizer.zero_grad()
-    model(torch.randn(samples, 40)).square().mean().backward()
+    model(torch.randn(samples, inputs)).square().mean().backward()
     sparsifier.step()
 
 
@@ -110,6 +115,41 @@ def test_what_was_decided_is_state_and_is_obeyed(by_times):
     assert again.weights.packed == ["2"]
     step(twin, again)
     assert (again.weights.packed, clock.asked, again.weights.decisions) == (["2"], [], [])
+
+
+def test_a_layer_that_is_met_late_is_timed_though_others_that_come_after_it_were(by_times):
+    packing, _ = by_times()
+    model, sparsifier = sparsified(packing)
+    step(model[2:], sparsifier, inputs=32)
+    assert [d.layer for d in sparsifier.weights.decisions] == ["2", "4"]
+    states = model.state_dict(), sparsifier.state_dict()
+    other, clock = by_times(40)
+    twin, again = sparsified(other)
+    twin.load_state_dict(states[0])
+    again.load_state_dict(states[1])
+    step(twin, again)
+    assert [inputs for inputs, *_ in clock.asked] == [40]
+    assert again.weights.packed == ["0"]
+
+
+def test_a_copy_is_not_watched_and_can_be_written(by_times):
+    packing, clock = by_times()
+    model, sparsifier = sparsified(packing)
+    twin = copy.deepcopy(model)
+    twin(torch.randn(64, 40)).sum().backward()
+    assert torch.equal(pickle.loads(pickle.dumps(twin))[0].weight, model[0].weight)
+    step(model, sparsifier, samples=33)
+    assert [samples for _, _, samples, *_ in clock.asked] == [33] * 3
+
+
+def test_without_a_home_it_says_so(monkeypatch):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.raises(UnavailableError, match="there is no folder for kernels"):
+        packed()
 
 
 def test_the_times_of_the_main_process_hold(by_times):

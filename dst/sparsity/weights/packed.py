@@ -16,6 +16,9 @@ from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed_layer import PackedLayer, pack, unpack
 from dst.sparsity.weights.packing import Decision, Packing, told, unpackable
 
+_BY_SHAPE = {"Adafactor": "keeps averages of the rows and columns of a weight"}
+"""Optimizers of torch that go by the shape of a weight, and how."""
+
 
 class Packed(MaskedDense):
     """The weights of all sparse layers: of those that are packed the active ones alone, in a vector.
@@ -63,6 +66,10 @@ class Packed(MaskedDense):
         """How many blocks want dense weights."""
         self._active = list(active)
         super().__init__(layers, masks, active)
+        self._hooks = [
+            layers[i].weight.register_post_accumulate_grad_hook(own.summed)  # type: ignore[no-untyped-call]
+            for i, own in self._able.items()
+        ]
         packing.watch([layers[i] for i in self._able])
         self._depth = 0
         self._pack()
@@ -234,6 +241,15 @@ class Packed(MaskedDense):
         handles = optimizer.register_state_dict_post_hook(saved), optimizer.register_load_state_dict_pre_hook(loading)
         self._handles = handles
 
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        super()._check_optimizer(optimizer)
+        for cls in type(optimizer).__mro__:
+            if cls.__name__ in _BY_SHAPE:
+                raise ValueError(
+                    f"{cls.__name__} {_BY_SHAPE[cls.__name__]}, which packed weights do not have: it would take other "
+                    "steps. Compute with masks instead, or train by another optimizer (SGD, Adam, AdamW, ...)"
+                )
+
     @torch.no_grad()
     def _plain(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the state of the optimizer with that of dense weights."""
@@ -270,7 +286,7 @@ class Packed(MaskedDense):
     def release(self) -> None:
         """Leave plain weights, which something else may hold."""
         self._unpack()
-        for handle in getattr(self, "_handles", ()):
+        for handle in (*self._hooks, *getattr(self, "_handles", ())):
             handle.remove()
         super().release()
 

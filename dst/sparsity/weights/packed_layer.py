@@ -40,6 +40,8 @@ class PackedLayer:
         self._products: dict[Shape, Unstructured] = {}
         self._dense: tuple[int, Tensor] | None = None
         self._task = -1
+        self._summed: tuple[int, int] | None = None
+        """Which gradient of the values the last backward pass has left, and its version."""
 
     def set_mask(self, mask: Tensor, module: nn.Linear | nn.Conv2d) -> Tensor:
         """Have the weights of a mask from now on, not none; return their places. ``module``: a place of the weight."""
@@ -71,11 +73,13 @@ class PackedLayer:
 
     def _in_memory(self, places: Tensor) -> Tensor:
         """Return where flat positions of the weight lie in memory, int32."""
+        rest, found = places.int(), torch.zeros_like(places, dtype=torch.int32)
         if self._like.is_contiguous():
-            return places.int()
-        channels, taps = self._like.shape[1], self._like.shape[2:].numel()  # channels-last
-        output, column = places // (channels * taps), places % (channels * taps)
-        return (output * (channels * taps) + column % taps * channels + column // taps).int()
+            return rest
+        for size, stride in reversed([*zip(self._like.shape, self._like.stride(), strict=True)]):
+            found += rest % size * stride
+            rest = rest // size
+        return found
 
     def dense(self, values: Tensor) -> Tensor:
         """Return the weight, made once for each change of its values."""
@@ -139,12 +143,23 @@ class PackedLayer:
     def read(self, values: Tensor, gradient: Tensor) -> None:
         """Take a dense gradient, within a backward pass; it adds up as ``values.grad`` does."""
         task = torch._C._current_graph_task_id()
-        adds = task == self._task or (values.grad is not None and bool(values.grad.any()))  # else it was zeroed
+        adds = task == self._task or (  # else it was zeroed, of which a version tells if all of it is zero
+            values.grad is not None and (self._summed == _state_of(values.grad) or bool(values.grad.any()))
+        )
         if self.dense_gradient is not None and adds:
             self.dense_gradient = self.dense_gradient + gradient
         else:
             self.dense_gradient = gradient
         self._task = task
+
+    def summed(self, values: Tensor) -> None:
+        """Know the gradient that a backward pass has left."""
+        if self.reads_dense_gradient and values.grad is not None:
+            self._summed = _state_of(values.grad)
+
+
+def _state_of(gradient: Tensor) -> tuple[int, int]:
+    return gradient.data_ptr(), gradient._version
 
 
 class _Spread(torch.autograd.Function):

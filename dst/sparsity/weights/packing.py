@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dst.kernels import choice
-from dst.kernels.build import load
+from dst.kernels.build import UnavailableError, load
 from dst.kernels.choice import Timing
 from dst.kernels.shape import Shape
 from dst.sparsity.scope import Layer
@@ -97,6 +97,26 @@ Time = Callable[[Met, Tensor], Timing]
 """Times a layer with a mask, masked and packed."""
 
 
+class _Hook:
+    """What a module calls, but no copy of it."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *given: Any) -> None:
+        self._call(*given)
+
+    def __reduce__(self) -> Any:
+        return _Idle, ()
+
+
+class _Idle:
+    """A hook that does nothing."""
+
+    def __call__(self, *given: Any) -> None:
+        pass
+
+
 class Timed(Packing):
     """Packs the layers that are faster so, of what they are given in training, on this machine, at this moment.
 
@@ -137,10 +157,10 @@ class Timed(Packing):
             assert isinstance(module, nn.Linear | nn.Conv2d)
             if module.training and torch.is_grad_enabled():
                 self._met[name] = Met(module, given[0].shape, not given[0].requires_grad)
-                self._has_seen_more = name not in self.decisions
+                self._has_seen_more |= name not in self.decisions
                 handle.remove()
 
-        handle = module.register_forward_pre_hook(met)
+        handle = module.register_forward_pre_hook(_Hook(met))
 
     @property
     def has_seen_more(self) -> bool:
@@ -176,7 +196,10 @@ def timed(
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dst-kernels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dst-kernels"
+    except RuntimeError as error:  # of Path.home
+        raise UnavailableError(f"there is no folder for kernels ({error}): set HOME, or give one") from error
 
 
 def is_sparse_enough(layer: Layer, active: int, limit: float = LIMIT) -> bool:
@@ -190,6 +213,9 @@ def unpackable(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             users.setdefault(id(parameter), []).append((module, name))
+        if isinstance(module, nn.TransformerEncoderLayer):  # in evaluation it takes the weights past their modules
+            for name, parameter in module.named_parameters():
+                users.setdefault(id(parameter), []).append((module, name))
     found = {layer.name: _problem(layer, users[id(layer.weight)]) for layer in layers}
     return {name: problem for name, problem in found.items() if problem is not None}
 
