@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dst.kernels.calls import at, long, threads
 from dst.kernels.derivatives import refuse_second
-from dst.kernels.unstructured import threads
 
 
 def batch_norm(
@@ -50,11 +50,11 @@ class _Norm(torch.autograd.Function):
         x, added = _lying(x), None if added is None else _lying(added)
         y, channels = torch.empty_like(x), x.shape[1]
         mean, inverse, variance, scale, shift = (torch.empty(channels, dtype=torch.float32) for _ in range(5))
-        sizes = ctypes.c_int64(x.numel() // channels), ctypes.c_int64(channels)
-        tensors = map(_at, (weight, bias, mean, inverse, variance, scale, shift))
+        sizes = long(x.numel() // channels), long(channels)
+        tensors = map(at, (weight, bias, mean, inverse, variance, scale, shift))
         _check(
             library.dst_norm_forward(
-                *map(_at, (x, added, y)), *sizes, *tensors, ctypes.c_double(eps), int(rectifies), threads()
+                *map(at, (x, added, y)), *sizes, *tensors, ctypes.c_double(eps), int(rectifies), threads()
             )
         )
         ctx.mark_non_differentiable(mean, variance)
@@ -70,11 +70,11 @@ class _Norm(torch.autograd.Function):
         dy, dx = _lying(dy), torch.empty_like(x)
         dadded = torch.empty_like(x) if ctx.needs_input_grad[3] else None
         dweight, dbias, channels = torch.empty_like(weight), torch.empty_like(weight), x.shape[1]
-        sizes = ctypes.c_int64(x.numel() // channels), ctypes.c_int64(channels)
-        tensors = map(_at, (weight, mean, inverse, scale, shift, dweight, dbias))
+        sizes = long(x.numel() // channels), long(channels)
+        tensors = map(at, (weight, mean, inverse, scale, shift, dweight, dbias))
         _check(
             ctx.library.dst_norm_backward(
-                *map(_at, (x, y, dy, dx, dadded)), *sizes, *tensors, int(ctx.rectifies), threads()
+                *map(at, (x, y, dy, dx, dadded)), *sizes, *tensors, int(ctx.rectifies), threads()
             )
         )
         return dx, dweight, dbias, dadded, None, None, None
@@ -95,17 +95,13 @@ class _Dropout(torch.autograd.Function):
 def _dropped(x: Tensor, library: ctypes.CDLL, p: float, seed: int) -> Tensor:
     x = _lying(x)
     y = torch.empty_like(x)
-    library.dst_dropout(_at(x), _at(y), ctypes.c_int64(x.numel()), ctypes.c_uint32(seed), ctypes.c_double(p), threads())
+    library.dst_dropout(at(x), at(y), long(x.numel()), ctypes.c_uint32(seed), ctypes.c_double(p), threads())
     return y
 
 
 def _lying(x: Tensor) -> Tensor:
     """Return activations channels-last: index follows index in memory."""
     return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
-
-
-def _at(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _check(failed: int) -> None:

@@ -1,7 +1,6 @@
 """Products with unstructured weights: what a layer's mask and shape become for the kernels, and the three passes."""
 
 import ctypes
-import os
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from dst.kernels.calls import at, long, threads
 from dst.kernels.shape import SAMPLES, Positions, Shape, classes_of, layout
 
 _CHUNK_OF_LINEAR, _CHUNK_OF_CONVOLUTION = 64, 16
@@ -88,7 +88,7 @@ class Unstructured:
         rows = mask.reshape(self.shape.outs, -1).contiguous()
         n = int(rows.count_nonzero())
         output, column = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
-        self._library.dst_list(_at(rows), *map(_long, rows.shape), _at(output), _at(column))
+        self._library.dst_list(at(rows), *map(long, rows.shape), at(output), at(column))
         return output, column
 
     def _table_of_outputs(self, output: Tensor, column: Tensor) -> _Table:
@@ -135,7 +135,7 @@ class Unstructured:
         order, offsets = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
         starts = torch.empty(chunks, outs + 1, dtype=torch.int32)
         sources = [tensor.contiguous() for tensor in (output, input_, chunk_of, offset_of)]
-        self._library.dst_sort(*map(_at, sources), _long(n), chunks, outs, *map(_at, (order, offsets, starts)))
+        self._library.dst_sort(*map(at, sources), long(n), chunks, outs, *map(at, (order, offsets, starts)))
         return _Table(order, offsets, starts)
 
     # -- passes --------------------------------------------------------------------------------------------------------
@@ -158,12 +158,12 @@ class Unstructured:
         ranges = min(threads(), max(1, table.outs // 4))
         sets = min(table.chunks, -(-threads() // ranges))
         cuts, plane, span = self._cuts(table, ranges, 1), prod(tile[1:]), max(1, _SPAN // table.outs)
-        for adds, at in enumerate(layout(self.shape, len(x)).gradients):
-            inside, out = (_at(x), _at(at.inside), _at(at.in_steps)), (_at(at.out), _at(at.out_steps))
-            work = _long(len(at.out)), _long(span), _at(found), _at(table.offsets), _at(table.starts), table.chunks
+        for adds, place in enumerate(layout(self.shape, len(x)).gradients):
+            inside, out = (at(x), at(place.inside), at(place.in_steps)), (at(place.out), at(place.out_steps))
+            work = long(len(place.out)), long(span), at(found), at(table.offsets), at(table.starts), table.chunks
             self._library.dst_gradients(
-                *(at.group, int(adds > 0), *inside, _at(dy), _long(plane), *out, *work),
-                *(table.outs, sets, _at(cuts), ranges, threads()),
+                *(place.group, int(adds > 0), *inside, at(dy), long(plane), *out, *work),
+                *(table.outs, sets, at(cuts), ranges, threads()),
             )
         return found
 
@@ -176,22 +176,22 @@ class Unstructured:
         y: Tensor,
         bias: Tensor | None = None,
     ) -> None:
-        for at in positions:
-            ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(at.out), table.outs))
+        for place in positions:
+            ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(place.out), table.outs))
             cuts = self._cuts(table, ranges, 16)
-            room = at.group * SAMPLES * int(cuts.diff().amax())
-            inside, out = (_at(x), _at(at.inside), _at(at.in_steps)), (_at(y), _at(at.out), _at(at.out_steps))
+            room = place.group * SAMPLES * int(cuts.diff().amax())
+            inside, out = (at(x), at(place.inside), at(place.in_steps)), (at(y), at(place.out), at(place.out_steps))
             weights = (
-                None if bias is None else _at(bias),
-                _at(values),
-                _at(table.offsets),
-                _at(table.starts),
+                at(bias),
+                at(values),
+                at(table.offsets),
+                at(table.starts),
                 table.chunks,
                 table.outs,
             )
             self._library.dst_multiply(
-                *(at.group, *inside, *out, _long(len(at.out)), _long(len(y)), _long(y[0].numel()), *weights),
-                *(_at(cuts), ranges, _at(_scratch.outputs(threads() * room)), _long(room), threads()),
+                *(place.group, *inside, *out, long(len(place.out)), long(len(y)), long(y[0].numel()), *weights),
+                *(at(cuts), ranges, at(_scratch.outputs(threads() * room)), long(room), threads()),
             )
 
     def _cuts(self, table: _Table, ranges: int, whole: int) -> Tensor:
@@ -213,12 +213,12 @@ class Unstructured:
 
     def _tile(self, found: Tensor, to: Tensor, top: int, left: int) -> None:
         sizes = *found.shape, to.shape[2], to.shape[3], top, left
-        self._library.dst_tile(_at(found), _at(to), *map(_long, sizes), _threads_for(found.numel()))
+        self._library.dst_tile(at(found), at(to), *map(long, sizes), _threads_for(found.numel()))
 
     def untile(self, tiles: Tensor, to: Tensor, top: int = 0, left: int = 0) -> None:
         """Lay what is in tiles, inside a border, back."""
         sizes = *to.shape, tiles.shape[2], tiles.shape[3], top, left
-        self._library.dst_untile(_at(tiles), _at(to), *map(_long, sizes), _threads_for(to.numel()))
+        self._library.dst_untile(at(tiles), at(to), *map(long, sizes), _threads_for(to.numel()))
 
 
 class _Scratch(threading.local):
@@ -252,13 +252,13 @@ def _offset(tile: tuple[int, ...], channel: Tensor, place: Tensor) -> Tensor:
 def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor, room: Tensor | None = None) -> Tensor:
     """Return some of float32 numbers that lie in a row; ``order``: int32, which ones; ``room``: where they may lie."""
     found = torch.empty(len(order), dtype=torch.float32) if room is None else room
-    library.dst_permute(_at(numbers), _at(found), _at(order), _long(len(order)), _threads_for(len(order)))
+    library.dst_permute(at(numbers), at(found), at(order), long(len(order)), _threads_for(len(order)))
     return found
 
 
 def spread(library: ctypes.CDLL, numbers: Tensor, order: Tensor, to: Tensor) -> None:
     """Write float32 numbers into places of a row; ``order``: int32, into which ones, each once."""
-    library.dst_spread(_at(numbers), _at(to), _at(order), _long(len(order)), _threads_for(len(order)))
+    library.dst_spread(at(numbers), at(to), at(order), long(len(order)), _threads_for(len(order)))
 
 
 def _ranges(items: int, outs: int) -> int:
@@ -269,26 +269,3 @@ def _ranges(items: int, outs: int) -> int:
 def _threads_for(numbers: int) -> int:
     """Return on how many threads to copy so many numbers: a few are copied before another thread has woken up."""
     return threads() if numbers >= _MANY else 1
-
-
-def threads() -> int:
-    """Return on how many threads kernels run: torch's number; one in a child of fork, where more would wait forever."""
-    return 1 if _is_child else torch.get_num_threads()
-
-
-_is_child = False
-
-
-def _forked() -> None:
-    global _is_child
-    _is_child = True
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-_long = ctypes.c_int64

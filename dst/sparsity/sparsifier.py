@@ -243,7 +243,7 @@ class Sparsifier:
 
     def _check_learned(self, optimizer: Optimizer | None, compute: str | Packing) -> None:
         """Raise ValueError for what does not go with learned masks."""
-        refuse(compute_problems("masked" if compute == "masked" else "packed", learns=True))
+        refuse(compute_problems(compute if isinstance(compute, str) else "packed", learns=True))
         refuse(learning_problems(_REPARAMETRIZE, ["the update"] if self.topology_update is not None else []))
         if optimizer is not None:
             raise ValueError(

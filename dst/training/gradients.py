@@ -103,8 +103,11 @@ class Gradients:
             self._replica, self._accumulators = self.passes.processes.replica(self.network), self._now()
 
     def _now(self) -> list[Any]:
-        """Return what accumulates the gradient of each parameter, where a replica waits for that."""
-        if self._replica is self.network:
+        """Return what accumulates the gradient of each parameter, where a replica waits for that.
+
+        Layers are packed on a CPU only: a GPU need not wait for the host to look.
+        """
+        if self._replica is self.network or not self._parameters[0].is_cpu:
             return []
         return [get_gradient_edge(parameter).node for parameter in self._parameters if parameter.requires_grad]
 

@@ -264,8 +264,8 @@ class Training:
     @property
     def parameters(self) -> int:
         """The number of the network's parameters, however they are held."""
-        with self.sparsifier.unpacked():
-            return parameter_count(self.model)
+        layers = self.sparsifier.topology.layers
+        return parameter_count(self.model) + sum(layer.size - layer.weight.numel() for layer in layers)
 
     def _initial_density(self) -> dict[str, float]:
         """Return the density of the first masks, if it is known."""

@@ -126,7 +126,7 @@ def test_a_child_of_fork_runs_on_one_thread(kernels):
     values, order, found = torch.arange(9.0), torch.arange(9).flip(0).int(), torch.empty(9)
 
     def permute():
-        from dst.kernels.unstructured import threads
+        from dst.kernels.calls import threads
 
         at = [tensor.data_ptr() for tensor in (values, found, order)]
         kernels.dst_permute(*map(build.ctypes.c_void_p, at), build.ctypes.c_int64(9), threads())

@@ -29,12 +29,11 @@ def check_optimizer(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
 
 def check_trained(optimizer: Optimizer, parameters: Mapping[str, Sequence[nn.Parameter]]) -> None:
     """Raise ValueError unless the optimizer trains these parameters of layers, each number by itself."""
-    for cls in type(optimizer).__mro__:
-        if cls.__name__ in _MIXING:
-            raise ValueError(
-                f"{cls.__name__} {_MIXING[cls.__name__]}: inactive weights would move. Train the layers in scope by an "
-                "optimizer that treats each weight by itself (SGD, Adam, AdamW, ...)"
-            )
+    if told := kind_among(optimizer, _MIXING):
+        raise ValueError(
+            f"{told}: inactive weights would move. Train the layers in scope by an optimizer that treats each weight "
+            "by itself (SGD, Adam, AdamW, ...)"
+        )
     frozen = [name for name, found in parameters.items() if not all(p.requires_grad for p in found)]
     if frozen:
         raise ValueError(
@@ -48,6 +47,13 @@ def check_trained(optimizer: Optimizer, parameters: Mapping[str, Sequence[nn.Par
             f"the optimizer does not train layers {', '.join(missing)}: is it of another model, or was it made before "
             "their weights were replaced? Give it these weights, or leave the layers out of the scope (exclude)"
         )
+
+
+def kind_among(optimizer: Optimizer, kinds: Mapping[str, str]) -> str:
+    """Return name and trait of the kind that an optimizer is of, if it is one of these; empty if it is none."""
+    return next(
+        (f"{cls.__name__} {kinds[cls.__name__]}" for cls in type(optimizer).__mro__ if cls.__name__ in kinds), ""
+    )
 
 
 def check_trainable(layers: Iterable[Layer]) -> None:

@@ -66,7 +66,7 @@ class Packed(MaskedDense):
         """How many blocks want dense weights."""
         self._active = list(active)
         super().__init__(layers, masks, active)
-        self._hooks = [
+        self._hooks: list[Any] = [
             layers[i].weight.register_post_accumulate_grad_hook(own.summed)  # type: ignore[no-untyped-call]
             for i, own in self._able.items()
         ]
@@ -238,17 +238,16 @@ class Packed(MaskedDense):
             if (alive := me()) is not None and alive._optimizer is of:
                 alive._unpack()
 
-        handles = optimizer.register_state_dict_post_hook(saved), optimizer.register_load_state_dict_pre_hook(loading)
-        self._handles = handles
+        self._hooks.append(optimizer.register_state_dict_post_hook(saved))
+        self._hooks.append(optimizer.register_load_state_dict_pre_hook(loading))
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         super()._check_optimizer(optimizer)
-        for cls in type(optimizer).__mro__:
-            if cls.__name__ in _BY_SHAPE:
-                raise ValueError(
-                    f"{cls.__name__} {_BY_SHAPE[cls.__name__]}, which packed weights do not have: it would take other "
-                    "steps. Compute with masks instead, or train by another optimizer (SGD, Adam, AdamW, ...)"
-                )
+        if told := held.kind_among(optimizer, _BY_SHAPE):
+            raise ValueError(
+                f"{told}, which packed weights do not have: it would take other steps. Compute with masks instead, or "
+                "train by another optimizer (SGD, Adam, AdamW, ...)"
+            )
 
     @torch.no_grad()
     def _plain(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +285,7 @@ class Packed(MaskedDense):
     def release(self) -> None:
         """Leave plain weights, which something else may hold."""
         self._unpack()
-        for handle in (*self._hooks, *getattr(self, "_handles", ())):
+        for handle in self._hooks:
             handle.remove()
         super().release()
 

@@ -43,8 +43,8 @@ class PackedLayer:
         self._summed: tuple[int, int] | None = None
         """Which gradient of the values the last backward pass has left, and its version."""
 
-    def set_mask(self, mask: Tensor, module: nn.Linear | nn.Conv2d) -> Tensor:
-        """Have the weights of a mask from now on, not none; return their places. ``module``: a place of the weight."""
+    def set_mask(self, mask: Tensor, module: nn.Linear | nn.Conv2d) -> None:
+        """Have the weights of a mask from now on, not none. ``module``: a place of the weight."""
         if mask is not self.mask:
             known = next(iter(self._products), None)
             first = known or smallest(module)
@@ -52,7 +52,6 @@ class PackedLayer:
             self.mask, self.places, self._order = mask, made.places, self._in_memory(made.places)
             self._products = {first: made} if known or isinstance(module, nn.Linear) else {}
             self._dense = None
-        return self.places
 
     # -- forms ---------------------------------------------------------------------------------------------------------
 

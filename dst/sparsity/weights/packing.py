@@ -53,6 +53,8 @@ class Packing(ABC):
         """The last decision about each layer, by name, where layers are timed."""
         self.fresh: list[Decision] = []
         """Decisions that nobody has taken note of yet."""
+        self.has_seen_more = False
+        """Whether layers without a decision have been met since the last choices."""
 
     @abstractmethod
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
@@ -60,11 +62,6 @@ class Packing(ABC):
 
     def watch(self, layers: Sequence[Layer]) -> None:  # noqa: B027 - most need not
         """Look at what the layers that may be packed are given."""
-
-    @property
-    def has_seen_more(self) -> bool:
-        """Whether layers could be chosen by now that could not the last time."""
-        return False
 
 
 class FixedRule(Packing):
@@ -130,7 +127,6 @@ class Timed(Packing):
         super().__init__(library)
         self._time, self._agree = time, agree
         self._met: dict[str, Met] = {}
-        self._has_seen_more = False
 
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
         """Say whether the layer is faster packed; False before anything was met."""
@@ -144,7 +140,7 @@ class Timed(Packing):
             known = Decision(density, masked_ms, packed_ms, layer.name)
             self.decisions[layer.name] = known
             self.fresh.append(known)
-        self._has_seen_more = False
+        self.has_seen_more = False
         return known is not None and known.choice == "packed"
 
     def watch(self, layers: Sequence[Layer]) -> None:
@@ -157,15 +153,10 @@ class Timed(Packing):
             assert isinstance(module, nn.Linear | nn.Conv2d)
             if module.training and torch.is_grad_enabled():
                 self._met[name] = Met(module, given[0].shape, not given[0].requires_grad)
-                self._has_seen_more |= name not in self.decisions
+                self.has_seen_more |= name not in self.decisions
                 handle.remove()
 
         handle = module.register_forward_pre_hook(_Hook(met))
-
-    @property
-    def has_seen_more(self) -> bool:
-        """Whether layers without a decision have been met."""
-        return self._has_seen_more
 
 
 def packed(folder: Path | None = None) -> Packing:
