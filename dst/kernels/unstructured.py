@@ -79,7 +79,7 @@ class Unstructured:
         self.places = output.long().mul_(shape.channels * shape.taps).add_(column)
         channel, tap = (column, None) if shape.taps == 1 else (column // shape.taps, column % shape.taps)
         self._backward = [self._table_of_inputs(output, channel, tap, y, x) for y, x in classes_of(shape)]
-        self._known: dict[tuple[int, int, int], Tensor] = {}
+        self._known: dict[tuple[int, int, int], tuple[Tensor, int]] = {}
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Unstructured:
         found = torch.empty(len(self.places), dtype=torch.float32)
         ranges = min(threads(), max(1, table.outs // 4))
         sets = min(table.chunks, -(-threads() // ranges))
-        cuts, plane, span = self._cuts(table, ranges, 1), prod(tile[1:]), max(1, _SPAN // table.outs)
+        (cuts, _), plane, span = self._cuts(table, ranges, 1), prod(tile[1:]), max(1, _SPAN // table.outs)
         for adds, place in enumerate(layout(self.shape, len(x)).gradients):
             inside, out = (at(x), at(place.inside), at(place.in_steps)), (at(place.out), at(place.out_steps))
             work = long(len(place.out)), long(span), at(found), at(table.offsets), at(table.starts), table.chunks
@@ -178,8 +178,8 @@ class Unstructured:
     ) -> None:
         for place in positions:
             ranges = max(-(-table.outs // _MOST_OUTPUTS), _ranges(len(place.out), table.outs))
-            cuts = self._cuts(table, ranges, 16)
-            room = place.group * SAMPLES * int(cuts.diff().amax())
+            cuts, widest = self._cuts(table, ranges, 16)
+            room = place.group * SAMPLES * widest
             inside, out = (at(x), at(place.inside), at(place.in_steps)), (at(y), at(place.out), at(place.out_steps))
             weights = (
                 at(bias),
@@ -194,10 +194,12 @@ class Unstructured:
                 *(at(cuts), ranges, at(_scratch.outputs(threads() * room)), long(room), threads()),
             )
 
-    def _cuts(self, table: _Table, ranges: int, whole: int) -> Tensor:
+    def _cuts(self, table: _Table, ranges: int, whole: int) -> tuple[Tensor, int]:
+        """Return where to cut the outputs of a table, and how many the largest range has."""
         key = id(table), ranges, whole
         if key not in self._known:
-            self._known[key] = table.cuts(ranges, whole)
+            cuts = table.cuts(ranges, whole)
+            self._known[key] = cuts, int(cuts.diff().amax())
         return self._known[key]
 
     # -- tiles ---------------------------------------------------------------------------------------------------------
