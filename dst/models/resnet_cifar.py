@@ -3,25 +3,34 @@
 Two families, in the form of the sparse-training codes: four wide stages (ITOP, GraNet; PyTorch's initialisation, a
 classifier without bias) and three thin ones (GraNet, Random Pruning; Kaiming's, with bias). The last maps are averaged,
 whatever their size. Names without a suffix mean these networks up to 34 layers, and ``resnet_imagenet`` from 50 on.
+With ``stem_pool`` the wide ones are those that the code of shuffled blocks trains on larger images.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from dst.models.shape import Shape, require_side
 from dst.models.stages import stages
+from dst.options import checked
+
+StemPool = Annotated[
+    bool,
+    "halve the maps of the stem by max-pooling (3x3, stride 2), which leaves later layers a quarter of their FLOPs",
+]
 
 
-def resnet18(shape: Shape, classes: int) -> nn.Module:
+@checked
+def resnet18(shape: Shape, classes: int, *, stem_pool: StemPool = False) -> nn.Module:
     """Build the CIFAR ResNet-18: four stages of two basic blocks, 64 to 512 wide, and a classifier without bias.
 
     11 173 952 parameters for CIFAR-10 (3x32x32, 10 classes).
     """
-    return _resnet("resnet18", shape, classes)
+    return _resnet("resnet18", shape, classes, stem_pool=stem_pool)
 
 
 def resnet20(shape: Shape, classes: int) -> nn.Module:
@@ -40,20 +49,22 @@ def resnet32(shape: Shape, classes: int) -> nn.Module:
     return _resnet("resnet32", shape, classes)
 
 
-def resnet34(shape: Shape, classes: int) -> nn.Module:
+@checked
+def resnet34(shape: Shape, classes: int, *, stem_pool: StemPool = False) -> nn.Module:
     """Build the CIFAR ResNet-34: stages of 3, 4, 6 and 3 basic blocks, 64 to 512 wide, a classifier without bias.
 
     21 282 112 parameters for CIFAR-10 (3x32x32, 10 classes).
     """
-    return _resnet("resnet34", shape, classes)
+    return _resnet("resnet34", shape, classes, stem_pool=stem_pool)
 
 
-def resnet50_cifar(shape: Shape, classes: int) -> nn.Module:
+@checked
+def resnet50_cifar(shape: Shape, classes: int, *, stem_pool: StemPool = False) -> nn.Module:
     """Build the CIFAR ResNet-50: stages of 3, 4, 6 and 3 bottlenecks, 256 to 2048 wide, a classifier without bias.
 
     23 520 832 parameters for CIFAR-10 (3x32x32, 10 classes).
     """
-    return _resnet("resnet50_cifar", shape, classes)
+    return _resnet("resnet50_cifar", shape, classes, stem_pool=stem_pool)
 
 
 class BasicBlock(nn.Module):
@@ -119,7 +130,7 @@ _PLANS = {
 }
 
 
-def _resnet(name: str, shape: Shape, classes: int) -> nn.Module:
+def _resnet(name: str, shape: Shape, classes: int, *, stem_pool: bool = False) -> nn.Module:
     require_side(name, shape, smallest=1)
     plan = _PLANS[name]
     rows = stages(plan.block, plan.stem, plan.stages)
@@ -128,6 +139,7 @@ def _resnet(name: str, shape: Shape, classes: int) -> nn.Module:
             conv1=nn.Conv2d(shape[0], plan.stem, 3, padding=1, bias=False),
             bn1=nn.BatchNorm2d(plan.stem),
             relu=nn.ReLU(),
+            **({"stem_pool": nn.MaxPool2d(3, stride=2, padding=1)} if stem_pool else {}),
             **{f"layer{number}": stage for number, stage in enumerate(rows, start=1)},
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),

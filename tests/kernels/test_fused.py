@@ -19,6 +19,10 @@ MODELS = {
     "lenet_5": (lenet.lenet_5, Fused()),
     "mlp": (partial(mlp.mlp, hidden=(20, 30), batch_norm=True), Fused(norms=2)),  # its norms follow the ReLU
     "resnet18_imagenet": (resnet_imagenet.resnet18_imagenet, Fused(norms=20, rectified=17, added=8)),
+    "resnet18 with a pooled stem": (
+        partial(resnet_cifar.resnet18, stem_pool=True),
+        Fused(norms=20, rectified=17, added=8),
+    ),
     "resnet20": (resnet_cifar.resnet20, Fused(norms=21, rectified=19, added=9)),
     "resnet50": (resnet_imagenet.resnet50, Fused(norms=53, rectified=49, added=16)),
     "resnet50_cifar": (resnet_cifar.resnet50_cifar, Fused(norms=53, rectified=49, added=16)),
@@ -60,7 +64,7 @@ def test_a_model_stays_what_it_is(name, folder):
     assert torch.equal(fused.eval()(x), plain.eval()(x))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg_c", "wrn_22_2"])
+@pytest.mark.parametrize("name", ["resnet18 with a pooled stem", "resnet20", "vgg_c", "wrn_22_2"])
 def test_a_network_by_kernels_is_that_of_torch(name, folder):
     """Measured against float64: about as far from it as torch is with channels last, which others of its kernels do."""
     make, _ = MODELS[name]

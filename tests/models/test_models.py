@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dst import registry
+from dst.metrics.flops import forward_flops
 from dst.models import ModelError
 from dst.models.initialise import initialise
 from dst.sparsity.distribution import erk
@@ -341,6 +342,80 @@ def test_wide_cifar_resnets_halve_their_maps_in_all_stages_but_the_first(name):
         sides.append(tuple(maps.shape[2:]))
     assert sides == [(32, 32), (16, 16), (8, 8), (4, 4)]
     assert model.linear.bias is None
+
+
+POOLED = ["resnet18", "resnet34", "resnet50_cifar"]
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_pooled_stem_halves_all_maps_after_it_and_changes_no_parameter(name):
+    plain, pooled = (build(name, (3, 64, 64), 200, stem_pool=pool) for pool in (False, True))
+    assert [*pooled._modules] == ["conv1", "bn1", "relu", "stem_pool", *list(plain._modules)[3:]]
+    assert repr(pooled.stem_pool) == repr(nn.MaxPool2d(3, stride=2, padding=1))
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (plain, pooled)]
+    assert list(shapes[0].items()) == list(shapes[1].items())
+    assert str(build(name, (3, 64, 64), 200)) == str(plain)
+    maps, sides = torch.empty(2, 3, 64, 64, device="meta"), []
+    for module in list(pooled)[:8]:
+        maps = module(maps)
+        sides.append(tuple(maps.shape[2:]))
+    assert sides == [(side, side) for side in (64, 64, 64, 32, 32, 16, 8, 4)]
+
+
+def test_a_pooled_stem_takes_the_largest_of_each_window():
+    """In evaluation, of a stem that passes its images on: the rest of the network gets the maxima of theirs."""
+    model = build("resnet18", (1, 5, 4), 10, device="cpu", stem_pool=True).eval()
+    nn.init.dirac_(model.conv1.weight)
+    model.conv1.weight.data[1:] = model.conv1.weight.data[:1]
+    images = torch.arange(20.0).reshape(1, 1, 5, 4)
+    windows = torch.tensor([[5.0, 7], [13, 15], [17, 19]]) / (1 + model.bn1.eps) ** 0.5
+    assert torch.allclose(model[:4](images), windows.expand(1, 64, 3, 2))
+    assert torch.equal(model(images), model[4:](model[:4](images)))
+
+
+# Multiply-adds of a stem of 64 channels for all its pixels, and of the layers after it for a quarter of them.
+POOLED_FLOPS = [
+    ("resnet18", 224, 1000, 13_738_811_392, 54_431_948_800),
+    ("resnet34", 224, 1000, 28_536_315_904, 113_621_966_848),
+    ("resnet50_cifar", 224, 1000, 31_930_482_688, 127_189_417_984),
+    ("resnet50_cifar", 64, 200, 2_607_054_848, 10_383_294_464),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "classes", "pooled", "plain"), POOLED_FLOPS)
+def test_a_pooled_stem_leaves_a_quarter_of_the_flops_of_later_layers(name, side, classes, pooled, plain):
+    shape = (3, side, side)
+    dense, small = (forward_flops(build(name, shape, classes, stem_pool=pool), shape) for pool in (False, True))
+    assert (sum(small.values()), sum(dense.values())) == (pooled, plain)
+    same = {"conv1": 2 * side**2 * 64 * 27, "linear": dense["linear"]}
+    assert small == {name: n // 4 for name, n in dense.items()} | same
+
+
+def test_published_resnets_with_their_stem_have_four_times_the_flops_of_torchvisions():
+    """The presets of shuffled blocks tell these figures."""
+    images = (3, 224, 224)
+    usual = {"resnet18": "resnet18_imagenet", "resnet34": "resnet34_imagenet", "resnet50_cifar": "resnet50"}
+    flops = [
+        [sum(forward_flops(model, images).values()) for model in (build(name, images, 1000, stem_pool=True), other)]
+        for name, other in ((name, build(other, images, 1000)) for name, other in usual.items())
+    ]
+    assert [round(ours / theirs, 2) for ours, theirs in flops] == [3.79, 3.89, 3.90]
+
+
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 2, 3), (2, 9, 33)])
+def test_a_pooled_stem_takes_images_of_any_size(name, shape):
+    assert output_shape(build(name, shape, 7, stem_pool=True), shape) == (2, 7)
+
+
+def test_other_models_have_no_pooled_stem():
+    assert [name for name in NAMES if "stem_pool" in registry.find("model", name).options] == POOLED
+
+
+@pytest.mark.parametrize("pool", [1, "yes", None])
+def test_a_pooled_stem_is_there_or_not(pool):
+    with pytest.raises(ValueError, match="stem_pool="):
+        build("resnet18", (3, 8, 8), 10, stem_pool=pool)
 
 
 def test_bottleneck_has_its_stride_in_the_3x3_convolution_and_adds_its_shortcut():
