@@ -15,16 +15,17 @@ def regrouped(values: Tensor, rows: Tensor) -> Tensor:
     groups, size = rows.shape
     if groups == 1:
         return rows
-    unit = F.normalize(values.float(), dim=1)
-    means = unit[rows.flatten()].view(groups, size, -1).sum(1)
-    affinity = unit @ means.t()
-    own = torch.empty(len(values), dtype=torch.long, device=rows.device)
-    own[rows.flatten()] = torch.arange(groups, device=rows.device).repeat_interleave(size)
-    self_similar = (unit.square().sum(1, keepdim=True) > 0).float()
-    at_home = F.one_hot(own, groups).bool()
-    affinity = torch.where(at_home, (affinity - self_similar) / (size - 1), affinity / size)
+    length = torch.linalg.vector_norm(values, dim=1)
+    inverse = torch.where(length > 0, 1 / length, 0)
+    own = torch.empty(len(values), dtype=torch.long, device=values.device)
+    own[rows.flatten()] = torch.arange(groups, device=values.device).repeat_interleave(size)
+    at_home = F.one_hot(own, groups).to(values.dtype)
+    # Scaled to length one in the products, which spares a copy of all values.
+    affinity = inverse.unsqueeze(1) * (values @ ((at_home * inverse.unsqueeze(1)).t() @ values).t())
+    itself = (length > 0).to(values.dtype).unsqueeze(1)
+    affinity = torch.where(at_home > 0, (affinity - itself) / (size - 1), affinity / size)
     # Rows that have nothing in common with any group stay where they are.
-    return in_order(placed(affinity + at_home * torch.finfo(torch.float32).eps, size), groups)
+    return in_order(placed(affinity + at_home * torch.finfo(values.dtype).eps, size), groups)
 
 
 def placed(affinity: Tensor, size: int) -> Tensor:

@@ -69,17 +69,19 @@ class ShuffledBlock(Pattern):
         return units * unit
 
     # -- selection -----------------------------------------------------------------------------------------------------
+    #
+    # All in rows [outputs, columns] and in units [groups, units].
 
     def initial(self, scores: Tensor, count: int) -> Tensor:
         """Return a mask of ``count`` weights: rows with similar scores are grouped, and their strongest units kept."""
         if self.misfit(scores.shape) is not None:
             return Unstructured().initial(scores, count)
-        consecutive = torch.arange(len(scores), device=scores.device).view(-1, self.block)
-        self.rows = regrouped(scores.flatten(1), consecutive)
-        units = self._strengths(scores)
-        return self._spread(
-            self._strongest(units, count // self._unit, torch.ones_like(units, dtype=torch.bool)), scores
-        )
+        shape, found = scores.shape, scores.flatten(1)
+        rows = regrouped(found, torch.arange(len(found), device=found.device).view(-1, self.block))
+        strengths = self._strengths(found, rows, shape)
+        self.rows = rows
+        everywhere = torch.ones_like(strengths, dtype=torch.bool)
+        return self._spread(self._strongest(strengths, count // self._unit, everywhere), rows, shape)
 
     def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
         """Drop the weakest units of the layer and grow the strongest free ones; a unit counts as a whole."""
@@ -88,37 +90,42 @@ class ShuffledBlock(Pattern):
         self.updates += 1
         if budget.drop == 0:
             return Moved(mask, mask)
-        self.rows = self._rows_of(mask)
-        units = int(mask.sum()) // self._unit
+        shape, now, entering = mask.shape, mask.flatten(1), grow_scores.flatten(1)
+        staying = drop_scores.flatten(1).masked_fill(~now, 0)
+        rows, before = self._found(now, shape)
+        units = int(before.sum())
         if self.regroup_every and self.updates % self.regroup_every == 0:
-            self.rows = regrouped(_wanted(drop_scores, grow_scores, mask, budget.grow), self.rows)
-        before = self._view(mask).any(3).any(1)
-        drop = min(math.ceil(budget.drop / self._unit), units - self.least * len(self.rows))
-        kept = self._strongest(self._strengths(drop_scores.masked_fill(~mask, 0)), units - drop, before)
+            rows = regrouped(_wanted(staying, entering, now, units * self._unit, budget.grow), rows)
+            before = self._in_units(now, rows, shape).amax((1, 3)).flatten(1) > 0
+        drop = min(math.ceil(budget.drop / self._unit), units - self.least * len(rows))
+        kept = self._strongest(self._strengths(staying, rows, shape), units - drop, before)
         free = ~kept if budget.regrow else ~before
-        grow, room = self._strengths(grow_scores), int(free.sum())
-        entered = top_k(grow, min(drop, room), free)
+        strengths, room = self._strengths(entering, rows, shape), int(free.sum())
+        entered = top_k(strengths, min(drop, room), free)
         if room < drop:  # those that have just left are needed
-            entered |= top_k(grow, drop - room, ~(kept | entered))
-        return Moved(self._spread(kept, mask) & mask, self._spread(kept | entered, mask))
+            entered |= top_k(strengths, drop - room, ~(kept | entered))
+        self.rows = rows
+        return Moved(self._spread(kept, rows, shape) & mask, self._spread(kept | entered, rows, shape))
 
     def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
         """Keep as many units as ``like`` has, the strongest of those that lie within ``among`` as a whole."""
         if self.misfit(like.shape) is not None:
             return Unstructured().prune(scores, among, like)
-        self.rows = self._rows_of(like)
-        whole = self._view(among).all(3).all(1)
-        return self._spread(self._strongest(self._strengths(scores), int(like.sum()) // self._unit, whole), like)
+        shape = like.shape
+        rows, units = self._found(like.flatten(1), shape)
+        whole = self._in_units(among.flatten(1), rows, shape).amin((1, 3)).flatten(1) > 0
+        strengths = self._strengths(scores.flatten(1), rows, shape)
+        return self._spread(self._strongest(strengths, int(units.sum()), whole), rows, shape)
 
     def allows(self, mask: Tensor) -> bool:
         """Say whether rows lie in groups of which each has its units; these groups may be others than the last ones."""
         if self.misfit(mask.shape) is not None:
             return True
         try:
-            rows = self._rows_of(mask)
+            _, units = self._found(mask.flatten(1), mask.shape)
         except ValueError:
             return False
-        return bool((self._view(mask, rows)[:, 0, :, 0].flatten(1).sum(1) >= self.least).all())
+        return bool((units.sum(1) >= self.least).all())
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -132,60 +139,69 @@ class ShuffledBlock(Pattern):
         self.rows = None if rows is None else rows.clone()
         self.updates = int(state.get("updates", 0))
 
-    # -- views ---------------------------------------------------------------------------------------------------------
+    # -- units ---------------------------------------------------------------------------------------------------------
 
     @property
     def _unit(self) -> int:
         """Weights of a unit."""
         return self.block * self.width
 
-    def _view(self, tensor: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return a copy of a weight-shaped tensor as [groups, block, channels / width, width, positions]."""
-        rows = self.rows if rows is None else rows
-        assert rows is not None
-        shape = tensor.shape
-        chosen = tensor.flatten(1)[rows.to(tensor.device).flatten()]
-        return chosen.view(len(rows), self.block, shape[1] // self.width, self.width, math.prod(shape[2:]))
+    def _sums(self, numbers: Tensor, rows: Tensor, shape: Size) -> Tensor:
+        """Return the sum of the numbers in each unit, by one matrix product."""
+        is_in = torch.zeros(len(rows), len(numbers), dtype=numbers.dtype, device=numbers.device)
+        sums = is_in.scatter_(1, rows.to(numbers.device), 1) @ numbers
+        return sums.view(len(rows), shape[1] // self.width, self.width, -1).sum(2).flatten(1)
 
-    def _strengths(self, scores: Tensor) -> Tensor:
-        """Return the squared norm of each unit [groups, units]; scores below zero count against it."""
-        found = self._view(scores)
-        return (found * found.abs()).sum((1, 3)).flatten(1)
+    def _strengths(self, scores: Tensor, rows: Tensor, shape: Size) -> Tensor:
+        """Return the squared norm of each unit; scores below zero count against it."""
+        return self._sums(scores.abs().mul_(scores), rows, shape)
+
+    def _found(self, mask: Tensor, shape: Size) -> tuple[Tensor, Tensor]:
+        """Return the rows of the groups of a mask, the last ones if it lies in these, and its units.
+
+        ValueError for a mask that is not in blocks.
+        """
+        if self.rows is not None and (units := self._units(mask, self.rows, shape)) is not None:
+            return self.rows, units
+        rows = alike(mask, self.block)
+        if (units := self._units(mask, rows, shape)) is None:
+            raise ValueError("a mask whose columns are not in units")
+        return rows, units
+
+    def _units(self, mask: Tensor, rows: Tensor, shape: Size) -> Tensor | None:
+        """Return the units of a mask; None if it does not consist of whole ones."""
+        first = mask[rows[:, 0]]
+        units = first.view(len(rows), -1, self.width, math.prod(shape[2:]))[:, :, 0].flatten(1)
+        return units if torch.equal(self._spread(units, rows, shape).flatten(1), mask) else None
+
+    def _in_units(self, mask: Tensor, rows: Tensor, shape: Size) -> Tensor:
+        """Return a mask as bytes, [groups, block, channels / width, width, positions]."""
+        sizes = len(rows), self.block, shape[1] // self.width, self.width, math.prod(shape[2:])
+        return mask.view(torch.uint8)[rows.flatten()].view(sizes)
 
     def _strongest(self, strengths: Tensor, count: int, among: Tensor) -> Tensor:
-        """Return a mask of the strongest units of the layer [groups, units], the least number in every group."""
-        among = among.view_as(strengths)
+        """Return a mask of the strongest units of the layer, the least number in every group."""
         sure = row_top_k(strengths, torch.full((len(strengths),), self.least, device=strengths.device), among)
         return top_k(strengths.masked_fill(sure, torch.inf), count, among)
 
-    def _spread(self, units: Tensor, like: Tensor) -> Tensor:
-        """Return units [groups, units] as a mask of weights."""
-        assert self.rows is not None
-        shape = like.shape
-        whole = units.view(len(units), 1, shape[1] // self.width, 1, math.prod(shape[2:]))
-        rows = whole.expand(-1, self.block, -1, self.width, -1).reshape(shape[0], -1)
-        return torch.empty_like(rows).index_copy_(0, self.rows.to(rows.device).flatten(), rows).view(shape)
-
-    def _rows_of(self, mask: Tensor) -> Tensor:
-        """Return groups that a mask has, its own ones if possible; ValueError if it is not in blocks."""
-        if self.rows is not None and self._fits(mask, self.rows):
-            return self.rows
-        rows = alike(mask.flatten(1), self.block)
-        if not self._fits(mask, rows):
-            raise ValueError("a mask whose columns are not in units")
-        return rows
-
-    def _fits(self, mask: Tensor, rows: Tensor) -> bool:
-        """Say whether groups of rows have all their weights in units."""
-        found = self._view(mask, rows)
-        return bool((found == found[:, :1, :, :1]).all())
+    def _spread(self, units: Tensor, rows: Tensor, shape: Size) -> Tensor:
+        """Return units as a mask of weights."""
+        columns = units.view(len(units), shape[1] // self.width, 1, -1).expand(-1, -1, self.width, -1).flatten(1)
+        group_of = torch.empty(shape[0], dtype=torch.long, device=units.device)
+        group_of[rows.to(units.device).flatten()] = torch.arange(len(rows), device=units.device).repeat_interleave(
+            self.block
+        )
+        return columns[group_of].view(shape)
 
 
-def _wanted(drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, grow: int) -> Tensor:
-    """Return what each row has, and would grow by itself with the mean of what there is; [rows, columns]."""
-    has = drop_scores.masked_fill(~mask, 0).abs()
-    entering = top_k(grow_scores, min(grow, mask.numel() - int(mask.sum())), ~mask)
-    return has.masked_fill(entering, float(has.sum() / mask.sum())).flatten(1)
+def _wanted(has: Tensor, scores: Tensor, mask: Tensor, active: int, grow: int) -> Tensor:
+    """Return what each row has, and would grow by itself with the mean of what there is; [outputs, columns].
+
+    ``active``: the number of weights within the mask.
+    """
+    entering = top_k(scores, min(grow, mask.numel() - active), ~mask)
+    found = has.abs()
+    return found.masked_fill_(entering, float(found.sum()) / active)
 
 
 @marked("structured", "units", "blocks")
