@@ -121,19 +121,21 @@ def _number(bound: float | str, values: Values, otherwise: float) -> float:
 
 @dataclass(frozen=True, init=False)
 class OneOf:
-    """One of some names."""
+    """One of some names, or of some numbers."""
 
-    names: tuple[str, ...]
+    names: tuple[str | int, ...]
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str | int) -> None:
         object.__setattr__(self, "names", names)
 
     def problem(self, option: "Option", value: Any, values: Values, called: Names) -> str | None:
         """Return that a name is none of them, and which comes near."""
-        return None if value in self.names else suggest(value, self.names)
+        if value in self.names:
+            return None
+        return suggest(value, map(str, self.names)) if isinstance(value, str) else f"must be {self}"
 
     def __str__(self) -> str:
-        return " | ".join(self.names)
+        return " | ".join(map(str, self.names))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dst.options import (
     ASIDE,
     REQUIRED,
     SHA256,
+    Clash,
     Each,
     Excludes,
     Names,
@@ -57,6 +58,7 @@ _MODULES: Final[dict[str, tuple[str, ...]]] = {
         "sparsity.pattern.unstructured",
         "sparsity.pattern.n_m",
         "sparsity.pattern.constant_fan_in",
+        "sparsity.pattern.shuffled_block",
     ),
     "drop": ("sparsity.drop",),
     "grow": ("sparsity.grow",),
@@ -201,7 +203,7 @@ _NAMES: Final[dict[str, Any]] = {
     **{kind.__name__: kind for kind in (int, float, str, bool, list)},
     "Sequence": list,
     "Annotated": Annotated,
-    **{kind.__name__: kind for kind in (Range, ZeroOr, OneOf, Each, Text, Needs, Excludes, MemberOf)},
+    **{kind.__name__: kind for kind in (Range, ZeroOr, OneOf, Each, Text, Needs, Excludes, Clash, MemberOf)},
     **{"ASIDE": ASIDE, "SHA256": SHA256},
 }
 """What an annotation of an option may be made of, beside the module's own ``Name = Annotated[...]``."""

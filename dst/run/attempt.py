@@ -19,7 +19,7 @@ from dst.records.store import Record
 from dst.run.advice import packing_advice
 from dst.run.cell import Cell
 from dst.run.environment import JOB
-from dst.run.report import compute_table, layer_table, outside_line, repair_table, run_report
+from dst.run.report import compute_table, exceptions_line, layer_table, outside_line, repair_table, run_report
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
@@ -243,6 +243,8 @@ class _Attempt:
             print(outside_line(outside, is_frozen=is_frozen), flush=True)
         if self.with_tables:
             print(layer_table(training.sparsifier.layers, outside, is_frozen=is_frozen), flush=True)
+        if training.sparsifier.exceptions:
+            print(exceptions_line(training.sparsifier.exceptions), flush=True)
         if training.sparsifier.weights.told:
             print(f"  {training.sparsifier.weights.told}", flush=True)
         if step == 0 and training.sparsifier.mended is not None:

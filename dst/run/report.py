@@ -55,6 +55,15 @@ def outside_line(outside: Mapping[str, int], *, is_frozen: bool = False) -> str:
     return f"  outside the scope, {'frozen' if is_frozen else 'dense'}: {sum(outside.values()):,} weights ({names})"
 
 
+def exceptions_line(exceptions: Mapping[str, str]) -> str:
+    """Return one line about the layers that the pattern cannot have: name -> what they are instead, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in exceptions.items():
+        by_reason.setdefault(reason, []).append(name)
+    told = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in by_reason.items())
+    return f"  outside the pattern: {told}"
+
+
 def compute_table(step: int, decisions: "Sequence[Decision]") -> str:
     """Return one line for each layer that was timed: its density, how long it took both ways, and what was chosen."""
     rows = [[d.layer, f"{d.density:.4f}", f"{d.masked_ms:.3f}", f"{d.packed_ms:.3f}", d.choice] for d in decisions]

@@ -149,7 +149,12 @@ def first_counts(
     else:
         distribution = uniform if ranks else _by_shape(cast(Distribution, parts.distribution), layers)
         counts = allocate(distribution, [layer.weight.shape for layer in layers], density)
-    return _admissible(parts.patterns(layers), layers, counts)
+    if parts.own_counts:
+        return _admissible(parts.patterns(layers), layers, counts)
+    sparse = [i for i, layer in enumerate(layers) if counts[i] < layer.size]  # every pattern allows full layers
+    some = [layers[i] for i in sparse]
+    allowed = dict(zip(sparse, _admissible(parts.patterns(some), some, [counts[i] for i in sparse]), strict=True))
+    return [allowed.get(i, count) for i, count in enumerate(counts)]
 
 
 def _by_shape(distribution: Distribution | NamedDistribution, layers: Sequence[Layer]) -> Distribution:
@@ -163,13 +168,15 @@ def _by_shape(distribution: Distribution | NamedDistribution, layers: Sequence[L
 
 
 def _admissible(patterns: Sequence[Pattern], layers: Sequence[Layer], counts: Sequence[int]) -> list[int]:
-    """Return the counts that the patterns allow, nearest to the given; ValueError names the layer that has none."""
-    found = []
+    """Return the counts that the patterns allow, nearest to the given; ValueError names all layers that have none."""
+    found, problems = [], {}
     for pattern, layer, count in zip(patterns, layers, counts, strict=True):
         try:
             found.append(pattern.admissible(layer.weight.shape, count))
         except ValueError as error:
-            raise ValueError(f"layer {layer.name}: {error}") from error
+            problems[layer.name] = str(error)
+    if problems:
+        raise ValueError("; ".join(f"layer {name}: {problem}" for name, problem in problems.items()))
     return found
 
 

@@ -16,6 +16,7 @@ Mark = Literal[
     "ranks",
     "names",
     "structured",
+    "blocks",
     "units",
     "free_form",
     "fixes_first",
@@ -37,7 +38,8 @@ average of dense gradients, so needs these at every step. ``after_drop``: a grow
 left, and sees no dense gradients. ``cuts``: a drop score that makes all weights leave whose score is negative, however
 many. ``data``: looks at training batches. ``own_counts``: decides itself how many weights are kept, without a density.
 ``ranks``: a criterion that ranks all weights of a network. ``names``: a distribution that is given the layers by name.
-``structured``: a pattern that keeps quotas. ``units``: works on output units, and takes the first dimension of a weight
+``structured``: a pattern that keeps quotas. ``blocks``: a pattern of blocks, which may move less than is dropped, so
+that its churn goes on record. ``units``: works on output units, and takes the first dimension of a weight
 for them. ``free_form``: an init whose masks follow no pattern. ``fixes_first``, ``fixes_last``: a distribution that
 gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a

@@ -283,6 +283,7 @@ class Sparsifier:
             first_masks(start, first, density),
             start.patterns,
             is_structured="structured" in marks_of(first.pattern),
+            tells_churn="blocks" in marks_of(first.pattern),
             momentum=[torch.zeros_like(layer.weight) for layer in start.layers] if averages else (),
             initial=[layer.weight.detach().clone() for layer in start.layers] if goes_back else (),
         )
@@ -510,6 +511,20 @@ class Sparsifier:
     def density(self) -> float:
         """Active / maskable weights."""
         return self.topology.active / self.topology.size
+
+    @property
+    def exceptions(self) -> dict[str, str]:
+        """Layers that the pattern cannot have: what they are instead, and why; those that it leaves full by choice."""
+        topology = self.topology
+        found = {
+            report.layer: (report, pattern.exception(layer.shape))
+            for report, pattern, layer in zip(topology.reports, topology.patterns, topology.layers, strict=True)
+        }
+        return {
+            name: why
+            for name, (report, why) in found.items()
+            if why and (report.active < report.size or "dense" in why)
+        }
 
     @torch.no_grad()
     def verify(self) -> None:

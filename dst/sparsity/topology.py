@@ -20,7 +20,8 @@ MOMENTUM = 0.9
 class LayerReport:
     """Exact counts of one layer after an update (or at the start, when nothing was dropped or grown).
 
-    ``threshold``: the magnitude that prunes its weights, where one is trained.
+    ``threshold``: the magnitude that prunes its weights, where one is trained. ``churn``: after an update, the share of
+    its active weights that were grown, where a pattern may move less than is dropped.
     """
 
     layer: str
@@ -30,6 +31,7 @@ class LayerReport:
     dropped: int = 0
     grown: int = 0
     threshold: float | None = None
+    churn: float | None = None
 
     @property
     def row(self) -> dict[str, str | int | float]:
@@ -41,8 +43,9 @@ class Topology:
     """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included.
 
     ``patterns``: which masks each layer allows; ``is_structured``: they have quotas, so that a layer that keeps to its
-    own may have a few weights more or less than its count. ``momentum``: moving averages of dense gradients, where the
-    method asks for them; ``initial``: the weights before anything was masked, where grown weights start from them.
+    own may have a few weights more or less than its count; ``tells_churn``: whether reports do. ``momentum``: moving
+    averages of dense gradients, where the method asks for them; ``initial``: the weights before anything was masked,
+    where grown weights start from them.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Topology:
         patterns: Sequence[Pattern],
         *,
         is_structured: bool = False,
+        tells_churn: bool = False,
         momentum: Sequence[Tensor] = (),
         initial: Sequence[Tensor] = (),
     ) -> None:
@@ -59,6 +63,7 @@ class Topology:
         self.masks = list(masks)
         self.patterns = list(patterns)
         self.is_structured = is_structured
+        self._tells_churn = tells_churn
         self.explored = [mask.clone() for mask in masks]
         self.momentum = list(momentum)
         self.initial = list(initial)
@@ -74,8 +79,17 @@ class Topology:
         number = len(self.layers)
         active, explored, stayed = found[:number], found[number : 2 * number], found[2 * number :] or found[:number]
         former = active if before is None else [report.active for report in self.reports]
+        tells_churn = self._tells_churn and before is not None
         self.reports = [
-            LayerReport(layer.name, layer.size, now, ever, dropped=was - both, grown=now - both)
+            LayerReport(
+                layer.name,
+                layer.size,
+                now,
+                ever,
+                dropped=was - both,
+                grown=now - both,
+                churn=(now - both) / now if tells_churn else None,
+            )
             for layer, now, ever, both, was in zip(self.layers, active, explored, stayed, former, strict=True)
         ]
 
@@ -120,6 +134,12 @@ class Topology:
     def explored_count(self) -> int:
         """Number of weights that are or were active."""
         return sum(report.explored for report in self.reports)
+
+    @property
+    def churn(self) -> float | None:
+        """The share of all active weights that the last update has grown; None if reports do not tell."""
+        told = [report for report in self.reports if report.churn is not None]
+        return sum(report.grown for report in told) / self.active if told else None
 
     @property
     def active_by_layer(self) -> dict[str, int]:

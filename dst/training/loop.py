@@ -375,12 +375,13 @@ class Training:
         counters.logged_samples, counters.logged_seconds = counters.samples, counters.seconds
 
     def _sparsity(self) -> dict[str, float]:
-        thresholds = self.sparsifier.thresholds
+        thresholds, churn = self.sparsifier.thresholds, self.sparsifier.topology.churn
         return {
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
             "sparsity/drop_fraction": self.sparsifier.drop_fraction,
+            **({"sparsity/churn": churn} if churn is not None else {}),
             **({"sparsity/threshold": sum(thresholds) / len(thresholds)} if thresholds else {}),
         }
 

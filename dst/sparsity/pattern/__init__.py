@@ -40,6 +40,10 @@ class Pattern(Protocol):
         """Return the number of weights nearest to ``count`` that the pattern allows; ValueError if there is none."""
         ...
 
+    def exception(self, shape: Size) -> str | None:
+        """Return what becomes of a layer whose shape the pattern cannot have, and why; None if it can."""
+        return None
+
     def initial(self, scores: Tensor, count: int) -> Tensor:
         """Return a mask of exactly ``count`` (admissible) weights, those of largest score."""
         ...

@@ -30,6 +30,10 @@ class NM(Rows):
             "layers dense (indivisible=dense), or leave the layer out of the scope"
         )
 
+    def exception(self, shape: Size) -> str | None:
+        """Return that a layer whose input channels M does not divide is dense."""
+        return None if shape[1] % self.m == 0 else f"dense: {shape[1]} input channels are no multiple of {self.m}"
+
     def _rows(self, tensor: Tensor) -> Tensor:
         return tensor.movedim(1, -1).reshape(-1, self.m)
 
