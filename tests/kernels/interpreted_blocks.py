@@ -47,16 +47,16 @@ def drawn(shape, block, counts=None, seed=0):
 class Case:
     """A layer, its dense weight, and what is to be computed, rounded to a type."""
 
-    def __init__(self, name, block, dtype, counts=None, is_last=True):
-        self.shape, samples = SHAPES[name]
-        if block == 128:
+    def __init__(self, name, block, dtype, counts=None, is_last=True, device="cpu", shapes=SHAPES):
+        self.shape, samples = shapes[name]
+        if self.shape.outs < block:
             self.shape = Shape(**{**vars(self.shape), "outs": 128})
         torch.manual_seed(0)
         shape, self.is_linear = self.shape, self.shape.height == 1
         mask = drawn(shape, block, counts)
         mask = mask.flatten(1) if self.is_linear else mask
         self.units = units_of(mask, block)
-        self.layer = UnitBlocks(self.units, shape, "cpu")
+        self.layer = UnitBlocks(self.units, shape, device)
         self.weight = (torch.randn(mask.shape) * mask).to(dtype).float()
         size = (samples, shape.channels) if self.is_linear else (samples, shape.channels, shape.height, shape.width)
         out = (samples, shape.outs) if self.is_linear else (samples, shape.outs, *shape.out)
@@ -64,10 +64,12 @@ class Case:
         self.bias = torch.randn(shape.outs)
         if is_last and not self.is_linear:
             self.x, self.dy = (t.to(memory_format=torch.channels_last) for t in (self.x, self.dy))
+        self.x, self.dy, self.bias, self.weight = (t.to(device) for t in (self.x, self.dy, self.bias, self.weight))
+        self.places = self.units.places.to(device)
 
     @property
     def values(self):
-        return self.weight.flatten()[self.units.places]
+        return self.weight.flatten()[self.places]
 
     def ours(self, read=None, bias=None):
         """Return outputs and all gradients, those of the bias last."""
@@ -88,7 +90,7 @@ class Case:
             else F.conv2d(x, weight, bias, stride=shape.stride, padding=shape.padding)
         )
         y.backward(self.dy.double())
-        gradient = weight.grad.flatten()[self.units.places]
+        gradient = weight.grad.flatten()[self.places]
         return [y.detach(), x.grad, gradient, *([] if bias is None else [bias.grad])]
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst.kernels.units import BLOCKS, UNIT, units_of
+from tests.bench import blocks_gpu
 
 
 @st.composite
@@ -77,3 +78,31 @@ def test_groups_are_in_the_order_of_their_first_rows():
 def test_other_masks_are_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         units_of(mask.bool())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((), "PyTorch finds no CUDA GPU"),
+        (("--densities", "2"), "2 is not in"),
+        (("--blocks", "16"), "invalid choice: 16"),
+        (("--layers", "conv_9"), "invalid choice: 'conv_9'"),
+        (("--rounds", "0"), "0 is not 1 or more"),
+    ],
+)
+def test_the_benchmark_checks_what_it_is_given(given, told, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        blocks_gpu.main(given)
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("layer", blocks_gpu.LAYERS)
+def test_the_benchmark_draws_a_tenth_of_the_units_of_each_group(layer, block):
+    shape, _ = blocks_gpu.LAYERS[layer]
+    if shape.outs % block == 0:
+        units = units_of(blocks_gpu.drawn(shape, block, 0.1), block)
+        columns = shape.channels // UNIT * shape.taps
+        assert units.starts.diff().unique().tolist() == [max(1, round(0.1 * columns))]
