@@ -240,7 +240,17 @@ def _check_moves(config: Config) -> Iterator[str]:
         )
 
 
+_READ_BY_UPDATES = ("ablation", "regroup_every_updates")
+"""Options of patterns that only dropping and growing goes by."""
+
+
 def _ignored_without_moves(config: Config) -> Iterator[str]:
+    taken = registry.find("pattern", config.sparsity.pattern.name).options
+    for name in [name for name in _READ_BY_UPDATES if name in taken]:
+        value, default = bound_options(config, "sparsity.pattern")[name], taken[name].default
+        if value != default:
+            told = f"sparsity.pattern.{name}={shown(value)}"
+            yield f"{told} would be ignored: nothing is dropped and grown. Use {shown(default)}"
     keys = ["redistribute.name", "drop.pool"]
     if config.sparsity.density_schedule.name != registry.NONE:  # without it every key of update is reported anyway
         keys += [f"update.{name}" for name in ("regrow", "grown_weights", "returning_weights", "adam_age")]

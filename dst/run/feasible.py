@@ -135,6 +135,8 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
             counts = _check_density(config, layers)
+            if "blocks" in marks(config, "sparsity.pattern") and not problems:
+                problems += _blocks_nowhere(config, layers, counts)
         if config.sparsity.compute != "masked" and not problems:
             problems += _packed_nowhere(config, model, layers, counts)
         if learns(config) and not problems:
@@ -289,6 +291,18 @@ def _check_density(config: Config, layers: list[Layer]) -> list[int]:
     if sparsity.drop.name != registry.NONE and not may_be_full:
         check_room(layers, counts)
     return counts
+
+
+def _blocks_nowhere(config: Config, layers: Sequence[Layer], counts: Sequence[int]) -> Iterator[str]:
+    """Yield that no sparse layer would be in blocks."""
+    pattern = first_parts(config).pattern()
+    sparse = [layer for layer, count in zip(layers, counts, strict=True) if count < layer.size]
+    found = {layer.name: pattern.exception(layer.shape) for layer in sparse}
+    if sparse and None not in found.values():
+        yield (
+            f"sparsity.pattern.name={config.sparsity.pattern.name} would be ignored, since no sparse layer fits: "
+            f"{told({name: why for name, why in found.items() if why is not None})}"
+        )
 
 
 def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], counts: Sequence[int]) -> Iterator[str]:

@@ -137,9 +137,9 @@ class Topology:
 
     @property
     def churn(self) -> float | None:
-        """The share of all active weights that the last update has grown; None if reports do not tell."""
-        told = [report for report in self.reports if report.churn is not None]
-        return sum(report.grown for report in told) / self.active if told else None
+        """The share that the last update has grown of all active weights that can move; None if reports do not tell."""
+        told = [report for report in self.reports if report.churn is not None and report.active < report.size]
+        return sum(report.grown for report in told) / sum(report.active for report in told) if told else None
 
     @property
     def active_by_layer(self) -> dict[str, int]:

@@ -64,7 +64,9 @@ def test_every_number_has_a_range():
 
     numbers = [(key, option) for key, option in LEAVES if kind_of(option) in (int, float)]
     assert len(numbers) > 50
-    assert [key for key, option in numbers if not any(isinstance(item, Range) for item in conditions(option))] == []
+    assert [
+        key for key, option in numbers if not any(isinstance(item, Range | OneOf) for item in conditions(option))
+    ] == []
 
 
 def test_every_closed_set_of_names_has_its_choices():

@@ -100,7 +100,7 @@ def test_members_are_the_public_functions():
             *["prune_and_grow_global", "prune_and_grow_structured", "prune_and_grow_uniform"],
             *["prune_global", "prune_structured", "prune_uniform", "random", "saliency"],
         ],
-        "pattern": ["constant_fan_in", "n_m", "unstructured"],
+        "pattern": ["constant_fan_in", "n_m", "shuffled_block", "unstructured"],
         "drop": ["magnitude", "none", "random", "set", "taylor", "threshold"],
         "grow": ["gradient", "momentum", "momentum_neuron", "none", "random", "random_unexplored"],
         "redistribute": ["magnitude", "momentum", "none", "nonzeros"],
@@ -246,6 +246,7 @@ def test_an_update_interval_that_a_static_method_ignores_makes_no_other_run():
 
 ADAM = "schedule.optimizer.name=adamw"
 AGE = "sparsity.update.adam_age"
+PUBLISHED = "sparsity=dsb sparsity.pattern.published=true sparsity.pattern.min_units=0"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_complete_fills_in_what_will_be_used_and_leaves_the_original_alone():
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "sparsity=rigl_itp": "unknown sparsity: did you mean 'rigl_itop'? allowed: dense, dst, edge_popup, gmp",
+    "sparsity=rigl_itp": "unknown sparsity: did you mean 'rigl_itop'? allowed: dense, dsb, dst, edge_popup, gmp",
     "modle=mlp": "unknown key 'modle': did you mean 'model'?",
     "sparsity.densty=0.1": "unknown key 'sparsity.densty': did you mean 'sparsity.density'?",
     "+sparsity.new=1": "unknown key 'sparsity.new'",
@@ -403,6 +404,17 @@ WRONG = {
     "sparsity=snip sparsity.init.batches=0": "sparsity.init.batches=0: must be >= 1",
     "sparsity=snip sparsity.init.criterion=null": "sparsity.init.criterion is missing: init 'saliency' needs it",
     "sparsity=snip sparsity.init.criterion=snap": "sparsity.init.criterion=snap: did you mean 'snip'?",
+    "sparsity=dsb sparsity.pattern.block_size=null": "sparsity.pattern.block_size is missing: pattern 'shuffled_block'",
+    "sparsity=dsb sparsity.pattern.block_size=1": "sparsity.pattern.block_size=1: must be 0 or >= 2",
+    "sparsity=dsb sparsity.pattern.column_unit=4": "sparsity.pattern.column_unit=4: must be 1 | 16",
+    "sparsity=dsb sparsity.pattern.min_units=0": "sparsity.pattern.min_units=0: with sparsity.pattern.published=false",
+    "sparsity=dsb sparsity.pattern.published=true": "with sparsity.pattern.min_units=1 the published code keeps no fl",
+    f"{PUBLISHED} sparsity.pattern.column_unit=16": "column_unit=16: does not go with sparsity.pattern.published=tru",
+    f"{PUBLISHED} sparsity.pattern.regroup_every_updates=0": "does not go with sparsity.pattern.published=true",
+    "sparsity=dsb sparsity.pattern.block_size=0 sparsity.pattern.column_unit=16": "column_unit=16: needs sparsity.patt",
+    "sparsity=ssb sparsity.pattern.regroup_every_updates=5": "regroup_every_updates=5 would be ignored: nothing is dro",
+    "sparsity=static sparsity.pattern.name=constant_fan_in sparsity.pattern.ablation=0.3": "ablation=0.3 would be ign",
+    "sparsity=dsb sparsity.redistribute.name=magnitude": "changes how many weights a layer has, which sparsity.pattern",
     "sparsity=srigl sparsity.redistribute.name=magnitude": "changes how many weights a layer has, which sparsity.pat",
     "sparsity=gmp sparsity.pattern.name=constant_fan_in": "sparsity.density_schedule.name=cubic changes how many weigh",
     "sparsity=gmp schedule.optimizer.name=adamw sparsity.update.adam_age=tensor": "adam_age=tensor would be ignored: "

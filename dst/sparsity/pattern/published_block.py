@@ -135,9 +135,9 @@ def clustered(mask: Tensor, size: int) -> Tensor:
     rows = len(mask)
     if rows == size:
         return torch.arange(rows).view(1, -1)
-    ones = mask.float()
+    ones = mask.double().cpu()
     lengths = ones.sum(1).sqrt().clamp(min=1)
-    distance = (1 - (ones @ ones.t()) / (lengths * lengths.unsqueeze(1))).double().cpu()
+    distance = (1 - (ones @ ones.t()) / (lengths * lengths.unsqueeze(1))).clamp(min=0)
     upper = torch.triu_indices(rows, rows, 1)
     tree = linkage(distance[upper[0], upper[1]].numpy(), method="complete")
     label = torch.from_numpy(cut_tree(tree, rows // size)[:, 0])
