@@ -68,6 +68,8 @@ class Topology:
         self.momentum = list(momentum)
         self.initial = list(initial)
         self.reports: list[LayerReport] = []
+        self.churn: float | None = None
+        """The share that the last update has grown of all active weights that can move; None if reports do not tell."""
         self.refresh()
         self.counts = [report.active for report in self.reports]
         """The active weights of each layer: exactly, or those that its pattern derives its quotas from."""
@@ -92,6 +94,9 @@ class Topology:
             )
             for layer, now, ever, both, was in zip(self.layers, active, explored, stayed, former, strict=True)
         ]
+        if tells_churn:
+            moving = [report for report in self.reports if report.active < report.size]
+            self.churn = sum(report.grown for report in moving) / max(1, sum(report.active for report in moving))
 
     @torch.no_grad()
     def track_momentum(self, gradients: Sequence[Tensor | None], *, may_overflow: bool = False) -> None:
@@ -136,12 +141,6 @@ class Topology:
         return sum(report.explored for report in self.reports)
 
     @property
-    def churn(self) -> float | None:
-        """The share that the last update has grown of all active weights that can move; None if reports do not tell."""
-        told = [report for report in self.reports if report.churn is not None and report.active < report.size]
-        return sum(report.grown for report in told) / sum(report.active for report in told) if told else None
-
-    @property
     def active_by_layer(self) -> dict[str, int]:
         """Number of active weights of each layer, by its name, in model order."""
         return {report.layer: report.active for report in self.reports}
@@ -169,7 +168,12 @@ class Topology:
         states = [pattern.state_dict() for pattern in self.patterns]
         patterns = {name: state for name, state in zip(names, states, strict=True) if state}
         tensors = {kind: dict(zip(names, found, strict=True)) for kind, found in self._tensors().items() if found}
-        return {"counts": list(self.counts), **tensors, **({"patterns": patterns} if patterns else {})}
+        return {
+            "counts": list(self.counts),
+            **tensors,
+            **({"patterns": patterns} if patterns else {}),
+            **({"churn": self.churn} if self.churn is not None else {}),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; ValueError if the layers or shapes differ."""
@@ -188,6 +192,7 @@ class Topology:
         for layer, pattern in zip(self.layers, self.patterns, strict=True):
             pattern.load_state_dict(state.get("patterns", {}).get(layer.name, {}))
         self.counts = list(state["counts"])
+        self.churn = state.get("churn")
         self.refresh()
 
     def _tensors(self) -> dict[str, list[Tensor]]:

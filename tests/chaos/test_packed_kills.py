@@ -18,6 +18,10 @@ CASES = {
     "rigl_itop, adam": (("sparsity=rigl_itop", *ADAM), ("step:26", "update:5", "checkpoint:8")),
     "granet within its ramp": (("sparsity=granet", *RAMP), ("step:12", "update:3", "step:71", "half_written:2")),
     "gmp within its ramp": (("sparsity=gmp", *RAMP), ("step:1", "step:40", "step:65", "evaluate:2")),
+    "dsb": (
+        ("sparsity=dsb", "sparsity.pattern.regroup_every_updates=2"),
+        ("step:16", "update:4", "update:5", "step:93"),
+    ),
     "snfs, corrected": (("sparsity=snfs", *CORRECTED), ("update:2", "step:21", "pass:30")),
 }
 

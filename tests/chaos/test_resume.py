@@ -67,6 +67,20 @@ def test_ten_kills_at_random_steps(method, tmp_path, references):
     assert (status["state"], status["attempt"], status["step"]) == ("done", 11, STEPS)
 
 
+def test_kills_around_updates_that_regroup_rows(tmp_path, references):
+    """Every other update regroups; within one, just after one, and between two, with the optimizer's momentum."""
+    blocks = ("model.hidden=[64,32]", "sparsity.pattern.regroup_every_updates=2", "sparsity.density=0.3")
+    for fault in ("kill:update:2", "kill:step:21", "kill:update:5", "kill:step:63"):
+        assert run("sparsity=dsb", *SMALL, *blocks, cwd=tmp_path, fault=fault).code == -9
+    assert run("sparsity=dsb", *SMALL, *blocks, cwd=tmp_path).code == 0
+    assert_same(tmp_path, references("dsb", *blocks))
+    state = Checkpoints(run_folder(tmp_path / "outputs") / "checkpoints").load_newest()["sparsifier"]
+    for name, pattern in state["patterns"].items():
+        rows, mask = pattern["rows"], state["masks"][name].flatten(1)
+        assert sorted(rows.flatten().tolist()) == list(range(len(mask)))
+        assert (mask[rows] == mask[rows[:, :1]]).all()
+
+
 ADAM = ("schedule.optimizer.name=adamw", "schedule.lr.peak=0.01")
 
 

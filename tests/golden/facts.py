@@ -50,6 +50,8 @@ FILE = Path(__file__).with_name("facts.json")
 Facts = dict[str, dict[str, Any]]
 
 METHODS = sorted(path.stem for path in (CONF / "sparsity").glob("*.yaml"))
+SMALL = dict.fromkeys(("dsb", "ssb"), " sparsity.pattern.block_size=4")
+"""Layers of 20, 50 and 500 outputs are in no blocks of 16."""
 CIFAR = "data=cifar10 schedule=itop_cifar schedule.epochs=20"
 IMAGENET = f"data=imagenet data.digest={'1' * 64} schedule.epochs=6"
 STATISTICS = "data.mean=[0.5,0.5,0.5] data.std=[0.25,0.25,0.25]"
@@ -58,7 +60,7 @@ SOURCE = "outputs/default/source"
 COMMANDS: tuple[str, ...] = (
     "",
     *(f"sparsity={method}" for method in METHODS),
-    *(f"sparsity={method} data=mnist model=lenet_5 schedule=mnist seed=3" for method in METHODS),
+    *(f"sparsity={method}{SMALL.get(method, '')} data=mnist model=lenet_5 schedule=mnist seed=3" for method in METHODS),
     # models and data sets
     "data=mnist model=lenet_300_100 schedule=mnist sparsity=set schedule.update_every=422 sparsity.density=0.05",
     "data=fashion_mnist model=lenet_5 schedule=mnist sparsity=granet sparsity.density=0.02",

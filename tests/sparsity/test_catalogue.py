@@ -52,6 +52,8 @@ def test_these_methods_are_the_same_composition_and_no_others():
 
 
 def composed(method, model, options):
+    # Layers of 300 and 100 outputs are in no blocks of 16.
+    small = ("sparsity.pattern.block_size=4",) if method in ("dsb", "ssb") and model == "lenet_300_100" else ()
     few_rounds = ("sparsity.distribution.rounds=3", "sparsity.init.rounds=3") if method == "synflow" else ()
     overrides = [
         f"sparsity={method}",
@@ -60,6 +62,7 @@ def composed(method, model, options):
         "hardware.threads=1",
         *MODELS[model],
         *few_rounds,
+        *small,
         *options,
     ]
     ((_, config),) = compose_cells(CONF, overrides, multirun=False)
@@ -216,7 +219,14 @@ def test_set_removes_the_asked_fraction_of_every_layer():
         assert report.dropped == report.grown == math.ceil(0.3 * report.active) < report.active
 
 
-@pytest.mark.parametrize("method", ["snfs", "set", "rigl", "granet", "srigl", "nm_rigl"])
+@pytest.mark.parametrize("method", ["snfs", "set", "rigl", "granet", "srigl", "nm_rigl", "dsb"])
 def test_dynamic_methods_explore(method):
     training = trained(composed(method, "lenet_300_100", ())).training
     assert training.sparsifier.rs > 1.02 * max(training.sparsifier.density, 0.5 if method == "granet" else 0)
+
+
+def test_without_blocks_and_with_its_options_dsb_is_rigl():
+    options = ("sparsity.pattern.block_size=0", "sparsity.init.name=random", "sparsity.update.order=replaces_step")
+    rigl, dsb = trained(composed("rigl", "resnet20", ())), trained(composed("dsb", "resnet20", options))
+    assert rigl.updates == dsb.updates == 2
+    assert same(rigl.training.state_dict(), dsb.training.state_dict())

@@ -328,7 +328,7 @@ def test_strides_paddings_and_unbatched_images(packing):
     assert_alike(held)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (40,), (4, 5), (0,), (0, 7)])
+@pytest.mark.parametrize("shape", [(), (3,), (40,), (4, 5), (2, 5, 4), (2, 1, 3, 4), (0,), (0, 7)])
 def test_linear_layers_take_inputs_of_any_rank(shape, packing):
     held = pair(packing, make=lambda: nn.Sequential(nn.Linear(48, 32), nn.Linear(32, 16)))
     found = []

@@ -100,7 +100,8 @@ class PackedLayer:
             raise RuntimeError(f"inputs of shape {tuple(x.shape)} for {module.in_features} input features")
         if x.numel() // x.shape[-1] < LEAST_SAMPLES:
             return F.linear(x, _Spread.apply(module.weight, self), module.bias)
-        return self._product(x, module, Shape(module.in_features, module.out_features))
+        y = self._product(x.flatten(0, -2), module, Shape(module.in_features, module.out_features))
+        return y.view(*x.shape[:-1], module.out_features)
 
     def convolution(self, x: Tensor, module: nn.Conv2d) -> Tensor:
         """Return what the convolution makes of inputs."""
