@@ -274,6 +274,69 @@ TICKETS_IMAGENET = {
     "schedule.lr.milestones": [0.3261, 0.6522, 0.9239],
 }
 
+SHUFFLED = {
+    **{**SGD, **ONE_RUN, **FIXED, "model.init": "default", "data.augment.flip": True, "seed": 0},
+    **{"schedule.optimizer.weight_decay": 1e-4, "schedule.optimizer.decay": "all"},
+    **{"schedule.optimizer.nesterov": False, "schedule.select": "last"},
+    **{"sparsity.distribution.name": "erk", "sparsity.init.name": "magnitude"},
+    **{"sparsity.pattern.name": "shuffled_block", "sparsity.pattern.block_size": 16, "sparsity.pattern.column_unit": 1},
+    **{"sparsity.pattern.indivisible": "unstructured", "sparsity.pattern.published": False},
+}
+SHUFFLED_CIFAR = {
+    **{**SHUFFLED, "sparsity.density": 0.1, "data.val_fraction": 0, "data.augment.crop_padding": 4},
+    **{"data.augment.padding_mode": "zeros", "schedule.epochs": 160, "schedule.lr.milestones": [0.5, 0.75]},
+    **{"schedule.lr.warmup_epochs": 0, "schedule.label_smoothing": 0, "schedule.batch_size": 128},
+}
+SHUFFLED_WRN = {**SHUFFLED_CIFAR, "model.name": "wrn_22_2", "model.dropout": 0.3, "data.name": "cifar10"}
+SHUFFLED_VGG = {**SHUFFLED_CIFAR, "model.name": "vgg_d", "data.name": "cifar100"}
+SHUFFLED_LARGE = {
+    **{**SHUFFLED, "model.stem_pool": True, "schedule.epochs": 105, "schedule.batch_size": 256},
+    **{"schedule.lr.milestones": [0.3429, 0.7238, 0.9143], "schedule.lr.warmup_epochs": 5},
+    "schedule.label_smoothing": 0.1,
+}
+SHUFFLED_IMAGENET = {**SHUFFLED_LARGE, "data.name": "imagenet", "data.val_fraction": 0, "sparsity.density": 0.5}
+SHUFFLED_TINY = {
+    **{**SHUFFLED_LARGE, "model.name": "resnet50_cifar", "data.name": "tiny_imagenet", "data.size": 64},
+    **{"data.val_fraction": 0.1, "data.mean": [0, 0, 0], "data.std": [1, 1, 1], "sparsity.density": 0.25},
+}
+SHUFFLED_RESNETS = {"resnet18": "resnet18", "resnet34": "resnet34", "resnet50": "resnet50_cifar"}
+STATIC = {
+    **{f"sparsity.{slot}.name": "none" for slot in ("drop", "grow", "drop_fraction")},
+    "sparsity.update.every": None,
+}
+
+
+def dynamic(*, every, stop, floor):
+    """Return the keys of DSB's updates."""
+    return {
+        **{"sparsity.drop.name": "magnitude", "sparsity.grow.name": "gradient", "sparsity.update.every": every},
+        **{"sparsity.update.stop": stop, "sparsity.update.order": "after_step"},
+        **{"sparsity.drop_fraction.name": "cosine", "sparsity.drop_fraction.initial": 0.3},
+        **{"sparsity.drop_fraction.floor": floor, "sparsity.drop_fraction.horizon": "stop"},
+        "sparsity.pattern.regroup_every_updates": 1,
+    }
+
+
+SHUFFLED_BLOCKS = {
+    **{
+        f"shuffled_blocks/{name}{method}": network | moves
+        for name, network, updates in (
+            ("wrn_cifar10", SHUFFLED_WRN, dynamic(every=100, stop=0.5995, floor=0.15)),
+            ("vgg_cifar100", SHUFFLED_VGG, dynamic(every=100, stop=0.5995, floor=0.15)),
+            ("resnet50_tiny_imagenet", SHUFFLED_TINY, dynamic(every=800, stop=1, floor=0.2937)),
+            *(
+                (
+                    f"{name}_imagenet",
+                    SHUFFLED_IMAGENET | {"model.name": model},
+                    dynamic(every=800, stop=0.7612, floor=0),
+                )
+                for name, model in SHUFFLED_RESNETS.items()
+            ),
+        )
+        for method, moves in (("", updates), ("_ssb", STATIC))
+    },
+}
+
 
 def ramp(end):
     """Return the keys of GraNet's ramp down from a density of one half."""
@@ -282,6 +345,7 @@ def ramp(end):
 
 
 PUBLISHED = {
+    **SHUFFLED_BLOCKS,
     "itop/dense": ITOP_DENSE | ONE_RUN,
     "itop/set": ITOP_SET | ONE_RUN,
     "itop/rigl": ITOP_RIGL | ONE_RUN,
