@@ -1,4 +1,4 @@
-// Linear layers and 2-d convolutions of which rows share their columns: forward pass, gradients of inputs and of weights.
+// Linear layers and 2-d convolutions with blocks of rows that have the same columns: forward pass, both gradients.
 //
 // Rows (outputs) come in octets, all of one group; the rows of a group have the same columns (input channel, tap). So
 // what is read of a column serves eight rows, from registers. Columns are sorted by (block of 16 channels, tap, channel):
@@ -14,7 +14,7 @@
 #define OCTET 8
 #define SPAN 16                // positions that a gradient of a weight sums in registers
 #define STRIP 8                // columns whose positions come row by row, so that rows are met again while in the cache
-#define CHUNK 192              // columns that all octets of a group meet before the next ones: they stay in the first cache
+#define CHUNK 192              // columns that all octets of a group meet before the next ones, in the first cache
 #define TOGETHER 2             // octets that meet an input before the next one, in gradients of weights
 #define VECTORS 2              // of the 32 samples at a time
 #define ROWS (LANES == 8 ? 4 : 8) // at a time; with vectors of 8 lanes there are 16 registers only
@@ -24,7 +24,8 @@
 // A layer: its channels, its images and its outputs (high x wide), the stride (down, right), the padding (top, left) and
 // how gradients of outputs lie in tiles, of which the inside begins at (dy_top, dy_left).
 typedef struct {
-    int64_t channels, outs, height, width, high, wide, kernel, down, right, top, left, dy_rows, dy_columns, dy_top, dy_left;
+    int64_t channels, outs, height, width, high, wide, kernel_high, kernel_wide, down, right, top, left;
+    int64_t dy_rows, dy_columns, dy_top, dy_left;
 } layer;
 
 // Where the weights are. Octet o has the rows rows[8 o] ..., is of group[o], and its values begin at at[o]: 8 for each
@@ -53,8 +54,8 @@ ALWAYS spot spot_of(const layer *l, int64_t q) {
 }
 
 ALWAYS int64_t input_of(const layer *l, spot s) {
-    int64_t rows = l->height + 2 * l->top, columns = l->width + 2 * l->left;
-    return ((s.tile * ((l->channels + BLOCK - 1) / BLOCK) * rows + s.row * l->down) * columns + s.column * l->right) * PLACE;
+    int64_t rows = l->height + 2 * l->top, columns = l->width + 2 * l->left, blocks = (l->channels + BLOCK - 1) / BLOCK;
+    return ((s.tile * blocks * rows + s.row * l->down) * columns + s.column * l->right) * PLACE;
 }
 
 ALWAYS int64_t gradient_of(const layer *l, spot s) {
@@ -70,6 +71,29 @@ ALWAYS int64_t alike(const table *t, int64_t o, int64_t end, int64_t most) {
     int64_t n = 1;
     while (n < most && o + n < end && t->group[o + n] == t->group[o]) n++;
     return n;
+}
+
+// Places that are needed soon, [block][row][column]: of each block ``high`` rows of ``wide`` places. They are fetched
+// into the second cache a share at a time, since what lies 2 kB apart is not foreseen by the machine, and all of them at
+// once would wait for each other.
+typedef struct {
+    const float *from;
+    int64_t plane, line, high, wide, left, share;
+} ahead;
+
+ALWAYS ahead ahead_of(const float *from, int64_t plane, int64_t line, int64_t blocks, int64_t high, int64_t wide,
+                      int64_t shares) {
+    int64_t all = blocks * high * wide;
+    return (ahead){from, plane, line, high, wide, all, (all + shares - 1) / shares};
+}
+
+ALWAYS void fetch(ahead *a) {
+    for (int64_t n = 0; n < a->share && a->left > 0; n++) {
+        int64_t i = --a->left;
+        int64_t row = i / a->wide % a->high * a->line + i % a->wide * PLACE;
+        const float *at = a->from + i / a->wide / a->high * a->plane + row;
+        for (int j = 0; j < PLACE; j += 16) __builtin_prefetch(at + j, 0, 2);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -103,17 +127,28 @@ ALWAYS void outputs(const float *x, float *y, const int32_t *rows, const float *
 
 // The outputs of some octets at a position, as a tile [outs][32].
 static void outputs_of(const table *t, const float *x, float *y, const float *bias, const float *values, int64_t first,
-                       int64_t last) {
+                       int64_t last, ahead *next) {
     for (int64_t o = first, n; o < last; o += n) {
         int64_t begin = FIRST(t, o, 0), end = FIRST(t, o, t->blocks), k = begin;
         n = alike(t, o, last, last);
         do {
             int64_t some = end - k < CHUNK ? end - k : CHUNK;
-            for (int64_t i = o; i < o + n; i++)
+            for (int64_t i = o; i < o + n; i++) {
+                if (k == begin) fetch(next);
                 outputs(x, y, t->rows + OCTET * i, bias, k == begin, VALUES(t, values, i, k), t->offsets + k, some);
+            }
             k += some;
         } while (k < end);
     }
+}
+
+// The inputs of the position after ``s`` that ``s`` does not meet, for so many octets to fetch.
+ALWAYS ahead inputs_after(const layer *l, spot s, int64_t q, const float *x, int64_t blocks, int64_t octets) {
+    spot next = spot_of(l, q + 1);
+    int64_t line = (l->width + 2 * l->left) * PLACE, plane = (l->height + 2 * l->top) * line;
+    int64_t met = next.tile == s.tile && next.row == s.row && l->kernel_wide > l->right ? l->kernel_wide - l->right : 0;
+    const float *from = x + input_of(l, next) + met * PLACE;
+    return ahead_of(from, plane, line, blocks, l->kernel_high, l->kernel_wide - met, octets);
 }
 
 static void lay(const layer *l, const float *tile, float *y, spot s, int64_t samples) {
@@ -132,7 +167,9 @@ void dst_blocks_forward(const layer *l, const table *t, const float *x, float *y
         for (int i = 0; i < threads; i++)
             for (int64_t q = positions * i / threads; q < positions * (i + 1) / threads; q++) {
                 spot s = spot_of(l, q);
-                outputs_of(t, x + input_of(l, s), scratch + i * room, bias, values, 0, t->octets);
+                ahead next = {0};
+                if (q + 1 < positions) next = inputs_after(l, s, q, x, t->blocks, t->octets);
+                outputs_of(t, x + input_of(l, s), scratch + i * room, bias, values, 0, t->octets, &next);
                 lay(l, scratch + i * room, y, s, samples);
             }
         return;
@@ -140,7 +177,8 @@ void dst_blocks_forward(const layer *l, const table *t, const float *x, float *y
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < positions * ranges; i++) {
         int64_t q = i % positions, r = i / positions;
-        outputs_of(t, x + input_of(l, spot_of(l, q)), scratch + q * room, bias, values, cuts[r], cuts[r + 1]);
+        ahead none = {0};
+        outputs_of(t, x + input_of(l, spot_of(l, q)), scratch + q * room, bias, values, cuts[r], cuts[r + 1], &none);
     }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t q = 0; q < positions; q++) lay(l, scratch + q * room, y, spot_of(l, q), samples);
@@ -190,13 +228,18 @@ void dst_blocks_inputs(const layer *l, const table *t, const float *dy, float *d
                 for (int64_t x = 0; x < l->wide; x++) {
                     const float *from = dy + gradient_of(l, (spot){tile, y, x});
                     float *to = own + x * l->right * PLACE - first * plane;
+                    const float *then = x + 1 < l->wide ? from + PLACE : dy + gradient_of(l, (spot){tile, y + 1, 0});
+                    int64_t dy_plane = l->dy_rows * l->dy_columns * PLACE, dy_blocks = (l->outs + BLOCK - 1) / BLOCK;
+                    ahead next = ahead_of(then, dy_plane, 0, dy_blocks, 1, 1, t->octets);
                     for (int64_t o = 0, n; o < t->octets; o += n) {
                         int64_t k = FIRST(t, o, first), end = FIRST(t, o, last);
                         n = alike(t, o, t->octets, t->octets);
                         while (k < end) {
                             int64_t some = end - k < CHUNK ? end - k : CHUNK;
-                            for (int64_t i = o; i < o + n; i++)
+                            for (int64_t i = o; i < o + n; i++) {
+                                fetch(&next);
                                 scattered(l, to, from, t->rows + OCTET * i, VALUES(t, values, i, k), at + k, some);
+                            }
                             k += some;
                         }
                     }
@@ -224,13 +267,22 @@ void dst_blocks_inputs(const layer *l, const table *t, const float *dy, float *d
 // Gradients of weights
 
 #define HALF (16 / LANES) // vectors of 16 lanes
-#define PAIR (LANES == 16 ? 2 : 1) // columns whose gradients make whole vectors
+#define PAIR 2            // columns that meet a gradient of an output while it is in a register
+
+// Keeps a vector in a register; compilers would load it anew for each column.
+#if defined(__x86_64__)
+#define HELD(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define HELD(v) __asm__("" : "+w"(v))
+#else
+#define HELD(v)
+#endif
 
 // dw[column][row] of an octet, for PAIR columns, over some positions: 16 lanes each, which samples 16 apart share.
-// ``dy``: [position][8][32].
-ALWAYS void products(const float *const *x, const float *dy, const int32_t *offsets, int is_pair, int64_t positions,
-                     vec *sums) {
-    int64_t one = offsets[0], two = PAIR == 2 && is_pair ? offsets[1] : one;
+// ``dy``: [position][8][32]. ``fetches``: the PAIR columns that follow, meanwhile.
+ALWAYS void products(const float *const *x, const float *dy, const int32_t *offsets, int is_pair, const int fetches,
+                     int64_t positions, vec *sums) {
+    int64_t one = offsets[0], two = is_pair ? offsets[1] : one;
     for (int r = 0; r < OCTET; r += ROWS) {
         vec sum[HALF][PAIR * ROWS];
         for (int h = 0; h < HALF; h++) {
@@ -239,12 +291,17 @@ ALWAYS void products(const float *const *x, const float *dy, const int32_t *offs
             const float *d = dy + r * 32 + h * LANES;
             for (int64_t p = 0; p < positions; p++, d += OCTET * 32) {
                 const float *from = x[p] + h * LANES;
+                for (int j = PAIR; fetches && j < 2 * PAIR; j++) {
+                    __builtin_prefetch(x[p] + offsets[j]);
+                    __builtin_prefetch(x[p] + offsets[j] + 16);
+                }
                 UNROLL for (int s = 0; s < 32; s += 16) {
                     vec a = LOAD(from + one + s), b = LOAD(from + two + s);
                     UNROLL for (int i = 0; i < ROWS; i++) {
                         vec of = LOAD(d + i * 32 + s);
+                        HELD(of);
                         own[i] += of * a;
-                        if (PAIR == 2) own[ROWS * (PAIR - 1) + i] += of * b;
+                        own[ROWS + i] += of * b;
                     }
                 }
             }
@@ -287,19 +344,30 @@ void dst_blocks_weights(const layer *l, const table *t, const float *x, const fl
                             UNROLL for (int v = 0; v < LINE; v++)
                                 STORE(to + p * OCTET * 32 + v * LANES) = LOAD(of[p] + row + v * LANES);
                     }
-                    for (; k < stop; k += PAIR)
+                    int64_t coming = o + n < end ? alike(t, o + n, end, TOGETHER) * OCTET * span : 0;
+                    int64_t share = coming * PAIR / (stop - k) + 1;
+                    for (; k < stop; k += PAIR) {
+                        for (int64_t j = 0; j < share && coming > 0; j++) { // gradients that the next octets copy
+                            coming--;
+                            const float *at = of[coming % span] + OF_ROW(l, t->rows[(o + n) * OCTET + coming / span]);
+                            __builtin_prefetch(at, 0, 2);
+                            __builtin_prefetch(at + 16, 0, 2);
+                        }
                         for (int64_t i = 0; i < n; i++) {
                             vec sums[PAIR * OCTET];
                             int is_pair = k + PAIR <= stop;
-                            products(from, own + i * SPAN * OCTET * 32, t->offsets + k, is_pair, span, sums);
+                            const float *d = own + i * SPAN * OCTET * 32;
+                            if (!i && k + 2 * PAIR <= stop) products(from, d, t->offsets + k, 1, 1, span, sums);
+                            else products(from, d, t->offsets + k, is_pair, 0, span, sums);
                             float *to = VALUES(t, dw, o + i, k);
                             UNROLL for (int j = 0; j < PAIR * OCTET; j += LANES) {
                                 vec found = totals(sums + j);
-                                if (is_pair) STORE(to + j) = q ? LOAD(to + j) + found : found;
+                                if (is_pair || j + LANES <= OCTET) STORE(to + j) = q ? LOAD(to + j) + found : found;
                                 else
-                                    for (int e = 0; e < OCTET; e++) to[e] = q ? to[e] + found[e] : found[e];
+                                    for (int e = 0; j + e < OCTET; e++) to[e] = q ? to[e] + found[e] : found[e];
                             }
                         }
+                    }
                 }
             }
         }

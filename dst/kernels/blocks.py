@@ -2,7 +2,6 @@
 
 import ctypes
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Final
 
@@ -17,8 +16,14 @@ from dst.kernels.tiled import Scratch, Tiled, offset
 OCTET: Final = 8
 """Rows that are computed together: groups have multiples of them."""
 
+_FEW: Final = 128
+"""Columns of which equal rows are told from others at first."""
+
 _SPAN: Final = 16
 """SPAN in ``blocks.c``: positions that a gradient of a weight sums in registers."""
+
+_STRIP: Final = 8
+"""STRIP in ``blocks.c``."""
 
 _TOGETHER: Final = 2
 """TOGETHER in ``blocks.c``."""
@@ -26,7 +31,7 @@ _TOGETHER: Final = 2
 _RING: Final = 2**17
 """Numbers of a ring of gradients of inputs that should stay in the cache while all octets meet them."""
 
-_MET: Final = 2**17
+_MET: Final = 2**18
 """Numbers of inputs that should stay in the cache while all octets meet them, in gradients of weights."""
 
 
@@ -41,14 +46,15 @@ class Groups:
 def alike(mask: Tensor) -> Groups | None:
     """Return the groups of equal rows of a mask, by their first rows; None if a size is no multiple of 8.
 
-    ``mask``: boolean, [outs, ...]. None too if there is nothing to multiply. Most other masks are recognised by the
-    numbers of weights in their rows.
+    ``mask``: boolean, [outs, ...]. None too if there is nothing to multiply. Most other masks are recognised by a few
+    columns of theirs.
     """
     rows = mask.reshape(len(mask), -1)
-    counts = rows.count_nonzero(1)
-    if len(rows) % OCTET or not counts.any() or (torch.bincount(counts) % OCTET).any():
+    if len(rows) % OCTET or (rows[:, :_FEW] == rows[0, :_FEW]).all(1).count_nonzero() < OCTET:
         return None
     bits = np.packbits(rows.numpy(), axis=1)
+    if not bits.any():
+        return None
     words = np.ascontiguousarray(bits).view(np.dtype((np.void, bits.shape[1])))[:, 0]
     _, first, inverse = np.unique(words, return_index=True, return_inverse=True)
     group = torch.from_numpy(first[inverse.reshape(-1)])  # of each row, named by its first one
@@ -66,41 +72,32 @@ class Blocks(Tiled):
 
     def __init__(self, library: ctypes.CDLL, shape: Shape, mask: Tensor, groups: Groups) -> None:
         super().__init__(library, shape)
-        self._rows = groups.rows
-        octets = groups.sizes // OCTET
+        self._rows, blocks = groups.rows, shape.input_tile[0]
         group, column = self._columns(mask, groups)
-        counts = torch.bincount(group, minlength=len(octets))
-        self._group = torch.repeat_interleave(torch.arange(len(octets)), octets)
-        of_octet = counts[self._group]
-        """Columns of each octet."""
-        self._before = torch.cat([torch.zeros(1, dtype=torch.int64), of_octet.cumsum(0)])
-        self._at = self._before[:-1] * OCTET
-        blocks = -(-shape.channels // BLOCK)
-        in_block = torch.bincount(group * blocks + column // shape.taps // BLOCK, minlength=len(octets) * blocks)
-        ends = in_block.cumsum(0).view(-1, blocks)
-        self._bounds = torch.cat([ends[:, :1] - in_block.view(-1, blocks)[:, :1], ends], 1).int()
-        place, channel, tap = self._before[-1], column // shape.taps, column % shape.taps
+        self.places, self._before, group_of = self._octets(group, column, groups.sizes // OCTET)
+        self._group, self._at = group_of.int(), self._before[:-1] * OCTET
+        channel, tap = column // shape.taps, column % shape.taps
+        in_block = torch.bincount(group * blocks + channel // BLOCK, minlength=len(groups.sizes) * blocks)
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), in_block.cumsum(0)])
+        self._bounds = torch.cat([ends[:-1:blocks, None], ends[1:].view(-1, blocks)], 1).int()
         down, right = tap // shape.kernel[1], tap % shape.kernel[1]
         self._offsets = offset(shape.input_tile, channel, down * shape.input_tile[2] + right).int()
         self._ring = max(shape.kernel[0], shape.stride[0])
-        phases = (down + torch.arange(self._ring)[:, None]) % self._ring
         ring = blocks, self._ring, *shape.input_tile[2:]
-        self._ring_offsets = offset(ring, channel, phases * ring[2] + right).int()
-        # The k-th column of an octet is the k-th of its group.
-        nth = torch.arange(int(place)) + torch.repeat_interleave(
-            self._bounds[self._group, 0].long() - self._before[:-1], of_octet
-        )
-        rows = self._rows.view(-1, OCTET).long().repeat_interleave(of_octet, 0)
-        self.places = rows.mul_(shape.channels * shape.taps).add_(column[nth, None]).flatten()
-        self._group = self._group.int()
+        row = (down + torch.arange(self._ring)[:, None]) % self._ring
+        self._ring_offsets = offset(ring, channel, row * ring[2] + right).int()
         top, _, left, _ = shape.border
         self._layer = torch.tensor(
             [
-                *(shape.channels, shape.outs, shape.height, shape.width, *shape.out, shape.kernel[0], *shape.stride),
+                *(shape.channels, shape.outs, shape.height, shape.width, *shape.out, *shape.kernel, *shape.stride),
                 *(*shape.padding, *shape.gradient_tile[1:3], top, left),
             ]
         )
+        tables = self._rows, self._group, self._at, self._bounds, self._offsets
+        self._table = torch.tensor([*(table.data_ptr() for table in tables), len(self._at), blocks])
         self._known: dict[int, Tensor] = {}
+
+    # -- tables --------------------------------------------------------------------------------------------------------
 
     def _columns(self, mask: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
         """Return all columns of all groups, int64: their group and their place in a row of the mask, in order."""
@@ -112,11 +109,19 @@ class Blocks(Tiled):
         group, block, tap, channel = found.unbind(1)
         return group, (block * BLOCK + channel) * shape.taps + tap
 
-    @cached_property
-    def _table(self) -> Tensor:
-        """The tables as ``table`` of ``blocks.c``: five addresses and two numbers."""
-        tables = self._rows, self._group, self._at, self._bounds, self._offsets
-        return torch.tensor([*(table.data_ptr() for table in tables), len(self._at), self._bounds.shape[1] - 1])
+    def _octets(self, group: Tensor, column: Tensor, octets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the places of all values; how many columns come before each octet, and in all; and its group.
+
+        ``octets``: how many a group has.
+        """
+        counts = torch.bincount(group, minlength=len(octets))
+        group_of = torch.repeat_interleave(octets)
+        own = counts[group_of]
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), own.cumsum(0)])
+        skipped = (counts.cumsum(0) - counts)[group_of] - before[:-1]  # the n-th column of an octet is its group's n-th
+        which = torch.arange(int(before[-1])) + torch.repeat_interleave(skipped, own)
+        rows = self._rows.view(-1, OCTET).long().repeat_interleave(own, 0)
+        return rows.mul_(self.shape.channels * self.shape.taps).add_(column[which, None]).flatten(), before, group_of
 
     def _cuts(self, ranges: int) -> Tensor:
         """Return where to cut the octets, so that all ranges have about as many columns."""
@@ -152,15 +157,8 @@ class Blocks(Tiled):
 
     def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
         """Return the gradients of the values, from tiled inputs and tiled gradients of outputs."""
-        shape, found = self.shape, torch.empty(len(self.places), dtype=torch.float32)
-        blocks = shape.input_tile[0]
-        if prod(shape.out) == 1:
-            met = min(_SPAN, len(x)) * shape.taps
-        else:
-            wide = min(8, shape.out[1])
-            high = min(-(-_SPAN // wide), shape.out[0])
-            met = (shape.kernel[0] + shape.stride[0] * (high - 1)) * (shape.kernel[1] + shape.stride[1] * (wide - 1))
-        sets = min(blocks, max(1, -(-met * blocks * BLOCK * SAMPLES // _MET)))
+        found, blocks = torch.empty(len(self.places), dtype=torch.float32), self.shape.input_tile[0]
+        sets = min(blocks, -(-self._met(len(x)) * blocks * BLOCK * SAMPLES // _MET))
         ranges = 1 if sets >= threads() else self._shares(sets)
         self._library.dst_blocks_weights(
             *(at(self._layer), at(self._table), at(x), at(dy), long(len(x) * SAMPLES), at(found), long(sets)),
@@ -168,6 +166,17 @@ class Blocks(Tiled):
             *(at(_scratch.room(threads() * _SPAN * _TOGETHER * OCTET * SAMPLES)), threads()),
         )
         return found
+
+    def _met(self, tiles: int) -> int:
+        """Return about how many places of a block the outputs of a span meet: some rows of a strip, of some tiles."""
+        shape = self.shape
+        wide = min(_STRIP, shape.out[1])
+        high = min(-(-_SPAN // wide), shape.out[0])
+        met = prod(
+            kernel + stride * (size - 1)
+            for kernel, stride, size in zip(shape.kernel, shape.stride, (high, wide), strict=True)
+        )
+        return met * min(tiles, -(-_SPAN // (wide * high)))
 
     def _shares(self, items: int) -> int:
         """Return into how many ranges to cut octets, so that all threads have work."""

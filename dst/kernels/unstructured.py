@@ -55,7 +55,7 @@ class _Table:
 
 
 class Unstructured(Tiled):
-    """The products with the weights of any mask: boolean, [outs, channels, height, width of the kernel] or two sizes."""
+    """The products with the weights of any mask: boolean, [outs, channels(, height, width)]."""
 
     def __init__(self, library: ctypes.CDLL, shape: Shape, mask: Tensor) -> None:
         super().__init__(library, shape)
