@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
-from dst.kernels.product import Tiles, product
+from dst.kernels.blocks import alike
+from dst.kernels.product import Tiles, product, products
 from dst.kernels.shape import Shape
-from dst.kernels.unstructured import Unstructured
 
 BUDGET_S: Final = 0.2
 """Seconds for a layer. Slow ones take longer, since each candidate is timed once at least."""
@@ -109,7 +109,7 @@ def _masked(
 
 
 def _packed(library: ctypes.CDLL, shape: Shape, mask: Tensor, x: Tensor, dy: Tensor, input_gradient: bool) -> Action:
-    layer, pool = Unstructured(library, shape, mask), Tiles()
+    layer, pool = products(library, shape, mask, alike(mask)), Tiles()
 
     def forward(x: Tensor, values: Tensor) -> Tensor:
         return product(x.float(), values, layer, pool)

@@ -10,9 +10,11 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dst.kernels.product import Tiles, product
+from dst.kernels.blocks import Groups, alike
+from dst.kernels.product import Tiles, product, products
 from dst.kernels.shape import Shape
-from dst.kernels.unstructured import Unstructured, gathered, spread
+from dst.kernels.tiled import Tiled
+from dst.kernels.unstructured import gathered, spread
 
 LEAST_SAMPLES: Final = 16
 """With fewer samples most of a tile would be computed for nothing."""
@@ -29,6 +31,7 @@ class PackedLayer:
         self.restore = restore
         self.places = torch.zeros(0, dtype=torch.int64)
         self.mask: Tensor | None = None
+        self._groups: Groups | None = None
         self.reads_dense_gradient = False
         """Whether backward passes compute the gradients of inactive weights too."""
         self.dense_gradient: Tensor | None = None
@@ -37,7 +40,7 @@ class PackedLayer:
         self._like = torch.empty_like(weight, device="meta")
         self._order = self.places.int()
         """The places in the order of the weight in memory."""
-        self._products: dict[Shape, Unstructured] = {}
+        self._products: dict[Shape, Tiled] = {}
         self._dense: tuple[int, Tensor] | None = None
         self._task = -1
         self._summed: tuple[int, int] | None = None
@@ -48,7 +51,8 @@ class PackedLayer:
         if mask is not self.mask:
             known = next(iter(self._products), None)
             first = known or smallest(module)
-            made = Unstructured(self._library, first, mask)
+            self._groups = alike(mask)
+            made = products(self._library, first, mask, self._groups)
             self.mask, self.places, self._order = mask, made.places, self._in_memory(made.places)
             self._products = {first: made} if known or isinstance(module, nn.Linear) else {}
             self._dense = None
@@ -119,7 +123,7 @@ class PackedLayer:
     def _product(self, x: Tensor, module: nn.Linear | nn.Conv2d, shape: Shape) -> Tensor:
         assert self.mask is not None
         if shape not in self._products:
-            self._products[shape] = Unstructured(self._library, shape, self.mask)
+            self._products[shape] = products(self._library, shape, self.mask, self._groups)
         read = self._reader(module.weight) if self.reads_dense_gradient else None
         return product(x, module.weight, self._products[shape], self._pool, read, module.bias)
 

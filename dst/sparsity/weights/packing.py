@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dst.kernels import choice
+from dst.kernels.blocks import alike
 from dst.kernels.build import UnavailableError, load
 from dst.kernels.choice import Timing
 from dst.kernels.shape import Shape
@@ -21,6 +22,9 @@ from dst.sparsity.weights.packed_layer import PACKED, shape_of, smallest
 
 LIMIT: Final = 0.3
 """Above this density masks are as fast, whatever the layer."""
+
+BLOCK_LIMIT: Final = 0.5
+"""The same of masks of which rows are alike, eight at least."""
 
 TIMED_LIMIT: Final = 0.5
 """Layers that are denser need not be timed: masks are faster."""
@@ -67,11 +71,13 @@ class Packing(ABC):
 class FixedRule(Packing):
     """Packs all layers that have a density from which on it pays, whatever the machine: the same on all of them."""
 
-    otherwise = f"denser than {LIMIT}"
+    otherwise = f"denser than {LIMIT}, or {BLOCK_LIMIT} in blocks of rows"
 
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
-        """Say whether the layer is sparse enough."""
-        return is_sparse_enough(layer, active)
+        """Say whether the layer is sparse enough, of its kind."""
+        if is_sparse_enough(layer, active):
+            return True
+        return is_sparse_enough(layer, active, BLOCK_LIMIT) and alike(mask) is not None
 
 
 @dataclass(frozen=True)
