@@ -135,7 +135,8 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
             counts = _check_density(config, layers)
-        if config.sparsity.compute != "masked" and not problems:
+        keeps_masks = config.sparsity.compute == "auto" and config.hardware.device == "cuda"  # and says so
+        if config.sparsity.compute != "masked" and not problems and not keeps_masks:
             problems += _packed_nowhere(config, model, layers, counts)
         if learns(config) and not problems:
             with _collected(problems), in_config_terms("sparsity.reparametrize"):
@@ -293,7 +294,7 @@ def _check_density(config: Config, layers: list[Layer]) -> list[int]:
 
 def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], counts: Sequence[int]) -> Iterator[str]:
     """Yield that no layer would be packed, at any time of the run."""
-    stay = unpackable(model, layers)
+    stay = unpackable(model, layers, config.hardware.device)
     own = f"sparsity.compute={config.sparsity.compute} would be ignored: no layer could be packed at any time"
     if len(stay) == len(layers):
         yield f"{own}: {told(stay)}; use sparsity.compute=masked"
