@@ -9,7 +9,7 @@ from typing import Final
 from dst.config.schema import ConfigError
 from dst.records.states import State
 from dst.records.store import RecordError
-from dst.run.environment import wait_without_spinning
+from dst.run.environment import keep_memory, wait_without_spinning
 from dst.run.terminal import shown
 from dst.training.rank import own_rank
 
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     if options.keys is not None and (options.overrides or options.cfg or options.multirun or options.forecast):
         parser.error("--keys shows keys and runs nothing: give it a prefix and nothing else")
     wait_without_spinning()
+    keep_memory()
     speaks = _speaks()
     try:
         if not speaks and (options.cfg or options.forecast or options.keys is not None):

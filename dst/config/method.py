@@ -85,8 +85,12 @@ def check_compute(config: Config) -> Iterator[str]:
     if compute == "masked":
         return
     own = f"sparsity.compute={compute}"
-    if hardware.device != "cpu":
-        yield f"{own} is for a CPU, not for hardware.device={hardware.device}; use sparsity.compute=masked"
+    if hardware.device == "cuda" and compute == "packed" and not _has_units(config):
+        yield (
+            f"{own}: on hardware.device=cuda weights are multiplied by units of 16 adjacent inputs that groups of 32 "
+            "rows or more share, as a sparsity.pattern with column_unit=16 and a block_size of 32, 64 or 128 makes "
+            "them; use one, or sparsity.compute=masked"
+        )
     if compute == "auto" and hardware.determinism == "strict":
         yield (
             f"{own} goes by times, which differ from one time to the next, so that hardware.determinism=strict cannot "
@@ -94,6 +98,13 @@ def check_compute(config: Config) -> Iterator[str]:
         )
     if hardware.compile:
         yield f"{own}: torch.compile sees nothing of its kernels; set hardware.compile=false, or compute=masked"
+
+
+def _has_units(config: Config) -> bool:
+    """Say whether masks are of units that kernels on a GPU multiply by."""
+    options = bound_options(config, "sparsity.pattern")
+    block = options.get("block_size", 0)
+    return options.get("column_unit") == 16 and block > 0 and block % 32 == 0
 
 
 def check_density(config: Config) -> Iterator[str]:

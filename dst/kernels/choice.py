@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
-from dst.kernels.product import Tiles, product
+from dst.kernels.blocks import alike
+from dst.kernels.product import Tiles, product, products
 from dst.kernels.shape import Shape
-from dst.kernels.unstructured import Unstructured
+from dst.kernels.unit_blocks import UnitBlocks, block_product
+from dst.kernels.units import units_of
 
 BUDGET_S: Final = 0.2
 """Seconds for a layer. Slow ones take longer, since each candidate is timed once at least."""
@@ -65,6 +67,36 @@ def timed(
     return Timing(density, 1e3 * found["masked"], 1e3 * found["packed"])
 
 
+def timed_units(
+    shape: Shape,
+    samples: int,
+    mask: Tensor,
+    *,
+    autocast: torch.dtype | None = None,
+    input_gradient: bool = True,
+    budget_s: float = BUDGET_S,
+) -> Timing:
+    """Time both ways of computing a layer on a GPU, where its mask lies, which is of units (``units_of``)."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        inputs = _inputs(shape, samples, mask.dim(), autocast or torch.float32)
+        x, dy = (tensor.to(mask.device) for tensor in inputs)
+        units = units_of(mask)
+        layer, values = UnitBlocks(units, shape, mask.device), torch.randn(len(units.places)).to(mask.device)
+        candidates = {
+            "masked": _masked(shape, mask, x, dy, autocast, input_gradient),
+            "packed": _both_passes(lambda x, values: block_product(x, values, layer), x, values, dy, input_gradient),
+        }
+        found = least(candidates, budget_s, partial(_finished, mask.device))
+    return Timing(len(units.places) / mask.numel(), 1e3 * found["masked"], 1e3 * found["packed"])
+
+
+def _finished(device: torch.device) -> float:
+    """Return the time at which a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def least(
     candidates: Mapping[str, Action], budget_s: float, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
@@ -94,12 +126,14 @@ def _inputs(shape: Shape, samples: int, dimensions: int, dtype: torch.dtype) -> 
 def _masked(
     shape: Shape, mask: Tensor, x: Tensor, dy: Tensor, autocast: torch.dtype | None, input_gradient: bool
 ) -> Action:
-    weight = torch.randn(mask.shape, dtype=torch.float32).mul_(mask)
+    weight = torch.randn(mask.shape, dtype=torch.float32).to(mask.device).mul_(mask)
     if mask.dim() == 4:
         weight = weight.to(memory_format=torch.channels_last)
 
     def forward(x: Tensor, weight: Tensor) -> Tensor:
-        context: AbstractContextManager[Any] = torch.autocast("cpu", dtype=autocast, enabled=autocast is not None)
+        context: AbstractContextManager[Any] = torch.autocast(
+            x.device.type, dtype=autocast, enabled=autocast is not None
+        )
         with context:
             if mask.dim() == 2:
                 return F.linear(x, weight)
@@ -109,7 +143,7 @@ def _masked(
 
 
 def _packed(library: ctypes.CDLL, shape: Shape, mask: Tensor, x: Tensor, dy: Tensor, input_gradient: bool) -> Action:
-    layer, pool = Unstructured(library, shape, mask), Tiles()
+    layer, pool = products(library, shape, mask, alike(mask)), Tiles()
 
     def forward(x: Tensor, values: Tensor) -> Tensor:
         return product(x.float(), values, layer, pool)

@@ -1,5 +1,6 @@
 """A sparse product in autograd: activations wait for the backward pass in tiles, which come from a pool."""
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dst.kernels.blocks import Blocks, Groups
 from dst.kernels.derivatives import refuse_second
-from dst.kernels.shape import tiles_of
+from dst.kernels.shape import Shape, tiles_of
+from dst.kernels.tiled import Tiled
 from dst.kernels.unstructured import Unstructured
 
 
@@ -33,6 +36,11 @@ class Tiles:
         return sum(tiles.nbytes for free in self._free.values() for tiles in free)
 
 
+def products(library: ctypes.CDLL, shape: Shape, mask: Tensor, groups: Groups | None) -> Tiled:
+    """Return the products of a layer with the weights of a mask; ``groups``: its rows that are alike, if they are."""
+    return Unstructured(library, shape, mask) if groups is None else Blocks(library, shape, mask, groups)
+
+
 Read = Callable[[Tensor], None]
 """Is given the dense gradient of a layer's weight."""
 
@@ -40,7 +48,7 @@ Read = Callable[[Tensor], None]
 def product(
     x: Tensor,
     values: Tensor,
-    layer: Unstructured,
+    layer: Tiled,
     pool: Tiles,
     read: Read | None = None,
     bias: Tensor | None = None,
@@ -65,7 +73,7 @@ class _Product(torch.autograd.Function):
         x: Tensor,
         values: Tensor,
         bias: Tensor | None,
-        layer: Unstructured,
+        layer: Tiled,
         pool: Tiles,
         read: Read | None,
         is_kept: bool,
@@ -123,7 +131,7 @@ def _as_before(lying: Tensor, before: torch.Size) -> Tensor:
     return lying.permute(0, 3, 1, 2) if len(before) == 4 else lying.reshape(*before[:-1], lying.shape[-1])
 
 
-def _dense_gradient(layer: Unstructured, tiled: Tensor, dy: Tensor) -> Tensor:
+def _dense_gradient(layer: Tiled, tiled: Tensor, dy: Tensor) -> Tensor:
     """Return the gradient of all weights, those outside the mask too: that of autograd, bit by bit."""
     shape = layer.shape
     samples = dy.shape[0] if dy.dim() == 4 else dy.numel() // dy.shape[-1]

@@ -6,9 +6,11 @@ so that the second-level cache fills its lines before it hands them on. Gradient
 both backward passes, 16 bytes at a time: they are brought into the order of groups once.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -29,6 +31,9 @@ _PROGRAMS: Final = 512
 
 _LEAST_SHARE: Final = 512
 """Positions of a part of a gradient of weights, at least."""
+
+_LEAST_CAPABILITY: Final = (8, 0)
+"""Of GPUs: older ones have neither asynchronous copies nor bfloat16."""
 
 _MOST: Final = 2**31
 
@@ -77,6 +82,20 @@ def kernels() -> ModuleType:
             f"products on a GPU need Triton, which comes with torch for CUDA on Linux ({error}): compute with masks"
         ) from error
     return triton_blocks
+
+
+def load(folder: Path | None = None) -> ModuleType:
+    """Return the kernels; UnavailableError says why there are none here, or why this GPU cannot run them.
+
+    ``folder``: where Triton keeps what it compiles; its own cache if not given, or if ``TRITON_CACHE_DIR`` says where.
+    """
+    found = kernels()
+    if folder is not None and "TRITON_CACHE_DIR" not in os.environ:
+        found.triton.knobs.cache.dir = str(folder / "triton")
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+        told, least = (".".join(map(str, two)) for two in (torch.cuda.get_device_capability(), _LEAST_CAPABILITY))
+        raise UnavailableError(f"this GPU has compute capability {told}, and these kernels need {least}")
+    return found
 
 
 class UnitBlocks:

@@ -1,7 +1,6 @@
 """Products with unstructured weights: what a layer's mask and shape become for the kernels, and the three passes."""
 
 import ctypes
-import threading
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from dst.kernels.calls import at, long, threads
 from dst.kernels.shape import SAMPLES, Positions, Shape, classes_of, layout
+from dst.kernels.tiled import Scratch, Tiled, offset, threads_for
 
 _CHUNK_OF_LINEAR, _CHUNK_OF_CONVOLUTION = 64, 16
 """Input channels of a chunk at least: what they and their taps hold should stay in the cache."""
@@ -24,10 +24,6 @@ _MOST_OUTPUTS: Final = 512
 
 _SPAN: Final = 1024
 """Outputs times groups of positions whose gradients should stay in the cache while all chunks meet them."""
-
-_MANY: Final = 2**16
-
-_MOST: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +54,11 @@ class _Table:
         return torch.cat([torch.tensor([0]), inner, torch.tensor([self.outs])]).clamp(max=self.outs).int()
 
 
-class Unstructured:
-    """The products of one layer with the weights of a mask, for samples of one shape.
-
-    ``mask``: boolean, [outs, channels, height, width of the kernel] or [outs, channels]. ``places``: int64, the flat
-    positions of its weights in the order in which ``values`` (float32, one for each) are expected and returned: it
-    depends on the mask alone. Activations are channels-last, [samples, height, width, channels]. Raises ValueError for
-    a shape that offsets of 32 bits cannot reach.
-    """
+class Unstructured(Tiled):
+    """The products with the weights of any mask: boolean, [outs, channels(, height, width)]."""
 
     def __init__(self, library: ctypes.CDLL, shape: Shape, mask: Tensor) -> None:
-        self.shape, self._library = shape, library
-        for tile in (shape.input_tile, shape.gradient_tile):
-            if prod(tile) > _MOST:
-                raise ValueError(f"a tile of {tile} numbers is too large")
+        super().__init__(library, shape)
         listed = self._listed(mask)
         self._density = len(listed[0]) / mask.numel()
         self._forward = self._table_of_outputs(*listed)
@@ -96,8 +83,8 @@ class Unstructured:
         shape, inputs = self.shape, self.shape.channels * self.shape.taps
         channel, tap = torch.arange(inputs) // shape.taps, torch.arange(inputs) % shape.taps
         place = tap // shape.kernel[1] * shape.input_tile[2] + tap % shape.kernel[1]
-        offset = _offset(shape.input_tile, channel, place)
-        return self._table(output, column, shape.outs, channel // self._chunk(shape.channels), offset)
+        offset_of = offset(shape.input_tile, channel, place)
+        return self._table(output, column, shape.outs, channel // self._chunk(shape.channels), offset_of)
 
     def _chunk(self, channels: int) -> int:
         """Return how many of so many channels are a chunk."""
@@ -118,10 +105,10 @@ class Unstructured:
         top, _, left, _ = shape.border
         place = (above // shape.stride[0] + top) * shape.gradient_tile[2] + before // shape.stride[1] + left
         out = torch.arange(shape.outs)[:, None]
-        offset = _offset(shape.gradient_tile, out, place)
+        offset_of = offset(shape.gradient_tile, out, place)
         chunk = (out // self._chunk(shape.outs)).expand(-1, shape.taps)
         met = output if tap is None else output * shape.taps + tap
-        sort = partial(self._table, outs=shape.channels, chunk_of=chunk.flatten(), offset_of=offset.flatten())
+        sort = partial(self._table, outs=shape.channels, chunk_of=chunk.flatten(), offset_of=offset_of.flatten())
         if reaches.all():
             return sort(channel, met)
         which = (reaches.expand(len(channel), -1)[:, 0] if tap is None else reaches[tap]).nonzero()[:, 0].int()
@@ -148,7 +135,7 @@ class Unstructured:
         """Write the gradients of inputs into ``dx``, channels-last, from tiled gradients of outputs ``dy``."""
         classes = layout(self.shape, len(dy)).classes
         for positions, table in zip(classes, self._backward, strict=True):
-            own = gathered(self._library, values, table.order, _scratch.values(len(table.order)))
+            own = gathered(self._library, values, table.order, _gathered.room(len(table.order)))
             self._multiply(own, table, dy, positions, dx)
 
     def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
@@ -191,7 +178,7 @@ class Unstructured:
             )
             self._library.dst_multiply(
                 *(place.group, *inside, *out, long(len(place.out)), long(len(y)), long(y[0].numel()), *weights),
-                *(at(cuts), ranges, at(_scratch.outputs(threads() * room)), long(room), threads()),
+                *(at(cuts), ranges, at(_outputs.room(threads() * room)), long(room), threads()),
             )
 
     def _cuts(self, table: _Table, ranges: int, whole: int) -> tuple[Tensor, int]:
@@ -202,72 +189,22 @@ class Unstructured:
             self._known[key] = cuts, int(cuts.diff().amax())
         return self._known[key]
 
-    # -- tiles ---------------------------------------------------------------------------------------------------------
 
-    def tile_inputs(self, x: Tensor, to: Tensor) -> None:
-        """Lay inputs into tiles, whose border is zero and stays so."""
-        self._tile(x, to, *self.shape.padding)
-
-    def tile_gradients(self, dy: Tensor, to: Tensor) -> None:
-        """Lay gradients of outputs into tiles, whose border is zero and stays so."""
-        top, _, left, _ = self.shape.border
-        self._tile(dy, to, top, left)
-
-    def _tile(self, found: Tensor, to: Tensor, top: int, left: int) -> None:
-        sizes = *found.shape, to.shape[2], to.shape[3], top, left
-        self._library.dst_tile(at(found), at(to), *map(long, sizes), _threads_for(found.numel()))
-
-    def untile(self, tiles: Tensor, to: Tensor, top: int = 0, left: int = 0) -> None:
-        """Lay what is in tiles, inside a border, back."""
-        sizes = *to.shape, tiles.shape[2], tiles.shape[3], top, left
-        self._library.dst_untile(at(tiles), at(to), *map(long, sizes), _threads_for(to.numel()))
-
-
-class _Scratch(threading.local):
-    """Memory of a thread for what is needed within a call only: fresh memory costs more than the arithmetic."""
-
-    def __init__(self) -> None:
-        self._values = self._outputs = torch.empty(0, dtype=torch.float32)
-
-    def values(self, n: int) -> Tensor:
-        """Return room for so many values."""
-        if len(self._values) < n:
-            self._values = torch.empty(n, dtype=torch.float32)
-        return self._values
-
-    def outputs(self, n: int) -> Tensor:
-        """Return room for so many numbers of tiles of outputs."""
-        if len(self._outputs) < n:
-            self._outputs = torch.empty(n, dtype=torch.float32)
-        return self._outputs
-
-
-_scratch = _Scratch()
-
-
-def _offset(tile: tuple[int, ...], channel: Tensor, place: Tensor) -> Tensor:
-    """Return how far from the beginning of a tile a channel lies, at so many places from the first."""
-    _, rows, columns, block, samples = tile
-    return ((channel // block * rows * columns + place) * block + channel % block) * samples
+_gathered, _outputs = Scratch(), Scratch()
 
 
 def gathered(library: ctypes.CDLL, numbers: Tensor, order: Tensor, room: Tensor | None = None) -> Tensor:
     """Return some of float32 numbers that lie in a row; ``order``: int32, which ones; ``room``: where they may lie."""
     found = torch.empty(len(order), dtype=torch.float32) if room is None else room
-    library.dst_permute(at(numbers), at(found), at(order), long(len(order)), _threads_for(len(order)))
+    library.dst_permute(at(numbers), at(found), at(order), long(len(order)), threads_for(len(order)))
     return found
 
 
 def spread(library: ctypes.CDLL, numbers: Tensor, order: Tensor, to: Tensor) -> None:
     """Write float32 numbers into places of a row; ``order``: int32, into which ones, each once."""
-    library.dst_spread(at(numbers), at(to), at(order), long(len(order)), _threads_for(len(order)))
+    library.dst_spread(at(numbers), at(to), at(order), long(len(order)), threads_for(len(order)))
 
 
 def _ranges(items: int, outs: int) -> int:
     """Return into how many ranges to cut outputs, so that all threads have work; at least eight outputs each."""
     return max(1, min(-(-4 * threads() // items), outs // 8))
-
-
-def _threads_for(numbers: int) -> int:
-    """Return on how many threads to copy so many numbers: a few are copied before another thread has woken up."""
-    return threads() if numbers >= _MANY else 1

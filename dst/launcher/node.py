@@ -16,7 +16,7 @@ from dst.launcher.frozen import check_code
 from dst.records.read import read_run
 from dst.records.restate import restate
 from dst.records.states import UNFINISHED, State
-from dst.run.environment import wait_without_spinning
+from dst.run.environment import keep_memory, wait_without_spinning
 from dst.run.processes import check_start, run_in_processes, started
 from dst.run.resume import RunningError
 from dst.run.terminal import program
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--digest", required=True, help="sha256 of the config that was submitted")
     options = parser.parse_args(arguments)
     wait_without_spinning()
+    keep_memory()
     with StopFlag() as stop:
         try:
             return _carry_out(options.folder, options.digest, stop)

@@ -27,6 +27,7 @@ from dst.fractions import Curve, step_at
 from dst.kernels.build import UnavailableError
 from dst.kernels.build import load as load_kernels
 from dst.kernels.fused import Fused, fuse
+from dst.kernels.unit_blocks import load as load_unit_kernels
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.initialise import initialise
 from dst.procedures.method import Length, Method
@@ -37,7 +38,7 @@ from dst.sparsity.initial_masks import FirstParts, Start, first_masks
 from dst.sparsity.marks import marks_of
 from dst.sparsity.saliency import Probe
 from dst.sparsity.update import TopologyUpdate, topology_update
-from dst.sparsity.weights.packing import Packing, packed, timed
+from dst.sparsity.weights.packing import Packing, packed, packed_units, timed, timed_units
 from dst.sparsity.weights.reparametrised import Edges, Reparametrization
 from dst.training.batch_norm import batch_norms
 from dst.training.clipping import Clipping
@@ -283,7 +284,7 @@ def kernels(config: Config) -> Path:
     """Return the folder of the kernels, which are in it now; ConfigError says why this machine cannot have them."""
     folder = Path(config.output.root, ".kernels").absolute()
     try:
-        load_kernels(folder)
+        load_kernels(folder) if config.hardware.device == "cpu" else load_unit_kernels(folder)
     except UnavailableError as error:
         asked = asks_for_kernels(config)
         told = " and ".join(f"{key}={value}" for key, (value, _) in asked.items())
@@ -440,11 +441,13 @@ def _sparsifier(
 
 def _packing(config: Config, processes: Processes) -> str | Packing:
     """Return how sparse layers are multiplied; kernels are built if they are needed."""
-    compute = config.sparsity.compute
-    if compute == "auto":
-        autocast = Precision(config.hardware.precision, "cpu").dtype
-        return timed(kernels(config), autocast=autocast, agree=processes.share)
-    return compute if compute == "masked" else packed(kernels(config))
+    compute, is_on_gpu = config.sparsity.compute, config.hardware.device == "cuda"
+    if compute == "masked":
+        return compute
+    if compute == "packed":
+        return (packed_units if is_on_gpu else packed)(kernels(config))
+    autocast = Precision(config.hardware.precision, "cpu").dtype
+    return (timed_units if is_on_gpu else timed)(kernels(config), autocast=autocast, agree=processes.share)
 
 
 def _learn(config: Config) -> Callable[[Edges], Reparametrization] | None:

@@ -1,5 +1,6 @@
-"""Environment variables."""
+"""What a process that trains asks of its surroundings: environment variables, and memory."""
 
+import ctypes
 import os
 from typing import Final
 
@@ -18,3 +19,22 @@ def wait_without_spinning() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST: Final = 32 * 2**20
+"""Above this the C library gets memory from the system for each tensor anyway."""
+
+
+def keep_memory() -> None:
+    """Let the process keep memory that it has freed, as far as the C library can (glibc).
+
+    Otherwise large tensors get fresh memory each time, which costs more than most of the arithmetic of a topology
+    update: one of VGG-D takes a quarter less so. Peaks stay as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

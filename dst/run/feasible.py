@@ -137,7 +137,8 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
             counts = _check_density(config, layers)
             if "blocks" in marks(config, "sparsity.pattern") and not problems:
                 problems += _blocks_nowhere(config, layers, counts)
-        if config.sparsity.compute != "masked" and not problems:
+        keeps_masks = config.sparsity.compute == "auto" and config.hardware.device == "cuda"  # and says so
+        if config.sparsity.compute != "masked" and not problems and not keeps_masks:
             problems += _packed_nowhere(config, model, layers, counts)
         if learns(config) and not problems:
             with _collected(problems), in_config_terms("sparsity.reparametrize"):
@@ -307,7 +308,7 @@ def _blocks_nowhere(config: Config, layers: Sequence[Layer], counts: Sequence[in
 
 def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], counts: Sequence[int]) -> Iterator[str]:
     """Yield that no layer would be packed, at any time of the run."""
-    stay = unpackable(model, layers)
+    stay = unpackable(model, layers, config.hardware.device)
     own = f"sparsity.compute={config.sparsity.compute} would be ignored: no layer could be packed at any time"
     if len(stay) == len(layers):
         yield f"{own}: {told(stay)}; use sparsity.compute=masked"

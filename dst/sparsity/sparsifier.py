@@ -48,7 +48,7 @@ from dst.sparsity.weights.held import check_free, check_optimizer
 from dst.sparsity.weights.holder import Holder
 from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed import Packed
-from dst.sparsity.weights.packing import Packing, packed, timed
+from dst.sparsity.weights.packing import Packing, packed, packed_units, timed, timed_units
 from dst.sparsity.weights.reparametrised import LEARNED, Edges, Reparametrised, Reparametrization
 
 _REPARAMETRIZE = Part("reparametrize")
@@ -97,9 +97,9 @@ class Sparsifier:
         seed: all random choices are derived from it.
         reparametrize: how masks are learned, if they are: then the first masks say what active weights are chosen from,
             nothing else moves, and there is no optimizer yet (``attach``).
-        compute: how sparse layers are multiplied: as dense ones with zeros (``masked``), or, on a CPU, by their active
-            weights alone where a fixed rule of shape and density says so (``packed``), or where times of real layers do
-            (``auto``), or another ``Packing``.
+        compute: how sparse layers are multiplied: as dense ones with zeros (``masked``), or by their active weights
+            alone where a fixed rule of shape and density says so (``packed``), or where times of real layers do
+            (``auto``), or another ``Packing``; on a GPU, of units of 16 inputs that 32 outputs or more share.
         count_every: steps from one count of the active weights to the next, where masks are learned; 50 if not given.
         verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
 
@@ -197,7 +197,7 @@ class Sparsifier:
         elif compute == "masked":
             self.weights = MaskedDense(layers, self.topology.masks, self._active)
         else:
-            self.weights = Packed(model, layers, self.topology.masks, self._active, _packing(compute))
+            self.weights = Packed(model, layers, self.topology.masks, self._active, _packing(compute, layers))
         self._expect()
         _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
@@ -632,11 +632,12 @@ class Sparsifier:
         return [report.active for report in self.topology.reports]
 
 
-def _packing(compute: str | Packing) -> Packing:
-    """Return how layers are packed; ValueError for a name that is none of a packing."""
+def _packing(compute: str | Packing, layers: Sequence[Layer]) -> Packing:
+    """Return how layers are packed where they are; ValueError for a name that is none of a packing."""
     if isinstance(compute, Packing):
         return compute
-    how = {"packed": packed, "auto": timed}
+    is_on_gpu = any(layer.weight.is_cuda for layer in layers)
+    how = {"packed": packed_units, "auto": timed_units} if is_on_gpu else {"packed": packed, "auto": timed}
     if compute not in how:
         refuse([f"compute={shown(compute)}: {suggest(compute, ['masked', *how])}"])
     return how[compute]()

@@ -7,6 +7,7 @@ from typing import get_type_hints
 import pytest
 
 from dst import registry
+from dst.config import method
 from dst.config.checks import check
 from dst.config.identity import identity, run_id
 from dst.config.schema import (
@@ -479,3 +480,22 @@ def test_values_keep_their_types():
     assert (config.sparsity.density, config.schedule.lr.peak, config.model.hidden) == (0.25, 1.0, [8, 4])
     assert isinstance(config.schedule.lr.peak, float)
     assert math.isclose(config.sparsity.update.every, 50)
+
+
+@pytest.mark.parametrize(
+    ("column_unit", "block_size", "has_units"),
+    [(16, 32, True), (16, 64, True), (16, 128, True), (1, 64, False), (16, 16, False), (16, 0, False), (32, 32, False)],
+)
+def test_on_a_gpu_packed_wants_units_that_groups_of_rows_share(column_unit, block_size, has_units, monkeypatch):
+    """Whatever pattern says that it makes them."""
+    options = {"column_unit": column_unit, "block_size": block_size}
+    monkeypatch.setattr(method, "bound_options", lambda *_: options)
+    told = list(method.check_compute(composed("hardware=gpu", "sparsity=rigl_itop", "sparsity.compute=packed")))
+    assert (
+        "sparsity.compute=packed: on hardware.device=cuda weights are multiplied by units of 16" in str(told)
+    ) != has_units
+
+
+def test_on_a_gpu_auto_takes_any_masks():
+    config = composed("hardware=gpu", "sparsity=rigl_itop", "sparsity.compute=auto", "hardware.determinism=fast")
+    assert list(method.check_compute(config)) == []

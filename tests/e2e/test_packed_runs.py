@@ -36,7 +36,8 @@ def assert_refused(result, told, where):
 
 
 REFUSED = {
-    "hardware.device=cuda": "sparsity.compute=packed is for a CPU, not for hardware.device=cuda; use sparsity.compute=",
+    "hardware.device=cuda": "sparsity.compute=packed: on hardware.device=cuda weights are multiplied by units of 16 "
+    "adjacent inputs that groups of 32 rows or more share",
     "hardware.compile=true": "sparsity.compute=packed: torch.compile sees nothing of its kernels; set hardware.compile",
     "sparsity=edge_popup": "sparsity.compute=packed does not go with learned masks",
     "sparsity=str": "sparsity.compute=packed does not go with learned masks",

@@ -13,7 +13,7 @@ from dst.kernels.product import Tiles
 from dst.sparsity.scope import Layer
 from dst.sparsity.weights import held
 from dst.sparsity.weights.masked_dense import MaskedDense
-from dst.sparsity.weights.packed_layer import PackedLayer, pack, unpack
+from dst.sparsity.weights.packed_layer import pack, unpack
 from dst.sparsity.weights.packing import Decision, Packing, told, unpackable
 
 _BY_SHAPE = {"Adafactor": "keeps averages of the rows and columns of a weight"}
@@ -41,7 +41,7 @@ class Packed(MaskedDense):
         packing: Packing,
     ) -> None:
         self._packing = packing
-        self.stay_masked = unpackable(model, layers)
+        self.stay_masked = unpackable(model, layers, packing.device)
         pool, me = Tiles(), weakref.ref(self)
 
         def restore() -> None:
@@ -50,7 +50,7 @@ class Packed(MaskedDense):
             alive._unpack()
 
         self._able = {
-            i: PackedLayer(layer.weight, packing.library, pool, restore)
+            i: packing.layer(layer.weight, pool, restore)
             for i, layer in enumerate(layers)
             if layer.name not in self.stay_masked
         }

@@ -3,6 +3,7 @@
 import copy
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
@@ -10,9 +11,11 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dst.kernels.product import Tiles, product
+from dst.kernels.blocks import Groups, alike
+from dst.kernels.product import Tiles, product, products
 from dst.kernels.shape import Shape
-from dst.kernels.unstructured import Unstructured, gathered, spread
+from dst.kernels.tiled import Tiled
+from dst.kernels.unstructured import gathered, spread
 
 LEAST_SAMPLES: Final = 16
 """With fewer samples most of a tile would be computed for nothing."""
@@ -22,22 +25,25 @@ class PackedLayer:
     """The active weights of a layer as a vector of values, and its products by them.
 
     ``places``: int64, which of the weights the values are, in their order; it depends on the mask alone. Products are
-    prepared at the first inputs of a shape. ``restore``: lets the layer's modules be plain ones again.
+    prepared at the first inputs of a shape. ``library``: the kernels of a CPU. ``restore``: lets the
+    layer's modules be plain ones again.
     """
 
-    def __init__(self, weight: Tensor, library: ctypes.CDLL, pool: Tiles, restore: Callable[[], None]) -> None:
+    def __init__(self, weight: Tensor, library: ctypes.CDLL | None, pool: Tiles, restore: Callable[[], None]) -> None:
         self.restore = restore
         self.places = torch.zeros(0, dtype=torch.int64)
         self.mask: Tensor | None = None
+        self._groups: Groups | None = None
         self.reads_dense_gradient = False
         """Whether backward passes compute the gradients of inactive weights too."""
         self.dense_gradient: Tensor | None = None
         """That of all weights, since ``parameter.grad`` was None the last time; None if it was not asked for."""
-        self._library, self._pool = library, pool
+        self._library: Any = library
+        self._pool = pool
         self._like = torch.empty_like(weight, device="meta")
         self._order = self.places.int()
         """The places in the order of the weight in memory."""
-        self._products: dict[Shape, Unstructured] = {}
+        self._products: dict[Shape, Tiled] = {}
         self._dense: tuple[int, Tensor] | None = None
         self._task = -1
         self._summed: tuple[int, int] | None = None
@@ -48,7 +54,8 @@ class PackedLayer:
         if mask is not self.mask:
             known = next(iter(self._products), None)
             first = known or smallest(module)
-            made = Unstructured(self._library, first, mask)
+            self._groups = alike(mask)
+            made = products(self._library, first, mask, self._groups)
             self.mask, self.places, self._order = mask, made.places, self._in_memory(made.places)
             self._products = {first: made} if known or isinstance(module, nn.Linear) else {}
             self._dense = None
@@ -93,6 +100,14 @@ class PackedLayer:
 
     # -- products ------------------------------------------------------------------------------------------------------
 
+    def casting(self) -> AbstractContextManager[Any]:
+        """Return the context of products."""
+        return torch.autocast("cpu", enabled=False)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Return what autocast has made of inputs in single precision."""
+        return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
     def linear(self, x: Tensor, module: nn.Linear) -> Tensor:
         """Return what the linear layer makes of inputs."""
         self._check(x, module)
@@ -119,7 +134,7 @@ class PackedLayer:
     def _product(self, x: Tensor, module: nn.Linear | nn.Conv2d, shape: Shape) -> Tensor:
         assert self.mask is not None
         if shape not in self._products:
-            self._products[shape] = Unstructured(self._library, shape, self.mask)
+            self._products[shape] = products(self._library, shape, self.mask, self._groups)
         read = self._reader(module.weight) if self.reads_dense_gradient else None
         return product(x, module.weight, self._products[shape], self._pool, read, module.bias)
 
@@ -131,6 +146,10 @@ class PackedLayer:
                 f"a packed layer multiplies float32 on a CPU, not inputs of {x.dtype} on {x.device} by weights of "
                 f"{module.weight.dtype}: compute with masks instead"
             )
+        self._check_weight(module)
+
+    def _check_weight(self, module: nn.Linear | nn.Conv2d) -> None:
+        """Raise RuntimeError if a module has another weight by now."""
         if module.weight.shape != self.places.shape:
             raise RuntimeError(
                 "a packed layer has got another weight than the one that is held sparse: make a new Sparsifier and a "
@@ -246,23 +265,18 @@ class PackedLinear(_Plain, nn.Linear):
     """A linear layer that multiplies by its active weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return outputs, in float32."""
-        with torch.autocast("cpu", enabled=False):
-            return self._packed.linear(_single(x), self)
+        """Return outputs; on a CPU in float32."""
+        with self._packed.casting():
+            return self._packed.linear(self._packed.cast(x), self)
 
 
 class PackedConv2d(_Plain, nn.Conv2d):
     """A convolution that multiplies by its active weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return outputs, in float32."""
-        with torch.autocast("cpu", enabled=False):
-            return self._packed.convolution(_single(x), self)
-
-
-def _single(x: Tensor) -> Tensor:
-    """Return what autocast has made of inputs in single precision."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        """Return outputs; on a CPU in float32."""
+        with self._packed.casting():
+            return self._packed.convolution(self._packed.cast(x), self)
 
 
 def _plain_class(module: Any) -> type[nn.Module]:

@@ -13,20 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from dst.kernels import choice
+from dst.kernels.blocks import alike
 from dst.kernels.build import UnavailableError, load
 from dst.kernels.choice import Timing
+from dst.kernels.product import Tiles
 from dst.kernels.shape import Shape
+from dst.kernels.unit_blocks import load as load_units
+from dst.kernels.units import BLOCKS, UNIT, units_of
 from dst.sparsity.scope import Layer
-from dst.sparsity.weights.packed_layer import PACKED, shape_of, smallest
+from dst.sparsity.weights.packed_layer import PACKED, PackedLayer, shape_of, smallest
+from dst.sparsity.weights.packed_units import PackedUnits
 
 LIMIT: Final = 0.3
 """Above this density masks are as fast, whatever the layer."""
+
+BLOCK_LIMIT: Final = 0.5
+"""The same of masks of which rows are alike, eight at least."""
 
 TIMED_LIMIT: Final = 0.5
 """Layers that are denser need not be timed: masks are faster."""
 
 LEAST_CHANNELS: Final = 16
 """Of inputs and of outputs; with fewer, tiling takes longer than is gained."""
+
+
+_NO_UNITS: Final = f"without units of {UNIT} adjacent inputs that groups of {min(BLOCKS)} outputs share"
 
 
 @dataclass(frozen=True)
@@ -42,12 +53,15 @@ class Decision(Timing):
 
 
 class Packing(ABC):
-    """How layers are packed. ``library``: the kernels."""
+    """How layers are packed. ``library``: the kernels, on a CPU."""
 
     otherwise: str
     """Why a layer is not packed that could be."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    device = "cpu"
+    """The type of device that it is for."""
+
+    def __init__(self, library: ctypes.CDLL | None) -> None:
         self.library = library
         self.decisions: dict[str, Decision] = {}
         """The last decision about each layer, by name, where layers are timed."""
@@ -60,6 +74,11 @@ class Packing(ABC):
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
         """Say whether a layer with this mask, of so many active weights, is packed."""
 
+    def layer(self, weight: Tensor, pool: Tiles, restore: Callable[[], None]) -> PackedLayer:
+        """Return what multiplies by the active weights of a layer (``PackedLayer``)."""
+        assert self.library is not None
+        return PackedLayer(weight, self.library, pool, restore)
+
     def watch(self, layers: Sequence[Layer]) -> None:  # noqa: B027 - most need not
         """Look at what the layers that may be packed are given."""
 
@@ -67,11 +86,31 @@ class Packing(ABC):
 class FixedRule(Packing):
     """Packs all layers that have a density from which on it pays, whatever the machine: the same on all of them."""
 
-    otherwise = f"denser than {LIMIT}"
+    otherwise = f"denser than {LIMIT}, or {BLOCK_LIMIT} in blocks of rows"
 
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
-        """Say whether the layer is sparse enough."""
-        return is_sparse_enough(layer, active)
+        """Say whether the layer is sparse enough, of its kind."""
+        if is_sparse_enough(layer, active):
+            return True
+        return is_sparse_enough(layer, active, BLOCK_LIMIT) and alike(mask) is not None
+
+
+class UnitsRule(FixedRule):
+    """Packs, on a GPU, the layers that are sparse enough and whose masks have units that groups of rows share."""
+
+    otherwise = f"{FixedRule.otherwise}, or {_NO_UNITS}"
+    device = "cuda"
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
+        """Say whether the layer is sparse enough, and its mask of such units."""
+        return super().choose(layer, active, mask) and has_units(mask)
+
+    def layer(self, weight: Tensor, pool: Tiles, restore: Callable[[], None]) -> PackedLayer:
+        """Return what multiplies by the active weights of a layer on a GPU."""
+        return PackedUnits(weight, restore)
 
 
 @dataclass(frozen=True)
@@ -123,7 +162,7 @@ class Timed(Packing):
 
     otherwise = "not faster, or not timed yet"
 
-    def __init__(self, library: ctypes.CDLL, time: Time, agree: Callable[[Sequence[Tensor]], None]) -> None:
+    def __init__(self, library: ctypes.CDLL | None, time: Time, agree: Callable[[Sequence[Tensor]], None]) -> None:
         super().__init__(library)
         self._time, self._agree = time, agree
         self._met: dict[str, Met] = {}
@@ -159,6 +198,22 @@ class Timed(Packing):
         handle = module.register_forward_pre_hook(_Hook(met))
 
 
+class TimedUnits(Timed):
+    """Packs, on a GPU, the layers that are faster so (``Timed``), of those whose masks have units that groups share."""
+
+    otherwise = f"{Timed.otherwise}, or {_NO_UNITS}"
+    device = "cuda"
+
+    def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
+        """Say whether the layer is faster packed; False before anything was met, and without units."""
+        self.has_seen_more = False
+        return has_units(mask) and super().choose(layer, active, mask)
+
+    def layer(self, weight: Tensor, pool: Tiles, restore: Callable[[], None]) -> PackedLayer:
+        """Return what multiplies by the active weights of a layer on a GPU."""
+        return PackedUnits(weight, restore)
+
+
 def packed(folder: Path | None = None) -> Packing:
     """Return the packing by a fixed rule of shape and density (``is_sparse_enough``).
 
@@ -186,6 +241,31 @@ def timed(
     return Timed(library, time, agree)
 
 
+def packed_units(folder: Path | None = None) -> Packing:
+    """Return the packing by a fixed rule on a GPU (``UnitsRule``).
+
+    ``folder``: where kernels are compiled; Triton's cache if not given. UnavailableError says why there are none here.
+    """
+    load_units(folder)
+    return UnitsRule()
+
+
+def timed_units(
+    folder: Path | None = None,
+    *,
+    autocast: torch.dtype | None = None,
+    agree: Callable[[Sequence[Tensor]], None] = lambda _: None,
+) -> Packing:
+    """Return the packing by times of real layers on a GPU (``TimedUnits``); as ``timed``, ``folder`` apart."""
+    load_units(folder)
+
+    def time(met: Met, mask: Tensor) -> Timing:
+        shape, samples = met.product
+        return choice.timed_units(shape, samples, mask, autocast=autocast, input_gradient=not met.is_first)
+
+    return TimedUnits(None, time, agree)
+
+
 def _cache() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dst-kernels"
@@ -198,8 +278,17 @@ def is_sparse_enough(layer: Layer, active: int, limit: float = LIMIT) -> bool:
     return 0 < active <= math.ceil(limit * layer.size)
 
 
-def unpackable(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Return why layers stay masked whatever their density is, by name."""
+def has_units(mask: Tensor) -> bool:
+    """Say whether a mask is of units that groups of rows share (``units_of``)."""
+    try:
+        units_of(mask)
+    except ValueError:
+        return False
+    return True
+
+
+def unpackable(model: nn.Module, layers: Sequence[Layer], device: str = "cpu") -> dict[str, str]:
+    """Return why layers stay masked whatever their density is, by name; ``device``: where they are to be packed."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -207,12 +296,12 @@ def unpackable(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
         if isinstance(module, nn.TransformerEncoderLayer):  # in evaluation it takes the weights past their modules
             for name, parameter in module.named_parameters():
                 users.setdefault(id(parameter), []).append((module, name))
-    found = {layer.name: _problem(layer, users[id(layer.weight)]) for layer in layers}
+    found = {layer.name: _problem(layer, users[id(layer.weight)], device) for layer in layers}
     return {name: problem for name, problem in found.items() if problem is not None}
 
 
-def _problem(layer: Layer, users: Sequence[tuple[nn.Module, str]]) -> str | None:
-    if layer.weight.dtype != torch.float32 or layer.weight.device.type not in ("cpu", "meta"):
+def _problem(layer: Layer, users: Sequence[tuple[nn.Module, str]], device: str) -> str | None:
+    if layer.weight.dtype != torch.float32 or layer.weight.device.type not in ("cpu", "meta", device):
         return f"{layer.weight.dtype} on {layer.weight.device.type}"
     for module, name in users:
         if type(module) not in PACKED or name != "weight":
@@ -224,6 +313,8 @@ def _problem(layer: Layer, users: Sequence[tuple[nn.Module, str]]) -> str | None
                 return f"padding {module.padding_mode} {module.padding}"
     if min(layer.shape[:2]) < LEAST_CHANNELS:
         return f"fewer than {LEAST_CHANNELS} inputs or outputs"
+    if device == "cuda" and (layer.shape[0] % min(BLOCKS) or layer.shape[1] % UNIT):
+        return f"outputs not divisible by {min(BLOCKS)}, or inputs by {UNIT}"
     return None
 
 
