@@ -167,6 +167,9 @@ COMMANDS: tuple[str, ...] = (
     "+experiment=random_pruning/er_dst",
     "+experiment=random_pruning/imp",
     "+experiment=random_pruning/strong_tickets",
+    "+experiment=shuffled_blocks/wrn_cifar10",
+    "+experiment=shuffled_blocks/vgg_cifar100_ssb",
+    f"+experiment=shuffled_blocks/resnet50_tiny_imagenet data.digest={'2' * 64} model=resnet18",
     "sparsity=edge_popup procedure=anneal procedure.start=0.5 procedure.levels=3 procedure.level_epochs=10",
     "sparsity=edge_popup sparsity.distribution.name=dense sparsity.density=null",
     "data=cifar10 schedule=er_cifar model=vgg16 sparsity=random_pruning sparsity.distribution.name=er "
