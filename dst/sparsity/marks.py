@@ -17,6 +17,7 @@ Mark = Literal[
     "names",
     "structured",
     "units",
+    "blocks",
     "free_form",
     "fixes_first",
     "fixes_last",
@@ -38,8 +39,9 @@ left, and sees no dense gradients. ``cuts``: a drop score that makes all weights
 many. ``data``: looks at training batches. ``own_counts``: decides itself how many weights are kept, without a density.
 ``ranks``: a criterion that ranks all weights of a network. ``names``: a distribution that is given the layers by name.
 ``structured``: a pattern that keeps quotas. ``units``: works on output units, and takes the first dimension of a weight
-for them. ``free_form``: an init whose masks follow no pattern. ``fixes_first``, ``fixes_last``: a distribution that
-gives the first or the last layer a density of its own.
+for them. ``blocks``: a pattern whose masks have rows that are alike, eight at least, so that layers are packed up to a
+greater density. ``free_form``: an init whose masks follow no pattern. ``fixes_first``, ``fixes_last``: a distribution
+that gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself. ``levels``: a procedure that prunes
 level by level to a density of its own, how often being up to the first masks. ``ages``: an optimizer that corrects

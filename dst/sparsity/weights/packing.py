@@ -75,9 +75,9 @@ class FixedRule(Packing):
 
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
         """Say whether the layer is sparse enough, of its kind."""
-        if is_sparse_enough(layer, active):
-            return True
-        return is_sparse_enough(layer, active, BLOCK_LIMIT) and alike(mask) is not None
+        if not is_sparse_enough(layer, active, BLOCK_LIMIT):
+            return False
+        return is_sparse_enough(layer, active) or limit_of(mask) == BLOCK_LIMIT
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,11 @@ def _cache() -> Path:
 def is_sparse_enough(layer: Layer, active: int, limit: float = LIMIT) -> bool:
     """Say whether a layer has a density from which on packing pays, or may pay; counts are rounded."""
     return 0 < active <= math.ceil(limit * layer.size)
+
+
+def limit_of(mask: Tensor) -> float:
+    """Return the density up to which a layer with this mask is packed."""
+    return LIMIT if alike(mask) is None else BLOCK_LIMIT
 
 
 def unpackable(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
