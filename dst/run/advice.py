@@ -18,7 +18,7 @@ def packing_advice(config: "Config", training: "Training", summary: Mapping[str,
     """Return a line if layers should have been packed: by their FLOPs and densities; empty if it makes no odds."""
     from dst.config.method import learns
     from dst.sparsity.weights.packed_layer import LEAST_SAMPLES
-    from dst.sparsity.weights.packing import LIMIT, unpackable
+    from dst.sparsity.weights.packing import limit_of, unpackable
 
     hardware, topology = config.hardware, training.sparsifier.topology
     is_able = hardware.device == "cpu" and not hardware.compile and not learns(config)
@@ -28,9 +28,11 @@ def packing_advice(config: "Config", training: "Training", summary: Mapping[str,
         return ""
     stay = unpackable(training.model, topology.layers)
     densities = {report.layer: report.active / report.size for report in topology.reports}
-    packed = {name: d for name, d in densities.items() if name not in stay and 0 < d <= LIMIT}
+    limits = {layer.name: limit_of(mask) for layer, mask in zip(topology.layers, topology.masks, strict=True)}
+    packed = {name: d for name, d in densities.items() if name not in stay and 0 < d <= limits[name]}
     flops = training.ledger.flops
-    left = 1 - sum(flops.of_layer(name) * (1 - density / LIMIT) for name, density in packed.items()) / flops.dense
+    saved = sum(flops.of_layer(name) * (1 - density / limits[name]) for name, density in packed.items())
+    left = 1 - saved / flops.dense
     if left > _PAYS:
         return ""
     share = sum(map(flops.of_layer, packed)) / flops.dense

@@ -48,7 +48,7 @@ from dst.sparsity.repair.flow import check_enough
 from dst.sparsity.scope import Layer
 from dst.sparsity.weights.edge_popup import active_counts
 from dst.sparsity.weights.packed_layer import LEAST_SAMPLES
-from dst.sparsity.weights.packing import LIMIT, TIMED_LIMIT, is_sparse_enough, told, unpackable
+from dst.sparsity.weights.packing import BLOCK_LIMIT, LIMIT, TIMED_LIMIT, is_sparse_enough, told, unpackable
 from dst.training.distributed import accumulation_parts
 from dst.training.length import length_problems
 from dst.training.options import snapshot_problems
@@ -320,7 +320,8 @@ def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], c
             "(schedule.batch_size, less accumulation and processes); use sparsity.compute=masked, or a larger batch"
         )
         return
-    limit = TIMED_LIMIT if config.sparsity.compute == "auto" else LIMIT
+    limit = BLOCK_LIMIT if "blocks" in marks_of(first_parts(config).pattern) else LIMIT
+    limit = TIMED_LIMIT if config.sparsity.compute == "auto" else limit
     schedule, final = config.sparsity.density_schedule, final_density(config)
     if schedule.name != registry.NONE:
         may_fall = schedule.pool == "global" or (final is not None and final <= limit)

@@ -1,9 +1,11 @@
 """What sparse compute gains on a CPU: ``python -m tests.bench.compute [layers|steps]``.
 
-``layers``: forward pass and both gradients of a layer with an unstructured mask, its layout included, against torch's
-dense layer. ``steps``: whole training steps (forward, backward, SGD with momentum) of networks at ERK densities: dense,
-dense in bf16, masked and packed, the same with batch norm and dropout fused, and perceptrons of SparseLab's layers if
-that can be imported. Networks are channels-last.
+``layers``: forward pass and both gradients of a layer with an unstructured mask, and with blocks of rows that share
+their columns, its layout included, against torch's dense layer. ``steps``: whole training steps (forward, backward, SGD
+with momentum) of networks at ERK densities: dense, dense in bf16, masked, packed and packed in blocks, the same with
+batch norm and dropout fused, and perceptrons of SparseLab's layers if that can be imported. Networks are channels-last.
+A kind "blocks 16x1" has blocks of 16 rows, with columns one by one, of "32x16" of 32 rows with columns of 16 adjacent
+channels at one tap.
 
 All variants take turns, on the same inputs; figures are medians over the rounds, ratios are medians of the ratios of
 each round. The CPU time of all threads is told in brackets: on a busy machine, take one thread and these.
@@ -26,10 +28,10 @@ from torch import Tensor, nn
 
 from dst import registry
 from dst.kernels import build
+from dst.kernels.blocks import alike
 from dst.kernels.fused import fuse
-from dst.kernels.product import Tiles, product
+from dst.kernels.product import Tiles, product, products
 from dst.kernels.shape import Shape
-from dst.kernels.unstructured import Unstructured
 from dst.sparsity import Sparsifier
 from dst.sparsity.weights.packing import packed
 from dst.training.guard import Guard
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("what", choices=["layers", "steps", "both"], nargs="?", default="both")
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--blocks", nargs="*", default=["16x1"], help="rows x channels of blocks (default 16x1)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads (default 1)")
     parser.add_argument("--batch", type=int, help="samples of a step (default: 128 of perceptrons, 32 of others)")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each measurement (default 7)")
@@ -79,11 +82,13 @@ def main() -> None:
         print(f"torch {torch.__version__}, {build.level()}, {threads} threads, {options.rounds} rounds", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             if options.what != "steps":
-                figures += _layers(Path(folder), options.densities, threads, options.rounds)
+                figures += _layers(Path(folder), options.densities, options.blocks, threads, options.rounds)
             if options.what != "layers":
                 for name in options.networks:
                     batch = options.batch or NETWORKS[name].batch
-                    figures += _steps(Path(folder), name, options.densities, batch, threads, options.rounds)
+                    figures += _steps(
+                        Path(folder), name, options.densities, options.blocks, batch, threads, options.rounds
+                    )
     if options.csv:
         _write(options.csv, figures)
     if options.figure:
@@ -137,11 +142,31 @@ LAYERS = (
 )
 
 
-def _layers(folder: Path, densities: Sequence[float], threads: int, rounds: int) -> Iterator[Figure]:
+def _in_blocks(size: Sequence[int], block: str, density: float) -> Tensor | None:
+    """Return a mask in blocks, or None if they do not divide the layer."""
+    rows, unit = map(int, block.split("x"))
+    outs, channels, *kernel = size
+    if outs % rows or channels % unit:
+        return None
+    units = torch.rand(outs // rows, channels // unit, *kernel).flatten(1)
+    kept = torch.zeros_like(units, dtype=torch.bool)
+    kept.scatter_(1, units.topk(max(1, round(density * units.shape[1]))).indices, value=True)
+    columns = kept.view(outs // rows, channels // unit, *kernel).repeat_interleave(unit, 1)
+    mask = torch.empty(*size, dtype=torch.bool)
+    mask[torch.randperm(outs)] = columns.repeat_interleave(rows, 0)
+    return mask
+
+
+def _layers(
+    folder: Path, densities: Sequence[float], blocks: Sequence[str], threads: int, rounds: int
+) -> Iterator[Figure]:
     library = build.load(folder)
     for layer in LAYERS:
         actions = {("dense", 1.0): _dense_layer(layer)}
-        actions |= {("packed", density): _packed_layer(library, layer, density) for density in densities}
+        size = layer.shape.outs, layer.shape.channels, *layer.shape.kernel
+        actions |= {("packed", d): _packed_layer(library, layer, torch.rand(size) < d) for d in densities}
+        masks = {(f"blocks {block}", d): _in_blocks(size, block, d) for block in blocks for d in densities}
+        actions |= {key: _packed_layer(library, layer, mask) for key, mask in masks.items() if mask is not None}
         if sparselab and layer.is_linear:
             actions |= {("sparselab", density): _sparselab_layer(layer, density) for density in densities}
         yield from _measured("layer", str(layer), layer.samples, threads, actions, rounds)
@@ -171,10 +196,9 @@ def _dense_layer(layer: _Layer) -> Action:
     return action
 
 
-def _packed_layer(library: build.ctypes.CDLL, layer: _Layer, density: float) -> Action:
-    shape, (x, dy) = layer.shape, _inputs(layer)
-    mask = torch.rand(shape.outs, shape.channels, *shape.kernel) < density
-    packed, pool = Unstructured(library, shape, mask), Tiles()
+def _packed_layer(library: build.ctypes.CDLL, layer: _Layer, mask: Tensor) -> Action:
+    x, dy = _inputs(layer)
+    packed, pool = products(library, layer.shape, mask, alike(mask)), Tiles()
     values = torch.randn(len(packed.places)).requires_grad_()
 
     def action() -> None:
@@ -224,14 +248,24 @@ NETWORKS = {
 
 
 def _steps(
-    folder: Path, name: str, densities: Sequence[float], batch: int, threads: int, rounds: int
+    folder: Path,
+    name: str,
+    densities: Sequence[float],
+    blocks: Sequence[str],
+    batch: int,
+    threads: int,
+    rounds: int,
 ) -> Iterator[Figure]:
     network = NETWORKS[name]
     inputs, labels = torch.randn(batch, *network.shape), torch.randint(10, (batch,))
     if len(network.shape) == 3:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     variants: list[tuple[str, float]] = [("dense", 1.0), ("dense bf16", 1.0)]
-    variants += [(kind, density) for kind in ("masked", "packed") for density in densities]
+    variants += [
+        (kind, density)
+        for kind in ("masked", "packed", *(f"blocks {block}" for block in blocks))
+        for density in densities
+    ]
     if network.has_norms:
         variants += [(f"{kind} fused", density) for kind, density in variants if kind != "dense bf16"]
     if sparselab and not network.has_norms:
@@ -251,8 +285,18 @@ def _step(folder: Path, network: _Network, kind: str, density: float, inputs: Te
     optimizer = sgd([{"params": list(model.parameters())}], 1e-4, weight_decay=5e-4)
     sparse: dict[str, Any] = {"density": None, "distribution": "dense"}
     if how != "dense":
-        sparse = {"density": density, "distribution": "erk", "compute": packed(folder) if how == "packed" else "masked"}
+        compute = "masked" if how == "masked" else packed(folder)
+        sparse = {"density": density, "distribution": "erk", "compute": compute}
     sparsifier = Sparsifier(model, optimizer, **sparse) if kind != "sparselab" else None
+    if how == "blocks" and sparsifier is not None:
+        topology = sparsifier.topology
+        shares = [active / layer.size for layer, active in zip(topology.layers, topology.counts, strict=True)]
+        drawn = [
+            None if share == 1 else _in_blocks(mask.shape, more[0], share)
+            for mask, share in zip(topology.masks, shares, strict=True)
+        ]
+        pairs = zip(drawn, topology.masks, strict=True)
+        sparsifier.set_masks([mask if blocks is None else blocks for blocks, mask in pairs])
     if "fused" in more:
         fuse(model, folder)
     guard, precision = Guard(optimizer, model), Precision("bf16" if "bf16" in more else "fp32", "cpu")

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
+from dst.sparsity.weights.exported import Exported, blocks_of
 from dst.sparsity.weights.held import all_finite
 from dst.sparsity.weights.packing import Decision
 
@@ -48,6 +49,11 @@ class Holder(ABC):
     def weights(self) -> list[Tensor]:
         """All weights, layer by layer."""
         return [self.weight(i) for i in range(len(self._layers))]
+
+    def exported(self) -> dict[str, Exported]:
+        """Return the weights of which rows are alike as blocks (``exported.Exported``), by the names of layers."""
+        found = {layer.name: blocks_of(self.weight(i), self.masks[i]) for i, layer in enumerate(self._layers)}
+        return {name: blocks for name, blocks in found.items() if blocks is not None}
 
     def gradient(self, i: int) -> Tensor | None:
         """Return the gradient of a layer's weight: dense until it is masked; None without a backward pass."""

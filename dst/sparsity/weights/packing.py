@@ -90,15 +90,15 @@ class FixedRule(Packing):
 
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
         """Say whether the layer is sparse enough, of its kind."""
-        if is_sparse_enough(layer, active):
-            return True
-        return is_sparse_enough(layer, active, BLOCK_LIMIT) and alike(mask) is not None
+        if not is_sparse_enough(layer, active, BLOCK_LIMIT):
+            return False
+        return is_sparse_enough(layer, active) or limit_of(mask) == BLOCK_LIMIT
 
 
 class UnitsRule(FixedRule):
     """Packs, on a GPU, the layers that are sparse enough and whose masks have units that groups of rows share."""
 
-    otherwise = f"{FixedRule.otherwise}, or {_NO_UNITS}"
+    otherwise = f"denser than {BLOCK_LIMIT}, or {_NO_UNITS}"
     device = "cuda"
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class UnitsRule(FixedRule):
 
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
         """Say whether the layer is sparse enough, and its mask of such units."""
-        return super().choose(layer, active, mask) and has_units(mask)
+        return is_sparse_enough(layer, active, BLOCK_LIMIT) and has_units(mask)
 
     def layer(self, weight: Tensor, pool: Tiles, restore: Callable[[], None]) -> PackedLayer:
         """Return what multiplies by the active weights of a layer on a GPU."""
@@ -276,6 +276,11 @@ def _cache() -> Path:
 def is_sparse_enough(layer: Layer, active: int, limit: float = LIMIT) -> bool:
     """Say whether a layer has a density from which on packing pays, or may pay; counts are rounded."""
     return 0 < active <= math.ceil(limit * layer.size)
+
+
+def limit_of(mask: Tensor) -> float:
+    """Return the density up to which a layer with this mask is packed."""
+    return LIMIT if alike(mask) is None else BLOCK_LIMIT
 
 
 def has_units(mask: Tensor) -> bool:
