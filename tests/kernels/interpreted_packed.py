@@ -1,6 +1,7 @@
 """Networks with packed units, in Triton's interpreter (see ``tests/kernels/interpreted_blocks.py``)."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from dst.kernels import choice
 from dst.kernels.build import UnavailableError
 from dst.kernels.shape import Shape
+from dst.sparsity import Sparsifier, UpdatePlan
+from dst.sparsity.pattern.shuffled_block import shuffled_block
 from dst.sparsity.scope import Scope
 from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed import Packed
@@ -113,6 +116,30 @@ def test_training_is_that_of_masks(optimizer, to_channels_last):
     assert parameter.shape == (int(masks[1].sum()),)  # the optimizer has nothing else
 
 
+def test_dsb_is_packed_through_its_updates():
+    """The pattern's own masks, with every third step an update that regroups; masks and weights as with masks alone."""
+    runs = []
+    for how in ("masked", packed_units()):
+        model = net()
+        pattern = partial(shuffled_block, block_size=32, column_unit=16)
+        options = {"density": 0.3, "distribution": "uniform", "init": "magnitude", "pattern": pattern, "seed": 1}
+        plan = UpdatePlan(every=3, total_steps=8, start=0.0)
+        runs.append((model, Sparsifier(model, sgd(model.parameters()), compute=how, plan=plan, **options)))
+    assert runs[1][1].weights.packed == ["2", "6"]
+    for number in range(7):
+        for model, sparsifier in runs:
+            torch.manual_seed(number)
+            sparsifier.optimizer.zero_grad()
+            model(torch.randn(16, 3, 4, 4)).square().mean().backward()
+            sparsifier.step()
+        (masked, theirs), (packed, ours) = runs
+        assert all(torch.equal(*pair) for pair in zip(ours.topology.masks, theirs.topology.masks, strict=True))
+        assert ours.weights.packed == ["2", "6"]
+        assert_alike((packed, ours), (masked, theirs))
+    assert ours.updates == 2
+    assert ours.topology.churn > 0.1
+
+
 @pytest.mark.parametrize("is_said", [False, True])
 def test_compiled_kernels_lie_where_the_run_writes(tmp_path, monkeypatch, is_said):
     """Unless the user says where."""
@@ -156,7 +183,7 @@ def test_masks_without_units_stay():
     weights.attach(sgd(model.parameters()))
     step(model, weights, 0)
     assert weights.packed == []
-    assert "masked: 2, 6 (denser than 0.3, or without units of 16 adjacent inputs that groups of 32" in weights.told
+    assert "masked: 2, 6 (denser than 0.5, or without units of 16 adjacent inputs that groups of 32" in weights.told
 
 
 def test_layers_that_do_not_divide_are_told():
