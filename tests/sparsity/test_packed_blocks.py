@@ -1,6 +1,8 @@
 """Packed layers whose rows are alike: beside masks, to other masks and back, and as plain tensors in a file."""
 
+import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from torch import nn
 
 from dst.kernels.blocks import Blocks
 from dst.kernels.unstructured import Unstructured
+from dst.sparsity.pattern.shuffled_block import shuffled_block
 from dst.sparsity.weights.exported import dense_of
 from tests.sparsity.test_packed import adam, assert_alike, pair, sgd, take
 
+DSB = partial(shuffled_block, block_size=8)
 OWN = {"2": 8, "7": 16}  # rows of a group; layer 4 has 20, which 8 does not divide
 
 
@@ -102,3 +106,25 @@ def test_blocks_are_exported_as_plain_tensors(packing):
             assert len(blocks["values"]) == (dense[f"{name}.weight"] != 0).sum()
             assert set((blocks["sizes"] % OWN[name]).tolist()) == {0}
     assert isinstance(model[2], nn.Conv2d)
+
+
+def test_dsb_goes_on_with_masks_and_back(packing):
+    """Through updates that regroup rows: the state of either is taken over by the other, which ends as it."""
+    options = {"init": "magnitude", "distribution": "uniform", "density": 0.2, "pattern": DSB, "every": 3}
+    (masked, theirs), (packed, ours) = pair(packing, **options)
+    for model, sparsifier in ((masked, theirs), (packed, ours)):
+        take(model, sparsifier, range(4))
+    for source, target in (((packed, ours), (masked, theirs)), ((masked, theirs), (packed, ours))):
+        (of, sparsifier), (model, other) = source, target
+        model.load_state_dict(of.state_dict())
+        other.optimizer.load_state_dict(copy.deepcopy(sparsifier.optimizer.state_dict()))  # or both would share it
+        other.load_state_dict(sparsifier.state_dict())
+        assert_alike(((masked, theirs), (packed, ours)), atol=0)
+        for trained, its in ((masked, theirs), (packed, ours)):
+            take(trained, its, range(4, 11))
+        assert_alike(((masked, theirs), (packed, ours)))
+    assert ours.updates == 6
+    assert products_of(packed)["2"] == products_of(packed)["7"] == {Blocks}
+    for own, its in zip(ours.topology.patterns, theirs.topology.patterns, strict=True):
+        assert (own.rows is None) == (its.rows is None)
+        assert own.rows is None or torch.equal(own.rows, its.rows)
