@@ -51,13 +51,26 @@ def _pooled(pairs, k):
     return pooled_top_k([scores for scores, _ in pairs], k, [among for _, among in pairs])
 
 
+PACKED = (
+    "sparsity.compute=packed",
+    "sparsity.density=0.3",
+    "sparsity.pattern.block_size=32",
+    "sparsity.pattern.column_unit=16",
+)
+
+
+@pytest.mark.parametrize("method", ["dsb", "ssb"])
+def test_packed_units_resume_bit_identically(method, tmp_path):
+    catalogue.keeps_its_promises(method, "resnet20", "sgd", tmp_path, (*STRICT, *PACKED))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", catalogue.METHODS)
 def test_every_method_keeps_its_promises_and_resumes_bit_identically(method, optimizer, tmp_path):
     catalogue.keeps_its_promises(method, "resnet20", optimizer, tmp_path, STRICT)
 
 
-@pytest.mark.parametrize("method", ["rigl_itop", "snfs", "granet", "srigl", "grasp"])
+@pytest.mark.parametrize("method", ["rigl_itop", "snfs", "granet", "srigl", "grasp", "dsb"])
 def test_attention_keeps_its_promises_and_resumes_bit_identically(method, tmp_path):
     catalogue.keeps_its_promises(method, "vit_tiny", "adamw", tmp_path, STRICT)
 
@@ -75,7 +88,8 @@ def test_first_masks_do_not_depend_on_what_the_process_did_before(method):
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        *((name, ()) for name in ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl"]),
+        *((name, ()) for name in ["dense", "static", "set_itop", "rigl", "snfs", "granet", "srigl", "nm_rigl", "dsb"]),
+        ("dsb", PACKED),
         ("set_itop", ("schedule.clip_norm=0.1", "schedule.clip_value=0.01")),
     ],
 )
