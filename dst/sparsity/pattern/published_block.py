@@ -83,10 +83,11 @@ class PublishedBlock(Pattern):
         return {} if self.rows is None else {"rows": self.rows, "columns": self.columns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.rows, self.columns = (
-            (None if (t := state.get(name)) is None else t.clone()) for name in ("rows", "columns")
-        )
+        """Restore what ``state_dict`` returned; ValueError for blocks of another kind, as another method has."""
+        found = [state[name].clone() for name in ("rows", "columns") if name in state]
+        if len(found) == 1 or any(table.shape[1] != self.block for table in found):
+            raise ValueError(f"the stored blocks are no squares of {self.block}: they are of another method")
+        self.rows, self.columns = found or (None, None)
 
     # -- blocks --------------------------------------------------------------------------------------------------------
 

@@ -61,10 +61,11 @@ class ShuffledBlock(Pattern):
         unit, groups = self.block * self.width, shape[0] // self.block
         units, least = min(round(count / unit), size // unit), groups * self.least
         if least > units:
+            fewer = "a smaller min_units, " if self.least > 1 else ""
             raise ValueError(
                 f"shuffled_block: {count:,} weights are {units:,} units of {self.block} x {self.width}, too few for "
-                f"{self.least} (min_units) in each of {groups} groups: choose smaller blocks or units, or a larger "
-                "density"
+                f"{self.least} (min_units) in each of {groups} groups: choose smaller blocks or units, {fewer}or a "
+                "larger density"
             )
         return units * unit
 
@@ -134,8 +135,12 @@ class ShuffledBlock(Pattern):
         return {} if self.rows is None else {"rows": self.rows, "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned; ValueError for groups of another size, as another method has."""
         rows = state.get("rows")
+        if rows is not None and rows.shape[1] != self.block:
+            raise ValueError(
+                f"the stored groups have {rows.shape[1]} rows, not {self.block}: they are of another method"
+            )
         self.rows = None if rows is None else rows.clone()
         self.updates = int(state.get("updates", 0))
 
@@ -221,6 +226,7 @@ def shuffled_block(
     min_units: Annotated[
         int,
         Range(0),
+        Needs("block_size"),
         Clash(0, "published", False, "groups without columns are rows that compute nothing; keep 1"),
         "units of columns that every group keeps",
     ] = 1,
