@@ -64,7 +64,8 @@ def test_model_data_and_method_fit(name):
 
 
 MISFITS = {
-    "sparsity.pattern.block_size=7": "name=shuffled_block would be ignored, since no sparse layer fits: fc1, fc2 (unstructured: 256 outputs are no multiple of 7); fc3 (unstructured: 10 outputs are no multiple of 7); "
+    "sparsity.pattern.block_size=7": "name=shuffled_block would be ignored, since no sparse layer fits: fc1, fc2 "
+    "(unstructured: 256 outputs are no multiple of 7); fc3 (unstructured: 10 outputs are no multiple of 7); "
     "use another sparsity.pattern.block_size, or sparsity.pattern.name=unstructured",
     "sparsity.pattern.indivisible=error": "layer fc3: shuffled_block: 10 outputs are no multiple of 16: choose another",
     "sparsity.pattern.column_unit=16": "layer fc1: shuffled_block: 2,462 weights are 10 units of 16 x 16, too few for "

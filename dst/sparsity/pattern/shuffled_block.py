@@ -138,9 +138,7 @@ class ShuffledBlock(Pattern):
         """Restore what ``state_dict`` returned; ValueError for groups of another size, as another method has."""
         rows = state.get("rows")
         if rows is not None and rows.shape[1] != self.block:
-            raise ValueError(
-                f"the stored groups have {rows.shape[1]} rows, not {self.block}: they are of another method"
-            )
+            raise ValueError(f"stored groups have {rows.shape[1]} rows, not {self.block}: they are of another method")
         self.rows = None if rows is None else rows.clone()
         self.updates = int(state.get("updates", 0))
 
