@@ -126,6 +126,25 @@ def test_a_unit_of_sixteen_channels_is_dropped_and_grown_as_one():
     assert not torch.equal(after, mask)
 
 
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("power", [-90, -60, 80, 110])
+def test_scores_may_be_as_small_or_large_as_numbers_are(power, published):
+    """Those of Taylor's criterion and of SynFlow are: their squares would all be zero, or infinite."""
+    chosen = []
+    for factor in (1.0, 2.0**power):
+        if published:
+            pattern = shuffled_block(block_size=8, published=True, min_units=0)
+        else:
+            pattern = shuffled_block(block_size=8)
+        masks = [pattern.initial(factor * scores((32, 16, 3), 0), 32 * 16)]
+        given_ = factor * scores((32, 16, 3), 1) * masks[0], factor * scores((32, 16, 3), 2)
+        masks += pattern.update(*given_, masks[0], Budget(drop=200, grow=200, count=512))
+        masks += [pattern.prune(factor * scores((32, 16, 3), 3), masks[0] | masks[2], masks[2]), pattern.rows]
+        chosen.append(masks)
+    assert not torch.equal(chosen[0][0], chosen[0][2])
+    assert all(map(torch.equal, *chosen))
+
+
 # -- grouping ----------------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +259,7 @@ def test_the_state_of_another_method_is_refused():
         with pytest.raises(ValueError, match=f"^{message}$"):
             made[own].load_state_dict(states[other])
     for name in ("16", "8", "published"):
-        again = trained(kinds[name], steps=1)[0]
+        again = trained(kinds[name], steps=5)[0]
         again.load_state_dict(states[name])
         assert all(map(torch.equal, again.topology.masks, states[name]["masks"].values()))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor
 
 from dst.sparsity.pattern import Budget, Moved, Pattern
+from dst.sparsity.pattern.grouping import squarable
 from dst.sparsity.pattern.unstructured import Unstructured
 from dst.sparsity.select import bottom_k, top_k
 
@@ -115,7 +116,7 @@ class PublishedBlock(Pattern):
 
     def _extract(self, values: Tensor, mask: Tensor, count: int) -> Tensor:
         """Find the best blocks of ``count`` weights; ``values``: magnitudes, zero off the mask."""
-        found = values.flatten(1)
+        found = squarable(values).flatten(1)
         groups = clustered(mask.flatten(1), self.block).to(found.device)
         norms = found[groups.flatten()].view(*groups.shape, -1).square().sum(1).sqrt()
         norms, order = norms.sort(dim=1, descending=True, stable=True)

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from dst.options import Clash, Excludes, Needs, OneOf, Range, ZeroOr, checked
 from dst.sparsity.marks import marked
 from dst.sparsity.pattern import Budget, Moved, Pattern
-from dst.sparsity.pattern.grouping import alike, regrouped
+from dst.sparsity.pattern.grouping import alike, regrouped, squarable
 from dst.sparsity.pattern.published_block import PublishedBlock
 from dst.sparsity.pattern.unstructured import Unstructured
 from dst.sparsity.select import row_top_k, top_k
@@ -77,7 +77,7 @@ class ShuffledBlock(Pattern):
         """Return a mask of ``count`` weights: rows with similar scores are grouped, and their strongest units kept."""
         if self.misfit(scores.shape) is not None:
             return Unstructured().initial(scores, count)
-        shape, found = scores.shape, scores.flatten(1)
+        shape, found = scores.shape, squarable(scores).flatten(1)
         rows = regrouped(found, torch.arange(len(found), device=found.device).view(-1, self.block))
         strengths = self._strengths(found, rows, shape)
         self.rows = rows
@@ -91,8 +91,8 @@ class ShuffledBlock(Pattern):
         self.updates += 1
         if budget.drop == 0:
             return Moved(mask, mask)
-        shape, now, entering = mask.shape, mask.flatten(1), grow_scores.flatten(1)
-        staying = drop_scores.flatten(1).masked_fill(~now, 0)
+        shape, now, entering = mask.shape, mask.flatten(1), squarable(grow_scores).flatten(1)
+        staying = squarable(drop_scores.flatten(1).masked_fill(~now, 0))
         rows, before = self._found(now, shape)
         units = int(before.sum())
         if self.regroup_every and self.updates % self.regroup_every == 0:
@@ -115,7 +115,7 @@ class ShuffledBlock(Pattern):
         shape = like.shape
         rows, units = self._found(like.flatten(1), shape)
         whole = self._in_units(among.flatten(1), rows, shape).amin((1, 3)).flatten(1) > 0
-        strengths = self._strengths(scores.flatten(1), rows, shape)
+        strengths = self._strengths(squarable(scores).flatten(1), rows, shape)
         return self._spread(self._strongest(strengths, int(units.sum()), whole), rows, shape)
 
     def allows(self, mask: Tensor) -> bool:
