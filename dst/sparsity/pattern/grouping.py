@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
+from dst.kernels.blocks import first_equal
+
 _FAR: Final = 24
 _MOST: Final = 120  # 2 to the power of it is a float32
 
@@ -79,7 +81,7 @@ def squarable(scores: Tensor) -> Tensor:
 
 def alike(mask: Tensor, size: int) -> Tensor:
     """Return rows of a mask [rows, columns] that are equal, in groups [groups, size]; ValueError if they are not so."""
-    kinds, counts = torch.unique(mask, dim=0, return_inverse=True, return_counts=True)[1:]
-    if bool((counts % size != 0).any()):
+    kinds = first_equal(mask).to(mask.device)
+    if bool((kinds.bincount() % size != 0).any()):
         raise ValueError("a mask that is not in blocks")
     return in_order(kinds, len(mask) // size)
