@@ -52,16 +52,21 @@ def alike(mask: Tensor) -> Groups | None:
     rows = mask.reshape(len(mask), -1)
     if len(rows) % OCTET or (rows[:, :_FEW] == rows[0, :_FEW]).all(1).count_nonzero() < OCTET:
         return None
-    bits = np.packbits(rows.numpy(), axis=1)
-    if not bits.any():
+    if not rows.any():
         return None
-    words = np.ascontiguousarray(bits).view(np.dtype((np.void, bits.shape[1])))[:, 0]
-    _, first, inverse = np.unique(words, return_index=True, return_inverse=True)
-    group = torch.from_numpy(first[inverse.reshape(-1)])  # of each row, named by its first one
+    group = first_equal(rows)
     sizes = torch.bincount(group)
     if (sizes % OCTET).any():
         return None
     return Groups(torch.argsort(group, stable=True).int(), sizes[sizes > 0])
+
+
+def first_equal(rows: Tensor) -> Tensor:
+    """Return of each row of a mask [rows, columns] the first row that equals it; int64, on the CPU."""
+    bits = np.packbits(rows.cpu().numpy(), axis=1)
+    words = np.ascontiguousarray(bits).view(np.dtype((np.void, bits.shape[1])))[:, 0]
+    _, first, inverse = np.unique(words, return_index=True, return_inverse=True)
+    return torch.from_numpy(first[inverse.reshape(-1)])
 
 
 class Blocks(Tiled):

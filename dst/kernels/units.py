@@ -8,6 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from dst.kernels.blocks import first_equal
+
 UNIT: Final = 16
 """Adjacent input channels of a unit, at one tap of the kernel."""
 
@@ -57,15 +59,14 @@ def units_of(mask: Tensor, block: int | None = None) -> Units:
     if not torch.equal(has_unit, weights.all(2)):
         raise ValueError(f"active weights are not whole units of {UNIT} adjacent input channels")
     has_unit = has_unit.cpu()
-    _, kind = torch.unique(has_unit.flatten(1), dim=0, return_inverse=True)
+    kind = first_equal(has_unit.flatten(1))
     sizes = kind.bincount()
     if block is None:
         common = reduce(gcd, sizes.tolist())
         block = next((block for block in BLOCKS if common % block == 0), BLOCKS[-1])
     if bool((sizes % block).any()):
         raise ValueError(f"{outs} rows are not groups of {block} with equal units")
-    first = torch.full_like(sizes, outs).scatter_reduce_(0, kind, torch.arange(outs), "amin")
-    rows = first[kind].argsort(stable=True)
+    rows = kind.argsort(stable=True)
     group, tap, chunk = has_unit[rows[::block]].transpose(1, 2).nonzero().unbind(1)
     counts = group.bincount(minlength=outs // block)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -17,6 +17,7 @@ from dst.data import published
 from dst.data.dataset import Dataset, NotHereError
 from dst.data.shard import Shard
 from dst.fractions import step_at
+from dst.kernels.blocks import OCTET
 from dst.kernels.fused import fuse
 from dst.metrics.flops import forward_flops
 from dst.options import refuse
@@ -302,7 +303,8 @@ def _blocks_nowhere(config: Config, layers: Sequence[Layer], counts: Sequence[in
     if sparse and None not in found.values():
         yield (
             f"sparsity.pattern.name={config.sparsity.pattern.name} would be ignored, since no sparse layer fits: "
-            f"{told({name: why for name, why in found.items() if why is not None})}"
+            f"{told({name: why for name, why in found.items() if why is not None})}; use another "
+            "sparsity.pattern.block_size, or sparsity.pattern.name=unstructured"
         )
 
 
@@ -320,7 +322,8 @@ def _packed_nowhere(config: Config, model: nn.Module, layers: Sequence[Layer], c
             "(schedule.batch_size, less accumulation and processes); use sparsity.compute=masked, or a larger batch"
         )
         return
-    limit = BLOCK_LIMIT if "blocks" in marks_of(first_parts(config).pattern) else LIMIT
+    rows = bound_options(config, "sparsity.pattern").get("block_size", 0)
+    limit = BLOCK_LIMIT if rows > 0 and rows % OCTET == 0 else LIMIT
     limit = TIMED_LIMIT if config.sparsity.compute == "auto" else limit
     schedule, final = config.sparsity.density_schedule, final_density(config)
     if schedule.name != registry.NONE:

@@ -112,14 +112,17 @@ def first_masks(start: Start, parts: FirstParts, density: float | None) -> list[
     """Return the mask of every layer; ValueError for a density or masks that are impossible."""
     start.counts = first_counts(start.layers, parts, density, partial(_ranked_counts, start))
     masks = parts.init(start)
+    broken = []
     for layer, pattern, mask in zip(start.layers, start.patterns, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
             raise ValueError(f"layer {layer.name}: an init gives boolean masks of the shape of the weights")
         if not (mask.all() or pattern.allows(mask)):
-            raise ValueError(
-                f"layer {layer.name}: the pattern does not allow the mask that this init gives; random, magnitude and "
-                "saliency choose inside it, and the unstructured pattern allows every mask"
-            )
+            broken.append(layer.name)
+    if broken:
+        raise ValueError(
+            f"layer {', '.join(broken)}: the pattern does not allow the mask that this init gives; random, magnitude "
+            "and saliency choose inside it, and the unstructured pattern allows every mask"
+        )
     if not parts.repair.asked:
         return masks
     start.mended = mend(parts.repair, start.probe, start.layers, masks, start.seed)

@@ -147,12 +147,20 @@ class Topology:
 
     def check(self) -> None:
         """Raise RuntimeError if a layer breaks its budget or its pattern, which only a faulty part can cause."""
-        for report, count, mask, pattern in zip(self.reports, self.counts, self.masks, self.patterns, strict=True):
-            if self.is_structured:
-                if report.active < report.size and not pattern.allows(mask):
-                    raise RuntimeError(f"layer {report.layer}: its mask breaks the pattern")
-            elif report.active != count:
+        if self.is_structured:
+            if broken := self._broken():
+                raise RuntimeError(f"layer {broken[0]}: its mask breaks the pattern")
+            return
+        for report, count in zip(self.reports, self.counts, strict=True):
+            if report.active != count:
                 raise RuntimeError(f"layer {report.layer} has {report.active} active weights instead of {count}")
+
+    def _broken(self) -> list[str]:
+        """Return the layers whose masks their patterns do not allow; every pattern allows a full one."""
+        found = zip(self.reports, self.masks, self.patterns, strict=True)
+        return [
+            report.layer for report, mask, pattern in found if report.active < report.size and not pattern.allows(mask)
+        ]
 
     def replace(self, index: int, mask: Tensor) -> None:
         """Give one layer a new boolean mask; call ``refresh`` after the last one."""
@@ -176,7 +184,7 @@ class Topology:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; ValueError if the layers or shapes differ."""
+        """Restore what ``state_dict`` returned; ValueError if layers, shapes or patterns differ."""
         here = {layer.name: tuple(mask.shape) for layer, mask in zip(self.layers, self.masks, strict=True)}
         for kind, tensors in self._tensors().items():
             if not tensors:
@@ -194,6 +202,10 @@ class Topology:
         self.counts = list(state["counts"])
         self.churn = state.get("churn")
         self.refresh()
+        if self.is_structured and (broken := self._broken()):
+            raise ValueError(
+                f"stored masks break the pattern in layers {', '.join(broken)}: the state is of another method"
+            )
 
     def _tensors(self) -> dict[str, list[Tensor]]:
         """Return all that is kept of each layer, by kind; some kinds only where the method asks for them."""

@@ -413,6 +413,7 @@ WRONG = {
     f"{PUBLISHED} sparsity.pattern.column_unit=16": "column_unit=16: does not go with sparsity.pattern.published=tru",
     f"{PUBLISHED} sparsity.pattern.regroup_every_updates=0": "does not go with sparsity.pattern.published=true",
     "sparsity=dsb sparsity.pattern.block_size=0 sparsity.pattern.column_unit=16": "column_unit=16: needs sparsity.patt",
+    "sparsity=dsb sparsity.pattern.block_size=0 sparsity.pattern.min_units=3": "min_units=3: needs sparsity.pattern.bl",
     "sparsity=ssb sparsity.pattern.regroup_every_updates=5": "regroup_every_updates=5 would be ignored: nothing is dro",
     "sparsity=static sparsity.pattern.name=constant_fan_in sparsity.pattern.ablation=0.3": "ablation=0.3 would be ign",
     "sparsity=dsb sparsity.redistribute.name=magnitude": "changes how many weights a layer has, which sparsity.pattern",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dst.config.checks import check
-from dst.config.schema import complete
+from dst.config.schema import ConfigError, complete
 from dst.run import build, feasible
 from dst.sparsity.initial_masks import first_counts
 from tests.composed import compose_cells
@@ -61,6 +61,37 @@ def layers_and_counts(config, classes=None):
 @pytest.mark.parametrize("name", NAMES)
 def test_model_data_and_method_fit(name):
     feasible.check(composed(name), elsewhere=True)
+
+
+MISFITS = {
+    "sparsity.pattern.block_size=7": "name=shuffled_block would be ignored, since no sparse layer fits: fc1, fc2 "
+    "(unstructured: 256 outputs are no multiple of 7); fc3 (unstructured: 10 outputs are no multiple of 7); "
+    "use another sparsity.pattern.block_size, or sparsity.pattern.name=unstructured",
+    "sparsity.pattern.indivisible=error": "layer fc3: shuffled_block: 10 outputs are no multiple of 16: choose another",
+    "sparsity.pattern.column_unit=16": "layer fc1: shuffled_block: 2,462 weights are 10 units of 16 x 16, too few for "
+    "1 (min_units) in each of 16 groups: choose smaller blocks or units, or a larger density; layer fc2: ",
+    "sparsity.pattern.min_units=20": "groups: choose smaller blocks or units, a smaller min_units, or a larger density",
+    # Rows are alike in fours, or not at all: nothing is packed above the density of unstructured masks.
+    **dict.fromkeys(
+        [
+            f"sparsity.pattern.block_size={rows} sparsity.distribution.name=uniform sparsity.density=0.4 "
+            "sparsity.compute=packed"
+            for rows in (0, 4, 12)
+        ],
+        "sparsity.compute=packed would be ignored: no layer could be packed at any time",
+    ),
+}
+
+
+@pytest.mark.parametrize("options", MISFITS)
+def test_what_does_not_fit_is_refused_with_the_layers(options):
+    hidden = "model.hidden=[252,252]" if "block_size=12" in options else "model.hidden=[256,256]"
+    words = ["sparsity=dsb", "data=digits", "model=mlp", hidden, *options.split()]
+    ((_, config),) = compose_cells(REPOSITORY / "conf", words, multirun=False)
+    assert check(config) == []
+    with pytest.raises(ConfigError) as caught:
+        feasible.check(config, elsewhere=True)
+    assert MISFITS[options] in str(caught.value)
 
 
 @pytest.mark.parametrize("name", DYNAMIC)

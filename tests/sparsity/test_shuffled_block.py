@@ -1,5 +1,6 @@
 """Shuffled blocks: structure, counts and floors whatever the scores; the published extraction, step by step."""
 
+import copy
 import math
 from functools import partial
 
@@ -125,6 +126,25 @@ def test_a_unit_of_sixteen_channels_is_dropped_and_grown_as_one():
     assert not torch.equal(after, mask)
 
 
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("power", [-90, -60, 80, 110])
+def test_scores_may_be_as_small_or_large_as_numbers_are(power, published):
+    """Those of Taylor's criterion and of SynFlow are: their squares would all be zero, or infinite."""
+    chosen = []
+    for factor in (1.0, 2.0**power):
+        if published:
+            pattern = shuffled_block(block_size=8, published=True, min_units=0)
+        else:
+            pattern = shuffled_block(block_size=8)
+        masks = [pattern.initial(factor * scores((32, 16, 3), 0), 32 * 16)]
+        given_ = factor * scores((32, 16, 3), 1) * masks[0], factor * scores((32, 16, 3), 2)
+        masks += pattern.update(*given_, masks[0], Budget(drop=200, grow=200, count=512))
+        masks += [pattern.prune(factor * scores((32, 16, 3), 3), masks[0] | masks[2], masks[2]), pattern.rows]
+        chosen.append(masks)
+    assert not torch.equal(chosen[0][0], chosen[0][2])
+    assert all(map(torch.equal, *chosen))
+
+
 # -- grouping ----------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +236,32 @@ def test_ssb_does_not_move():
     assert churn == []
     assert sparsifier.topology.churn is None
     assert all(pattern.updates == 0 for pattern in sparsifier.topology.patterns)
+
+
+def test_the_state_of_another_method_is_refused():
+    """Blocks of another size, no blocks at all, and those of the published extraction."""
+    kinds = {
+        "16": partial(shuffled_block, block_size=16),
+        "8": partial(shuffled_block, block_size=8),
+        "published": partial(shuffled_block, block_size=16, published=True, min_units=0),
+        "none": "unstructured",
+    }
+    made = {name: trained(pattern, steps=5)[0] for name, pattern in kinds.items()}
+    states = {name: copy.deepcopy(sparsifier.state_dict()) for name, sparsifier in made.items()}
+    told = {
+        ("16", "8"): "stored groups have 8 rows, not 16: they are of another method",
+        ("16", "none"): "stored masks break the pattern in layers 0, 2: the state is of another method",
+        ("published", "16"): "the stored blocks are no squares of 16: they are of another method",
+        ("published", "none"): "stored masks break the pattern in layers 2: the state is of another method",
+        ("8", "16"): "stored groups have 16 rows, not 8: they are of another method",
+    }
+    for (own, other), message in told.items():
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            made[own].load_state_dict(states[other])
+    for name in ("16", "8", "published"):
+        again = trained(kinds[name], steps=5)[0]
+        again.load_state_dict(states[name])
+        assert all(map(torch.equal, again.topology.masks, states[name]["masks"].values()))
 
 
 def test_the_published_extraction_moves_little():

@@ -1,8 +1,16 @@
 """Groups of rows that have something in common, all of the same size."""
 
+import math
+from typing import Final
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
+
+from dst.kernels.blocks import first_equal
+
+_FAR: Final = 24
+_MOST: Final = 120  # 2 to the power of it is a float32
 
 
 def regrouped(values: Tensor, rows: Tensor) -> Tensor:
@@ -59,9 +67,21 @@ def in_order(group: Tensor, groups: int) -> Tensor:
     return by_first
 
 
+def squarable(scores: Tensor) -> Tensor:
+    """Return scores of which squares are neither zero nor infinite; the largest, if it is far from one, near it.
+
+    They are multiplied by a power of two, which rounds nothing. Products of weights and gradients are as small, and
+    those of all weights of a path (SynFlow) as large.
+    """
+    largest = float(torch.linalg.vector_norm(scores, math.inf))
+    if largest == 0 or not math.isfinite(largest) or 2**-_FAR <= largest <= 2**_FAR:
+        return scores
+    return scores * 2.0 ** -max(-_MOST, min(math.frexp(largest)[1], _MOST))
+
+
 def alike(mask: Tensor, size: int) -> Tensor:
     """Return rows of a mask [rows, columns] that are equal, in groups [groups, size]; ValueError if they are not so."""
-    kinds, counts = torch.unique(mask, dim=0, return_inverse=True, return_counts=True)[1:]
-    if bool((counts % size != 0).any()):
+    kinds = first_equal(mask).to(mask.device)
+    if bool((kinds.bincount() % size != 0).any()):
         raise ValueError("a mask that is not in blocks")
     return in_order(kinds, len(mask) // size)

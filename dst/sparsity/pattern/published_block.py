@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor
 
 from dst.sparsity.pattern import Budget, Moved, Pattern
+from dst.sparsity.pattern.grouping import squarable
 from dst.sparsity.pattern.unstructured import Unstructured
 from dst.sparsity.select import bottom_k, top_k
 
@@ -83,10 +84,11 @@ class PublishedBlock(Pattern):
         return {} if self.rows is None else {"rows": self.rows, "columns": self.columns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.rows, self.columns = (
-            (None if (t := state.get(name)) is None else t.clone()) for name in ("rows", "columns")
-        )
+        """Restore what ``state_dict`` returned; ValueError for blocks of another kind, as another method has."""
+        found = [state[name].clone() for name in ("rows", "columns") if name in state]
+        if len(found) == 1 or any(table.shape[1] != self.block for table in found):
+            raise ValueError(f"the stored blocks are no squares of {self.block}: they are of another method")
+        self.rows, self.columns = found or (None, None)
 
     # -- blocks --------------------------------------------------------------------------------------------------------
 
@@ -114,7 +116,7 @@ class PublishedBlock(Pattern):
 
     def _extract(self, values: Tensor, mask: Tensor, count: int) -> Tensor:
         """Find the best blocks of ``count`` weights; ``values``: magnitudes, zero off the mask."""
-        found = values.flatten(1)
+        found = squarable(values).flatten(1)
         groups = clustered(mask.flatten(1), self.block).to(found.device)
         norms = found[groups.flatten()].view(*groups.shape, -1).square().sum(1).sqrt()
         norms, order = norms.sort(dim=1, descending=True, stable=True)

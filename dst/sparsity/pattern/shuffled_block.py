@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from dst.options import Clash, Excludes, Needs, OneOf, Range, ZeroOr, checked
 from dst.sparsity.marks import marked
 from dst.sparsity.pattern import Budget, Moved, Pattern
-from dst.sparsity.pattern.grouping import alike, regrouped
+from dst.sparsity.pattern.grouping import alike, regrouped, squarable
 from dst.sparsity.pattern.published_block import PublishedBlock
 from dst.sparsity.pattern.unstructured import Unstructured
 from dst.sparsity.select import row_top_k, top_k
@@ -61,10 +61,11 @@ class ShuffledBlock(Pattern):
         unit, groups = self.block * self.width, shape[0] // self.block
         units, least = min(round(count / unit), size // unit), groups * self.least
         if least > units:
+            fewer = "a smaller min_units, " if self.least > 1 else ""
             raise ValueError(
                 f"shuffled_block: {count:,} weights are {units:,} units of {self.block} x {self.width}, too few for "
-                f"{self.least} (min_units) in each of {groups} groups: choose smaller blocks or units, or a larger "
-                "density"
+                f"{self.least} (min_units) in each of {groups} groups: choose smaller blocks or units, {fewer}or a "
+                "larger density"
             )
         return units * unit
 
@@ -76,7 +77,7 @@ class ShuffledBlock(Pattern):
         """Return a mask of ``count`` weights: rows with similar scores are grouped, and their strongest units kept."""
         if self.misfit(scores.shape) is not None:
             return Unstructured().initial(scores, count)
-        shape, found = scores.shape, scores.flatten(1)
+        shape, found = scores.shape, squarable(scores).flatten(1)
         rows = regrouped(found, torch.arange(len(found), device=found.device).view(-1, self.block))
         strengths = self._strengths(found, rows, shape)
         self.rows = rows
@@ -90,8 +91,8 @@ class ShuffledBlock(Pattern):
         self.updates += 1
         if budget.drop == 0:
             return Moved(mask, mask)
-        shape, now, entering = mask.shape, mask.flatten(1), grow_scores.flatten(1)
-        staying = drop_scores.flatten(1).masked_fill(~now, 0)
+        shape, now, entering = mask.shape, mask.flatten(1), squarable(grow_scores).flatten(1)
+        staying = squarable(drop_scores.flatten(1).masked_fill(~now, 0))
         rows, before = self._found(now, shape)
         units = int(before.sum())
         if self.regroup_every and self.updates % self.regroup_every == 0:
@@ -114,7 +115,7 @@ class ShuffledBlock(Pattern):
         shape = like.shape
         rows, units = self._found(like.flatten(1), shape)
         whole = self._in_units(among.flatten(1), rows, shape).amin((1, 3)).flatten(1) > 0
-        strengths = self._strengths(scores.flatten(1), rows, shape)
+        strengths = self._strengths(squarable(scores).flatten(1), rows, shape)
         return self._spread(self._strongest(strengths, int(units.sum()), whole), rows, shape)
 
     def allows(self, mask: Tensor) -> bool:
@@ -134,8 +135,10 @@ class ShuffledBlock(Pattern):
         return {} if self.rows is None else {"rows": self.rows, "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned; ValueError for groups of another size, as another method has."""
         rows = state.get("rows")
+        if rows is not None and rows.shape[1] != self.block:
+            raise ValueError(f"stored groups have {rows.shape[1]} rows, not {self.block}: they are of another method")
         self.rows = None if rows is None else rows.clone()
         self.updates = int(state.get("updates", 0))
 
@@ -221,6 +224,7 @@ def shuffled_block(
     min_units: Annotated[
         int,
         Range(0),
+        Needs("block_size"),
         Clash(0, "published", False, "groups without columns are rows that compute nothing; keep 1"),
         "units of columns that every group keeps",
     ] = 1,
