@@ -136,7 +136,7 @@ def _check_on(config: Config, dataset: Dataset, problems: list[str]) -> None:
         density = config.sparsity.density
         with _collected(problems, "sparsity.pattern: " if density is None else f"sparsity.density={density}: "):
             counts = _check_density(config, layers)
-            if "blocks" in marks(config, "sparsity.pattern") and not problems:
+            if not problems:
                 problems += _blocks_nowhere(config, layers, counts)
         keeps_masks = config.sparsity.compute == "auto" and config.hardware.device == "cuda"  # and says so
         if config.sparsity.compute != "masked" and not problems and not keeps_masks:
@@ -298,6 +298,8 @@ def _check_density(config: Config, layers: list[Layer]) -> list[int]:
 def _blocks_nowhere(config: Config, layers: Sequence[Layer], counts: Sequence[int]) -> Iterator[str]:
     """Yield that no sparse layer would be in blocks."""
     pattern = first_parts(config).pattern()
+    if not pattern.in_blocks:
+        return
     sparse = [layer for layer, count in zip(layers, counts, strict=True) if count < layer.size]
     found = {layer.name: pattern.exception(layer.shape) for layer in sparse}
     if sparse and None not in found.values():

@@ -16,7 +16,6 @@ Mark = Literal[
     "ranks",
     "names",
     "structured",
-    "blocks",
     "units",
     "free_form",
     "fixes_first",
@@ -38,11 +37,9 @@ average of dense gradients, so needs these at every step. ``after_drop``: a grow
 left, and sees no dense gradients. ``cuts``: a drop score that makes all weights leave whose score is negative, however
 many. ``data``: looks at training batches. ``own_counts``: decides itself how many weights are kept, without a density.
 ``ranks``: a criterion that ranks all weights of a network. ``names``: a distribution that is given the layers by name.
-``structured``: a pattern that keeps quotas. ``blocks``: a pattern whose masks have rows that are alike: layers are
-packed up to a greater density if that is eight rows at least, and its churn goes on record, since it may move less than
-is dropped. ``units``: works on output units, and takes the first dimension of a weight for them. ``free_form``: an init
-whose masks follow no pattern. ``fixes_first``, ``fixes_last``: a distribution that gives the first or the last layer a
-density of its own.
+``structured``: a pattern that keeps quotas. ``units``: works on output units, and takes the first dimension of a weight
+for them. ``free_form``: an init whose masks follow no pattern. ``fixes_first``, ``fixes_last``: a distribution that
+gives the first or the last layer a density of its own.
 ``snapshot``: a correction that compares an epoch's batches at the weights and at a snapshot of them. ``cycles``: a
 procedure that ends with cycles, of whose networks it makes the last one itself. ``levels``: a procedure that prunes
 level by level to a density of its own, how often being up to the first masks. ``ages``: an optimizer that corrects

@@ -283,7 +283,6 @@ class Sparsifier:
             first_masks(start, first, density),
             start.patterns,
             is_structured="structured" in marks_of(first.pattern),
-            tells_churn="blocks" in marks_of(first.pattern),
             momentum=[torch.zeros_like(layer.weight) for layer in start.layers] if averages else (),
             initial=[layer.weight.detach().clone() for layer in start.layers] if goes_back else (),
         )

@@ -43,7 +43,7 @@ class Topology:
     """The boolean masks of all layers; ``explored`` are unions of all masks so far, the initial one included.
 
     ``patterns``: which masks each layer allows; ``is_structured``: they have quotas, so that a layer that keeps to its
-    own may have a few weights more or less than its count; ``tells_churn``: whether reports do. ``momentum``: moving
+    own may have a few weights more or less than its count. ``momentum``: moving
     averages of dense gradients, where the method asks for them; ``initial``: the weights before anything was masked,
     where grown weights start from them.
     """
@@ -55,7 +55,6 @@ class Topology:
         patterns: Sequence[Pattern],
         *,
         is_structured: bool = False,
-        tells_churn: bool = False,
         momentum: Sequence[Tensor] = (),
         initial: Sequence[Tensor] = (),
     ) -> None:
@@ -63,7 +62,7 @@ class Topology:
         self.masks = list(masks)
         self.patterns = list(patterns)
         self.is_structured = is_structured
-        self._tells_churn = tells_churn
+        self._tells_churn = any(pattern.in_blocks for pattern in patterns)
         self.explored = [mask.clone() for mask in masks]
         self.momentum = list(momentum)
         self.initial = list(initial)

@@ -36,6 +36,9 @@ class Pattern(Protocol):
     weights, and is never asked about one.
     """
 
+    in_blocks: bool = False
+    """Whether weights move in blocks, of which more or fewer may be new than was dropped: then churn goes on record."""
+
     def admissible(self, shape: Size, count: int) -> int:
         """Return the number of weights nearest to ``count`` that the pattern allows; ValueError if there is none."""
         ...

@@ -25,6 +25,8 @@ class PublishedBlock(Pattern):
     ``rows``, ``columns``: int64, [blocks, block]; None before there are masks.
     """
 
+    in_blocks = True
+
     def __init__(self, block: int) -> None:
         self.block = block
         self.rows: Tensor | None = None

@@ -27,6 +27,8 @@ class ShuffledBlock(Pattern):
     ``rows``: int64, [groups, block], the rows of each group in ascending order; None before there are masks.
     """
 
+    in_blocks = True
+
     def __init__(self, block: int, width: int, least: int, indivisible: str, regroup_every: int) -> None:
         self.block, self.width, self.least = block, width, least
         self.indivisible, self.regroup_every = indivisible, regroup_every
@@ -207,7 +209,7 @@ def _wanted(has: Tensor, scores: Tensor, mask: Tensor, active: int, grow: int) -
     return found.masked_fill_(entering, float(found.sum()) / active)
 
 
-@marked("structured", "units", "blocks")
+@marked("structured", "units")
 @checked
 def shuffled_block(
     *,
