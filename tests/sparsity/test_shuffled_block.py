@@ -112,8 +112,22 @@ def test_a_group_keeps_its_floor_whatever_its_columns_are_worth():
     mask = pattern.initial(torch.tensor([[9.0, 9, 9, 1], [9, 9, 9, 1], [1, 2, 1, 1], [1, 2, 1, 1]]), 8)
     assert mask.sum(1).tolist() == [3, 3, 1, 1]
     worth = torch.tensor([[9.0, 9, 8, 0], [9, 9, 8, 0], [0, 1, 0, 0], [0, 1, 0, 0]])
-    kept, _ = pattern.update(worth, torch.zeros(4, 4), mask, Budget(drop=4, grow=4, count=8))
-    assert kept.int().tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
+    wanted = torch.tensor([[0.0, 0, 7, 8], [0, 0, 7, 8], [1, 0, 2, 0], [1, 0, 2, 0]])
+    kept, after = pattern.update(worth, wanted, mask, Budget(drop=4, grow=4, count=8))
+    assert kept.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert after.int().tolist() == [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 1, 0]]
+
+
+def test_a_layer_at_its_floor_moves_too():
+    """Every group has one column: the two weakest leave, and both groups get another one."""
+    pattern = shuffled_block(block_size=2, regroup_every_updates=0)
+    mask = pattern.initial(torch.eye(4).repeat_interleave(2, 0), 8)
+    assert mask.int().tolist() == torch.eye(4).int().repeat_interleave(2, 0).tolist()
+    worth, wanted = torch.tensor([4.0, 3, 2, 1]).repeat_interleave(2)[:, None] * mask, scores((8, 4), 3) + 1
+    wanted[4:, 0], wanted[4:, 1] = 9, 8
+    _, after = pattern.update(worth, wanted, mask, Budget(drop=4, grow=4, count=8))
+    assert after.int().argmax(1).tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert after.sum(1).tolist() == [1] * 8
 
 
 def test_a_unit_of_sixteen_channels_is_dropped_and_grown_as_one():

@@ -20,9 +20,9 @@ class ShuffledBlock(Pattern):
     """Any ``block`` rows (output units) are a group, and each group has units of columns of its own, all active.
 
     A column is an input channel at one kernel position; a unit is ``width`` adjacent channels at one position. A layer
-    drops and grows its weakest and strongest units, by the norms of the scores of their weights, wherever they are;
-    each group keeps ``least`` units. Before every ``regroup_every``-th update (0: never) rows are grouped anew by what
-    they have in common, and then the same selection applies to units that may have been active in part.
+    drops and grows its weakest and strongest units, by the norms of the scores of their weights, wherever they are; each
+    group has ``least`` units afterwards. Before every ``regroup_every``-th update (0: never) rows are grouped anew by
+    what they have in common, and then the same selection applies to units that may have been active in part.
 
     ``rows``: int64, [groups, block], the rows of each group in ascending order; None before there are masks.
     """
@@ -100,13 +100,9 @@ class ShuffledBlock(Pattern):
         if self.regroup_every and self.updates % self.regroup_every == 0:
             rows = regrouped(_wanted(staying, entering, now, units * self._unit, budget.grow), rows)
             before = self._in_units(now, rows, shape).amax((1, 3)).flatten(1) > 0
-        drop = min(math.ceil(budget.drop / self._unit), units - self.least * len(rows))
-        kept = self._strongest(self._strengths(staying, rows, shape), units - drop, before)
-        free = ~kept if budget.regrow else ~before
-        strengths, room = self._strengths(entering, rows, shape), int(free.sum())
-        entered = top_k(strengths, min(drop, room), free)
-        if room < drop:  # those that have just left are needed
-            entered |= top_k(strengths, drop - room, ~(kept | entered))
+        drop = min(math.ceil(budget.drop / self._unit), units)
+        kept = self._kept(self._strengths(staying, rows, shape), units - drop, before, drop)
+        entered = self._entered(self._strengths(entering, rows, shape), kept, ~kept if budget.regrow else ~before, drop)
         self.rows = rows
         return Moved(self._spread(kept, rows, shape) & mask, self._spread(kept | entered, rows, shape))
 
@@ -187,7 +183,30 @@ class ShuffledBlock(Pattern):
     def _strongest(self, strengths: Tensor, count: int, among: Tensor) -> Tensor:
         """Return a mask of the strongest units of the layer, the least number in every group."""
         sure = row_top_k(strengths, torch.full((len(strengths),), self.least, device=strengths.device), among)
-        return top_k(strengths.masked_fill(sure, torch.inf), count, among)
+        rest = count - int(sure.sum())
+        return top_k(strengths, count, sure) if rest < 0 else sure | top_k(strengths, rest, among & ~sure)
+
+    def _lacking(self, units: Tensor) -> Tensor:
+        """Return how many units each group lacks."""
+        return (self.least - units.sum(1)).clamp(min=0)
+
+    def _kept(self, strengths: Tensor, count: int, among: Tensor, drop: int) -> Tensor:
+        """Return the units that stay: the strongest, unless groups would lack more than is grown again."""
+        kept = top_k(strengths, count, among)
+        return kept if int(self._lacking(kept).sum()) <= drop else self._strongest(strengths, count, among)
+
+    def _entered(self, strengths: Tensor, kept: Tensor, free: Tensor, count: int) -> Tensor:
+        """Return the units that are grown: first the strongest of groups that lack some, then of the layer.
+
+        Units that have just left come last if they are not ``free``.
+        """
+        entered = torch.zeros_like(kept)
+        for among in (free, ~kept):
+            entered |= row_top_k(strengths, self._lacking(kept | entered), among & ~entered)
+        for among in (free, ~kept):
+            rest = among & ~entered
+            entered |= top_k(strengths, min(count - int(entered.sum()), int(rest.sum())), rest)
+        return entered
 
     def _spread(self, units: Tensor, rows: Tensor, shape: Size) -> Tensor:
         """Return units as a mask of weights."""
