@@ -21,8 +21,8 @@ class ShuffledBlock(Pattern):
 
     A column is an input channel at one kernel position; a unit is ``width`` adjacent channels at one position. A layer
     drops and grows its weakest and strongest units, by the norms of the scores of their weights, wherever they are;
-    each group has ``least`` units afterwards. Before every ``regroup_every``-th update (0: never) rows are grouped anew by
-    what they have in common, and then the same selection applies to units that may have been active in part.
+    each group has ``least`` units afterwards. Before every ``regroup_every``-th update (0: never) rows are grouped
+    anew by what they have in common, and then the same selection applies to units that may have been active in part.
 
     ``rows``: int64, [groups, block], the rows of each group in ascending order; None before there are masks.
     """
