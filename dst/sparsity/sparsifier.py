@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.fractions import Curve
-from dst.options import Range, checked, declared, refuse, shown, suggest
+from dst.options import Range, checked, declared, refuse
 from dst.seeding import derive_seed
 from dst.sparsity.distribution import Distribution, NamedDistribution
 from dst.sparsity.initial_masks import FirstParts, Init, Start, check_layout, check_room, check_sharing, first_masks
@@ -48,7 +48,7 @@ from dst.sparsity.weights.held import check_free, check_optimizer
 from dst.sparsity.weights.holder import Holder
 from dst.sparsity.weights.masked_dense import MaskedDense
 from dst.sparsity.weights.packed import Packed
-from dst.sparsity.weights.packing import Packing, packed, packed_units, timed, timed_units
+from dst.sparsity.weights.packing import Packing, packing_of
 from dst.sparsity.weights.reparametrised import LEARNED, Edges, Reparametrised, Reparametrization
 
 _REPARAMETRIZE = Part("reparametrize")
@@ -197,7 +197,7 @@ class Sparsifier:
         elif compute == "masked":
             self.weights = MaskedDense(layers, self.topology.masks, self._active)
         else:
-            self.weights = Packed(model, layers, self.topology.masks, self._active, _packing(compute, layers))
+            self.weights = Packed(model, layers, self.topology.masks, self._active, packing_of(compute, layers))
         self._expect()
         _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
@@ -629,17 +629,6 @@ class Sparsifier:
     def _active(self) -> list[int]:
         """The active weights of each layer."""
         return [report.active for report in self.topology.reports]
-
-
-def _packing(compute: str | Packing, layers: Sequence[Layer]) -> Packing:
-    """Return how layers are packed where they are; ValueError for a name that is none of a packing."""
-    if isinstance(compute, Packing):
-        return compute
-    is_on_gpu = any(layer.weight.is_cuda for layer in layers)
-    how = {"packed": packed_units, "auto": timed_units} if is_on_gpu else {"packed": packed, "auto": timed}
-    if compute not in how:
-        refuse([f"compute={shown(compute)}: {suggest(compute, ['masked', *how])}"])
-    return how[compute]()
 
 
 def _check_age(update: TopologyUpdate | None, optimizer: Optimizer) -> None:

@@ -468,7 +468,8 @@ WITHOUT_LEARNED_MASKS = [
 def test_every_method_can_be_superposed(name):
     """Structured ones keep to their pattern; those with counts of their own keep these, all others the density."""
     few_rounds = ("sparsity.distribution.rounds=3", "sparsity.init.rounds=3") if name == "synflow" else ()
-    options = (f"sparsity={name}", "model=lenet_300_100", *few_rounds)
+    small = ("sparsity.pattern.block_size=4",) if name in ("dsb", "ssb") else ()  # 16 divides neither 300 nor 100
+    options = (f"sparsity={name}", "model=lenet_300_100", *few_rounds, *small)
     config = composed(*options)
     moves = config.sparsity.drop.name not in ("none", "threshold")
     training, witness = trained(*options, *(("procedure.re_explore=0.5",) if moves else ()))

@@ -23,7 +23,9 @@ from tests.states import same
 
 PACKABLE = [method for method in METHODS if method not in ("dense", "edge_popup", "str")]
 MORE = {"nm_rigl": ("sparsity.pattern.n=1",)}  # 2 of 4 is too dense
-DYNAMIC = [method for method in PACKABLE if method not in ("static", "random_pruning", "snip", "grasp", "synflow")]
+DYNAMIC = [
+    method for method in PACKABLE if method not in ("static", "random_pruning", "snip", "grasp", "synflow", "ssb")
+]
 
 
 def net():

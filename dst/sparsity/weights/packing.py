@@ -20,6 +20,7 @@ from dst.kernels.product import Tiles
 from dst.kernels.shape import Shape
 from dst.kernels.unit_blocks import load as load_units
 from dst.kernels.units import BLOCKS, UNIT, units_of
+from dst.options import refuse, shown, suggest
 from dst.sparsity.scope import Layer
 from dst.sparsity.weights.packed_layer import PACKED, PackedLayer, shape_of, smallest
 from dst.sparsity.weights.packed_units import PackedUnits
@@ -264,6 +265,17 @@ def timed_units(
         return choice.timed_units(shape, samples, mask, autocast=autocast, input_gradient=not met.is_first)
 
     return TimedUnits(None, time, agree)
+
+
+def packing_of(compute: str | Packing, layers: Sequence[Layer]) -> Packing:
+    """Return how layers are packed where they are; ValueError for a name that is none of a packing."""
+    if isinstance(compute, Packing):
+        return compute
+    is_on_gpu = any(layer.weight.is_cuda for layer in layers)
+    how = {"packed": packed_units, "auto": timed_units} if is_on_gpu else {"packed": packed, "auto": timed}
+    if compute not in how:
+        refuse([f"compute={shown(compute)}: {suggest(compute, ['masked', *how])}"])
+    return how[compute]()
 
 
 def _cache() -> Path:
