@@ -16,18 +16,16 @@ _MOST: Final = 120  # 2 to the power of it is a float32
 def regrouped(values: Tensor, rows: Tensor) -> Tensor:
     """Return the rows [groups, size] in groups of rows with similar values, starting from those that they are in.
 
-    ``values``: [rows, columns]. A row's affinity to a group is its mean cosine with the group's other
-    rows, for all of them one matrix product. Every row goes to the group that it has most affinity to among those that
-    have room for it: where too many want to be, the most similar stay, and the others try the next one.
+    ``values``: [rows, columns]. A row's affinity to a group is its mean cosine with the group's other rows, for all of
+    them one matrix product. Every row goes to the group that it has most affinity to among those that have room for it:
+    where too many want to be, the most similar stay, and the others try the next one.
     """
     groups, size = rows.shape
     if groups == 1:
         return rows
     length = torch.linalg.vector_norm(values, dim=1)
     inverse = torch.where(length > 0, 1 / length, 0)
-    own = torch.empty(len(values), dtype=torch.long, device=values.device)
-    own[rows.flatten()] = torch.arange(groups, device=values.device).repeat_interleave(size)
-    at_home = F.one_hot(own, groups).to(values.dtype)
+    at_home = F.one_hot(group_of(rows.to(values.device)), groups).to(values.dtype)
     # Scaled to length one in the products, which spares a copy of all values.
     affinity = inverse.unsqueeze(1) * (values @ ((at_home * inverse.unsqueeze(1)).t() @ values).t())
     itself = (length > 0).to(values.dtype).unsqueeze(1)
@@ -55,6 +53,13 @@ def placed(affinity: Tensor, size: int) -> Tensor:
             return choice
         affinity[refused, choice[refused]] = -torch.inf
         choice[refused] = affinity[refused].argmax(1)
+
+
+def group_of(rows: Tensor) -> Tensor:
+    """Return the group of each row; ``rows``: those of each group [groups, size]."""
+    found = torch.empty(rows.numel(), dtype=torch.long, device=rows.device)
+    found[rows.flatten()] = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
+    return found
 
 
 def in_order(group: Tensor, groups: int) -> Tensor:

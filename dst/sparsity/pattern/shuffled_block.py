@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from dst.options import Clash, Excludes, Needs, OneOf, Range, ZeroOr, checked
 from dst.sparsity.marks import marked
 from dst.sparsity.pattern import Budget, Moved, Pattern
-from dst.sparsity.pattern.grouping import alike, regrouped, squarable
+from dst.sparsity.pattern.grouping import alike, group_of, regrouped, squarable
 from dst.sparsity.pattern.published_block import PublishedBlock
 from dst.sparsity.pattern.unstructured import Unstructured
 from dst.sparsity.select import row_top_k, top_k
@@ -211,11 +211,7 @@ class ShuffledBlock(Pattern):
     def _spread(self, units: Tensor, rows: Tensor, shape: Size) -> Tensor:
         """Return units as a mask of weights."""
         columns = units.view(len(units), shape[1] // self.width, 1, -1).expand(-1, -1, self.width, -1).flatten(1)
-        group_of = torch.empty(shape[0], dtype=torch.long, device=units.device)
-        group_of[rows.to(units.device).flatten()] = torch.arange(len(rows), device=units.device).repeat_interleave(
-            self.block
-        )
-        return columns[group_of].view(shape)
+        return columns[group_of(rows.to(units.device))].view(shape)
 
 
 def _wanted(has: Tensor, scores: Tensor, mask: Tensor, active: int, grow: int) -> Tensor:
