@@ -96,11 +96,20 @@ class FixedRule(Packing):
         return is_sparse_enough(layer, active) or limit_of(mask) == BLOCK_LIMIT
 
 
-class UnitsRule(FixedRule):
+class _OnGPU(Packing):
+    """Packs, on a GPU, layers whose masks have units that groups of rows share."""
+
+    device = "cuda"
+
+    def layer(self, weight: Tensor, pool: Tiles, restore: Callable[[], None]) -> PackedLayer:
+        """Return what multiplies by the active weights of a layer on a GPU."""
+        return PackedUnits(weight, restore)
+
+
+class UnitsRule(_OnGPU):
     """Packs, on a GPU, the layers that are sparse enough and whose masks have units that groups of rows share."""
 
     otherwise = f"denser than {BLOCK_LIMIT}, or {_NO_UNITS}"
-    device = "cuda"
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -108,10 +117,6 @@ class UnitsRule(FixedRule):
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
         """Say whether the layer is sparse enough, and its mask of such units."""
         return is_sparse_enough(layer, active, BLOCK_LIMIT) and has_units(mask)
-
-    def layer(self, weight: Tensor, pool: Tiles, restore: Callable[[], None]) -> PackedLayer:
-        """Return what multiplies by the active weights of a layer on a GPU."""
-        return PackedUnits(weight, restore)
 
 
 @dataclass(frozen=True)
@@ -199,20 +204,15 @@ class Timed(Packing):
         handle = module.register_forward_pre_hook(_Hook(met))
 
 
-class TimedUnits(Timed):
+class TimedUnits(_OnGPU, Timed):
     """Packs, on a GPU, the layers that are faster so (``Timed``), of those whose masks have units that groups share."""
 
     otherwise = f"{Timed.otherwise}, or {_NO_UNITS}"
-    device = "cuda"
 
     def choose(self, layer: Layer, active: int, mask: Tensor) -> bool:
         """Say whether the layer is faster packed; False before anything was met, and without units."""
         self.has_seen_more = False
         return has_units(mask) and super().choose(layer, active, mask)
-
-    def layer(self, weight: Tensor, pool: Tiles, restore: Callable[[], None]) -> PackedLayer:
-        """Return what multiplies by the active weights of a layer on a GPU."""
-        return PackedUnits(weight, restore)
 
 
 def packed(folder: Path | None = None) -> Packing:
