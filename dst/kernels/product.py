@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dst.kernels.blocks import Blocks, Groups
-from dst.kernels.derivatives import refuse_second
+from dst.kernels.derivatives import dense_gradient, refuse_second
 from dst.kernels.shape import Shape, tiles_of
 from dst.kernels.tiled import Tiled
 from dst.kernels.unstructured import Unstructured
@@ -132,16 +132,11 @@ def _as_before(lying: Tensor, before: torch.Size) -> Tensor:
 
 
 def _dense_gradient(layer: Tiled, tiled: Tensor, dy: Tensor) -> Tensor:
-    """Return the gradient of all weights, those outside the mask too: that of autograd, bit by bit."""
+    """Return the gradient of all weights, from tiled inputs (``dense_gradient``)."""
     shape = layer.shape
     samples = dy.shape[0] if dy.dim() == 4 else dy.numel() // dy.shape[-1]
     x = torch.empty(samples, shape.height, shape.width, shape.channels, dtype=torch.float32)
     layer.untile(tiled, x, *shape.padding)
     if dy.dim() != 4:
-        return dy.reshape(-1, shape.outs).t() @ x.view(-1, shape.channels)
-    weight = dy.new_empty(shape.outs, shape.channels, *shape.kernel).to(memory_format=torch.channels_last)
-    geometry = None, shape.stride, shape.padding, (1, 1), False, (0, 0), 1
-    found: Tensor = torch.ops.aten.convolution_backward(
-        dy, x.permute(0, 3, 1, 2), weight, *geometry, (False, True, False)
-    )[1]
-    return found
+        return dense_gradient(shape, x.view(-1, shape.channels), dy.reshape(-1, shape.outs))
+    return dense_gradient(shape, x.permute(0, 3, 1, 2), dy)

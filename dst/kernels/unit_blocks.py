@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dst.kernels.build import UnavailableError
-from dst.kernels.derivatives import refuse_second
+from dst.kernels.derivatives import dense_gradient, refuse_second
 from dst.kernels.product import Read
 from dst.kernels.shape import Shape, classes_of
 from dst.kernels.units import BLOCKS, UNIT, Units
@@ -373,12 +373,8 @@ def _as_before(lying: Tensor, before: torch.Size, is_linear: bool) -> Tensor:
 
 
 def _dense_gradient(layer: UnitBlocks, x: Tensor, dy: Tensor) -> Tensor:
-    """Return the gradient of all weights, those outside the mask too, as torch computes it."""
+    """Return the gradient of all weights, from activations that lie channels-last (``dense_gradient``)."""
     shape = layer.shape
     if layer.is_linear:
-        return dy.view(-1, shape.outs).t() @ x.view(-1, shape.channels)
-    weight = dy.new_empty(shape.outs, shape.channels, *shape.kernel).to(memory_format=torch.channels_last)
-    geometry = None, shape.stride, shape.padding, (1, 1), False, (0, 0), 1
-    gradient, inputs = dy.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-    found: Tensor = torch.ops.aten.convolution_backward(gradient, inputs, weight, *geometry, (False, True, False))[1]
-    return found
+        return dense_gradient(shape, x.view(-1, shape.channels), dy.view(-1, shape.outs))
+    return dense_gradient(shape, x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2))
