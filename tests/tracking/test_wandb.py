@@ -169,7 +169,7 @@ def test_networks_compute_and_reliable_rs_arrive_after_an_offline_run(tmp_path, 
     assert capsys.readouterr().out.startswith("sent ")
     found, summary = tables(stub, folder), read_summary(folder)
     for name, rows in {"networks": read_networks(folder), "compute": read_compute(folder)}.items():
-        assert len(rows) > 1
+        assert rows
         columns = found[name]["columns"]
         assert "attempt" not in columns
         told = [{k: v for k, v in zip(columns, row, strict=True) if v is not None} for row in found[name]["data"]]
