@@ -1,9 +1,12 @@
 """A plan as overrides: only what differs from the files that it chooses, in their order; and the presets it equals."""
 
 import csv
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import yaml
 
 from dst.config.checks import check
 from dst.config.compose import compose_command, compose_each, override_text
@@ -67,15 +70,17 @@ def _number(value: Any) -> str:
     return str(value)
 
 
-def same_as(conf: Path, texts: list[str], paper: str, commands: Path) -> str | None:
-    """Return the preset of a paper, with its overrides, that is the same run; None if none is."""
-    presets = _presets(commands, paper)
+def same_as(conf: Path, texts: Sequence[str], paper: str, commands: Path) -> str | None:
+    """Return the preset of a paper, with its overrides, that is the same run; None if none is.
+
+    ``commands``: the list of published commands, beside which the presets' folders are.
+    """
+    chosen = {text for text in texts if is_group(text.partition("=")[0])}
+    presets = [preset for preset in _presets(commands, paper) if _choices(commands.parent, preset) <= chosen]
     if not presets:
         return None
-    own = run_id(composed(conf, texts))
-    cells = compose_each(conf, presets)
-    found = (preset for preset, cell in zip(presets, cells, strict=True) if run_id(cell.config) == own)
-    return next((" ".join(preset) for preset in found), None)
+    own, *others = [run_id(cell.config) for cell in compose_each(conf, [texts, *presets])]
+    return next((" ".join(preset) for preset, other in zip(presets, others, strict=True) if other == own), None)
 
 
 @cache
@@ -86,3 +91,20 @@ def _presets(commands: Path, paper: str) -> tuple[tuple[str, ...], ...]:
     with commands.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["paper"] == paper]
     return tuple(dict.fromkeys((f"+experiment={row['preset']}", *row["overrides"].split()) for row in rows))
+
+
+_OVERRIDDEN: Final = "override /"
+
+
+def _choices(folder: Path, preset: Sequence[str]) -> set[str]:
+    """Return which network, data and method a preset chooses: what tells most of them apart without composing them."""
+    found: dict[str, str] = {}
+    name: str | None = preset[0].partition("=")[2]
+    while name is not None:
+        defaults = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")).get("defaults", [])
+        for entry in defaults:
+            if isinstance(entry, dict):
+                found = {key.removeprefix(_OVERRIDDEN): value for key, value in entry.items()} | found
+        above = [entry for entry in defaults if isinstance(entry, str) and entry.startswith("/experiment/")]
+        name = above[0].removeprefix("/experiment/") if above else None
+    return {f"{group}={found[group]}" for group in ("model", "data", "sparsity", "correction") if group in found}
