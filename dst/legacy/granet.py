@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from dst.legacy import itop, names, training
+from dst.legacy import itop, methods, names, training
 from dst.legacy.plan import Call, Plan, one_of
 from dst.legacy.ramp import Ramp, on_off, plan_method
 from dst.legacy.tables import LegacyError
@@ -24,10 +24,10 @@ def imagenet(call: Call, plan: Plan) -> None:
     plan_method(call, plan, Ramp(whole, {"ERK": "erk", "ER": "erk", "uniform": "uniform"}, empty=True))
 
 
-def _on_cifar(call: Call, plan: Plan, schedule: str) -> None:
+def _on_cifar(call: Call, plan: Plan, schedule: str, more: tuple[str, ...] = ()) -> None:
     values = call.values
     names.network(call, plan, values.model)
-    data = names.data(plan, values.data, ("mnist", "cifar10", "cifar100"))
+    data = names.data(plan, values.data, ("mnist", "cifar10", "cifar100", *more))
     plan.set(schedule=schedule)
     itop.validation(call, plan, data)
     training.halves(call, plan, values.epochs)
@@ -54,7 +54,7 @@ _INIT: Final = {"default": "default", "normal": "kaiming_normal", "looks-linear"
 def er_dst(call: Call, plan: Plan) -> None:
     """Plan what ER-DST's main.py trains."""
     values = call.values
-    _on_cifar(call, plan, "er_dst_cifar")
+    _on_cifar(call, plan, "er_dst_cifar", more=() if call.as_run else ("tiny_imagenet",))
     if values.sparse_init in _NEEDS_A_FILE and not (call.as_run and values.sparse_init == "ER_imp"):
         raise LegacyError(
             f"--sparse-init {values.sparse_init} takes layer densities from a file that is not published; here "
@@ -72,6 +72,8 @@ def _first_and_last(call: Call, plan: Plan) -> None:
     """Plan repairs of the first masks, and whether they ever move."""
     flow = on_off(call, "flow_preservation") and (call.as_run or call.has("flow_preservation"))
     ortho = on_off(call, "ortho_repair") and (call.as_run or call.has("ortho_repair"))
+    if plan.values.get("sparsity.distribution.name") == "dense":
+        flow = ortho = False  # a dense network lacks no edge, and is no nearer to an isometry with a mask
     plan.put("sparsity.repair", {"flow": "add" if flow else "none", "orthogonal": ortho})
     if call.as_run and plan.values.get("sparsity.distribution.name") == "balanced":
         plan.values["sparsity.distribution.clip"] = True
@@ -84,6 +86,9 @@ def _first_and_last(call: Call, plan: Plan) -> None:
 def _keep(call: Call, plan: Plan) -> None:
     """Let masks stay as they are at first."""
     plan.said.append("--is-prune is not True: the first masks stay, whatever --method says")
+    if plan.values.get("sparsity.distribution.name") == "dense":
+        methods.dense(plan)
+        return
     kept = ("sparsity.distribution.", "sparsity.init.", "sparsity.repair.", "sparsity.scope.")
     plan.values = {
         key: value for key, value in plan.values.items() if not key.startswith("sparsity") or key.startswith(kept)

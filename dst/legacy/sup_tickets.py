@@ -38,6 +38,7 @@ def cifar(call: Call, plan: Plan) -> None:
     curve = one_of(call, "decay_schedule", _CURVES_AS_RUN if call.as_run else _CURVES)
     whole = pretraining if is_cyclic or call.as_run else values.epochs
     plan_method(call, plan, Ramp(whole, curve=curve, stretch=values.multiplier if call.as_run else 1))
+    _nothing_moves(plan)
     _as_run(call, plan, is_cyclic)
     if call.as_run and data != "mnist":
         told = "the test set is what is called validation" if data == "cifar100" else "the test set is never tested on"
@@ -61,6 +62,7 @@ def imagenet(call: Call, plan: Plan) -> None:
     plan_method(call, plan, Ramp(pretraining, distributions, method=_meant(call, plan), empty=True))
     if values.sparse and values.density != values.final_density:
         plan.missed.append(f"the superposed network is pruned to another density, --density {values.density:g}")
+    _nothing_moves(plan)
     _as_run(call, plan, is_cyclic)
     if call.as_run and is_cyclic:
         plan.missed.append("from the second cycle on the optimizer steps weights that are no longer the network's")
@@ -114,6 +116,13 @@ def _cycles(call: Call, plan: Plan, anew: bool) -> None:
         plan.values["procedure.cima_factor"] = values.CIMA_factor
     if call.has("large_death_rate") and not values.re_explore:
         plan.said.append("--large-death-rate has no effect without --re_explore")
+
+
+def _nothing_moves(plan: Plan) -> None:
+    """Freeze masks in the cycles of methods that do not move them."""
+    moves = "sparsity.drop_fraction.name" in plan.values
+    if "procedure.freeze_updates" in plan.values and not moves:
+        plan.values["procedure.freeze_updates"] = True
 
 
 def _as_run(call: Call, plan: Plan, is_cyclic: bool) -> None:

@@ -39,7 +39,8 @@ def test_the_same_program_in_all_ways_to_start_it(text):
 
 def test_folder_variables_and_processes_are_kept():
     line = read(
-        "cd a/ImageNet && CUDA_VISIBLE_DEVICES=0,1 python $1multiproc.py --nproc_per_node 2 --master_port=3 $1main.py -j5"
+        "cd a/ImageNet && CUDA_VISIBLE_DEVICES=0,1 python $1multiproc.py "
+        "--nproc_per_node 2 --master_port=3 $1main.py -j5"
     )
     assert (line.folder, line.variables, line.processes) == ("a/ImageNet", ("CUDA_VISIBLE_DEVICES=0,1",), 2)
     assert (line.script, line.words, line.launcher) == ("main.py", ("-j5",), ("--master-port=3",))
@@ -163,7 +164,7 @@ def test_candidates_of_one_paper_are_told_apart_by_program():
 
 
 def test_a_script_that_nobody_published_is_refused():
-    with pytest.raises(LegacyError, match="no published program is called so; there are cifar_main.py"):
+    with pytest.raises(LegacyError, match=r"no published program is called so; there are cifar_main\.py"):
         recognise(read("python mine.py --seed 3"))
     with pytest.raises(LegacyError, match="no published program of granet is called so"):
         recognise(read("python main_suptickets.py --seed 3"), "granet")
