@@ -135,7 +135,7 @@ def _seed(call: Call, plan: Plan, values: SimpleNamespace) -> None:
 def _mask(call: Call, plan: Plan, values: SimpleNamespace) -> None:
     """Plan the ER mask."""
     method, density = values.er_sparse_method, values.er_sparse_init
-    if values.conv_type == "STRConv" or (method == "none" and density == 1):
+    if values.conv_type == "STRConv" or density == 1:
         plan.put("sparsity", {"density": None, "distribution.name": "dense"})
         return
     init = "bernoulli" if call.as_run else "random"

@@ -9,7 +9,7 @@ from typing import Any, Final
 import yaml
 
 from dst.config.checks import check
-from dst.config.compose import compose_command, compose_each, override_text
+from dst.config.compose import compose_command, override_text
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, complete, get
 from dst.legacy.plan import Plan
@@ -18,19 +18,20 @@ from dst.legacy.plan import Plan
 def overrides(conf: Path, plan: Plan) -> list[str]:
     """Return the overrides that make the run of a plan; ConfigError with all that is wrong with it."""
     chosen = [f"{key}={value}" for key, value in plan.values.items() if is_group(key)]
-    base = composed(conf, chosen)
+    base = composed(conf, *chosen)
     filled = complete(base)
     keys = {key: value for key, value in plan.values.items() if not is_group(key)}
     changed = [_text(key, value) for key, value in keys.items() if _differs(base, filled, key, value)]
     found = sorted(chosen, key=_place) + sorted(changed, key=_place)
-    problems = check(composed(conf, found))
+    problems = check(composed(conf, *found))
     if problems:
         raise ConfigError(problems)
     return found
 
 
-def composed(conf: Path, texts: list[str]) -> Config:
-    """Return the config that overrides make."""
+@cache
+def composed(conf: Path, *texts: str) -> Config:
+    """Return the config that overrides make; it is kept, and not to be changed."""
     (cell,) = compose_command(conf, texts, multirun=False).cells
     return cell.config
 
@@ -77,10 +78,8 @@ def same_as(conf: Path, texts: Sequence[str], paper: str, commands: Path) -> str
     """
     chosen = {text for text in texts if is_group(text.partition("=")[0])}
     presets = [preset for preset in _presets(commands, paper) if _choices(commands.parent, preset) <= chosen]
-    if not presets:
-        return None
-    own, *others = [run_id(cell.config) for cell in compose_each(conf, [texts, *presets])]
-    return next((" ".join(preset) for preset, other in zip(presets, others, strict=True) if other == own), None)
+    own = run_id(composed(conf, *texts))
+    return next((" ".join(preset) for preset in presets if run_id(composed(conf, *preset)) == own), None)
 
 
 @cache

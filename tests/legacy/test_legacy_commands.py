@@ -1,7 +1,6 @@
 """Published commands, translated: they are the runs of their presets, and what the code really does is said."""
 
 import csv
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dst.config.compose import compose_command
 from dst.config.identity import identity, run_id
 from dst.config.overrides import parse_one
-from dst.config.schema import ConfigError, get
+from dst.config.schema import ConfigError, complete, get
 from dst.legacy.__main__ import main
 from dst.legacy.tables import LegacyError
 from dst.legacy.translate import text, translate
-from dst.legacy.write import _text, same_as
+from dst.legacy.write import _text, composed, same_as
 
 REPOSITORY = Path(__file__).parents[2]
 CONF, COMMANDS = REPOSITORY / "conf", REPOSITORY / "experiments" / "commands.csv"
@@ -41,8 +39,7 @@ def translated(command, source=None, *, as_run=False):
 
 
 def config(translation):
-    (cell,) = compose_command(CONF, translation.overrides, multirun=False).cells
-    return cell.config
+    return complete(composed(CONF, *translation.overrides))
 
 
 def told(translation, kind):
@@ -239,13 +236,16 @@ def test_what_only_a_readme_names_is_told():
     assert told(found, "refused by the published parser")[0].startswith("--batch-size: ")
 
 
-def test_what_is_printed_can_be_pasted():
-    """Comments and line ends leave the words of the command."""
+def test_what_is_printed_can_be_pasted_into_a_shell():
     row = BY_NAME["itop/resnet50_imagenet"]
     found = translated(row["command"].replace("../../../data/", "'/my data/it'\\''s'"), "itop")
-    words = shlex.split(text(found, "+experiment=x"), comments=True)
-    start = ["CUDA_VISIBLE_DEVICES=0,1", "torchrun", "--nproc-per-node", "2", "run.py"]
-    assert words == found.words == [*start, *found.overrides]
+    shown = text(found, "+experiment=x")
+    told = 'torchrun() { printf \'%s\\n\' "$CUDA_VISIBLE_DEVICES" "$@"; }\n'
+    pasted = subprocess.run(["sh", "-c", told + shown], capture_output=True, text=True, check=True)
+    assert (pasted.stdout.splitlines(), pasted.stderr) == (
+        ["0,1", "--nproc-per-node", "2", "run.py", *found.overrides],
+        "",
+    )
     assert config(found).data.root == "/my data/it's"
     assert config(found).hardware.processes == 2
 
