@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     words = options.command
     command = sys.stdin.read() if words == ["-"] else words[0] if len(words) == 1 else shlex.join(words)
     conf = _REPOSITORY / "conf"
+    if not conf.is_dir():
+        return _refused([f"{conf} is missing: translate in a clone of the repository, whose configs say what ours are"])
     try:
         found = translate(command, conf, source=options.source, as_run=options.as_run)
         preset = same_as(conf, found.overrides, found.paper, _REPOSITORY / "experiments" / "commands.csv")

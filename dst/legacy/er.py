@@ -11,7 +11,7 @@ from dst.legacy import names, training
 from dst.legacy.arguments import Given
 from dst.legacy.plan import Call, Plan, one_of
 from dst.legacy.recognise import Recognised
-from dst.legacy.tables import LegacyError, str_configs
+from dst.legacy.tables import KINDS, LegacyError, Option, str_configs
 
 _RATIOS: Final = {
     **{"uniform": "uniform", "ERK": "erk", "balanced": "balanced"},
@@ -62,10 +62,25 @@ def completed(found: Recognised) -> Recognised:
         added = _config(values["config"])
         if unknown := sorted(set(added) - set(values)):
             raise LegacyError(f"--config {values['config']}: no options of this program: {', '.join(unknown)}")
+        added = {one.name: _typed(one, added[one.name]) for one in found.program.options if one.name in added}
     else:
         raise LegacyError("--config is missing: the published program does not start without one")
     merged = {name: value for name, value in added.items() if name not in given}
     return replace(found, given=Given({**values, **merged}, given | set(merged)))
+
+
+def _typed(option: Option, value: Any) -> Any:
+    """Return a value of a config as its option has it."""
+    try:
+        if value is None or (option.kind == "flag" and isinstance(value, bool)):
+            return value
+        if option.kind == "floats":
+            return [float(part) for part in value]
+        if option.kind != "flag":
+            return KINDS[option.kind](str(value))
+    except (TypeError, ValueError):
+        pass
+    raise LegacyError(f"--config: {option.name}: {value} is no value of kind {option.kind}")
 
 
 _IMP: Final[dict[str, Any]] = {

@@ -205,6 +205,11 @@ def test_a_config_of_ones_own_is_read(tmp_path):
     own.write_text("epohcs: 3\n")
     with pytest.raises(LegacyError, match="no options of this program: epohcs"):
         translated(command)
+    own.write_text("set: cifar10\nepochs: many\n")
+    with pytest.raises(LegacyError, match="epochs: many is no value of kind int"):
+        translated(command)
+    own.write_text("set: cifar10\nweight_decay: 1e-3\n")  # which YAML reads as text
+    assert config(translated(command)).schedule.optimizer.weight_decay == 0.001
     own.write_text("[")
     with pytest.raises(LegacyError, match="this is no YAML"):
         translated(command)
