@@ -6,6 +6,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,22 @@ _HEADINGS: Final = {
     "flops_test_ratio": "test FLOPs / dense",
     "flops_train_ratio": "train FLOPs / dense",
 }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show: its cells as numbers (for a CSV) and as text, row by row, with what stands above and below.
+
+    ``differences``: lines about which rows are told apart; ``footnotes``: what is missing and why.
+    """
+
+    title: str
+    numbers: pd.DataFrame
+    text: pd.DataFrame
+    footnotes: list[str]
+    differences: list[str] = field(default_factory=list)
+
+
 _LATEX: Final = str.maketrans({"\\": r"\textbackslash "} | {character: f"\\{character}" for character in "_%&#${}"})
 
 
