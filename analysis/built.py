@@ -121,8 +121,8 @@ def _with_contrasts(figures: pd.DataFrame, compared: Sequence[contrasts.Contrast
     """Return figures with the columns of a CSV that say how each row differs from the best, if any was compared."""
     if not compared:
         return figures
-    by_row = {one.row: one for one in compared}
-    told = [contrasts.numbers(by_row.get(place)) for place in range(len(figures))]
+    by_row = {one.row: one.difference for one in compared}
+    told = [contrasts.difference_numbers(by_row.get(place), "to_best") for place in range(len(figures))]
     return pd.concat([figures, pd.DataFrame(told, index=figures.index)], axis="columns")
 
 

@@ -55,7 +55,7 @@ def rows(frame: pd.DataFrame) -> list[Row]:
     found_rows = [Row(*parts) for parts in zip(labels, shown, members, expected, strict=True)]
     for row in found_rows:
         _refuse_twice(row.runs)
-    return sorted(found_rows, key=lambda row: [rank(row.labels[name]) for name in columns])
+    return sorted(found_rows, key=lambda row: [rank(value) for value in (*row.shown.values(), *row.labels.values())])
 
 
 def completeness(row: Row) -> dict[str, Any]:

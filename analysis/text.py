@@ -11,7 +11,7 @@ import pandas as pd
 
 NOTHING: Final = "—"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
-_ASCII: Final = str.maketrans({"—": "-", "±": "+-"})
+_ASCII: Final = str.maketrans({NOTHING: "-", "±": "+-"})
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """Where a text cell begins like this, a spreadsheet would compute it."""
 
