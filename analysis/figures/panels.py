@@ -17,6 +17,8 @@ from analysis.figures.style import Style
 LINES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.4, 1.2, 1.4)))
 FILLS: Final[tuple[Any, ...]] = ("full", "none", "left", "top")
 _FAINTEST: Final = 0.55
+_WIDEST: Final = 36  # characters of a line in the legend
+_MARKERS: Final = 6  # of a line without points of its own: colours repeat after twelve methods
 _NARROW_IN: Final = 4.0
 """A figure that is narrower is a column of a paper: its panels stand one below the other."""
 
@@ -68,7 +70,7 @@ class Sheet:
         """Have the legend say what markers that are filled so stand for."""
         self._kinds[kind] = fillstyle
 
-    def finish(self, *, markers: bool = True, left_out: Sequence[str] = ()) -> Drawn:
+    def finish(self, *, left_out: Sequence[str] = ()) -> Drawn:
         """Add the legend and return the figure. ``left_out``: notes about runs that could not be read."""
         for ax in self.panels.values():  # what an axis shows is said once a row
             place = ax.get_subplotspec()
@@ -79,25 +81,22 @@ class Sheet:
             Line2D([], [], color=ink, linestyle="", marker="o", fillstyle=fill, label=kind)
             for kind, fill in self._kinds.items()
         ]
-        _legend(self.figure, self._methods(markers) + self._variants(markers) + kinds)
+        _legend(self.figure, self._methods() + self._variants() + kinds)
         self.figure.left_out = left_out
         return self.figure
 
-    def _methods(self, markers: bool) -> list[Line2D]:
+    def _methods(self) -> list[Line2D]:
         looks = {look.place: look for look in (self.style.look(line.method) for line in self.lines)}
-        return [
-            Line2D([], [], color=look.colour, marker=look.marker if markers else "", label=look.name)
-            for look in looks.values()
-        ]
+        return [Line2D([], [], color=look.colour, marker=look.marker, label=look.name) for look in looks.values()]
 
-    def _variants(self, markers: bool) -> list[Line2D]:
+    def _variants(self) -> list[Line2D]:
         """Return what the kinds of lines mean, where there are several of one method or of different methods."""
         words = {line.setting: line.words for line in self.lines}
         if len(self._settings) < 2:
             return []
         ink, count = self.style.colours.ink, len(self._settings)
         return [
-            Line2D([], [], color=ink, marker="o" if markers else "", label=words[setting] or "default",
+            Line2D([], [], color=ink, marker="o", label=textwrap.fill(words[setting], _WIDEST) or "default",
                    **_variant(self._settings.index(setting), count))
             for setting in self._settings
         ]  # fmt: skip
@@ -156,10 +155,13 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
         legend.remove()
 
 
-def band(ax: Axes, x: Any, mean: Any, std: Any, drawing: Mapping[str, Any], *, stairs: bool = False) -> list[Artist]:
+def band(
+    ax: Axes, x: Any, mean: Any, std: Any, drawing: Mapping[str, Any], *, stairs: bool = False, markers: bool = False
+) -> list[Artist]:
     """Draw a line of means, with a band of one standard deviation where there is one; return what was drawn."""
     mean, std = np.asarray(mean, float), np.asarray(std, float)
-    (line,) = ax.plot(x, mean, **{**drawing, "marker": ""}, drawstyle="steps-post" if stairs else "default")
+    every = {"markevery": max(1, len(mean) // _MARKERS)} if markers else {"marker": ""}
+    (line,) = ax.plot(x, mean, **{**drawing, **every}, drawstyle="steps-post" if stairs else "default")
     if not np.isfinite(std).any():
         return [line]
     look: dict[str, Any] = {"color": line.get_color(), "alpha": 0.16 * drawing["alpha"], "linewidth": 0}

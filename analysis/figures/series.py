@@ -8,8 +8,9 @@ from typing import Any, Final
 import pandas as pd
 
 from analysis.names import look
-from analysis.results import TableError
-from analysis.runs import LABELS, METHOD, SEED, comparable, plain
+from analysis.rows import TableError
+from analysis.runs import METHOD, SEED, comparable, plain
+from analysis.selection import LABELS
 from analysis.text import cell_text
 from dst.records.label import WRAPPERS
 

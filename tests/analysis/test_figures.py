@@ -171,7 +171,7 @@ def test_the_look_of_a_method_depends_on_nothing_else(methods):
     assert [look(method) for method in methods] == [look(method) for method in reversed(methods)][::-1]
 
 
-def test_56_methods_have_colour_and_marker_of_their_own_and_names_are_all_different():
+def test_all_methods_have_colour_and_marker_of_their_own_and_names_are_all_different():
     looks = [look(method) for method in NAMES]
     assert len({(found.colour, found.marker) for found in looks}) == len({found.name for found in looks}) == len(NAMES)
 
@@ -359,6 +359,15 @@ def test_the_command_writes_every_figure_that_the_runs_have(rich, tmp_path, caps
     assert command(rich, "--out", tmp_path / "new" / "folder", "--format", "svg", "--venue", "neurips") == 0
     assert sorted(path.stem for path in (tmp_path / "new" / "folder").iterdir()) == sorted(FIGURES)
     assert capsys.readouterr().out.splitlines() == [f"{tmp_path}/new/folder/{name}.svg" for name in FIGURES]
+
+
+def test_only_the_runs_that_are_asked_for_are_drawn(tree, tmp_path, capsys):
+    assert command(tree, "--out", tmp_path, "--only", "accuracy_flops", "--format", "svg", "--where", "method=set") == 0
+    written = (tmp_path / "accuracy_flops.svg").read_text()
+    assert look("set").colour.lower() in written
+    assert look("rigl").colour.lower() not in written
+    assert command(tree, "--out", tmp_path, "--where", "metod=set") == 2
+    assert "metod" in capsys.readouterr().err
 
 
 def test_what_cannot_be_drawn_is_said(tree, tmp_path, capsys):
