@@ -52,9 +52,11 @@ class Sheet:
             setting for setting in in_order(line.setting for line in self.lines) if setting or self._has_default()
         ]
         self._kinds: dict[str, Any] = {}
-        shared = _shared([line for line in self.lines if line.setting])
+        self._shared = shared(lines)
         for (place, part), ax in self.panels.items():
-            ax.set_title(_fitting(", ".join(text for text in (part, place, shared) if text), self.figure, ax))
+            ax.set_title(
+                _fitting(", ".join(text for text in (part, place, words(self._shared)) if text), self.figure, ax)
+            )
 
     def of(self, place: str) -> list[Series]:
         """Return the lines of a data set and model."""
@@ -91,15 +93,19 @@ class Sheet:
 
     def _variants(self) -> list[Line2D]:
         """Return what the kinds of lines mean, where there are several of one method or of different methods."""
-        words = {line.setting: line.words for line in self.lines}
         if len(self._settings) < 2:
             return []
         ink, count = self.style.colours.ink, len(self._settings)
         return [
-            Line2D([], [], color=ink, marker="o", label=textwrap.fill(words[setting], _WIDEST) or "default",
+            Line2D([], [], color=ink, marker="o", label=self._told(setting),
                    **_variant(self._settings.index(setting), count))
             for setting in self._settings
         ]  # fmt: skip
+
+    def _told(self, setting: Setting) -> str:
+        """Return what the legend says of a setting: what it does not share with all others."""
+        own = tuple(part for part in setting if part not in self._shared)
+        return textwrap.fill(words(own), _WIDEST) or "default"
 
     def _has_default(self) -> bool:
         """Return whether a method is there both with settings and without."""
@@ -112,12 +118,6 @@ def _fitting(title: str, figure: Figure, ax: Axes) -> str:
     place = ax.get_subplotspec()
     panel_in = figure.get_figwidth() / (place.get_gridspec().ncols if place else 1)
     return textwrap.fill(title, max(12, int(panel_in * 72 / (0.6 * float(ax.title.get_fontsize())))))
-
-
-def _shared(lines: Sequence[Series]) -> str:
-    """Return the setting of all lines that have one, if it is the same."""
-    words = {line.words for line in lines}
-    return words.pop() if len(words) == 1 else ""
 
 
 def _variant(rank: int, count: int) -> dict[str, Any]:

@@ -39,7 +39,18 @@ class Series:
     @property
     def words(self) -> str:
         """The setting as text, e.g. ``density=0.05, multiplier=5``; empty if there is none."""
-        return ", ".join(f"{name}={cell_text(value)}" if name else str(value) for name, value in self.setting)
+        return words(self.setting)
+
+
+def words(setting: Setting) -> str:
+    """Return a setting as text."""
+    return ", ".join(f"{name}={cell_text(value)}" if name else str(value) for name, value in setting)
+
+
+def shared(lines: Sequence[Series]) -> Setting:
+    """Return what is the same in the settings of all lines that have one."""
+    settings = [line.setting for line in lines if line.setting]
+    return tuple(part for part in settings[0] if all(part in other for other in settings)) if settings else ()
 
 
 def series_of(frame: pd.DataFrame, *, along: Sequence[str] = ()) -> list[Series]:

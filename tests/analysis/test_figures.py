@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import PolyCollection
 
 from analysis.figures import FIGURES, THEMES, VENUES, svg, write
 from analysis.figures.__main__ import main
@@ -75,9 +76,9 @@ def test_densities_of_a_method_are_a_line_in_order_with_a_band_and_dense_is_a_le
     level, line, *_ = ax.lines
     assert set(level.get_ydata()) == {95.0}
     np.testing.assert_allclose(line.get_xydata(), [[0.05, 71], [0.1, 81], [0.2, 91]])
-    bands = [np.concatenate([path.vertices for path in band.get_paths()]) for band in ax.collections]
-    (heights,) = [(band[:, 1].min(), band[:, 1].max()) for band in bands if len(band) > 4]
-    np.testing.assert_allclose(heights, (71 - 2**0.5, 91 + 2**0.5))
+    (band,) = (found for found in ax.collections if isinstance(found, PolyCollection))
+    edge = band.get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose((edge.min(), edge.max()), (71 - 2**0.5, 91 + 2**0.5))
     assert ax.get_xscale() == "log"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.2", "0.1", "0.05"]
 
@@ -202,6 +203,15 @@ def test_densities_of_a_method_share_its_colour_and_differ_in_line_and_strength(
     assert {line.get_color() for line in ax.lines} == {look("set").colour}
     assert len({(line.get_linestyle(), line.get_alpha()) for line in ax.lines}) == 2
     assert legend(figure) == ["SET", "density=0.2", "density=0.1"]
+
+
+def test_what_all_lines_share_is_said_in_the_title_and_the_rest_in_the_legend(tmp_path, add_run):
+    for multiplier in (1, 5):
+        folder = add_run(tmp_path, "g", "set", 0, 0.8, **{"schedule.multiplier": multiplier})
+        log(folder, accuracy=[(0, 0.5), (9, 0.9)])
+    figure = FIGURES["curves"](catalog(tmp_path))
+    assert figure.axes[0].get_title() == "digits, mlp, density=0.1"
+    assert legend(figure) == ["SET", "multiplier=1", "multiplier=5"]
 
 
 def test_what_was_changed_in_a_method_keeps_its_colour_and_has_a_line_of_its_own(tmp_path, add_run):
