@@ -59,6 +59,13 @@ class Look:
     place: tuple[int, str]
 
 
+def parted(method: str) -> tuple[str, str]:
+    """Return the label of a method, which may have several words, and what was changed in it: ``grow=random ...``."""
+    words = method.split(" ")
+    place = next((place for place, word in enumerate(words) if "=" in word), len(words))
+    return " ".join(words[:place]), " ".join(words[place:])
+
+
 def look(method: str, theme: str = "light") -> Look:
     """Return how a method is shown, by its label or by its label and what was changed in it (``rigl grow=random``).
 
@@ -66,10 +73,10 @@ def look(method: str, theme: str = "light") -> Look:
     it does not know has its own text as name, and colour and marker that depend on the text alone.
     """
     names = method.split(", ")
-    if len(names) > 1 and any(name.partition(" ")[0] in NAMES for name in names):
+    if len(names) > 1 and any(parted(name)[0] in NAMES for name in names):
         looks = sorted((look(name, theme) for name in names), key=lambda one: one.place)
         return Look(", ".join(one.name for one in looks), looks[0].colour, looks[0].marker, looks[0].place)
-    label, _, changes = method.partition(" ")
+    label, changes = parted(method)
     name = " ".join(part for part in (NAMES.get(label, label), changes) if part)
     is_known = label in NAMES
     place = [*NAMES].index(label) if is_known else int(hashlib.sha256(label.encode()).hexdigest(), 16)

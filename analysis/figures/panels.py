@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.series import Series, in_order
+from analysis.figures.series import Series, Setting, in_order, shared, words
 from analysis.figures.style import Style
+from analysis.text import printable
 
 LINES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.4, 1.2, 1.4)))
 FILLS: Final[tuple[Any, ...]] = ("full", "none", "left", "top")
@@ -54,9 +55,8 @@ class Sheet:
         self._kinds: dict[str, Any] = {}
         self._shared = shared(lines)
         for (place, part), ax in self.panels.items():
-            ax.set_title(
-                _fitting(", ".join(text for text in (part, place, words(self._shared)) if text), self.figure, ax)
-            )
+            told = ", ".join(text for text in (part, place, words(self._shared)) if text)
+            ax.set_title(_fitting(printable(told), self.figure, ax))
 
     def of(self, place: str) -> list[Series]:
         """Return the lines of a data set and model."""
@@ -89,7 +89,9 @@ class Sheet:
 
     def _methods(self) -> list[Line2D]:
         looks = {look.place: look for look in (self.style.look(line.method) for line in self.lines)}
-        return [Line2D([], [], color=look.colour, marker=look.marker, label=look.name) for look in looks.values()]
+        return [
+            Line2D([], [], color=look.colour, marker=look.marker, label=_label(look.name)) for look in looks.values()
+        ]
 
     def _variants(self) -> list[Line2D]:
         """Return what the kinds of lines mean, where there are several of one method or of different methods."""
@@ -105,12 +107,17 @@ class Sheet:
     def _told(self, setting: Setting) -> str:
         """Return what the legend says of a setting: what it does not share with all others."""
         own = tuple(part for part in setting if part not in self._shared)
-        return textwrap.fill(words(own), _WIDEST) or "default"
+        return textwrap.fill(_label(words(own)), _WIDEST) or "default"
 
     def _has_default(self) -> bool:
         """Return whether a method is there both with settings and without."""
         plain = {line.method for line in self.lines if not line.setting}
         return any(line.setting and line.method in plain for line in self.lines)
+
+
+def _label(text: str) -> str:
+    """Return a text for the legend, from which matplotlib would leave out what begins with an underscore."""
+    return printable(f"\u200b{text}" if text.startswith("_") else text)
 
 
 def _fitting(title: str, figure: Figure, ax: Axes) -> str:

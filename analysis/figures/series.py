@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analysis.names import look
+from analysis.names import look, parted
 from analysis.rows import TableError
 from analysis.runs import METHOD, SEED, comparable, plain
 from analysis.selection import LABELS
@@ -79,11 +79,11 @@ def experiments(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _label(method: str) -> str:
     """Return the label of a method without what was changed in it; several names stay as they are."""
-    return method if ", " in method else method.partition(" ")[0]
+    return method if ", " in method else parted(method)[0]
 
 
 def _setting(values: Mapping[str, Any], method: str, along: Sequence[str]) -> Setting:
-    changes = "" if ", " in method else method.partition(" ")[2]
+    changes = "" if ", " in method else parted(method)[1]
     usual = {**WRAPPERS, "target": None, "density": None}
     parts = [("", changes)] if changes else []
     for name, value in values.items():

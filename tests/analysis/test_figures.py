@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -331,6 +332,17 @@ def test_an_svg_stands_in_a_page_by_itself_and_is_the_same_twice(rich):
         assert absent not in element
     assert len(element) < 60_000
     assert "validation accuracy (%)" in element  # text is text
+
+
+@pytest.mark.parametrize("label", ["<script>alert(1)</script>", "$\\frac{x$", "_hidden", "a\x07b & c", "名前"])
+def test_whatever_a_method_is_called_its_figure_can_be_read(tmp_path, add_run, label):
+    add_run(tmp_path, "g", "one", 0, 0.9, label=label, **{"model.name": label})
+    figure = FIGURES["accuracy_flops"](catalog(tmp_path))
+    (named,) = legend(figure)
+    assert label.replace("\x07", "\\x07") in named
+    element = svg(figure)
+    assert "<script" not in element
+    ElementTree.fromstring(element)
 
 
 def test_figures_in_one_page_share_no_name(rich):

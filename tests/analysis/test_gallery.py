@@ -25,7 +25,7 @@ def test_the_page_shows_the_figures_of_each_group_and_says_from_which_runs_they_
 
 
 def test_a_command_is_shown_without_where_it_ran():
-    typed = "python run.py -m +experiment=itop/mini seed=0,1 output.root=/here data.root=/there tracking=none hardware=ddp"
+    typed = "python run.py -m +experiment=itop/mini seed=0,1 output.root=/here data.root=/there tracking=none"
     assert command_of(typed) == "python run.py -m +experiment=itop/mini seed=0,1"
 
 
