@@ -53,7 +53,7 @@ class Sheet:
             setting for setting in in_order(line.setting for line in self.lines) if setting or self._has_default()
         ]
         self._kinds: dict[str, Any] = {}
-        self._shared = shared(lines)
+        self._shared = () if self._has_default() else shared(lines)
         for (place, part), ax in self.panels.items():
             told = ", ".join(text for text in (part, place, words(self._shared)) if text)
             ax.set_title(_fitting(printable(told), self.figure, ax))
