@@ -1,8 +1,9 @@
 """Runs from a project of wandb, where records are not at hand: ``python -m analysis.from_wandb PROJECT --out DIR``.
 
 Each run becomes a folder with what wandb has of its record, so that the catalog of them is that of the records, and
-tables, figures, notebooks and the report work on it. wandb has neither the command (so the runs of a group are
-one sweep) nor layers and networks in a form that is read here. A run whose config is not of this version of the code is left out, with a note: what it is cannot be told.
+tables, figures, notebooks and the report work on it. wandb has neither the command (so the runs of a group are one
+sweep) nor layers and networks in a form that is read here. A run whose config is not of this version of the code is
+left out, with a note: what it is cannot be told.
 """
 
 import argparse
