@@ -60,7 +60,9 @@ def told(places: Sequence[tuple[str, str, int]], contrasts: Sequence[Contrast]) 
     if not contrasts:
         return []
     tested = sum(one.difference.p is not None for one in contrasts)
-    found = [f"difference to the best, in points, with 95 % interval (p by Holm over {tested}):"]
+    found = [
+        "difference to the best, in points" + f", with 95 % interval (p by Holm over {tested})" * bool(tested) + ":"
+    ]
     best = None
     for one in contrasts:
         if one.best != best:
@@ -94,7 +96,7 @@ def difference_numbers(found: Difference | None, name: str) -> dict[str, Any]:
 def _n(found: Difference) -> str:
     if found.paired:
         return f"{found.n} pairs"
-    return f"{found.sizes[0]} and {found.sizes[1]} (Welch)"
+    return f"{found.sizes[0]} and {found.sizes[1]}" + " (Welch)" * (found.p is not None)
 
 
 def _mean(values: Values) -> float:

@@ -21,9 +21,10 @@ NOT_TOLD: Final = r"^{\ast}"
 NOT_TESTED: Final = r"^{\dagger}"
 
 _SPECIAL: Final = {
-    **{character: f"\\{character}" for character in "_%&#${}"},
-    **{"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"},
+    **{character: f"\\{character}" for character in "_%&#"},
+    **{"$": r"$\mathdollar$", "{": r"$\{$", "}": r"$\}$"},
+    **{"\\": r"$\backslash$", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"},
+    **{"<": "$<$", ">": "$>$", "|": "$|$", '"': "''"},
     **{"±": r"$\pm$", MINUS: "$-$", NOTHING: "--"},
 }
 _ACCENTS: Final = "\N{COMBINING GRAVE ACCENT}\N{COMBINING ACUTE ACCENT}\N{COMBINING CIRCUMFLEX ACCENT}" + (

@@ -32,6 +32,8 @@ class Row:
 
     def by_seed(self, column: str, scale: float = 1.0) -> dict[int, float]:
         """Return the values of a column of the catalog by seed, of runs that are done and have it."""
+        if column not in self.runs:
+            return {}
         done = self.runs[is_done(self.runs)].dropna(subset=[column])
         return dict(zip(done[SEED].astype(int), scale * done[column].astype(float), strict=True))
 
