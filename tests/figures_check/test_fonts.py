@@ -6,10 +6,7 @@ import pytest
 
 from analysis.figures import FIGURES, VENUES
 from analysis.figures.__main__ import main
-from tests.analysis import conftest
 from tests.analysis.test_figures import rich as rich
-
-add_run, tree = conftest.add_run, conftest.tree
 
 
 def fonts(path):
