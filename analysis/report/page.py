@@ -1,0 +1,146 @@
+"""The page of a report: its parts put together, and filled into the template with everything escaped."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from analysis.report import sheets
+from analysis.report.drawings import colours
+from analysis.report.figures import drawings
+from analysis.report.gather import Run, counted, gather, minute, present, set_aside, span
+from analysis.report.origins import origins
+from analysis.report.safe import csv_text, data_uri, visible
+from analysis.results import (
+    TableError,
+    accuracy_figures,
+    missing_cells,
+    missing_networks,
+    network_figures,
+)
+from analysis.tables import accuracy_table, network_table
+from dst.run.report import duration
+
+_SECTIONS: Final = (
+    ("what-ran", "What ran"),
+    ("results", "Results"),
+    ("figures", "Figures"),
+    ("missing", "Failed and missing"),
+    ("reproduce", "How to reproduce"),
+    ("all-runs", "All runs"),
+    ("save", "Numbers to save"),
+)
+"""The sections of a page, by the ids of their headings."""
+
+_HIDDEN: Final = ("identity", "attempt_folder")
+"""Columns of a catalog that nobody wants to save."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Tables of results, the same as numbers to save (file name, table, what it is), and why some could not be made."""
+
+    tables: Sequence[sheets.Sheet]
+    files: Sequence[tuple[str, pd.DataFrame, str]]
+    problems: Sequence[str] = ()
+
+
+def render(folders: Sequence[Path], frame: pd.DataFrame, tell: Callable[[str], None] = lambda _: None) -> str:
+    """Return the page about a catalog of the runs in some folders. The same runs make the same bytes."""
+    frame = present(frame)
+    runs = gather(frame, tell)
+    found = results(frame)
+    drawn = drawings(frame, tell)
+    lacking = [sheets.unfinished(runs), sheets.not_run(frame, runs), sheets.aside(set_aside(folders, frame))]
+    return _template().render(
+        title=f"Runs in {', '.join(map(str, folders))}",
+        subtitle=_subtitle(runs),
+        sections=_SECTIONS,
+        style=_style(),
+        colours=colours(drawing.svg for drawing in drawn),
+        overview=_overview(runs),
+        what_ran=_filled(sheets.groups(runs), sheets.machines(runs)),
+        results=found.tables,
+        problems=found.problems,
+        figures=drawn,
+        missing=_filled(*lacking),
+        origins=origins(runs),
+        data=_filled(sheets.data_sets(runs)),
+        runs=sheets.all_runs(runs),
+        files=[(name, data_uri(csv_text(table)), about) for name, table, about in [*found.files, _catalog(frame)]],
+    )
+
+
+def results(frame: pd.DataFrame) -> Results:
+    """Return the tables of results of a catalog; one that cannot be made is a problem to show, not an end."""
+    try:
+        accuracies, networks = accuracy_figures(frame), network_figures(frame)
+    except TableError as error:
+        return Results([], [], [f"There is no table: {error}."])
+    tables = [
+        sheets.of_table("accuracy", "Test accuracy, mean and sample standard deviation over seeds",
+                        accuracy_table(frame), 6, missing_cells(frame))
+    ]  # fmt: skip
+    files = [("accuracy.csv", accuracies, "test accuracy, density, Rs and FLOPs of each experiment")]
+    if not networks.empty:
+        caption = "Networks made on the way, by their accuracy on the validation set"
+        tables += [sheets.of_table("networks", caption, network_table(frame), 4, missing_networks(frame))]
+        files += [("networks.csv", networks, "the networks that runs made on the way")]
+    return Results(tables, files)
+
+
+def _catalog(frame: pd.DataFrame) -> tuple[str, pd.DataFrame, str]:
+    kept = frame.drop(columns=list(_HIDDEN), errors="ignore").dropna(axis="columns", how="all")
+    return "runs.csv", kept, "every run with its config and final figures"
+
+
+def _filled(*tables: sheets.Sheet) -> list[sheets.Sheet]:
+    return [table for table in tables if table.rows]
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    newest = max((time for run in runs for time in (run.created, run.ended) if time), default=None)
+    told = f"{len(runs)} runs: {counted(run.state for run in runs)}."
+    return f"{told} The newest record is of {minute(newest)}." if newest else told
+
+
+def _overview(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    seconds = sum(run.seconds or 0 for run in runs)
+    rows = {
+        "runs": str(len(runs)),
+        "states": counted(run.state for run in runs),
+        "when": span(runs),
+        "training time, all runs": duration(seconds) if seconds else "",
+        "devices": _listed(run.device for run in runs),
+        "hosts": _listed(run.host for run in runs),
+        "code": _listed(run.version for run in runs),
+        "data sets": _listed(run.dataset.get("name") for run in runs),
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("analysis.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")
+
+
+def _style() -> Markup:
+    return Markup(files("analysis.report").joinpath("style.css").read_text(encoding="utf-8"))
