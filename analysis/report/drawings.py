@@ -1,18 +1,17 @@
-"""Figures as SVG within a page: small, with ids of their own, and readable on light and on dark paper."""
+"""Figures as SVG within a page: with ids of their own, and readable on light and on dark paper."""
 
 import re
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Final
 
 from markupsafe import Markup, escape
 
-_OUTSIDE: Final = re.compile(
-    r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL
-)
+from analysis.report.safe import visible
+
+_STYLE: Final = re.compile(r"<style.*?</style>", re.DOTALL)
 _SPACE: Final = re.compile(r"\s*\n\s*")
 _TAG: Final = re.compile("<[^>]*>")
-_PLACE: Final = re.compile(r' (?:d|x|y)="[^"]*"')
-_NUMBER: Final = re.compile(r"-?\d+\.\d+")
 _COLOUR: Final = re.compile(r"#[0-9a-fA-F]{6}\b")
 _ID: Final = re.compile(r'((?: id="|href="#|url\(#))([^")]+)')
 _START: Final = re.compile(r'<svg\b[^>]*(viewBox="[\d.]+ [\d.]+ ([\d.]+) [\d.]+")[^>]*>')
@@ -20,22 +19,22 @@ _PAIR: Final = re.compile(r"var\(--c([0-9a-f]{6})-([0-9a-f]{6})\)")
 
 
 def inline(light: str, dark: str, *, name: str, title: str, about: str) -> Markup:
-    """Return one SVG element made of a figure's SVG file, drawn twice: for light and for dark paper.
+    """Return one SVG element made of a figure that was drawn twice: for light and for dark paper.
 
     The two differ in colours only; each pair of colours becomes a variable (``colours``). ``name`` begins all ids, so
     that the figures of a page share none. ``title`` and ``about`` are read aloud.
     """
-    light, dark = _tidy(light, name), _tidy(dark, name)
-    found = _START.search(light)
-    if found is None or _uncoloured(light) != _uncoloured(dark):
-        raise ValueError(f"figure {name}: the light and the dark drawing differ in more than colours")
+    drawn = _paired(_tidy(light, name), _tidy(dark, name))
+    found = _START.search(drawn)
+    if found is None:
+        raise ValueError(f"{name} is no SVG element with a viewBox")
     start = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'{found.group(1)} style="--width: {float(found.group(2)):.0f}pt" '
         f'role="img" aria-labelledby="{name}-title {name}-about">'
         f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-about">{escape(about)}</desc>'
     )
-    return Markup(_START.sub(lambda _: start, _paired(light, dark), count=1))
+    return Markup(_START.sub(lambda _: start, drawn, count=1))
 
 
 def colours(drawings: Iterable[str]) -> list[tuple[str, str, str]]:
@@ -45,31 +44,36 @@ def colours(drawings: Iterable[str]) -> list[tuple[str, str, str]]:
 
 
 def _tidy(svg: str, name: str) -> str:
-    """Return an SVG file as an element: without head and comments, places rounded, ids in order of appearance."""
+    """Return an SVG element with ids in order of appearance, and without a style that would hold for all the page."""
     names: dict[str, str] = {}
 
     def own(found: re.Match[str]) -> str:
         return found.group(1) + names.setdefault(found.group(2), f"{name}-{len(names)}")
 
-    def tidy_tag(found: re.Match[str]) -> str:
-        return _ID.sub(own, _PLACE.sub(lambda place: _NUMBER.sub(_rounded, place.group()), found.group()))
-
-    return _TAG.sub(tidy_tag, _SPACE.sub("\n", _OUTSIDE.sub("", svg)).strip())
-
-
-def _rounded(number: re.Match[str]) -> str:
-    return f"{float(number.group()):.2f}".rstrip("0").rstrip(".")
-
-
-def _uncoloured(svg: str) -> str:
-    return _TAG.sub(lambda tag: _COLOUR.sub("", tag.group()), svg)
+    svg = visible(_SPACE.sub("\n", _STYLE.sub("", svg)).strip())
+    return _TAG.sub(lambda tag: _ID.sub(own, tag.group()), svg)
 
 
 def _paired(light: str, dark: str) -> str:
-    """Return the light drawing with each colour as a variable that also names the dark one."""
-    others = (colour for tag in _TAG.findall(dark) for colour in _COLOUR.findall(tag))
+    """Return the light drawing with each colour as a variable that also names the dark one; ValueError if others."""
+    pairs = zip_longest(_pieces(light), _pieces(dark), fillvalue="")
+    return "".join(one if one == other else _paired_tag(one, other) for one, other in pairs)
 
-    def pair(found: re.Match[str]) -> str:
-        return f"var(--c{found.group()[1:].lower()}-{next(others)[1:].lower()})"
 
-    return _TAG.sub(lambda tag: _COLOUR.sub(pair, tag.group()), light)
+def _pieces(svg: str) -> list[str]:
+    """Return the tags of an SVG and the texts between them."""
+    return re.split("(<[^>]*>)", svg)
+
+
+def _paired_tag(light: str, dark: str) -> str:
+    light, dark = _with_fill(light, dark), _with_fill(dark, light)
+    if not light.startswith("<") or _COLOUR.sub("", light) != _COLOUR.sub("", dark):
+        raise ValueError(f"the light and the dark drawing differ in more than colours: {light} and {dark}")
+    others = iter(_COLOUR.findall(dark))
+    return _COLOUR.sub(lambda found: f"var(--c{found.group()[1:].lower()}-{next(others)[1:].lower()})", light)
+
+
+def _with_fill(tag: str, other: str) -> str:
+    """Return a tag with its black fill, which matplotlib leaves out, if the other one has a fill."""
+    is_black = "fill: " in other and "fill: " not in tag
+    return tag.replace('style="', 'style="fill: #000000; ', 1) if is_black else tag

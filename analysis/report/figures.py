@@ -1,36 +1,41 @@
-"""The figures of a page, drawn for light and for dark paper."""
+"""The figures of a page, each drawn for light and for dark paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import StringIO
+from typing import Final
 
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.plots import accuracy_against_flops, history, plt
+from analysis.figures import FIGURES, svg
 from analysis.report.drawings import inline
+from analysis.results import TableError
+
+_COLUMN: Final = 6.0
+"""Figures wider than this, in inches, do not fit into one of two columns."""
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure of a page: its title, what it shows, and the SVG element."""
+class Shown:
+    """A figure of a page: its title, what it shows, the SVG element, and whether it needs all the page's width."""
 
     title: str
-    about: str
+    caption: str
     svg: Markup
+    is_wide: bool
 
 
-def drawings(frame: pd.DataFrame, tell: Callable[[str], None]) -> list[Drawing]:
-    """Return the figures that the runs of a catalog have something to show in. ``tell`` hears what is drawn."""
-    plt.switch_backend("Agg")
-    drawn = []
-    for nth, (title, ax) in enumerate(
-        [("accuracy over FLOPs", accuracy_against_flops(frame)), ("Rs", history(frame, "sparsity/rs"))]
-    ):
-        tell(f"figure: {title}")
-        with plt.rc_context({"svg.hashsalt": "x", "svg.fonttype": "none"}):
-            s = StringIO()
-            ax.figure.savefig(s, format="svg", metadata={"Date": None}, transparent=True)
-            t = s.getvalue()
-        drawn.append(Drawing(title, f"{title} about", inline(t, t, name=f"figure-{nth}", title=title, about="About")))
-    return drawn
+def drawings(frame: pd.DataFrame, tell: Callable[[str], None] = lambda _: None) -> Iterator[Shown]:
+    """Yield the figures in which the runs of a catalog have something to show. ``tell`` hears which one is drawn.
+
+    Runs that no table can show (``TableError``) are in no figure that is made from it.
+    """
+    for nth, (name, drawing) in enumerate(FIGURES.items(), 1):
+        tell(f"figure {nth}/{len(FIGURES)}: {drawing.title}")
+        try:
+            light, dark = (drawing(frame, theme=theme) for theme in ("light", "dark"))
+        except TableError:
+            continue
+        if light is not None and dark is not None:
+            element = inline(svg(light), svg(dark), name=f"figure-{name}", title=drawing.title, about=drawing.caption)
+            yield Shown(drawing.title, drawing.caption, element, light.get_figwidth() > _COLUMN)

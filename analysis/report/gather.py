@@ -150,16 +150,27 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> dict[Hashabl
 
 def span(runs: Iterable[Run]) -> str:
     """Return from when to when runs were made, by the minute."""
-    times = sorted(time for run in runs for time in (run.created, run.ended) if time)
+    times = sorted(moment for run in runs for time in (run.created, run.ended) if (moment := _moment(time)))
     if not times:
         return ""
-    first, last = (minute(time) for time in (times[0], times[-1]))
-    return first if first == last else f"{first} to {last}"
+    first, last = times[0], times[-1]
+    if f"{first:{_MINUTE}}" == f"{last:{_MINUTE}}":
+        return f"{first:{_MINUTE}} UTC"
+    return f"{first:{_MINUTE}} to {last:{'%H:%M' if first.date() == last.date() else _MINUTE}} UTC"
+
+
+_MINUTE: Final = "%Y-%m-%d %H:%M"
 
 
 def minute(time: str) -> str:
-    """Return a time of a record as a day and a minute, if it is one."""
+    """Return a time of a record as a day and a minute, or as it is if no calendar has it."""
+    moment = _moment(time)
+    return f"{moment:{_MINUTE}} UTC" if moment else time
+
+
+def _moment(time: str | None) -> datetime | None:
     try:
-        return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        moment = datetime.fromisoformat(time or "")
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        return time
+        return None

@@ -11,10 +11,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from analysis.figures import THEMES
 from analysis.report import sheets
 from analysis.report.drawings import colours
 from analysis.report.figures import drawings
-from analysis.report.gather import Run, counted, gather, minute, present, set_aside, span
+from analysis.report.gather import Run, counted, gather, present, set_aside, span
 from analysis.report.origins import origins
 from analysis.report.safe import csv_text, data_uri, visible
 from analysis.results import (
@@ -56,14 +57,14 @@ def render(folders: Sequence[Path], frame: pd.DataFrame, tell: Callable[[str], N
     frame = present(frame)
     runs = gather(frame, tell)
     found = results(frame)
-    drawn = drawings(frame, tell)
+    drawn = [*drawings(frame, tell)]
     lacking = [sheets.unfinished(runs), sheets.not_run(frame, runs), sheets.aside(set_aside(folders, frame))]
     return _template().render(
         title=f"Runs in {', '.join(map(str, folders))}",
         subtitle=_subtitle(runs),
         sections=_SECTIONS,
         style=_style(),
-        colours=colours(drawing.svg for drawing in drawn),
+        colours=[*_paper(), *colours(shown.svg for shown in drawn)],
         overview=_overview(runs),
         what_ran=_filled(sheets.groups(runs), sheets.machines(runs)),
         results=found.tables,
@@ -105,17 +106,13 @@ def _filled(*tables: sheets.Sheet) -> list[sheets.Sheet]:
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
-    newest = max((time for run in runs for time in (run.created, run.ended) if time), default=None)
-    told = f"{len(runs)} runs: {counted(run.state for run in runs)}."
-    return f"{told} The newest record is of {minute(newest)}." if newest else told
+    when = span(runs)
+    return f"{len(runs)} runs: {counted(run.state for run in runs)}.{f' Records of {when}.' if when else ''}"
 
 
 def _overview(runs: Sequence[Run]) -> list[tuple[str, str]]:
     seconds = sum(run.seconds or 0 for run in runs)
     rows = {
-        "runs": str(len(runs)),
-        "states": counted(run.state for run in runs),
-        "when": span(runs),
         "training time, all runs": duration(seconds) if seconds else "",
         "devices": _listed(run.device for run in runs),
         "hosts": _listed(run.host for run in runs),
@@ -127,6 +124,12 @@ def _overview(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _listed(values: Any) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value))
+
+
+def _paper() -> list[tuple[str, str, str]]:
+    """Return the colours of paper and ink, which are those of the figures."""
+    light, dark = THEMES["light"], THEMES["dark"]
+    return [("--paper", light.background, dark.background), ("--ink", light.ink, dark.ink)]
 
 
 @cache

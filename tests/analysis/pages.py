@@ -73,7 +73,7 @@ class Page(HTMLParser):
     def table(self, caption_id: str) -> list[dict[str, str]]:
         """Return a table as a row of texts by heading, found by the id of its caption."""
         for table in self.all("table"):
-            if table.all("caption")[0].attributes["id"] == caption_id:
+            if table.all("caption")[0].children[0].attributes["id"] == caption_id:
                 headings = [cell.text for cell in table.all("thead")[0].all("th")]
                 rows = [[cell.text for cell in row.children] for row in table.all("tbody")[0].all("tr")]
                 return [dict(zip(headings, row, strict=True)) for row in rows]
