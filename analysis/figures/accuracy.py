@@ -6,9 +6,10 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.transforms import ScaledTranslation
 
-from analysis.figures.panels import Drawn, Sheet, band, density_axis, ratio_axis
+from analysis.figures.axes import density_axis, plain_log_ticks, spans_decade
+from analysis.figures.dodge import move, points_beside, slots
+from analysis.figures.panels import Drawn, Sheet, band
 from analysis.figures.series import DENSITIES, Series, experiments, series_of
 from analysis.figures.style import Style
 from analysis.runs import ACCURACY, is_done
@@ -16,16 +17,15 @@ from analysis.runs import ACCURACY, is_done
 DENSITY: Final = "sparsity/density"
 RATIO: Final = "flops/train_ratio"
 MULTIPLIER: Final = "config.schedule.multiplier"
-_STEP_PT: Final = 4.5
-"""By how much points that coincide are moved apart."""
-
 Points = pd.DataFrame  # x, mean, std, n: one row an experiment, by x
 
 
 def over_density(frame: pd.DataFrame, style: Style) -> Drawn | None:
     """Draw the accuracy of each method over the realised density; a dense network is a level to compare with."""
     lines = _with_points(_done(frame), DENSITIES, DENSITY)
-    if all(_is_level(points) for _, points in lines):
+    sparse = {line.panel for line, points in lines if not _is_level(points)}
+    lines = [(line, points) for line, points in lines if line.panel in sparse]
+    if not lines:
         return None
     return _draw(lines, style, "density", _axis_of_densities, level=_is_level)
 
@@ -92,7 +92,7 @@ def _draw(
         for line, points in mine:
             if level(points):
                 _draw_level(ax, points, sheet.drawing(line))
-        for (line, points), slot in zip(along, slots([points for _, points in along]), strict=True):
+        for (line, points), slot in zip(along, slots([points for _, points in along], near_x=0.03), strict=True):
             _draw_points(ax, points, sheet.drawing(line), slot)
         fit(ax, [x for _, points in along for x in points["x"]])
         ax.set(xlabel=xlabel, ylabel="test accuracy (%)")
@@ -109,43 +109,10 @@ def _draw_level(ax: Axes, points: Points, drawing: dict[str, Any]) -> None:
 def _draw_points(ax: Axes, points: Points, drawing: dict[str, Any], slot: int) -> None:
     """Draw a line with a band, or a single point with a bar; both show one standard deviation."""
     is_line = len(points) > 1
-    drawn = band(ax, points["x"], points["mean"], points["std"], drawing) if is_line else []
-    bars = ax.errorbar(
-        points["x"], points["mean"], yerr=None if is_line else points["std"].fillna(0), **{**drawing, "linestyle": ""},
-        elinewidth=1.1, capsize=2,
-    )  # fmt: skip
-    moved = ax.transData + ScaledTranslation(slot * _STEP_PT / 72, 0, ax.figure.dpi_scale_trans)
-    for artist in (*drawn, *bars.get_children()):  # afterwards: the limits of the axes are those of the data
-        artist.set_transform(moved)
-
-
-def slots(lines: Sequence[Points]) -> list[int]:
-    """Return for each line by how many steps it is moved so that points that coincide lie beside each other."""
-    everything = pd.concat(lines) if lines else pd.DataFrame(columns=["x", "mean", "std"])
-    high = (everything["mean"] + everything["std"].fillna(0)).max() - (
-        everything["mean"] - everything["std"].fillna(0)
-    ).min()
-    taken: list[int] = []
-    for number, points in enumerate(lines):
-        near = {taken[other] for other in range(number) if _coincide(points, lines[other], 0.04 * (high or 1.0))}
-        taken.append(next(slot for slot in _outwards() if slot not in near))
-    return taken
-
-
-def _outwards() -> Any:
-    number = 0
-    while True:
-        yield number
-        number = -number if number > 0 else 1 - number
-
-
-def _coincide(one: Points, other: Points, near: float) -> bool:
-    """Return whether points of two lines are at one place, as far as the size of a marker tells."""
-    for x, mean in zip(one["x"], one["mean"], strict=True):
-        beside = other[np.isclose(other["x"], x, rtol=0.03)]
-        if ((beside["mean"] - mean).abs() <= near).any():
-            return True
-    return False
+    if is_line:
+        move(ax, band(ax, points["x"], points["mean"], points["std"], drawing), slot)
+    shown = points.assign(std=np.nan) if is_line else points
+    points_beside(ax, shown, slot, **{**drawing, "linestyle": ""})
 
 
 def _axis_of_densities(ax: Axes, values: list[float]) -> None:
@@ -154,7 +121,10 @@ def _axis_of_densities(ax: Axes, values: list[float]) -> None:
 
 
 def _axis_of_ratios(ax: Axes, values: list[float]) -> None:
-    ratio_axis(ax, min(values), max(values))
+    low, high = min(values), max(values)
+    if spans_decade(low, high):
+        ax.set_xscale("log")
+        plain_log_ticks(ax.xaxis, low, high)
 
 
 def _axis_of_multiples(ax: Axes, values: list[float]) -> None:

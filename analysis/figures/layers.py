@@ -4,9 +4,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.figures.axes import plain_log_ticks, spans_decade
+from analysis.figures.dodge import points_beside, slots
 from analysis.figures.panels import Drawn, Sheet
 from analysis.figures.readings import Rows, over_seeds, read
 from analysis.figures.series import Series, series_of, split
@@ -31,9 +34,10 @@ def density(frame: pd.DataFrame, style: Style) -> Drawn | None:
         mine = [(line, table) for line, table in lines if line.panel == place]
         _draw(ax, sheet, mine, "density")
         lowest, highest = (pick([table["mean"].agg(pick) for _, table in mine]) for pick in (min, max))
-        if 0 < 10 * lowest < highest:
+        if spans_decade(lowest, highest):
             ax.set_yscale("log")
             ax.set_ylim(lowest / 1.3, highest * 1.3)
+            plain_log_ticks(ax.yaxis, lowest, highest)
     return sheet.finish(left_out=left_out)
 
 
@@ -45,13 +49,19 @@ def exchange(frame: pd.DataFrame, style: Style) -> Drawn | None:
         for part in ("grown", "dropped")
     }
     moving = {line.identity for lines in parts.values() for line, table in lines if (table["mean"] > 0).any()}
-    parts = {part: [pair for pair in lines if pair[0].identity in moving] for part, lines in parts.items()}
     if not moving:
         return None
-    sheet = Sheet([line for line, _ in parts["grown"]], style, parts=[*parts])
+    parts = {part: [pair for pair in lines if pair[0].identity in moving] for part, lines in parts.items()}
+    if _are_equal(parts["grown"], parts["dropped"]):  # as most methods do, which keep the number of weights of a layer
+        parts = {"dropped and grown": parts["grown"]}
+    sheet = Sheet([line for line, _ in next(iter(parts.values()))], style, parts=[*parts])
     for (place, part), ax in sheet.panels.items():
         _draw(ax, sheet, [pair for pair in parts[part] if pair[0].panel == place], "per active weight")
     return sheet.finish(left_out=left_out)
+
+
+def _are_equal(one: Lines, other: Lines) -> bool:
+    return all(np.array_equal(left["mean"], right["mean"]) for (_, left), (_, right) in zip(one, other, strict=True))
 
 
 def _density(rows: Rows) -> dict[str, float]:
@@ -78,10 +88,9 @@ def _lines(frame: pd.DataFrame, columns: Mapping[str, Mapping[str, float]]) -> L
 
 def _draw(ax: Axes, sheet: Sheet, lines: Lines, label: str) -> None:
     names = list(dict.fromkeys(name for _, table in lines for name in table.index))
-    place = {name: number for number, name in enumerate(names)}
-    for line, table in lines:
-        drawing, at = sheet.drawing(line), [place[name] for name in table.index]
-        ax.errorbar(at, table["mean"], yerr=table["std"].fillna(0), elinewidth=0.9, capsize=1.5, **drawing)
+    tables = [table.assign(x=[names.index(name) for name in table.index]) for _, table in lines]
+    for (line, _), table, slot in zip(lines, tables, slots(tables), strict=True):
+        points_beside(ax, table, slot, **sheet.drawing(line))
     every = -(-len(names) // _MOST_NAMES)
     is_long = len(names) > 6 or max(map(len, names)) > 8
     ax.set_xticks(

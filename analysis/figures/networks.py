@@ -7,7 +7,8 @@ from typing import Any, Final
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures.panels import Drawn, Sheet, density_axis
+from analysis.figures.axes import density_axis
+from analysis.figures.panels import Drawn, Sheet
 from analysis.figures.readings import Rows, over_seeds, read
 from analysis.figures.series import Series, series_of
 from analysis.figures.style import Style

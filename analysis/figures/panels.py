@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from analysis.figures.series import Series, Setting, in_order
+from analysis.figures.series import Series, in_order
 from analysis.figures.style import Style
 
 LINES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.4, 1.2, 1.4)))
@@ -43,7 +41,7 @@ class Sheet:
 
     def __init__(self, lines: Sequence[Series], style: Style, *, parts: Sequence[str] = ("",)) -> None:
         """``parts``: titles of the panels that each data set and model has beside each other."""
-        self.style, self.lines = style, sorted(lines, key=lambda line: style.look(line.method).place)
+        self.style, self.lines = style, lines
         places = sorted({line.panel for line in lines})
         with_parts = [(place, part) for place in places for part in parts]
         self.figure, axes = _figure(len(with_parts), style, len(parts))
@@ -166,36 +164,3 @@ def band(ax: Axes, x: Any, mean: Any, std: Any, drawing: Mapping[str, Any], *, s
         return [line]
     look: dict[str, Any] = {"color": line.get_color(), "alpha": 0.16 * drawing["alpha"], "linewidth": 0}
     return [line, ax.fill_between(x, mean - std, mean + std, step="post" if stairs else None, **look)]
-
-
-def density_axis(ax: Axes, values: Sequence[float]) -> None:
-    """Make the x axis logarithmic, with a tick at each density that has room for one."""
-    ax.set_xscale("log")
-    low, high = min(values), max(values)
-    if low == high:
-        ax.set_xlim(low / 1.6, high * 1.6)
-    ticks = spread(sorted(set(values), reverse=True), np.log(high / low) if high > low else 1.0)
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
-
-
-def spread(values: Sequence[float], span: float) -> list[float]:
-    """Return those of some falling values that are far enough apart on a logarithmic axis for their labels."""
-    kept = [values[0]]
-    for _, value in pairwise(values):
-        if np.log(kept[-1] / value) > 0.11 * span:
-            kept.append(value)
-    return kept
-
-
-def ratio_axis(ax: Axes, low: float, high: float) -> None:
-    """Make the x axis logarithmic if the values span more than a decade."""
-    if high > 10 * low > 0:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-__all__ = ["Drawn", "Setting", "Sheet", "band", "density_axis", "ratio_axis", "spread"]

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from analysis.names import look
 from analysis.results import TableError
 from analysis.runs import LABELS, METHOD, SEED, comparable, plain
 from analysis.text import cell_text
@@ -43,20 +44,20 @@ class Series:
 def series_of(frame: pd.DataFrame, *, along: Sequence[str] = ()) -> list[Series]:
     """Return the lines of a figure: experiments that differ in nothing but the seed or in what is named by ``along``.
 
-    ``TableError`` if a seed of an experiment occurs twice.
+    They come in the order in which every legend has them. ``TableError`` if a seed of an experiment occurs twice.
     """
     runs, columns = comparable(frame)
     _check_seeds(runs)
     own = {name: key for name, key in columns.items() if name not in ("data", "model", "method", *along)}
-    settings = {
-        index: _setting({name: plain(row[key]) for name, key in own.items()}, str(row[METHOD] or "unknown"), along)
-        for index, row in runs.iterrows()
-    }
     found: dict[tuple[str, str, Setting], list[Any]] = {}
     for index, row in runs.iterrows():
+        method = plain(row[METHOD]) or "unknown"
+        setting = _setting({name: plain(row[key]) for name, key in own.items()}, method, along)
         panel = f"{row[LABELS['data']]}, {row[LABELS['model']]}"
-        found.setdefault((panel, _label(str(row[METHOD] or "unknown")), settings[index]), []).append(index)
-    return [Series(*key, runs.loc[indices]) for key, indices in found.items()]
+        found.setdefault((panel, _label(method), setting), []).append(index)
+    lines = [Series(*key, runs.loc[indices]) for key, indices in found.items()]
+    ranks = in_order(line.setting for line in lines)
+    return sorted(lines, key=lambda line: (line.panel, look(line.method).place, ranks.index(line.setting)))
 
 
 def experiments(runs: pd.DataFrame) -> list[pd.DataFrame]:
