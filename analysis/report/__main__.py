@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.runs import NoRunsError, load
+from analysis.selection import SelectionError
+from analysis.tables import WHERE
+from analysis.text import show
 from dst.files import replace_text
 from dst.run.terminal import program
 
@@ -22,11 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="folder of runs, e.g. outputs")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help=WHERE)
     options = parser.parse_args(arguments)
     try:
-        frame = load(options.dirs)
-    except NoRunsError as error:
-        print(error, file=sys.stderr)
+        frame = load(options.dirs, options.where)
+    except (NoRunsError, SelectionError) as error:
+        show([str(error)], sys.stderr)
         return 2
     _tell(f"{len(frame)} runs")
     from analysis.report.page import render  # here: it imports what draws, which a wrong folder need not wait for
@@ -35,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         replace_text(options.out, page)
     except OSError as error:
-        print(f"cannot write the report: {error}", file=sys.stderr)
+        show([f"cannot write the report: {error}"], sys.stderr)
         return 1
-    print(f"{options.out}: {len(frame)} runs, {len(page.encode()) / 1e6:.2f} MB")
+    show([f"{options.out}: {len(frame)} runs, {len(page.encode()) / 1e6:.2f} MB"])
     return 0
 
 

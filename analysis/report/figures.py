@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from analysis.figures import FIGURES, svg
 from analysis.report.drawings import inline
-from analysis.results import TableError
+from analysis.rows import TableError
 
 _COLUMN: Final = 6.0
 """Figures wider than this, in inches, do not fit into one of two columns."""

@@ -11,21 +11,15 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from analysis import built
 from analysis.figures import THEMES
 from analysis.report import sheets
 from analysis.report.drawings import colours
 from analysis.report.figures import drawings
 from analysis.report.gather import Run, counted, gather, present, set_aside, span
 from analysis.report.origins import origins
-from analysis.report.safe import csv_text, data_uri, visible
-from analysis.results import (
-    TableError,
-    accuracy_figures,
-    missing_cells,
-    missing_networks,
-    network_figures,
-)
-from analysis.tables import accuracy_table, network_table
+from analysis.report.safe import to_save, visible
+from analysis.rows import TableError
 from dst.run.report import duration
 
 _SECTIONS: Final = (
@@ -74,25 +68,23 @@ def render(folders: Sequence[Path], frame: pd.DataFrame, tell: Callable[[str], N
         origins=origins(runs),
         data=_filled(sheets.data_sets(runs)),
         runs=sheets.all_runs(runs),
-        files=[(name, data_uri(csv_text(table)), about) for name, table, about in [*found.files, _catalog(frame)]],
+        files=[(name, to_save(table), about) for name, table, about in [*found.files, _catalog(frame)]],
     )
 
 
 def results(frame: pd.DataFrame) -> Results:
     """Return the tables of results of a catalog; one that cannot be made is a problem to show, not an end."""
     try:
-        accuracies, networks = accuracy_figures(frame), network_figures(frame)
+        accuracies, networks = built.results(frame), built.networks(frame)
     except TableError as error:
         return Results([], [], [f"There is no table: {error}."])
-    tables = [
-        sheets.of_table("accuracy", "Test accuracy, mean and sample standard deviation over seeds",
-                        accuracy_table(frame), 6, missing_cells(frame))
-    ]  # fmt: skip
-    files = [("accuracy.csv", accuracies, "test accuracy, density, Rs and FLOPs of each experiment")]
-    if not networks.empty:
+    caption = "Test accuracy, mean and sample standard deviation over seeds"
+    tables = [sheets.of_table("accuracy", caption, accuracies, 6)]
+    files = [("accuracy.csv", accuracies.numbers, "test accuracy, density, Rs and FLOPs of each experiment")]
+    if not networks.numbers.empty:
         caption = "Networks made on the way, by their accuracy on the validation set"
-        tables += [sheets.of_table("networks", caption, network_table(frame), 4, missing_networks(frame))]
-        files += [("networks.csv", networks, "the networks that runs made on the way")]
+        tables += [sheets.of_table("networks", caption, networks, 4)]
+        files += [("networks.csv", networks.numbers, "the networks that runs made on the way")]
     return Results(tables, files)
 
 

@@ -2,34 +2,37 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 
+from analysis.built import Table
 from analysis.names import look
 from analysis.report.gather import Run, counted, grouped, minute, span
 from analysis.report.mend import for_seeds, mend
-from analysis.runs import SEED, comparable, plain
-from analysis.text import NOTHING, cell_text
+from analysis.rows import Row, TableError, rows
+from analysis.runs import SEED
 from dst.records.states import State
 from dst.run.report import duration
 
 TEXT, LONG, NUMBER, CODE, COMMAND, STATE = "text", "long", "number", "code", "command", "state"
 """Kinds of columns: how their cells are shown."""
 
-_LABELS: Final = ("data", "model", "method")
-
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of a page. ``columns``: heading and kind; ``heads``: how many of them, from the left, name a row."""
+    """A table of a page.
+
+    ``columns``: heading and kind; ``heads``: how many of them, from the left, name a row. ``notes`` are lists of lines
+    below it, each with what stands above it, if anything does.
+    """
 
     id: str
     caption: str
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[str]]
     heads: int = 1
-    notes: Sequence[str] = ()
+    notes: Sequence[tuple[str, Sequence[str]]] = ()
 
 
 def _sheet(id: str, caption: str, rows: Iterable[Mapping[tuple[str, str], object]], heads: int = 1) -> Sheet:
@@ -39,14 +42,16 @@ def _sheet(id: str, caption: str, rows: Iterable[Mapping[tuple[str, str], object
     return Sheet(id, caption, columns, [[row[column] for column in columns] for row in texts], heads)
 
 
-def of_table(id: str, caption: str, table: pd.DataFrame, numbers: int, notes: Sequence[str]) -> Sheet:
+def of_table(id: str, caption: str, table: Table, numbers: int) -> Sheet:
     """Return a table of results: the last ``numbers`` of its columns are numbers, the others name a row."""
-    if "method" in table:
-        table = table.assign(method=[look(method).name for method in table["method"]])
-    heads = len(table.columns) - numbers
-    columns = [(str(name), TEXT if place < heads else NUMBER) for place, name in enumerate(table.columns)]
-    rows = [[str(value) for value in row] for row in table.itertuples(index=False)]
-    return Sheet(id, caption, columns, rows, heads, notes)
+    text = table.text
+    if "method" in text:
+        text = text.assign(method=[look(method).name for method in text["method"]])
+    heads = len(text.columns) - numbers
+    columns = [(str(name), TEXT if place < heads else NUMBER) for place, name in enumerate(text.columns)]
+    rows = [[str(value) for value in row] for row in text.itertuples(index=False)]
+    notes = [("".join(table.differences[:1]), table.differences[1:]), ("", table.footnotes)]
+    return Sheet(id, caption, columns, rows, heads, [note for note in notes if note[1]])
 
 
 # -- what ran ----------------------------------------------------------------------------------------------------------
@@ -178,19 +183,18 @@ def not_run(frame: pd.DataFrame, runs: Sequence[Run]) -> Sheet:
 
 def _not_run(frame: pd.DataFrame, runs: Sequence[Run]) -> Iterable[tuple[str, list[int], Run]]:
     """Yield each experiment that lacks seeds which its sweep has: its name, these seeds, and one of its runs."""
-    compared, shown = comparable(frame)
     by_folder = {run.folder: run for run in runs}
-    seeds = {sweep: set(members[SEED]) for sweep, members in compared.groupby("group")}
-    for _, members in compared.groupby("experiment"):
-        expected = set().union(*(seeds[sweep] for sweep in members["group"]))
-        if lacking := sorted(int(seed) for seed in expected - set(members[SEED])):
-            labels = {name: cell_text(plain(members[key].iloc[0])) for name, key in shown.items()}
-            others = (f"{name}={text}" for name, text in labels.items() if name not in _LABELS and text != NOTHING)
-            yield (
-                " ".join([*(labels[name] for name in _LABELS), *others]),
-                lacking,
-                by_folder[members["folder"].iloc[0]],
-            )
+    for row in _experiments(frame):
+        if lacking := sorted(int(seed) for seed in row.expected - set(row.runs[SEED])):
+            yield row.name, lacking, by_folder[row.runs["folder"].iloc[0]]
+
+
+def _experiments(frame: pd.DataFrame) -> list[Row]:
+    """Return the rows of tables; none if no table can show these runs."""
+    try:
+        return rows(frame)
+    except TableError:
+        return []
 
 
 def aside(pairs: Sequence[tuple[str, str]]) -> Sheet:
