@@ -1,4 +1,4 @@
-"""The figures of a page, each drawn for light and for dark paper."""
+"""The figures of a page."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.figures import FIGURES, svg
-from analysis.report.drawings import inline
+from analysis.report.drawings import Styles, inline
 from analysis.rows import TableError
 
 _COLUMN: Final = 6.0
@@ -25,7 +25,7 @@ class Shown:
     is_wide: bool
 
 
-def drawings(frame: pd.DataFrame, tell: Callable[[str], None] = lambda _: None) -> Iterator[Shown]:
+def drawings(frame: pd.DataFrame, styles: Styles, tell: Callable[[str], None] = lambda _: None) -> Iterator[Shown]:
     """Yield the figures in which the runs of a catalog have something to show. ``tell`` hears which one is drawn.
 
     Runs that no table can show (``TableError``) are in no figure that is made from it.
@@ -33,9 +33,10 @@ def drawings(frame: pd.DataFrame, tell: Callable[[str], None] = lambda _: None) 
     for nth, (name, drawing) in enumerate(FIGURES.items(), 1):
         tell(f"figure {nth}/{len(FIGURES)}: {drawing.title}")
         try:
-            light, dark = (drawing(frame, theme=theme) for theme in ("light", "dark"))
+            drawn = drawing(frame)
         except TableError:
             continue
-        if light is not None and dark is not None:
-            element = inline(svg(light), svg(dark), name=f"figure-{name}", title=drawing.title, about=drawing.caption)
-            yield Shown(drawing.title, drawing.caption, element, light.get_figwidth() > _COLUMN)
+        if drawn is not None:
+            about = {"title": drawing.title, "about": drawing.caption}
+            element = inline(svg(drawn), styles, name=f"figure-{name}", **about)
+            yield Shown(drawing.title, drawing.caption, element, drawn.get_figwidth() > _COLUMN)

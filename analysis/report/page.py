@@ -14,7 +14,7 @@ from markupsafe import Markup
 from analysis import built
 from analysis.figures import THEMES
 from analysis.report import sheets
-from analysis.report.drawings import colours
+from analysis.report.drawings import Styles
 from analysis.report.figures import drawings
 from analysis.report.gather import Run, counted, gather, present, set_aside, span
 from analysis.report.origins import origins
@@ -51,14 +51,16 @@ def render(folders: Sequence[Path], frame: pd.DataFrame, tell: Callable[[str], N
     frame = present(frame)
     runs = gather(frame, tell)
     found = results(frame)
-    drawn = [*drawings(frame, tell)]
+    styles = Styles()
+    drawn = [*drawings(frame, styles, tell)]
     lacking = [sheets.unfinished(runs), sheets.not_run(frame, runs), sheets.aside(set_aside(folders, frame))]
     return _template().render(
         title=f"Runs in {', '.join(map(str, folders))}",
         subtitle=_subtitle(runs),
         sections=_SECTIONS,
         style=_style(),
-        colours=[*_paper(), *colours(shown.svg for shown in drawn)],
+        themes=THEMES,
+        styles=styles,
         overview=_overview(runs),
         what_ran=_filled(sheets.groups(runs), sheets.machines(runs)),
         results=found.tables,
@@ -116,12 +118,6 @@ def _overview(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _listed(values: Any) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value))
-
-
-def _paper() -> list[tuple[str, str, str]]:
-    """Return the colours of paper and ink, which are those of the figures."""
-    light, dark = THEMES["light"], THEMES["dark"]
-    return [("--paper", light.background, dark.background), ("--ink", light.ink, dark.ink)]
 
 
 @cache

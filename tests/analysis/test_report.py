@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.figures import FIGURES, THEMES, svg
 from analysis.report.__main__ import main
+from analysis.report.drawings import Styles, with_fill
 from analysis.report.safe import visible
+from analysis.runs import load
 from analysis.text import csv_text
 from dst.records.entries import Entry, entry_path, write_entry
 from tests.analysis.pages import Page
@@ -313,3 +316,45 @@ def test_the_report_of_300_runs_fits_into_a_mail(tmp_path):
     html = report(tmp_path / "outputs", out=tmp_path / "r.html")
     check(html)
     assert len(html.encode()) < 5_000_000
+
+
+# -- light and dark ----------------------------------------------------------------------------------------------------
+
+
+def styles_in(drawn):
+    tags = re.findall("<[^>]*>", svg(drawn))
+    return [with_fill(tag, found[1]) for tag in tags if (found := re.search(' style="([^"]*)"', tag))]
+
+
+def test_on_dark_paper_figures_have_the_colours_that_they_are_drawn_in_for_it(sweep):
+    frame, styles, compared = load([sweep]), Styles(), 0
+    for drawing in FIGURES.values():
+        light, dark = drawing(frame, theme="light"), drawing(frame, theme="dark")
+        if light is not None:
+            assert [styles.on_dark(style).lower() for style in styles_in(light)] == list(
+                map(str.lower, styles_in(dark))
+            )
+            compared += 1
+    assert compared >= 5
+
+
+def luminance(colour):
+    parts = (part / 255 for part in bytes.fromhex(colour.removeprefix("#")))
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize(("theme", "nth"), [("light", 0), ("dark", 1)])
+def test_text_has_the_contrast_that_readers_need(theme, nth):
+    style = (REPOSITORY / "analysis" / "report" / "style.css").read_text()
+    colours = {
+        name: found[nth] for name in ("soft", "link", "good", "bad", "open") if (found := values_of(style, name))
+    }
+    assert len(colours) == 5
+    for colour in (THEMES[theme].ink, *colours.values()):
+        darker, lighter = sorted((luminance(colour), luminance(THEMES[theme].background)))
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, colour
+
+
+def values_of(style, name):
+    return re.findall(rf"--{name}: (#[0-9a-f]{{6}});", style)
