@@ -12,9 +12,9 @@ from analysis.results import (
     CHOSEN_BY,
     NETWORK_VALUES,
     VALUES,
-    accuracy_figures,
-    missing_cells,
+    figures_of,
     missing_networks,
+    missing_of,
     network_figures,
     network_rows,
 )
@@ -59,7 +59,8 @@ def accuracy_table(frame: pd.DataFrame, summary: str = "mean") -> pd.DataFrame:
     A value that does not exist, like the deviation of one run, is a dash. ``missing_cells`` are its footnotes. A key
     that only tells sweeps apart is no column: it stands behind the method (see ``sweeps.folded``).
     """
-    return _accuracy_text(rows(frame), accuracy_figures(frame, summary), summary)
+    found = rows(frame)
+    return _accuracy_text(found, figures_of(found, summary), summary)
 
 
 def network_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -76,10 +77,11 @@ def network_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def results(frame: pd.DataFrame, summary: str = "mean") -> Table:
     """Return the table of experiments; means over seeds are compared to the best of equal data, model and density."""
-    found, figures = rows(frame), accuracy_figures(frame, summary)
+    found = rows(frame)
+    figures = figures_of(found, summary)
     is_tested = summary == "mean"
     compared = contrasts.to_best([*map(contrasts.accuracies, found)], contrasts.blocks(found)) if is_tested else []
-    footnotes = [*_unchosen(found, summary), *missing_cells(frame)]
+    footnotes = [*_unchosen(found, summary), *missing_of(found), *left_out(frame)]
     tex = latex_tables.results(found, figures, compared, footnotes)
     text = _accuracy_text(found, figures, summary)
     return Table(_with_contrasts(figures, compared), text, tex, footnotes, contrasts.lines(found, compared))
@@ -121,8 +123,8 @@ def _with_contrasts(figures: pd.DataFrame, compared: Sequence[contrasts.Contrast
     """Return figures with the columns of a CSV that say how each row differs from the best, if any was compared."""
     if not compared:
         return figures
-    by_row = {one.row: one for one in compared}
-    told = [contrasts.numbers(by_row.get(place)) for place in range(len(figures))]
+    by_row = {one.row: one.difference for one in compared}
+    told = [contrasts.difference_numbers(by_row.get(place), "to_best") for place in range(len(figures))]
     return pd.concat([figures, pd.DataFrame(told, index=figures.index)], axis="columns")
 
 

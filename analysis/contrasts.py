@@ -60,7 +60,9 @@ def told(places: Sequence[tuple[str, str, int]], contrasts: Sequence[Contrast]) 
     if not contrasts:
         return []
     tested = sum(one.difference.p is not None for one in contrasts)
-    found = [f"difference to the best, in points, with 95 % interval (p by Holm over {tested}):"]
+    found = [
+        "difference to the best, in points" + f", with 95 % interval (p by Holm over {tested})" * bool(tested) + ":"
+    ]
     best = None
     for one in contrasts:
         if one.best != best:
@@ -70,35 +72,31 @@ def told(places: Sequence[tuple[str, str, int]], contrasts: Sequence[Contrast]) 
     return found
 
 
-def difference_text(found: Difference) -> str:
+def difference_text(found: Difference, spec: str = "+.2f") -> str:
     """Return a difference as one line: estimate, interval, p-value, n and what is to be said about it."""
     if found.mean is None:
         return found.note
+    mean = format(found.mean, spec)
     if found.low is None or found.high is None or found.p is None:
         n = "" if found.note.startswith("n = ") else f"n = {_n(found)}; "
-        return f"{found.mean:+.2f}, {n}{found.note}"
+        return f"{mean}, {n}{found.note}"
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
     note = f"; {found.note}" if found.note else ""
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {p}, n = {_n(found)}{note}"
+    return f"{mean} [{found.low:{spec}}, {found.high:{spec}}], {p}, n = {_n(found)}{note}"
 
 
-def numbers(contrast: Contrast | None) -> dict[str, Any]:
-    """Return a contrast as columns of a CSV; all empty for the best row and for those that are compared to none."""
-    found = contrast.difference if contrast else Difference(0, None)
-    return {
-        "to_best": found.mean,
-        "to_best_low": found.low,
-        "to_best_high": found.high,
-        "to_best_p": found.p,
-        "to_best_n": _n(found) if contrast else None,
-        "to_best_note": found.note,
-    }
+def difference_numbers(found: Difference | None, name: str) -> dict[str, Any]:
+    """Return a difference as columns of a CSV that begin with its name; all are empty if there is none."""
+    one = found or Difference(0, None)
+    values: dict[str, float | str | None] = {"": one.mean, "_low": one.low, "_high": one.high, "_p": one.p}
+    values |= {"_n": _n(found) if found else None, "_note": one.note}
+    return {f"{name}{end}": value for end, value in values.items()}
 
 
 def _n(found: Difference) -> str:
     if found.paired:
         return f"{found.n} pairs"
-    return f"{found.sizes[0]} and {found.sizes[1]} (Welch)"
+    return f"{found.sizes[0]} and {found.sizes[1]}" + " (Welch)" * (found.p is not None)
 
 
 def _mean(values: Values) -> float:

@@ -16,14 +16,16 @@ from analysis.text import NOTHING
 
 HEAD: Final = r"% In the preamble: \usepackage{booktabs,siunitx,adjustbox}. Make it again by python -m analysis.tables."
 
+MINUS: Final = "\N{MINUS SIGN}"
 NOT_TOLD: Final = r"^{\ast}"
 NOT_TESTED: Final = r"^{\dagger}"
 
 _SPECIAL: Final = {
-    **{character: f"\\{character}" for character in "_%&#${}"},
-    **{"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"},
-    **{"±": r"$\pm$", NOTHING: "--"},
+    **{character: f"\\{character}" for character in "_%&#"},
+    **{"$": r"$\mathdollar$", "{": r"$\{$", "}": r"$\}$"},
+    **{"\\": r"$\backslash$", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"},
+    **{"<": "$<$", ">": "$>$", "|": "$|$", '"': "''"},
+    **{"±": r"$\pm$", MINUS: "$-$", NOTHING: "--"},
 }
 _ACCENTS: Final = "\N{COMBINING GRAVE ACCENT}\N{COMBINING ACUTE ACCENT}\N{COMBINING CIRCUMFLEX ACCENT}" + (
     "\N{COMBINING TILDE}\N{COMBINING DIAERESIS}\N{COMBINING CEDILLA}\N{COMBINING CARON}"
@@ -66,6 +68,7 @@ def methods(heading: str, cells: Sequence[str]) -> Column:
 
 def numbers(heading: str, cells: Sequence[str], bold: Sequence[bool] = ()) -> Column:
     """Return a column of numbers, given as texts, aligned at their points; others stand in its middle."""
+    cells = [cell.removeprefix("+") for cell in cells]
     plain = [cell if _is_plain(cell) else "" for cell in cells]
     strong = [*bold, *[False] * len(cells)]
     shown = [
@@ -74,7 +77,8 @@ def numbers(heading: str, cells: Sequence[str], bold: Sequence[bool] = ()) -> Co
     ]
     if not any(plain):
         return Column(f"{{{heading}}}", shown, "r")
-    return Column(f"{{{heading}}}", shown, f"S[table-format={_form(plain)},detect-weight,mode=text]")
+    weight = ",detect-weight,mode=text" if any(bold) else ""
+    return Column(f"{{{heading}}}", shown, f"S[table-format={_form(plain)}{weight}]")
 
 
 def spreads(cells: Sequence[str], marks: Sequence[str] = ()) -> Column:
@@ -82,7 +86,7 @@ def spreads(cells: Sequence[str], marks: Sequence[str] = ()) -> Column:
     signs = [*marks, *[""] * len(cells)]
     shown = [
         "".join([rf"$\pm$\,{cell}" if _is_plain(cell) else "", rf"\rlap{{${sign}$}}" if sign else ""])
-        for cell, sign in zip(cells, signs, strict=False)
+        for cell, sign in zip([*cells, *[""] * (len(marks) - len(cells))], signs, strict=False)
     ]
     return Column("", shown, r"@{\,}l")
 
@@ -107,7 +111,8 @@ def document(parts: Sequence[tuple[str, Sequence[Column]]], notes: Sequence[str]
     """Return tables with a title each, and below them notes, which are LaTeX, and texts."""
     lines = [HEAD, r"{\footnotesize\setlength{\tabcolsep}{3pt}%"]
     for title, columns in parts:
-        lines += [rf"\par\smallskip\noindent\textit{{{breakable(title)}}}\par\noindent", tabular(columns)]
+        lines += [rf"\par\smallskip\noindent\textit{{{breakable(title)}}}\par"] if title else []
+        lines += [r"\noindent", tabular(columns)]
     for note in (*notes, *map(breakable, texts)):
         lines.append(rf"\par\smallskip{{\raggedright\noindent {note}\par}}")
     return "\n".join([*lines, "}", ""])

@@ -6,9 +6,10 @@ from typing import Any, Final
 import pandas as pd
 
 from analysis.contrasts import Contrast, blocks
-from analysis.latex import NOT_TESTED, NOT_TOLD, Column, document, escaped, methods, numbers, spreads, words
+from analysis.latex import MINUS, NOT_TESTED, NOT_TOLD, Column, document, escaped, methods, numbers, spreads, words
 from analysis.pivot import Cell, Pivot, named
 from analysis.rows import Row
+from analysis.statistics import LEAST, Difference
 from analysis.text import NOTHING, cell_text, counted
 
 _FIGURES: Final = {
@@ -46,6 +47,31 @@ def plain(table: pd.DataFrame, notes: Sequence[str]) -> str:
     """Return any table of texts."""
     columns = [_column(str(name), [*table[name]]) for name in table.columns]
     return document([("", columns)] if len(table) else [], [], notes)
+
+
+def compared(table: pd.DataFrame, differences: Sequence[Difference], notes: Sequence[str], spec: str) -> str:
+    """Return two sweeps side by side, by their ``table`` of texts, which ends with A, B and their difference."""
+    parts = []
+    for place, members in table.groupby([*_PLACE], sort=False) if len(table) else ():
+        labels = [str(name) for name in table.columns[:-3] if name not in _PLACE]
+        sides = [each for name in ("A", "B") for each in _side(name, [*members[name]])]
+        found = [differences[number] for number in members.index]
+        values = [cell_text(one.mean, spec) for one in found]
+        bounds = [NOTHING if one.low is None else _signed(f"[{one.low:{spec}}, {one.high:{spec}}]") for one in found]
+        marks = [{True: "", False: NOT_TOLD, None: NOT_TESTED}[one.told] for one in found]
+        own = [numbers("$B-A$", values), spreads([], marks), words("95 % interval", bounds)]
+        columns = [*(_column(name, [*members[name]]) for name in labels), *sides, *own]
+        parts.append((", ".join(map(str, place)), columns))
+    return document(parts, _marks_told([one.told for one in differences], _tested(differences)), notes)
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", MINUS)
+
+
+def _side(name: str, cells: Sequence[str]) -> list[Column]:
+    parts = [cell.partition(" ± ") for cell in cells]
+    return [numbers(name, [mean for mean, _, _ in parts]), spreads([std for _, _, std in parts])]
 
 
 def _columns(
@@ -109,13 +135,19 @@ def _best(blocks: Sequence[Sequence[int]], values: Sequence[float]) -> list[bool
 
 def _legend(contrasts: Sequence[Contrast], of: str) -> list[str]:
     """Return what bold and the marks mean, of those that occur."""
-    if not contrasts:
-        return []
-    tested = sum(one.difference.p is not None for one in contrasts)
-    told = {one.difference.told for one in contrasts}
-    notes = [f"Bold: best of its {of}."]
+    found = [one.difference for one in contrasts]
+    marks = _marks_told([one.told for one in found], _tested(found))
+    return [" ".join([f"Bold: best of its {of}.", *marks])] if found else []
+
+
+def _tested(differences: Sequence[Difference]) -> int:
+    return sum(one.p is not None for one in differences)
+
+
+def _marks_told(told: Sequence[bool | None], tested: int) -> list[str]:
+    notes = []
     if False in told:
-        notes.append(rf"${NOT_TOLD}$\,not told from the best (95\,\%, $t$-test over seeds, Holm over {tested}).")
+        notes.append(rf"${NOT_TOLD}$\,not told apart (95\,\%, $t$-test over $n$ seeds, Holm over {tested}).")
     if None in told:
-        notes.append(rf"${NOT_TESTED}$\,not tested: fewer than 3 seeds, or no spread over them.")
-    return [" ".join(notes)]
+        notes.append(rf"${NOT_TESTED}$\,not tested: $n<{LEAST}$, or no spread over the seeds.")
+    return notes

@@ -5,13 +5,20 @@ from dataclasses import dataclass
 from typing import Final
 
 COLOURS: Final = {
-    "light": ("#000000", "#00588F", "#C78700", "#00936C", "#BA3A00", "#C25F9C", "#3C99D4", "#4A22C0"),
-    "dark": ("#F2F2F2", "#4CA9E8", "#F5B83D", "#23BF90", "#F2692E", "#F0A0CF", "#B5E2FF", "#8E7BFF"),
+    "light": (
+        *("#000000", "#00588F", "#C78700", "#00936C", "#BA3A00", "#C25F9C", "#3C99D4", "#4A22C0"),
+        *("#284F28", "#56697C", "#8A0F4F", "#7A5C38"),
+    ),
+    "dark": (
+        *("#F2F2F2", "#4CA9E8", "#F5B83D", "#23BF90", "#F2692E", "#F0A0CF", "#B5E2FF", "#8E7BFF"),
+        *("#A8F5A0", "#7A8FA3", "#D9508F", "#B59066"),
+    ),
 }
-"""The palette of Okabe and Ito, safe for colour-blind readers, as each theme needs it: a line on the background has a
-contrast of 3 at least. Equal places are one hue, black becomes white, and yellow, too pale on paper, is a violet."""
+"""The palette of Okabe and Ito, safe for colour-blind readers, and four more, as each theme needs them: a line has a
+contrast of 3 to the background at least. Equal places are one hue; black becomes white, and yellow, too pale on paper,
+is a violet."""
 
-MARKERS: Final = "osD^vPX"  # coprime in number with the colours: 56 methods before a pair repeats
+MARKERS: Final = "osD^vPX"  # coprime in number with the colours: 84 methods before a pair repeats
 
 NAMES: Final = {
     "dense": "Dense",
@@ -26,18 +33,20 @@ NAMES: Final = {
     "granet_uniform": "GraNet (uniform)",
     "gmp": "GMP",
     "gmp_uniform": "GMP (uniform)",
-    "dst": "DST",
-    "snfs": "SNFS",
-    "srigl": "SRigL",
     "nm_rigl": "RigL 2:4",
-    "random_pruning": "ER",
     "snip": "SNIP",
     "grasp": "GraSP",
-    "synflow": "SynFlow",
     "edge_popup": "Edge-popup",
+    "srigl": "SRigL",
+    "random_pruning": "ER",
+    "dst": "DST",
     "str": "STR",
+    "synflow": "SynFlow",
+    "snfs": "SNFS",
 }
-"""The label of a method -> its display name. The place in this list decides colour and marker: add at the end."""
+"""The label of a method -> its display name. The place in this list decides colour and marker: add at the end.
+
+Methods twelve places apart share a colour, though no marker: they are no companions in a paper."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,13 @@ class Look:
     place: tuple[int, str]
 
 
+def parted(method: str) -> tuple[str, str]:
+    """Return the label of a method, which may have several words, and what was changed in it: ``grow=random ...``."""
+    words = method.split(" ")
+    place = next((place for place, word in enumerate(words) if "=" in word), len(words))
+    return " ".join(words[:place]), " ".join(words[place:])
+
+
 def look(method: str, theme: str = "light") -> Look:
     """Return how a method is shown, by its label or by its label and what was changed in it (``rigl grow=random``).
 
@@ -57,10 +73,10 @@ def look(method: str, theme: str = "light") -> Look:
     it does not know has its own text as name, and colour and marker that depend on the text alone.
     """
     names = method.split(", ")
-    if len(names) > 1 and any(name.partition(" ")[0] in NAMES for name in names):
+    if len(names) > 1 and any(parted(name)[0] in NAMES for name in names):
         looks = sorted((look(name, theme) for name in names), key=lambda one: one.place)
         return Look(", ".join(one.name for one in looks), looks[0].colour, looks[0].marker, looks[0].place)
-    label, _, changes = method.partition(" ")
+    label, changes = parted(method)
     name = " ".join(part for part in (NAMES.get(label, label), changes) if part)
     is_known = label in NAMES
     place = [*NAMES].index(label) if is_known else int(hashlib.sha256(label.encode()).hexdigest(), 16)

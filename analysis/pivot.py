@@ -12,7 +12,7 @@ from analysis.contrasts import Contrast, to_best
 from analysis.results import SUMMARIES
 from analysis.rows import TableError, completeness_of, rank, rows
 from analysis.runs import SEED, is_done, plain
-from analysis.selection import column_of
+from analysis.selection import column_of, value_text
 from analysis.text import cell_text, counted, listed
 
 Key = tuple[Any, ...]
@@ -154,17 +154,22 @@ def _contrasts(cells: Sequence[Cell]) -> tuple[Contrast, ...]:
 
 
 def _refuse_several(where: str, runs: pd.DataFrame) -> None:
-    if runs["experiment"].nunique() < 2:
+    different = runs.drop_duplicates("experiment")
+    if len(different) < 2:
         return
-    identities = [json.loads(text) for text in runs.drop_duplicates("experiment")["identity"]]
-    keys = sorted({key for identity in identities for key in identity if key != "seed"})
-    differing = {key: sorted({json.dumps(identity.get(key)) for identity in identities}) for key in keys}
-    told = [f"{key} ({' and '.join(values)})" for key, values in differing.items() if len(values) > 1]
-    key = next((key for key, values in differing.items() if len(values) > 1), "schema")
+    identities = [json.loads(text) for text in different["identity"]]
+    keys = sorted({key for one in identities for key in one if key != "seed"})
+    keys = [key for key in keys if len({json.dumps(one.get(key)) for one in identities}) > 1] or ["schema"]
+    told = [f"{key} ({' and '.join(_values(different, key))})" for key in keys]
     raise TableError(
-        f"{where} has runs that differ in {listed(told, 4) or 'the schema of their records'}: choose by "
-        f"--where {key}=..., or name the key in --rows or --columns"
+        f"{where} has runs that differ in {listed(told, 4)}: choose by --where {keys[0]}=..., "
+        "or name the key in --rows or --columns"
     )
+
+
+def _values(runs: pd.DataFrame, key: str) -> list[str]:
+    column = runs.get(f"config.{key}", runs.get(key, pd.Series(dtype=object)))
+    return sorted({value_text(value) for value in column})
 
 
 def _ordered(keys: Any) -> list[Key]:

@@ -1,6 +1,6 @@
 """The figures of experiments, as numbers: over seeds, and missing seeds. Pure functions of a catalog."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.rows import Row, completeness, completeness_of, left_out, rows
 from analysis.rows import TableError as TableError
-from analysis.runs import ACCURACY, FIGURES, SEED, comparable, is_done
+from analysis.runs import ACCURACY, FIGURES, LABELS, SEED, comparable, is_done
 from dst.records.read import read_networks
 from dst.records.states import State
 from dst.records.store import RecordError
@@ -40,9 +40,13 @@ def accuracy_figures(frame: pd.DataFrame, summary: str = "mean") -> pd.DataFrame
     any experiment of its sweeps has; ``missing`` says what became of the others.
     ``TableError`` if a seed of an experiment occurs twice.
     """
-    found = rows(frame)
+    return figures_of(rows(frame), summary)
+
+
+def figures_of(found: Sequence[Row], summary: str = "mean") -> pd.DataFrame:
+    """Return ``accuracy_figures`` of rows."""
     numbers = [row.labels | summarised(row, summary) | completeness(row) for row in found]
-    return pd.DataFrame(numbers, columns=[*(found[0].labels if found else comparable(frame)[1]), *VALUES])
+    return pd.DataFrame(numbers, columns=[*(found[0].labels if found else LABELS), *VALUES])
 
 
 def summarised(row: Row, summary: str) -> dict[str, Any]:
@@ -55,9 +59,13 @@ def summarised(row: Row, summary: str) -> dict[str, Any]:
 
 def missing_cells(frame: pd.DataFrame) -> list[str]:
     """Return the footnotes of ``accuracy_table``: a line a row with missing seeds, and a run without record."""
-    found = [(row.name, completeness(row)) for row in rows(frame)]
-    notes = [f"missing in {name}: {of['missing']}" for name, of in found if of["n"] < of["expected"]]
-    return notes + left_out(frame)
+    return missing_of(rows(frame)) + left_out(frame)
+
+
+def missing_of(found: Sequence[Row]) -> list[str]:
+    """Return a line for each row with missing seeds."""
+    told = [(row.name, completeness(row)) for row in found]
+    return [f"missing in {name}: {of['missing']}" for name, of in told if of["n"] < of["expected"]]
 
 
 def network_figures(frame: pd.DataFrame) -> pd.DataFrame:

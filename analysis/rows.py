@@ -32,6 +32,8 @@ class Row:
 
     def by_seed(self, column: str, scale: float = 1.0) -> dict[int, float]:
         """Return the values of a column of the catalog by seed, of runs that are done and have it."""
+        if column not in self.runs:
+            return {}
         done = self.runs[is_done(self.runs)].dropna(subset=[column])
         return dict(zip(done[SEED].astype(int), scale * done[column].astype(float), strict=True))
 
@@ -55,7 +57,7 @@ def rows(frame: pd.DataFrame) -> list[Row]:
     found_rows = [Row(*parts) for parts in zip(labels, shown, members, expected, strict=True)]
     for row in found_rows:
         _refuse_twice(row.runs)
-    return sorted(found_rows, key=lambda row: [rank(row.labels[name]) for name in columns])
+    return sorted(found_rows, key=lambda row: [rank(value) for value in (*row.shown.values(), *row.labels.values())])
 
 
 def completeness(row: Row) -> dict[str, Any]:

@@ -56,22 +56,31 @@ def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     runs = recorded(newest(frame))
     wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), TARGET, *WRAPPERS, *FIGURES.values()]
     runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *wanted])]).sort_values([SEED, "id"])
-    identities = [json.loads(text) for text in runs["identity"]]
-    keys = sorted({key for identity in identities for key in identity} - {SEED.removeprefix("config.")})
-    texts = pd.DataFrame({SCHEMA: runs[SCHEMA].map(_text)}, index=runs.index)
-    for key in keys:  # a key that is not in a run's identity has its default there
-        texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
-    runs["experiment"] = ["\n".join(row) for row in texts.itertuples(index=False)]
+    runs["experiment"] = [*map(_experiment, runs[SCHEMA], runs["identity"])]
     runs["sweep"] = sweeps(runs)
     runs[METHOD] = runs.groupby("experiment")[METHOD].transform(_names)
     wrapping = {kind: kind for kind, usual in WRAPPERS.items() if (runs[kind] != usual).any()}
     target = {"target": TARGET} if runs[TARGET].notna().any() else {}
-    others = {key.removeprefix("config."): key for key in _distinguishing(runs, texts)}
+    others = {key.removeprefix("config."): key for key in _distinguishing(runs.drop_duplicates("experiment"))}
     return runs, {**LABELS, **target, **wrapping, **others}
 
 
-def _distinguishing(runs: pd.DataFrame, texts: pd.DataFrame) -> list[str]:
-    """Return the keys by which experiments of equal labels differ: the schema, then others within one schema."""
+def _experiment(schema: Any, identity: str) -> str:
+    """Return what a run shares with those that differ from it in nothing but the seed."""
+    shared = {key: value for key, value in json.loads(identity).items() if key != "seed" and value is not None}
+    return f"{_text(schema)}\n{json.dumps(shared, sort_keys=True)}"
+
+
+def _distinguishing(runs: pd.DataFrame) -> list[str]:
+    """Return the keys by which experiments of equal labels differ: the schema, then others within one schema.
+
+    ``runs``: one of each experiment. A key that is not in its identity has its default there.
+    """
+    identities = [json.loads(text) for text in runs["identity"]]
+    keys = sorted({key for identity in identities for key in identity} - {"seed"})
+    texts = pd.DataFrame({SCHEMA: runs[SCHEMA].map(_text)}, index=runs.index)
+    for key in keys:
+        texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
     alike = [*(runs[column].map(_text) for column in (*LABELS.values(), TARGET, *WRAPPERS)), texts[SCHEMA]]
     others = [key for key in texts.columns.drop(SCHEMA) if texts.groupby(alike)[key].nunique().max() > 1]
     return [*([SCHEMA] if texts[SCHEMA].nunique() > 1 else []), *others]

@@ -89,8 +89,8 @@ def resolution(accuracies: Sequence[float]) -> Fraction | None:
     """
     size = 1
     for share in accuracies:
-        nearest = Fraction(share).limit_denominator(1_000_000)
-        if float(nearest) != share:
+        nearest = Fraction(share).limit_denominator(100_000)
+        if abs(float(nearest) - share) > 1e-12:
             return None
         size = math.lcm(size, nearest.denominator)
     return Fraction(1, size) if accuracies and 1 < size <= 10_000_000 else None

@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_pivot = bool(options.rows or options.columns or options.value)
     if options.networks and (is_pivot or options.summary != "mean"):
         parser.error("--networks makes a table of its own: leave out --rows, --columns, --value and --summary")
-    return told(lambda: _make(options, is_pivot))
+    return guarded(lambda: _make(options, is_pivot))
 
 
-def told(make: Callable[[], int]) -> int:
+def guarded(make: Callable[[], int]) -> int:
     """Carry out a command on runs; what a user can mend becomes a message and an exit code."""
     try:
         return make()

@@ -11,7 +11,8 @@ import pandas as pd
 
 NOTHING: Final = "—"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
-_ASCII: Final = str.maketrans({"—": "-", "±": "+-"})
+_ASCII: Final = str.maketrans({NOTHING: "-", "±": "+-", "…": "..."})
+_LONGEST: Final = 80
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """Where a text cell begins like this, a spreadsheet would compute it."""
 
@@ -48,8 +49,12 @@ def show(lines: Iterable[str], stream: TextIO | None = None) -> None:
 
 
 def aligned(table: pd.DataFrame) -> list[str]:
-    """Return the lines of a table of texts, its columns aligned at the right."""
-    return table.to_string(index=False).split("\n")
+    """Return the lines of a table of texts, its columns aligned at the right; a very long text is cut."""
+    return (
+        table.map(lambda text: text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+        .to_string(index=False)
+        .split("\n")
+    )
 
 
 def csv_text(table: pd.DataFrame) -> str:

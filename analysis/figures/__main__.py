@@ -8,8 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.figures import FIGURES, FORMATS, THEMES, VENUES, write
-from analysis.results import TableError
+from analysis.rows import TableError
 from analysis.runs import NoRunsError, load
+from analysis.selection import SelectionError
+from analysis.tables import WHERE
+from analysis.text import show
 from dst.run.terminal import program
 
 
@@ -18,33 +21,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _write(options)
-    except (NoRunsError, TableError) as error:
-        print(error, file=sys.stderr)
+    except (NoRunsError, SelectionError, TableError) as error:
+        show([str(error)], sys.stderr)
     except OSError as error:
-        print(f"--out {options.out}: cannot write there ({error})", file=sys.stderr)
+        show([f"--out {options.out}: cannot write there ({error})"], sys.stderr)
     return 2
 
 
 def _write(options: argparse.Namespace) -> int:
-    frame = load(options.dir)
+    frame = load(options.dir, options.where)
     names = list(dict.fromkeys(options.only or FIGURES))
     options.out.mkdir(parents=True, exist_ok=True)
     drawn = [_write_one(frame, name, options) for name in names]
     if not any(drawn):
-        print("no figure was written: no run has what one of them shows", file=sys.stderr)
+        show(["no figure was written: no run has what one of them shows"], sys.stderr)
     return 0 if any(drawn) else 2
 
 
 def _write_one(frame: pd.DataFrame, name: str, options: argparse.Namespace) -> bool:
     figure = FIGURES[name](frame, theme=options.theme, venue=options.venue)
     if figure is None:
-        print(f"{name}: not drawn, it needs {FIGURES[name].needs}", file=sys.stderr)
+        show([f"{name}: not drawn, it needs {FIGURES[name].needs}"], sys.stderr)
         return False
     path = options.out / f"{name}.{options.format}"
     write(figure, path)
-    print(path)
-    for note in getattr(figure, "left_out", ()):
-        print(f"  {note}", file=sys.stderr)
+    show([str(path)])
+    show([f"  {note}" for note in figure.left_out], sys.stderr)
     return True
 
 
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "dir", type=Path, nargs="+", metavar="DIR", help="folder of runs, e.g. outputs or outputs/<group>"
     )
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help=WHERE)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go; it is made")
     parser.add_argument("--only", nargs="+", choices=[*FIGURES], metavar="NAME", help=f"of: {', '.join(FIGURES)}")
     parser.add_argument("--format", choices=FORMATS, default="pdf", help="default: pdf")

@@ -28,7 +28,7 @@ def learning(frame: pd.DataFrame, style: Style) -> Drawn | None:
         low, high = _limits([table for line, table in lines if line.panel == place])
         if low < high:
             ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-    return sheet.finish(markers=False, left_out=left_out)
+    return sheet.finish(left_out=left_out)
 
 
 def rs(frame: pd.DataFrame, style: Style) -> Drawn | None:
@@ -37,7 +37,7 @@ def rs(frame: pd.DataFrame, style: Style) -> Drawn | None:
     lines = [(line, thinned(_steps(table))) for line, table in lines if (table["mean"] < 1).any()]
     if not lines:
         return None
-    return _draw(lines, style, "Rs (share of weights explored)", stairs=True).finish(markers=False, left_out=left_out)
+    return _draw(lines, style, "Rs (share of weights explored)", stairs=True).finish(left_out=left_out)
 
 
 def _steps(table: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def _draw(lines: Sequence[tuple[Series, pd.DataFrame]], style: Style, label: str
     sheet = Sheet([line for line, _ in lines], style)
     for line, table in lines:
         ax = sheet.panels[line.panel, ""]
-        band(ax, table.index, table["mean"], table["std"], sheet.drawing(line), stairs=stairs)
+        band(ax, table.index, table["mean"], table["std"], sheet.drawing(line), stairs=stairs, markers=True)
     for ax in sheet.panels.values():
         ax.set(xlabel="step", ylabel=label)
         ax.set_xlim(left=0)

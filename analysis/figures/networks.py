@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures.axes import density_axis
-from analysis.figures.panels import Drawn, Sheet
+from analysis.figures.dodge import points_beside, slots
+from analysis.figures.panels import FILLS, Drawn, Sheet
 from analysis.figures.readings import Rows, over_seeds, read
 from analysis.figures.series import Series, series_of
 from analysis.figures.style import Style
@@ -63,13 +64,13 @@ def _span(kinds: Kinds) -> float:
 
 
 def _draw(ax: Axes, sheet: Sheet, lines: Sequence[tuple[Series, Kinds]], *, by_density: bool) -> None:
-    seen = list(dict.fromkeys(kind for _, kinds in lines for kind in kinds))
-    for line, kinds in lines:
-        for kind, table in kinds.items():
-            drawing = sheet.drawing(line) | {"fillstyle": ("full", "none", "left", "top")[seen.index(kind) % 4]}
-            x = table["density"] if by_density else table.index
-            ax.errorbar(x, table["mean"], yerr=table["std"].fillna(0), elinewidth=0.9, capsize=1.5, **drawing)
-            sheet.explain(kind, drawing["fillstyle"])
+    fills = dict(zip(dict.fromkeys(kind for _, kinds in lines for kind in kinds), FILLS, strict=False))
+    each = [(line, kind, table) for line, kinds in lines for kind, table in kinds.items()]
+    tables = [table.assign(x=table["density"] if by_density else table.index) for *_, table in each]
+    for (line, kind, _), table, slot in zip(each, tables, slots(tables), strict=True):
+        fill = fills.get(kind, FILLS[-1])
+        points_beside(ax, table, slot, **{**sheet.drawing(line), "fillstyle": fill})
+        sheet.explain(kind, fill)
     ax.set(xlabel="density" if by_density else "step", ylabel="validation accuracy (%)")
     if by_density:
         density_axis(ax, [value for _, kinds in lines for table in kinds.values() for value in table["density"]])

@@ -11,12 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.series import Series, in_order
+from analysis.figures.series import Series, Setting, in_order, shared, words
 from analysis.figures.style import Style
+from analysis.text import printable
 
 LINES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (5, 1.4, 1.2, 1.4)))
 FILLS: Final[tuple[Any, ...]] = ("full", "none", "left", "top")
 _FAINTEST: Final = 0.55
+_WIDEST: Final = 36  # characters of a line in the legend
+_MARKERS: Final = 6  # of a line without points of its own: colours repeat after twelve methods
 _NARROW_IN: Final = 4.0
 """A figure that is narrower is a column of a paper: its panels stand one below the other."""
 
@@ -50,9 +53,10 @@ class Sheet:
             setting for setting in in_order(line.setting for line in self.lines) if setting or self._has_default()
         ]
         self._kinds: dict[str, Any] = {}
-        shared = _shared([line for line in self.lines if line.setting])
+        self._shared = () if self._has_default() else shared(lines)
         for (place, part), ax in self.panels.items():
-            ax.set_title(_fitting(", ".join(text for text in (part, place, shared) if text), self.figure, ax))
+            told = ", ".join(text for text in (part, place, words(self._shared)) if text)
+            ax.set_title(_fitting(printable(told), self.figure, ax))
 
     def of(self, place: str) -> list[Series]:
         """Return the lines of a data set and model."""
@@ -68,7 +72,7 @@ class Sheet:
         """Have the legend say what markers that are filled so stand for."""
         self._kinds[kind] = fillstyle
 
-    def finish(self, *, markers: bool = True, left_out: Sequence[str] = ()) -> Drawn:
+    def finish(self, *, left_out: Sequence[str] = ()) -> Drawn:
         """Add the legend and return the figure. ``left_out``: notes about runs that could not be read."""
         for ax in self.panels.values():  # what an axis shows is said once a row
             place = ax.get_subplotspec()
@@ -79,28 +83,31 @@ class Sheet:
             Line2D([], [], color=ink, linestyle="", marker="o", fillstyle=fill, label=kind)
             for kind, fill in self._kinds.items()
         ]
-        _legend(self.figure, self._methods(markers) + self._variants(markers) + kinds)
+        _legend(self.figure, self._methods() + self._variants() + kinds)
         self.figure.left_out = left_out
         return self.figure
 
-    def _methods(self, markers: bool) -> list[Line2D]:
+    def _methods(self) -> list[Line2D]:
         looks = {look.place: look for look in (self.style.look(line.method) for line in self.lines)}
         return [
-            Line2D([], [], color=look.colour, marker=look.marker if markers else "", label=look.name)
-            for look in looks.values()
+            Line2D([], [], color=look.colour, marker=look.marker, label=_label(look.name)) for look in looks.values()
         ]
 
-    def _variants(self, markers: bool) -> list[Line2D]:
+    def _variants(self) -> list[Line2D]:
         """Return what the kinds of lines mean, where there are several of one method or of different methods."""
-        words = {line.setting: line.words for line in self.lines}
         if len(self._settings) < 2:
             return []
         ink, count = self.style.colours.ink, len(self._settings)
         return [
-            Line2D([], [], color=ink, marker="o" if markers else "", label=words[setting] or "default",
+            Line2D([], [], color=ink, marker="o", label=self._told(setting),
                    **_variant(self._settings.index(setting), count))
             for setting in self._settings
         ]  # fmt: skip
+
+    def _told(self, setting: Setting) -> str:
+        """Return what the legend says of a setting: what it does not share with all others."""
+        own = tuple(part for part in setting if part not in self._shared)
+        return textwrap.fill(_label(words(own)), _WIDEST) or "default"
 
     def _has_default(self) -> bool:
         """Return whether a method is there both with settings and without."""
@@ -108,17 +115,16 @@ class Sheet:
         return any(line.setting and line.method in plain for line in self.lines)
 
 
+def _label(text: str) -> str:
+    """Return a text for the legend, from which matplotlib would leave out what begins with an underscore."""
+    return printable(f"\u200b{text}" if text.startswith("_") else text)
+
+
 def _fitting(title: str, figure: Figure, ax: Axes) -> str:
     """Return a title in as many lines as the width of its panel needs."""
     place = ax.get_subplotspec()
     panel_in = figure.get_figwidth() / (place.get_gridspec().ncols if place else 1)
     return textwrap.fill(title, max(12, int(panel_in * 72 / (0.6 * float(ax.title.get_fontsize())))))
-
-
-def _shared(lines: Sequence[Series]) -> str:
-    """Return the setting of all lines that have one, if it is the same."""
-    words = {line.words for line in lines}
-    return words.pop() if len(words) == 1 else ""
 
 
 def _variant(rank: int, count: int) -> dict[str, Any]:
@@ -156,10 +162,13 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
         legend.remove()
 
 
-def band(ax: Axes, x: Any, mean: Any, std: Any, drawing: Mapping[str, Any], *, stairs: bool = False) -> list[Artist]:
+def band(
+    ax: Axes, x: Any, mean: Any, std: Any, drawing: Mapping[str, Any], *, stairs: bool = False, markers: bool = False
+) -> list[Artist]:
     """Draw a line of means, with a band of one standard deviation where there is one; return what was drawn."""
     mean, std = np.asarray(mean, float), np.asarray(std, float)
-    (line,) = ax.plot(x, mean, **{**drawing, "marker": ""}, drawstyle="steps-post" if stairs else "default")
+    every = {"markevery": max(1, len(mean) // _MARKERS)} if markers else {"marker": ""}
+    (line,) = ax.plot(x, mean, **{**drawing, **every}, drawstyle="steps-post" if stairs else "default")
     if not np.isfinite(std).any():
         return [line]
     look: dict[str, Any] = {"color": line.get_color(), "alpha": 0.16 * drawing["alpha"], "linewidth": 0}

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analysis.names import look
-from analysis.results import TableError
-from analysis.runs import LABELS, METHOD, SEED, comparable, plain
+from analysis.names import look, parted
+from analysis.rows import TableError
+from analysis.runs import METHOD, SEED, comparable, plain
+from analysis.selection import LABELS
 from analysis.text import cell_text
 from dst.records.label import WRAPPERS
 
@@ -38,7 +39,18 @@ class Series:
     @property
     def words(self) -> str:
         """The setting as text, e.g. ``density=0.05, multiplier=5``; empty if there is none."""
-        return ", ".join(f"{name}={cell_text(value)}" if name else str(value) for name, value in self.setting)
+        return words(self.setting)
+
+
+def words(setting: Setting) -> str:
+    """Return a setting as text."""
+    return ", ".join(f"{name}={cell_text(value)}" if name else str(value) for name, value in setting)
+
+
+def shared(lines: Sequence[Series]) -> Setting:
+    """Return what is the same in the settings of all lines that have one."""
+    settings = [line.setting for line in lines if line.setting]
+    return tuple(part for part in settings[0] if all(part in other for other in settings)) if settings else ()
 
 
 def series_of(frame: pd.DataFrame, *, along: Sequence[str] = ()) -> list[Series]:
@@ -67,11 +79,11 @@ def experiments(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _label(method: str) -> str:
     """Return the label of a method without what was changed in it; several names stay as they are."""
-    return method if ", " in method else method.partition(" ")[0]
+    return method if ", " in method else parted(method)[0]
 
 
 def _setting(values: Mapping[str, Any], method: str, along: Sequence[str]) -> Setting:
-    changes = "" if ", " in method else method.partition(" ")[2]
+    changes = "" if ", " in method else parted(method)[1]
     usual = {**WRAPPERS, "target": None, "density": None}
     parts = [("", changes)] if changes else []
     for name, value in values.items():

@@ -55,6 +55,7 @@ _OURS: Final = {
 _ALWAYS: Final = {
     "text.usetex": False,  # nobody needs LaTeX: text has the font of the paper, by matplotlib
     "text.latex.preamble": "",
+    "text.parse_math": False,  # a dollar in a label is a dollar
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.hashsalt": "dst",
