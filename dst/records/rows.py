@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -46,18 +46,9 @@ def told(folders: Iterable[Path]) -> dict[Path, Told]:
 def _indexed(group: str, folders: Iterable[Path]) -> dict[Path, Told]:
     """Return what the records of runs in a group say. Those are read that are not as its index knows them."""
     began, known = time.monotonic(), _Known(index.load(group, _KIND, _version()))
-    rows: dict[Path, Told] = {}
-    new: dict[str, tuple[Stamps, Row]] = {}
-    for folder in folders:
-        stamps = _stamps(str(folder))
-        found = known.told(folder.name, stamps)
-        if found is None:
-            found = _read(folder), {}
-            if found[0].get("state") != State.UNREADABLE:
-                new[folder.name] = stamps, found[0]
-        rows[folder] = found
-    if index.pays(len(new), len(known.rows)):
-        index.save(group, _KIND, _version(), began, lambda before: known.with_new(group, new, before))
+    rows = {folder: known.told(folder) for folder in folders}
+    if index.pays(len(known.new), len(known.rows)):
+        index.save(group, _KIND, _version(), began, lambda before: known.with_new(group, before))
     return rows
 
 
@@ -77,7 +68,8 @@ def _read(folder: Path) -> Row:
     row |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(about)}
     row |= {kind: wrapper(kind, identity) for kind in WRAPPERS}
     config = identity | about.get("config", {})
-    return row | {_column(key): _cell(value) for key, value in config.items()} | summary
+    cells = {_column(key): _cell(value) if type(value) in (list, dict) else value for key, value in config.items()}
+    return row | cells | summary
 
 
 @cache
@@ -86,57 +78,74 @@ def _column(key: str) -> str:
     return f"config.{key}"
 
 
-def _cell(value: Any) -> Any:
-    """Return a config value in a form that can be compared and grouped by."""
-    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+def _cell(value: Any) -> str:
+    """Return a list or mapping in a form that can be compared and grouped by."""
+    return json.dumps(value, sort_keys=True)
 
 
 # -- what an index holds -----------------------------------------------------------------------------------------------
-
-_PLAIN: Final = (str, int, bool, type(None))
 
 
 class _Known:
     """The rows in an index: each is a first row that has the same columns, and in which of them it differs.
 
-    Most columns of most runs are alike: an index is a tenth of the records.
+    Most columns of most runs are alike, so an index is a tenth of the records. ``new``: rows that are not in it yet.
     """
 
     def __init__(self, held: Any) -> None:
-        self._firsts: list[Row] = held["firsts"] if held else []
-        self.rows: dict[str, Any] = held["rows"] if held else {}
+        firsts = held["firsts"] if held else []
+        self.rows: dict[str, list[Any]] = held["rows"] if held else {}
+        self.new: dict[str, list[Any]] = {}
+        self._firsts: list[Row] = firsts
+        self._number = {tuple(row): number for number, row in enumerate(firsts)}
 
-    def told(self, name: str, stamps: Stamps) -> Told | None:
-        """Return what a record says if its files have these stamps still; None if it has to be read."""
-        then, first, differing = self.rows.get(name, (None, 0, {}))
-        return (self._firsts[first], differing) if then == stamps else None
+    def told(self, folder: Path) -> Told:
+        """Return what a record says, read unless its files have the stamps in the index still."""
+        stamps = _stamps(str(folder))  # before reading: what changes meanwhile is read again
+        then, number, own = self.rows.get(folder.name, _NOTHING)
+        if stamps is None or then != stamps:
+            row = _read(folder)
+            if stamps is None or row.get("state") == State.UNREADABLE:
+                return row, {}
+            number, own = self._shared(row)
+            self.new[folder.name] = [stamps, number, own]
+        return self._firsts[number], own
 
-    def with_new(self, group: str, new: Mapping[str, tuple[Stamps, Row]], before: int) -> dict[str, Any]:
-        """Return what the index shall hold now: also the new rows that were last changed before a time."""
-        firsts = {tuple(row): (number, row) for number, row in enumerate(self._firsts)}
-        rows = index.present(group, self.rows)
-        for name, (stamps, row) in new.items():
-            if all(index.changed_ns(stamp) < before for stamp in stamps if stamp):
-                number, first = firsts.setdefault(tuple(row), (len(firsts), row))
-                rows[name] = stamps, number, {key: value for key, value in row.items() if not _same(value, first[key])}
-        return {"firsts": [row for _, row in firsts.values()], "rows": rows}
+    def _shared(self, row: Row) -> tuple[int, Row]:
+        """Return the number of a first row with the same columns, and in which of them this row differs."""
+        number = self._number.setdefault(tuple(row), len(self._firsts))
+        if number == len(self._firsts):
+            self._firsts.append(row)
+        first = self._firsts[number]
+        return number, {key: own for key, own in row.items() if own is not (its := first[key]) and not _same(own, its)}
+
+    def with_new(self, group: str, before: int) -> dict[str, Any]:
+        """Return what the index shall hold now: also the new rows whose files were last changed before a time."""
+        new = {name: row for name, row in self.new.items() if all(index.changed_ns(at) < before for at in row[0] if at)}
+        return {"firsts": self._firsts, "rows": index.present(group, self.rows | new)}
+
+
+_NOTHING: Final[list[Any]] = [None, 0, {}]
 
 
 def _same(one: Any, other: Any) -> bool:
     """Say whether two values are the same also in a file: 1, 1.0 and true are equal, but three values."""
-    if type(one) is not type(other):
+    kind = type(one)
+    if kind is not type(other) or kind in (list, dict):
         return False
-    return one == other if isinstance(one, _PLAIN) else isinstance(one, float) and repr(one) == repr(other)
+    return bool(repr(one) == repr(other) if kind is float else one == other)
 
 
-def _stamps(folder: str) -> Stamps:
-    """Return the stamps of the files that a row is made from; None for one that is not there."""
+def _stamps(folder: str) -> Stamps | None:
+    """Return the stamps of the files that a row is made from; None if they cannot be had."""
     stamps: Stamps = []
     for name in _FILES:
         try:
             stamps.append(index.stamp(os.stat(f"{folder}/{name}")))
-        except OSError:
+        except FileNotFoundError:
             stamps.append(None)
+        except OSError:
+            return None
     return stamps
 
 
