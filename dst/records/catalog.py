@@ -41,7 +41,8 @@ def find_runs(root: Path) -> list[Path]:
 class GroupRun:
     """A run that a group holds: its id, its folder, and the folder that holds it or the entry for it.
 
-    ``state`` and ``why`` are set if no run can be read there: it is missing, or its entry is damaged (unreadable).
+    ``state`` and ``why`` are set if no run can be read there: it is missing, or what says where it is, its entry or a
+    folder that may hold it, is unreadable.
     """
 
     id: str
