@@ -144,9 +144,8 @@ def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
     """
     if not frame["id"].duplicated().any() and frame.index.is_monotonic_increasing:
         return frame.reset_index(drop=True)
-    order = frame.assign(
-        own=[_id(Path(folder)) == run for folder, run in zip(frame["folder"], frame["id"], strict=True)]
-    )
+    folders = zip(frame["folder"], frame["id"], strict=True)
+    order = frame.assign(own=[_id(Path(str(folder))) == run for folder, run in folders])
     order = order.sort_values(["attempt_folder", "created", "own", "folder"], na_position="first")
     return frame.loc[order.drop_duplicates("id", keep="last").index.sort_values()].reset_index(drop=True)
 

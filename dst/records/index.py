@@ -63,9 +63,7 @@ def save(group: str, kind: str, version: str, began: float, content: Callable[[i
     ``time.monotonic`` before the first file was looked at.
     """
     path = Path(group, PLACE, f"{kind}.json")
-    with suppress(
-        OSError
-    ):  # whoever looks at runs may not be allowed to write; the next look takes as long as this one
+    with suppress(OSError, RecursionError):  # it may not be written, or nests too deep; the next look takes as long
         path.parent.mkdir(exist_ok=True)
         with replacing(path, durable=False) as (file,):
             now = os.fstat(file.fileno()).st_mtime_ns  # by the clock of the file system
