@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,7 +83,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     _check(path, about, _RUN)
     for part, fields in _RUN_WITHIN.items():
         values = about.get(part, {})
-        whole = {name: _VALUE for name, value in values.items() if type(value) is int}
+        whole = {name: _VALUE for name, value in values.items() if type(value) is int and abs(value) > _LARGEST}
         _check(path, values, whole | fields, within=f"{part}.")
     if "code" in about:
         _check(path, about["code"], {"digest": _TEXT}, needed=True, within="code.")
@@ -229,12 +230,20 @@ def _check(
 ) -> None:
     """Raise RecordError if a field is not what it may be, or is missing although it is ``needed``."""
     for name, may_be in fields.items():
-        if name not in values and not needed:
+        if name in values:
+            value = values[name]
+            if any(holds(value) for holds in _alternatives(may_be)):
+                continue
+        elif not needed:
             continue
-        value = values.get(name)
-        if name not in values or not any(_HOLDS[kind](value) for kind in may_be.split(" or ")):
-            found = repr(value)[:40] if name in values else "missing"
-            raise RecordError(f"{path}: {within}{name} must be {may_be}, but is {found}: restore it from a copy")
+        found = repr(values[name])[:40] if name in values else "missing"
+        raise RecordError(f"{path}: {within}{name} must be {may_be}, but is {found}: restore it from a copy")
+
+
+@cache
+def _alternatives(may_be: str) -> tuple[Callable[[Any], bool], ...]:
+    """Return what says whether a value is what it may be: one of them has to say yes."""
+    return tuple(_HOLDS[kind] for kind in may_be.split(" or "))
 
 
 def _lines(path: Path, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
