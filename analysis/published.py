@@ -62,7 +62,7 @@ def read_published(file: Path) -> pd.DataFrame:
     problems = [
         f"{file}, line {number}: {problem}"
         for number, line in enumerate(lines.to_dict("records"), start=2)
-        for problem in _problems(line)
+        for problem in _problems({str(name): text for name, text in line.items()})
     ]
     twice = lines[lines.duplicated([*_SAME, "source"])]
     problems += [f"{file}, line {number + 2}: says again what a line above says" for number in twice.index]
@@ -81,7 +81,7 @@ def difference(own: Mapping[str, Any], metric: str = "accuracy") -> pd.DataFrame
         raise PublishedError(f"metric {metric!r} is not published; allowed: {', '.join(METRICS)}")
     figures = published()
     density = 1.0 if own["density"] is None or math.isnan(own["density"]) else own["density"]
-    same = figures[
+    same: pd.DataFrame = figures[
         (figures["metric"] == metric)
         & (figures["method"] == own["method"])
         & (figures["dataset"] == own["data"])
