@@ -14,13 +14,8 @@ NAMES = sorted(
     for path in REPOSITORY.glob("experiments/*/*.yaml")
 )
 COLOURED = ("cifar10", "cifar100", "tiny_imagenet", "imagenet")
-LENGTHS = {
-    "single": ("schedule.epochs=3",),
-    "imp": ("schedule.epochs=3", "procedure.level_epochs=1"),
-    "anneal": ("schedule.epochs=5",),
-    "sup_tickets": ("schedule.epochs=5", "procedure.cycle_epochs=1"),
-}
-"""The procedure of an experiment -> what makes it short."""
+EPOCHS = {"single": 3, "imp": 3, "anneal": 5, "sup_tickets": 5}
+"""The procedure of an experiment -> its epochs here; one where the schedule is multiplied."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,10 @@ def shortened(name: str, pictures: Path) -> list[str]:
     """Return the overrides by which an experiment takes a few epochs of 4 steps, or of its own data if that is here."""
     ((_, config),) = compose_cells(REPOSITORY / "conf", [f"+experiment={name}"], multirun=False)
     procedure, data = config.procedure, config.data
-    words = [f"+experiment={name}", *LENGTHS[procedure.name], "hardware.threads=1", "tracking=none"]
+    epochs = 1 if config.schedule.multiplier > 1 else EPOCHS[procedure.name]
+    words = [f"+experiment={name}", f"schedule.epochs={epochs}", "hardware.threads=1", "tracking=none"]
+    words += ["procedure.level_epochs=1"] if procedure.level_epochs else []
+    words += ["procedure.cycle_epochs=1"] if procedure.name == "sup_tickets" else []
     words += ["schedule.update_every=2"] if config.sparsity.update.every else []
     words += ["schedule.lr.warmup_epochs=0.5"] if config.schedule.lr.warmup_epochs else []
     words += ["procedure.pretrain_epochs=3"] if procedure.pretrain_epochs else []
