@@ -1,8 +1,9 @@
 # `make run`: set up and run the default job.  `make test`: set up and run everything that CI runs.
+# `make check-figures`: what tables, figures and report look like, which needs pdflatex, pdffonts and Chromium.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test coverage lint clean
+.PHONY: run test check-figures coverage lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/runtime
@@ -10,6 +11,10 @@ run: .venv/runtime
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest -n 2
+
+# Needs pdflatex with siunitx and adjustbox, pdffonts and Chromium from the system, and says so where one is missing.
+check-figures: .venv/dev
+	$(BIN)/python -m pytest tests/figures_check -q
 
 # The same tests, traced: twice as slow.
 coverage: .venv/dev

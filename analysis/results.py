@@ -1,14 +1,14 @@
-"""The figures of experiments, as numbers: means over seeds, and missing seeds. Pure functions of a catalog."""
+"""The figures of experiments, as numbers: over seeds, and missing seeds. Pure functions of a catalog."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
-from analysis.runs import ACCURACY, FIGURES, SEED, comparable, is_done, plain
-from analysis.text import cell_text
-from dst.records.catalog import newest, recorded
+from analysis.rows import Row, completeness, completeness_of, left_out, rows
+from analysis.rows import TableError as TableError
+from analysis.runs import ACCURACY, FIGURES, LABELS, SEED, comparable, is_done
 from dst.records.read import read_networks
 from dst.records.states import State
 from dst.records.store import RecordError
@@ -22,42 +22,50 @@ NETWORK_VALUES: Final = (
 )
 """Columns of ``network_figures`` that are no labels."""
 
+CHOSEN_BY: Final = "val/accuracy"
+"""The summary's value by which ``best_val`` chooses among seeds."""
 
-class TableError(ValueError):
-    """One table cannot show these runs."""
+Summary = Callable[[pd.DataFrame, str], tuple[float, float]]
+"""What is shown of the finished runs of an experiment, for a column of figures: the figure and its deviation."""
 
 
-def accuracy_figures(frame: pd.DataFrame) -> pd.DataFrame:
+def accuracy_figures(frame: pd.DataFrame, summary: str = "mean") -> pd.DataFrame:
     """Return one row for each experiment, that is all runs that differ in nothing but the seed, as numbers.
 
     Columns: ``LABELS``; ``target``, ``correction`` and ``procedure``, if any run has one; ``schema``, if the runs have
     their ids by several versions of it; a column for every other config key by which two of the rows with equal labels
     differ;
-    ``accuracy`` in percent and ``accuracy_std``, the mean and the sample standard deviation (n - 1) over the seeds that
-    are done; the means ``FIGURES``; ``n`` seeds done of ``expected``, those that any experiment of its groups has;
-    ``missing`` says what became of the others.
+    ``accuracy`` in percent and ``accuracy_std``, by default the mean and the sample standard deviation (n - 1) over the
+    seeds that are done (see ``SUMMARIES``); ``FIGURES``, summarised alike; ``n`` seeds done of ``expected``, those that
+    any experiment of its sweeps has; ``missing`` says what became of the others.
     ``TableError`` if a seed of an experiment occurs twice.
     """
-    runs, shown = comparable(frame)
-    seeds = {group: set(members[SEED]) for group, members in runs.groupby("group")}
-    rows = []
-    for _, members in runs.groupby("experiment"):
-        expected = set().union(*(seeds[group] for group in members["group"]))
-        labels = {name: plain(members[key].iloc[0]) for name, key in shown.items()}
-        done = set(members.loc[is_done(members), SEED])
-        rows.append(labels | _figures(members) | _completeness(members, expected, done, ACCURACY))
-    rows.sort(key=lambda row: [_rank(row[name]) for name in shown])
-    return pd.DataFrame(rows, columns=[*shown, *VALUES])
+    return figures_of(rows(frame), summary)
+
+
+def figures_of(found: Sequence[Row], summary: str = "mean") -> pd.DataFrame:
+    """Return ``accuracy_figures`` of rows."""
+    numbers = [row.labels | summarised(row, summary) | completeness(row) for row in found]
+    return pd.DataFrame(numbers, columns=[*(found[0].labels if found else LABELS), *VALUES])
+
+
+def summarised(row: Row, summary: str) -> dict[str, Any]:
+    """Return accuracy in percent, its deviation and ``FIGURES`` over the seeds of an experiment that are done."""
+    done = row.runs[is_done(row.runs)]
+    accuracy, deviation = SUMMARIES[summary](done, ACCURACY)
+    others = {name: SUMMARIES[summary](done, value)[0] for name, value in FIGURES.items()}
+    return {"accuracy": 100 * accuracy, "accuracy_std": 100 * deviation, **others}
 
 
 def missing_cells(frame: pd.DataFrame) -> list[str]:
     """Return the footnotes of ``accuracy_table``: a line a row with missing seeds, and a run without record."""
-    figures = accuracy_figures(frame)
-    notes = [
-        f"missing in {_row_name(row, VALUES)}: {row['missing']}"
-        for row in figures[figures["n"] < figures["expected"]].to_dict("records")
-    ]
-    return notes + _left_out(frame)
+    return missing_of(rows(frame)) + left_out(frame)
+
+
+def missing_of(found: Sequence[Row]) -> list[str]:
+    """Return a line for each row with missing seeds."""
+    told = [(row.name, completeness(row)) for row in found]
+    return [f"missing in {name}: {of['missing']}" for name, of in told if of["n"] < of["expected"]]
 
 
 def network_figures(frame: pd.DataFrame) -> pd.DataFrame:
@@ -68,47 +76,61 @@ def network_figures(frame: pd.DataFrame) -> pd.DataFrame:
     ``accuracy_std`` on the validation set, over the seeds; ``n`` seeds that have it of ``expected``; ``missing`` says
     what became of the others. A network counts once it is made, whatever becomes of its run. ``TableError`` as there.
     """
-    runs, shown = comparable(frame)
-    made, unreadable = _networks(runs)
-    runs["state"] = runs["state"].mask(runs["folder"].isin(unreadable), State.UNREADABLE.value)
-    seeds = {group: set(members[SEED]) for group, members in runs.groupby("group")}
-    rows = []
-    for _, members in runs.groupby("experiment"):
-        expected = set().union(*(seeds[group] for group in members["group"]))
-        labels = {name: plain(members[key].iloc[0]) for name, key in shown.items()}
-        own = made[made["folder"].isin(members["folder"])].sort_values(["phase", "step", "nth"], kind="stable")
-        for place, networks in own.groupby(["phase", "phase_name", "step", "name"], sort=False):
+    numbers = [row.labels | figures for row, figures in network_rows(frame)]
+    return pd.DataFrame(numbers, columns=[*comparable(frame)[1], *NETWORK_VALUES])
+
+
+def network_rows(frame: pd.DataFrame) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Yield the experiment and the figures, ``NETWORK_VALUES``, of each row of ``network_figures``."""
+    for row in rows(frame):
+        made, unreadable = _networks(row.runs)
+        states = row.runs["state"].mask(row.runs["folder"].isin(unreadable), State.UNREADABLE.value)
+        runs = row.runs.assign(state=states)
+        for place, networks in made.groupby(["phase", "phase_name", "step", "name"], sort=False):
             accuracy = 100 * networks["val/accuracy"].astype(float)
             figures = {
                 **dict(zip(("phase", "phase_name", "step", "network"), place, strict=True)),
                 "realised_density": networks["density"].mean(),
                 **{"accuracy": accuracy.mean(), "accuracy_std": accuracy.std(ddof=1)},
             }
-            rows.append(labels | figures | _completeness(members, expected, set(networks[SEED]), "it"))
-    rows.sort(key=lambda row: [_rank(row[name]) for name in shown])
-    return pd.DataFrame(rows, columns=[*shown, *NETWORK_VALUES])
+            yield row, figures | completeness_of(runs, row.expected, set(networks[SEED]), "it")
 
 
 def missing_networks(frame: pd.DataFrame) -> list[str]:
     """Return the footnotes of ``network_table``: what seeds lack, and a line a run that cannot be read."""
-    figures = network_figures(frame)
     lacking: dict[tuple[str, str], list[str]] = {}
-    for row in figures[figures["n"] < figures["expected"]].to_dict("records"):
-        lacking.setdefault((_row_name(row, NETWORK_VALUES), row["missing"]), []).append(row["network"])
+    for row, figures in network_rows(frame):
+        if figures["n"] < figures["expected"]:
+            lacking.setdefault((row.name, figures["missing"]), []).append(figures["network"])
     notes = [f"missing in {name}, {', '.join(networks)}: {why}" for (name, why), networks in lacking.items()]
     _, unreadable = _networks(comparable(frame)[0])
-    return notes + _left_out(frame) + [f"not in the table: {error}" for error in sorted(unreadable.values())]
+    return notes + left_out(frame) + [f"not in the table: {error}" for error in sorted(unreadable.values())]
 
 
-def _figures(runs: pd.DataFrame) -> dict[str, Any]:
-    done = runs[is_done(runs)]
-    accuracy = 100 * done[ACCURACY].astype(float)
-    means = {name: done[value].astype(float).mean() for name, value in FIGURES.items()}
-    return {"accuracy": accuracy.mean(), "accuracy_std": accuracy.std(ddof=1), **means}
+def _mean(done: pd.DataFrame, column: str) -> tuple[float, float]:
+    values = done[column].astype(float)
+    return values.mean(), values.std(ddof=1)
+
+
+def _median(done: pd.DataFrame, column: str) -> tuple[float, float]:
+    """The deviation is the sample's, as beside a mean."""
+    values = done[column].astype(float)
+    return values.median(), values.std(ddof=1)
+
+
+def _best_val(done: pd.DataFrame, column: str) -> tuple[float, float]:
+    """The seed of the best validation accuracy, the first of equal ones; no figure if none has any."""
+    ranked = done.reindex(columns=[CHOSEN_BY, SEED, column]).dropna(subset=[CHOSEN_BY])
+    values = ranked.sort_values([CHOSEN_BY, SEED], ascending=[False, True])[column]
+    return float(values.iloc[0]) if len(values) else float("nan"), float("nan")
+
+
+SUMMARIES: Final[dict[str, Summary]] = {"mean": _mean, "median": _median, "best_val": _best_val}
+"""How the seeds of an experiment become one figure."""
 
 
 def _networks(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Return the networks of all runs, each with the run's folder and seed; and folders where they cannot be read."""
+    """Return the networks of all runs in order, with the run's folder and seed; and folders that cannot be read."""
     made, unreadable = [], {}
     for folder, seed in zip(runs["folder"], runs[SEED], strict=True):
         try:
@@ -118,33 +140,4 @@ def _networks(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
         else:
             made += [{**row, "nth": nth, "folder": folder, SEED: seed} for nth, row in enumerate(networks)]
     columns = ["folder", SEED, "phase", "phase_name", "step", "nth", "name", "density", "val/accuracy"]
-    return pd.DataFrame(made, columns=columns), unreadable
-
-
-def _row_name(row: Mapping[Any, Any], values: Sequence[str]) -> str:
-    """Return the labels of a row as one text; ``values``: its columns that are no labels."""
-    parts = [cell_text(row[name]) for name in ("data", "model", "method")]
-    others = [name for name in row if name not in ("data", "model", "method", *values)]
-    return " ".join([*parts, *(f"{name}={cell_text(row[name])}" for name in others)])
-
-
-def _left_out(frame: pd.DataFrame) -> list[str]:
-    """Return a note for each run whose record does not exist or cannot be read."""
-    runs = newest(frame)
-    return [f"not in the table: {error}" for error in runs["error"].drop(recorded(runs).index).sort_values()]
-
-
-def _completeness(runs: pd.DataFrame, expected: set[int], found: set[int], what: str) -> dict[str, Any]:
-    """Return how many of the expected seeds were found, and what became of the runs that lack ``what``."""
-    if runs[SEED].duplicated().any():
-        folders = runs.loc[runs[SEED].duplicated(keep=False), "folder"]
-        raise TableError(f"one seed of one experiment twice, under different ids: {', '.join(folders)}. Leave one out")
-    ended = {**dict.fromkeys(expected, "not run"), **dict(zip(runs[SEED], runs["state"], strict=True))}
-    ended |= {seed: f"done without {what}" for seed in expected - found if ended[seed] == State.DONE}
-    missing = "; ".join(f"seed {cell_text(seed)} {ended[seed]}" for seed in sorted(expected - found))
-    return {"n": len(found), "expected": len(expected), "missing": missing}
-
-
-def _rank(value: Any) -> tuple[int, Any]:
-    """Return a key that sorts the values of a mixed column: missing values, then numbers, then text."""
-    return (0, 0) if pd.isna(value) else (2, value) if isinstance(value, str) else (1, value)
+    return pd.DataFrame(made, columns=columns).sort_values(["phase", "step", "nth"], kind="stable"), unreadable

@@ -7,6 +7,11 @@ from typing import Any, Final
 
 import pandas as pd
 
+from analysis.selection import FIGURES as FIGURES
+from analysis.selection import LABELS as LABELS
+from analysis.selection import TARGET as TARGET
+from analysis.selection import select
+from analysis.sweeps import sweeps
 from dst.records.catalog import catalog, newest, recorded
 from dst.records.label import WRAPPERS
 from dst.records.states import State
@@ -16,37 +21,19 @@ ACCURACY: Final = "test/accuracy"
 METHOD: Final = "method"
 SCHEMA: Final = "schema"
 
-LABELS: Final = {
-    "data": "config.data.name",
-    "model": "config.model.name",
-    "method": METHOD,
-    "density": "config.sparsity.density",
-}
-"""Columns that name a row -> the catalog's columns that they show."""
-
-TARGET: Final = "config.sparsity.reparametrize.density"
-"""The catalog's column of the density that learned masks are asked for; ``density`` is that of their first ones."""
-
-FIGURES: Final = {
-    "realised_density": "sparsity/density",
-    "rs": "sparsity/rs",
-    "flops_test_ratio": "flops/test_ratio",
-    "flops_train_ratio": "flops/train_ratio",
-}
-"""Columns of means over the seeds -> the summary's values that they average."""
-
 
 class NoRunsError(ValueError):
     """There is no run where runs were looked for."""
 
 
-def load(folders: Sequence[Path]) -> pd.DataFrame:
+def load(folders: Sequence[Path], where: Sequence[str] = ()) -> pd.DataFrame:
     """Return the catalog of all runs in some folders, each run once, in its newest attempt.
 
-    ``NoRunsError`` names the first of them that is no folder or holds no run.
+    ``where``: conditions ``key=value`` that the runs meet (see ``selection.select``, which raises ``SelectionError``).
+    ``NoRunsError`` names the first of the folders that is none or holds no run.
     """
     frames = [_catalog(folder) for folder in folders]
-    return newest(pd.concat(frames, ignore_index=True))
+    return select(newest(pd.concat(frames, ignore_index=True)), where)
 
 
 def _catalog(folder: Path) -> pd.DataFrame:
@@ -62,28 +49,38 @@ def comparable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the newest runs that can be read, in order of seed, and the columns that tell their experiments apart.
 
     These are ``LABELS``, ``TARGET`` and ``WRAPPERS`` that any of them has, and whatever else experiments of equal
-    labels differ in: name in a table -> column. The runs have their ``experiment`` as a column: their schema and
-    identity without the seed, as text. If runs of one experiment give its method several names, all of them have all
-    these as their method.
+    labels differ in: name in a table -> column. The runs have two more columns: ``experiment``, their schema and
+    identity without the seed, as text; and ``sweep``, a number (see ``sweeps``). If runs of one experiment give its
+    method several names, all of them have all these as their method.
     """
     runs = recorded(newest(frame))
     wanted = [SCHEMA, SEED, ACCURACY, *LABELS.values(), TARGET, *WRAPPERS, *FIGURES.values()]
     runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, *wanted])]).sort_values([SEED, "id"])
-    identities = [json.loads(text) for text in runs["identity"]]
-    keys = sorted({key for identity in identities for key in identity} - {SEED.removeprefix("config.")})
-    texts = pd.DataFrame({SCHEMA: runs[SCHEMA].map(_text)}, index=runs.index)
-    for key in keys:  # a key that is not in a run's identity has its default there
-        texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
-    runs["experiment"] = ["\n".join(row) for row in texts.itertuples(index=False)]
+    runs["experiment"] = [*map(_experiment, runs[SCHEMA], runs["identity"])]
+    runs["sweep"] = sweeps(runs)
     runs[METHOD] = runs.groupby("experiment")[METHOD].transform(_names)
     wrapping = {kind: kind for kind, usual in WRAPPERS.items() if (runs[kind] != usual).any()}
     target = {"target": TARGET} if runs[TARGET].notna().any() else {}
-    others = {key.removeprefix("config."): key for key in _distinguishing(runs, texts)}
+    others = {key.removeprefix("config."): key for key in _distinguishing(runs.drop_duplicates("experiment"))}
     return runs, {**LABELS, **target, **wrapping, **others}
 
 
-def _distinguishing(runs: pd.DataFrame, texts: pd.DataFrame) -> list[str]:
-    """Return the keys by which experiments of equal labels differ: the schema, then others within one schema."""
+def _experiment(schema: Any, identity: str) -> str:
+    """Return what a run shares with those that differ from it in nothing but the seed."""
+    shared = {key: value for key, value in json.loads(identity).items() if key != "seed" and value is not None}
+    return f"{_text(schema)}\n{json.dumps(shared, sort_keys=True)}"
+
+
+def _distinguishing(runs: pd.DataFrame) -> list[str]:
+    """Return the keys by which experiments of equal labels differ: the schema, then others within one schema.
+
+    ``runs``: one of each experiment. A key that is not in its identity has its default there.
+    """
+    identities = [json.loads(text) for text in runs["identity"]]
+    keys = sorted({key for identity in identities for key in identity} - {"seed"})
+    texts = pd.DataFrame({SCHEMA: runs[SCHEMA].map(_text)}, index=runs.index)
+    for key in keys:
+        texts[f"config.{key}"] = [json.dumps(identity.get(key), sort_keys=True) for identity in identities]
     alike = [*(runs[column].map(_text) for column in (*LABELS.values(), TARGET, *WRAPPERS)), texts[SCHEMA]]
     others = [key for key in texts.columns.drop(SCHEMA) if texts.groupby(alike)[key].nunique().max() > 1]
     return [*([SCHEMA] if texts[SCHEMA].nunique() > 1 else []), *others]

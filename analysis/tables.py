@@ -1,123 +1,106 @@
-"""Tables of results, as pure functions of a catalog: ``python -m analysis.tables DIR [--csv FILE] [--latex FILE]``.
+"""Tables of results, as pure functions of a catalog: ``python -m analysis.tables DIR...``; ``--help`` has the options.
 
-``--networks``: of the networks that runs make on the way, whose figures are in each run's own folder.
+As a library: ``accuracy_table`` and ``network_table`` are what the command prints; ``results``, ``networks`` and
+``pivoted`` return a ``Table`` with its numbers, LaTeX, footnotes and what is told apart.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import pandas as pd
 
-from analysis.results import (
-    NETWORK_VALUES,
-    VALUES,
-    accuracy_figures,
-    missing_cells,
-    missing_networks,
-    network_figures,
-)
+from analysis.built import Table as Table
+from analysis.built import accuracy_table as accuracy_table
+from analysis.built import network_table as network_table
+from analysis.built import networks, pivoted, results
+from analysis.results import SUMMARIES
+from analysis.rows import TableError
 from analysis.runs import NoRunsError, load
-from analysis.text import NOTHING, cell_text
+from analysis.seeds import per_seed
+from analysis.selection import SelectionError
+from analysis.text import show, write_csv
 from dst.run.terminal import program
 
-_HEADINGS: Final = {
-    "realised_density": "realised density",
-    "rs": "Rs",
-    "flops_test_ratio": "test FLOPs / dense",
-    "flops_train_ratio": "train FLOPs / dense",
-}
-_LATEX: Final = str.maketrans({"\\": r"\textbackslash "} | {character: f"\\{character}" for character in "_%&#${}"})
+_ABOUT: Final = "Table of the runs below folders, and of those elsewhere that belong to a group in them."
+WHERE: Final = "only runs that have this value, e.g. density=0.1 (repeatable; of one key given twice, either)"
 
 
-def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return ``accuracy_figures`` as text to read, with ``n`` as "2/3" where seeds are missing.
-
-    A value that does not exist, like the deviation of one run, is a dash. ``missing_cells`` are its footnotes.
-    """
-    figures = accuracy_figures(frame)
-    table = figures.drop(columns=list(VALUES)).map(cell_text)
-    table["test accuracy (%)"] = _accuracies(figures)
-    for name, heading in _HEADINGS.items():
-        table[heading] = figures[name].map(lambda value: cell_text(value, ".4g"))
-    table["n"] = _counts(figures)
-    return table
-
-
-def network_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return ``network_figures`` as text to read, like ``accuracy_table``; ``missing_networks`` are its footnotes."""
-    figures = network_figures(frame)
-    table = figures.drop(columns=list(NETWORK_VALUES)).map(cell_text)
-    table["phase"], table["network"] = figures["phase_name"], figures["network"]
-    table["step"] = figures["step"].map(cell_text)
-    table["val accuracy (%)"] = _accuracies(figures)
-    table["realised density"] = figures["realised_density"].map(lambda value: cell_text(value, ".4g"))
-    table["n"] = _counts(figures)
-    return table
-
-
-def latex(frame: pd.DataFrame, *, networks: bool = False) -> str:
-    """Return the table of results, or of networks, and its footnotes as LaTeX; the document needs ``booktabs``."""
-    table, footnotes, numbers = (
-        (network_table(frame), missing_networks(frame), 4)
-        if networks
-        else (accuracy_table(frame), missing_cells(frame), 6)
-    )
-    column_format = "l" * (len(table.columns) - numbers) + "r" * numbers
-    body = table.to_latex(index=False, escape=True, column_format=column_format)
-    notes = [f"\\par\\footnotesize {note.translate(_LATEX)}\n" for note in footnotes]
-    return "".join([body, *notes]).replace("±", r"$\pm$").replace(NOTHING, "--")
+def latex(frame: pd.DataFrame) -> str:
+    """Return the table of results and its footnotes as LaTeX (see ``analysis.latex``)."""
+    return results(frame).latex
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of the runs below a folder, write it to files if asked to, and return the exit code."""
-    about = "Table of the runs below a folder, and of those elsewhere that belong to a group in it."
-    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=about)
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of runs, e.g. outputs or outputs/<group>")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers as CSV")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="also write the table as LaTeX")
-    parser.add_argument("--networks", action="store_true", help="of the networks that the runs have made on the way")
+    """Print the table of the runs below folders, write it to files if asked to, and return the exit code."""
+    parser = _parser()
     options = parser.parse_args(arguments)
+    is_pivot = bool(options.rows or options.columns or options.value)
+    if options.networks and (is_pivot or options.summary != "mean"):
+        parser.error("--networks makes a table of its own: leave out --rows, --columns, --value and --summary")
+    return guarded(lambda: _make(options, is_pivot))
+
+
+def guarded(make: Callable[[], int]) -> int:
+    """Carry out a command on runs; what a user can mend becomes a message and an exit code."""
     try:
-        frame = load([options.dir])
-    except NoRunsError as error:
-        print(error, file=sys.stderr)
+        return make()
+    except (NoRunsError, SelectionError, TableError) as error:
+        show([str(error)], sys.stderr)
         return 2
-    figures, shown, footnotes = (
-        (network_figures(frame), network_table(frame), missing_networks(frame))
-        if options.networks
-        else (accuracy_figures(frame), accuracy_table(frame), missing_cells(frame))
-    )
-    if options.networks and figures.empty:
-        print(f"no run in {options.dir} has made networks on the way (none has a networks.jsonl)", file=sys.stderr)
-        print(*footnotes, sep="\n", end="\n" * bool(footnotes), file=sys.stderr)
-        return 2
-    print(shown.to_string(index=False))
-    if footnotes:
-        print("", *footnotes, sep="\n")
-    try:
-        if options.csv:
-            figures.to_csv(options.csv, index=False, float_format="%.10g", lineterminator="\n")
-        if options.latex:
-            options.latex.write_text(latex(frame, networks=options.networks), encoding="utf-8")
     except OSError as error:
-        print(f"cannot write the table: {error}", file=sys.stderr)
+        show([f"cannot write the table: {error}"], sys.stderr)
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=_ABOUT)
+    parser.add_argument(
+        "dirs", type=Path, metavar="DIR", nargs="+", help="folder of runs, e.g. outputs or outputs/<group>"
+    )
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help=WHERE)
+    keys = "keys by commas: data, model, method, density, any key of a config"
+    parser.add_argument("--rows", metavar="KEY", help=f"pivot: a row for each value of {keys} (default: method)")
+    parser.add_argument("--columns", metavar="KEY", help="pivot: a column for each value of KEY (default: density)")
+    parser.add_argument("--value", metavar="KEY", help="pivot: what the cells show (default: accuracy)")
+    parser.add_argument(
+        "--summary", choices=[*SUMMARIES], default="mean",
+        help="over the seeds: their mean, median, or the figure of the seed with the best validation accuracy",
+    )  # fmt: skip
+    parser.add_argument("--networks", action="store_true", help="of the networks that the runs have made on the way")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers as CSV")
+    parser.add_argument("--latex", type=Path, metavar="FILE", help="also write the table as LaTeX, for \\input")
+    parser.add_argument("--per-seed", type=Path, metavar="FILE", help="also write a CSV with a line a run")
+    return parser
+
+
+def _make(options: argparse.Namespace, is_pivot: bool) -> int:
+    frame = load(options.dirs, options.where)
+    table = _table(options, frame, is_pivot)
+    if options.networks and table.numbers.empty:
+        where = ", ".join(map(str, options.dirs))
+        none = f"no run in {where} has made networks on the way (none has a networks.jsonl)"
+        show([none, *table.footnotes], sys.stderr)
+        return 2
+    show(table.lines())
+    if options.csv:
+        write_csv(table.numbers, options.csv)
+    if options.latex:
+        options.latex.write_text(table.latex, encoding="utf-8")
+    if options.per_seed:
+        write_csv(per_seed(frame), options.per_seed)
     return 0
 
 
-def _accuracies(figures: pd.DataFrame) -> list[str]:
-    """Return mean and deviation of each row as text; a dash where there is none."""
-    pairs = zip(figures["accuracy"], figures["accuracy_std"], strict=True)
-    return [NOTHING if pd.isna(mean) else f"{mean:.2f} ± {cell_text(std, '.2f')}" for mean, std in pairs]
-
-
-def _counts(figures: pd.DataFrame) -> list[str]:
-    """Return of each row how many seeds it has, as "2/3" where some are missing."""
-    counts = zip(figures["n"], figures["expected"], strict=True)
-    return [str(n) if n == expected else f"{n}/{expected}" for n, expected in counts]
+def _table(options: argparse.Namespace, frame: pd.DataFrame, is_pivot: bool) -> Table:
+    if options.networks:
+        return networks(frame)
+    if not is_pivot:
+        return results(frame, options.summary)
+    keys = ((options.rows or "method").split(","), (options.columns or "density").split(","))
+    return pivoted(frame, *keys, options.value or "accuracy", options.summary)
 
 
 if __name__ == "__main__":

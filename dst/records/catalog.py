@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = (
     "id", "name", "group", "folder", "attempt_folder", "state", "step", "error", "created", "schema", "identity",
-    "method", "correction", "procedure",
+    "method", "correction", "procedure", "command",
 )  # fmt: skip
 """Columns that every catalog has, before those of the config and the summary."""
 
@@ -45,6 +45,8 @@ class GroupRun:
     name: str | None = None
     state: State | None = None
     why: str | None = None
+    command: str | None = None
+    """The command by which this group asked for the run, if the run lies elsewhere; its own record has its own."""
 
 
 def runs_of(root: Path) -> list[GroupRun]:
@@ -81,7 +83,7 @@ def _entered(path: Path, beside: Callable[[Path], dict[str, Path]]) -> GroupRun:
     except (OSError, RecordError) as error:
         return GroupRun(path.name.removesuffix(SUFFIX), path, path.parent, state=State.UNREADABLE, why=str(error))
     state, why = (None, None) if is_there else (State.MISSING, entry.lack)
-    return GroupRun(entry.id, folder, path.parent, entry.name, state, why)
+    return GroupRun(entry.id, folder, path.parent, entry.name, state, why, entry.command)
 
 
 def _newest_in(group: Path) -> dict[str, Path]:
@@ -167,6 +169,7 @@ def _row(root: Path, run: GroupRun) -> dict[str, Any]:
         "identity": "{}",
         "method": None,
         **dict.fromkeys(WRAPPERS),
+        "command": run.command,
     }
     if run.state is not None:
         return row
@@ -179,7 +182,7 @@ def _row(root: Path, run: GroupRun) -> dict[str, Any]:
     row |= {name: status[name] for name in ("step", "error") if name in status}
     row |= {"state": status["state"].value} if "state" in status else {}
     row |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(about)}
-    row |= {kind: wrapper(kind, identity) for kind in WRAPPERS}
+    row |= {kind: wrapper(kind, identity) for kind in WRAPPERS} | {"command": run.command or about.get("command")}
     config = identity | about.get("config", {})
     return row | {f"config.{key}": _cell(value) for key, value in config.items()} | summary
 

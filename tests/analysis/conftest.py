@@ -26,7 +26,7 @@ def add_run():
 
     def add_run(
         root, group, method, seed, accuracy=None, *,
-        density=0.1, state="done", attempt=1, schema=2, label=None, changed=None, **config,
+        density=0.1, state="done", attempt=1, schema=2, label=None, changed=None, command=None, **config,
     ):  # fmt: skip
         chosen = DEFAULTS | {"seed": seed, "sparsity.label": label or method, "sparsity.density": density}
         chosen |= {"sparsity.drop.name": method} | config
@@ -38,6 +38,7 @@ def add_run():
         folder = root / group / (run_id if attempt == 1 else f"{run_id}.{attempt}")
         run = {"id": run_id, "name": run_id, "created": f"2026-01-0{attempt}", "identity": identity, "config": full}
         run |= {"schema": schema, **({} if changed is None else {"changed": changed})}
+        run |= {} if command is None else {"command": command}
         with Record.create(folder, config_yaml="", run=run) as record:
             for step, rs in ((0, density or 1.0), (50, 0.4), (100, 0.5)):
                 record.log(step=step, epoch=step / 10, attempt=attempt, values={"sparsity/rs": rs})

@@ -88,6 +88,7 @@ def test_the_catalog_has_config_and_summary_of_every_run(tmp_path, add):
         "method": "set grow=random",
         "correction": "none",
         "procedure": "single",
+        "command": None,
         "identity": '{"model.hidden": [64, 32], "schedule.lr.floor": null, "seed": 3, "sparsity.label": "set"}',
         "config.seed": 3,
         "config.sparsity.label": "set",
