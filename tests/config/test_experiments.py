@@ -344,8 +344,39 @@ def ramp(end):
     return {f"sparsity.density_schedule.{name}": value for name, value in slot.items()}
 
 
+GRANET_CIFAR = {
+    **{**CIFAR, **ONE_RUN, "model.name": "resnet50_cifar", "data.name": "cifar10", "data.val_fraction": 0.1},
+    **{"data.augment.padding_mode": "reflect", "schedule.optimizer.nesterov": True, "seed": 17},
+    **{"schedule.epochs": 160, "schedule.batch_size": 100, "sparsity.density": 0.1, "sparsity.update.every": 1000},
+    "sparsity.update.order": "after_step",
+}
+GRANET_IMAGENET = {
+    **{**ONE_RUN, **IMAGENET, "sparsity.density": 0.2, "sparsity.update.every": 4000},
+    **{"sparsity.update.order": "after_step", "schedule.lr.milestones": [0.3, 0.6, 0.9]},
+}
+REGENERATE = {**UPDATES, **COSINE, **GRADIENT}
+GMP = {"sparsity.distribution.name": "dense", "sparsity.grow.name": "none", "sparsity.density_schedule.initial": 1}
+FROM_DENSE = {"sparsity.density_schedule.initial": 1}
+GRANET = {
+    **{
+        f"granet/{data}{method}": recipe | moves | {"sparsity.density": density}
+        for data, recipe, density, end in (
+            ("cifar", GRANET_CIFAR, 0.1, 0.6875),
+            ("imagenet", GRANET_IMAGENET, 0.2, 0.3),
+        )
+        for method, moves in (
+            ("", REGENERATE | ramp(end)),
+            ("_from_dense", REGENERATE | ramp(end) | FROM_DENSE),
+            ("_gmp", ramp(end) | GMP),
+            ("_rigl", REGENERATE | FIXED),
+        )
+    },
+}
+
+
 PUBLISHED = {
     **SHUFFLED_BLOCKS,
+    **GRANET,
     "itop/dense": ITOP_DENSE | ONE_RUN,
     "itop/set": ITOP_SET | ONE_RUN,
     "itop/rigl": ITOP_RIGL | ONE_RUN,
@@ -354,6 +385,28 @@ PUBLISHED = {
     "itop/resnet50_imagenet": {
         **{**ONE_RUN, **IMAGENET, **UPDATES, **COSINE, **GRADIENT, **FIXED},
         **{"sparsity.density": 0.2, "sparsity.update.every": 4000, "schedule.lr.milestones": [0.3, 0.6, 0.9]},
+    },
+    "itop/resnet50_imagenet_rigl": {
+        **{**ONE_RUN, **IMAGENET, **GRADIENT, **FIXED, "sparsity.density": 0.2, "sparsity.update.every": 100},
+        **{
+            "sparsity.distribution.name": "erk",
+            "sparsity.update.order": "replaces_step",
+            "sparsity.update.stop": 0.7812,
+        },
+        **{"sparsity.drop_fraction.name": "cosine", "sparsity.drop_fraction.initial": 0.3},
+        **{"sparsity.drop_fraction.floor": 0, "sparsity.drop_fraction.horizon": "stop"},
+        **{"schedule.epochs": 102, "schedule.batch_size": 4096, "schedule.lr.peak": 1.6},
+        **{"schedule.lr.milestones": [0.2941, 0.6863, 0.8824], "schedule.optimizer.decay": "weights"},
+    },
+    "agent/wrn_rigl": {
+        **{**AGENT, **SGD, **GRADIENT, **FIXED, "model.name": "wrn_22_2", "model.dropout": 0.3, "seed": 0},
+        **{"data.name": "cifar10", "data.val_fraction": 0.1, "data.augment.padding_mode": "reflect"},
+        **{"data.augment.crop_padding": 4, "data.augment.flip": True, "sparsity.density": 0.2},
+        **{"sparsity.distribution.name": "erk", "sparsity.update.every": 100, "sparsity.update.stop": 0.75},
+        **{"sparsity.update.order": "replaces_step", "sparsity.drop_fraction.name": "cosine"},
+        **{"sparsity.drop_fraction.initial": 0.3, "sparsity.drop_fraction.floor": 0, "schedule.epochs": 250},
+        **{"schedule.optimizer.weight_decay": 5e-4, "schedule.optimizer.nesterov": True, "schedule.lr.gamma": 0.2},
+        **{"schedule.optimizer.decay": "weights", "schedule.lr.milestones": [0.34133, 0.68266]},
     },
     "agent/dense": ITOP_DENSE | AGENT,
     "agent/set": ITOP_SET | AGENT,
