@@ -278,6 +278,7 @@ class Tracking:
         str, ASIDE, OneOf("auto", "bar", "plain", "none"), "auto: a bar on a terminal, plain lines elsewhere"
     ] = "auto"
     every_steps: Annotated[training_options.LogEverySteps, ASIDE] = 100
+    reliable_steps: Annotated[sparsity_options.ReliableSteps | None, ASIDE] = None
     mode: Annotated[tracking_options.Mode, ASIDE] = "offline"
     project: Annotated[str | None, ASIDE, "wandb's project"] = "dst"
     entity: Annotated[str | None, ASIDE, "wandb's user or team; null: your own"] = None

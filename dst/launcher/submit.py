@@ -130,7 +130,7 @@ def _decision(cell: Cell, run: Observed) -> _Decision:
         raise RecordError(str(run.why))
     check_unchanged(folder, cell.config)
     try:
-        _check_continuable(folder, cell.config)
+        check_continuable(folder, cell.config)
     except ConfigError as error:
         raise ConfigError([*error.problems, *_remedy(cell, run)]) from error
     return "to do"
@@ -142,15 +142,11 @@ def _remedy(cell: Cell, run: Observed) -> list[str]:
     if run.state not in (*REQUEUED, *STOPPED):  # ``requeue`` would submit nothing
         return []
     try:
-        _check_continuable(folder, cell.config, submitted_code(folder).name)
+        check_continuable(folder, cell.config, code=submitted_code(folder).name)
     except ConfigError:
         return []
     also = "" if run.state in REQUEUED else " --preempted"
     return [f"to continue it with the code of its submission: python -m dst.launcher.requeue {folder}{also}"]
-
-
-def _check_continuable(folder: Path, config: Config, code: str | None = None) -> None:
-    check_continuable(folder, strict=config.hardware.determinism == "strict", code=code)
 
 
 def _frozen(cell: Cell, command: str) -> Run:
@@ -186,7 +182,7 @@ def submit_again(
         for (folder, run), now in zip(runs.items(), observe(runs), strict=True):
             with _left_alone(folder, left):
                 if now.state in states and not now.is_taken and folder not in others:
-                    _check_continuable(folder, run[1], code.name)
+                    check_continuable(folder, run[1], code=code.name)
                     todo[folder] = partial(freeze_again, *run)
         submitted, submission = _send(todo, settings, code, left)
     return Submitted(list(runs), list(submitted), submission, left)

@@ -17,9 +17,10 @@ from dst.records.read import read_status
 from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.terminal import program
+from dst.tracking.described import WrongNameError, destination
 from dst.tracking.limits import wrong_name
 from dst.tracking.mirror import Sending
-from dst.tracking.mirrored import PLACE, NotSentError, WrongNameError, contents, destination, read_book
+from dst.tracking.mirrored import PLACE, NotSentError, contents, read_book
 
 
 class Verdict(StrEnum):

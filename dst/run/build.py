@@ -436,6 +436,7 @@ def _sparsifier(
             compute=_packing(config, processes),
             reparametrize=(learn := _learn(config)),
             count_every=None if learn is None else config.sparsity.reparametrize.every,
+            reliable_steps=config.tracking.reliable_steps,
         )
 
 

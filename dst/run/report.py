@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from dst.sparsity.topology import LayerReport
@@ -35,18 +35,29 @@ def layer_table(
 ) -> str:
     """Return one line for each layer and their total: size, active weights, density, Rs; then what is ``outside``.
 
-    ``is_frozen``: what is outside is not trained. Where layers have thresholds, these are the last column.
+    ``is_frozen``: what is outside is not trained. Reliable Rs and thresholds are further columns where there are any.
     """
     told = "frozen" if is_frozen else "dense"
     rows = [_layer_row(report.layer, report.size, report.active, report.explored) for report in layers]
-    thresholds = [f"{report.threshold:.3g}" for report in layers if report.threshold is not None]
     totals = [sum(getattr(report, name) for report in layers) for name in ("size", "active", "explored")]
     dense = [[f"outside the scope: {name}", f"{size:,}", told, "", ""] for name, size in (outside or {}).items()]
     header, lines = ["layer", "weights", "active", "density", "Rs"], [*rows, _layer_row("all", *totals), *dense]
-    if thresholds:
-        header.append("threshold")
-        lines = [[*line, (thresholds[i : i + 1] or [""])[0]] for i, line in enumerate(lines)]
+    for name, cells in _further_columns(layers, totals[0]).items():
+        header.append(name)
+        lines = [[*line, (cells[i : i + 1] or [""])[0]] for i, line in enumerate(lines)]
     return table(header, lines)
+
+
+def _further_columns(layers: "Sequence[LayerReport]", size: int) -> dict[str, list[str]]:
+    """Return the columns that not all runs have: a cell for each layer and, if there is a total, one for all."""
+    counted = [report.reliable for report in layers if report.reliable is not None]
+    shares = [f"{count / report.size:.4f}" for count, report in zip(counted, layers, strict=False)]
+    thresholds = [f"{report.threshold:.3g}" for report in layers if report.threshold is not None]
+    found = {
+        "reliable Rs": [*shares, f"{sum(counted) / size:.4f}"] if counted else [],
+        "threshold": thresholds,
+    }
+    return {name: cells for name, cells in found.items() if cells}
 
 
 def outside_line(outside: Mapping[str, int], *, is_frozen: bool = False) -> str:
@@ -101,6 +112,9 @@ def _layer_row(name: str, size: int, active: int, explored: int) -> list[str]:
     return [name, f"{size:,}", f"{active:,}", f"{active / size:.4f}", f"{explored / size:.4f}"]
 
 
+RELIABLE: Final = "sparsity/rs_reliable"
+"""The share of weights that were active for long enough; only where it is kept."""
+
 _FIGURES = (
     *("test/accuracy", "sparsity/density", "sparsity/active", "model/maskable", "sparsity/rs"),
     *("flops/test", "flops/test_ratio", "flops/train", "flops/train_ratio", "time/seconds"),
@@ -119,6 +133,7 @@ def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapp
         "test accuracy": f"{summary['test/accuracy']:.4f}",
         "density": f"{summary['sparsity/density']:.4f} ({active})",
         "Rs": f"{summary['sparsity/rs']:.4f}",
+        **({"reliable Rs": f"{summary[RELIABLE]:.4f}"} if RELIABLE in summary else {}),
         "test FLOPs": f"{summary['flops/test']:.3e} ({summary['flops/test_ratio']:.3f} x dense)",
         "training FLOPs": f"{summary['flops/train']:.3e} ({summary['flops/train_ratio']:.3f} x dense)",
         "training time": f"{summary['time/seconds']:.1f} s in {status.get('attempt', 1)} attempt(s)",

@@ -14,6 +14,7 @@ from dst.config.compose import to_yaml
 from dst.config.identity import SCHEMA_VERSION, id_of, identity, run_name
 from dst.config.schema import Config, ConfigError, flatten
 from dst.files import sha256
+from dst.options import shown
 from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
@@ -166,7 +167,7 @@ def found_here(
     }
 
 
-def check_continuable(folder: Path, *, strict: bool, code: str | None = None) -> None:
+def check_continuable(folder: Path, config: Config, *, code: str | None = None) -> None:
     """Raise ConfigError, or warn, if a run that has begun could not be continued where it is submitted.
 
     This is judged here, without its data and its device. ``code``: the digest of the code that will continue it, if not
@@ -175,8 +176,9 @@ def check_continuable(folder: Path, *, strict: bool, code: str | None = None) ->
     about = read_run(folder)
     if "dataset" in about:
         _check_complete(folder, about)
+        _check_reliable(folder, about, config)
         by = code_version() if code is None else {"digest": code, "git": None}
-        _check_same(folder, about, {"code": by, "versions": library_versions()}, strict=strict)
+        _check_same(folder, about, {"code": by, "versions": library_versions()}, strict=_is_strict(config))
 
 
 class RunningError(ConfigError):
@@ -201,15 +203,20 @@ def locked_record(
         stack.enter_context(record)
         _check_own(record.folder, config)
         check_unchanged(record.folder, config)
-        _begin_or_continue(record, facts, strict=config.hardware.determinism == "strict")
+        _begin_or_continue(record, facts, config)
         refreeze(record, config, changed)
         yield
 
 
-def _begin_or_continue(record: Record, facts: Mapping[str, Any], *, strict: bool) -> None:
+def _is_strict(config: Config) -> bool:
+    return config.hardware.determinism == "strict"
+
+
+def _begin_or_continue(record: Record, facts: Mapping[str, Any], config: Config) -> None:
     """Record what the run begins with, or check that it continues with the same."""
-    about = read_run(record.folder)
+    about, strict = read_run(record.folder), _is_strict(config)
     if "dataset" in about:
+        _check_reliable(record.folder, about, config)
         return _check_continuation(record.folder, about, facts, strict=strict)
     # What a run begins with is recorded before its first checkpoint.
     if "code" not in about or record.checkpoints.is_dir():
@@ -241,6 +248,19 @@ def _check_continuation(folder: Path, begun: Mapping[str, Any], facts: Mapping[s
     if begun.get("sources", {}) != facts["sources"]:
         raise ConfigError([f"run {name} was begun from other checkpoints ({begun.get('sources')}); {_ANEW}"])
     _check_same(folder, begun, facts, strict=strict)
+
+
+def _check_reliable(folder: Path, begun: Mapping[str, Any], config: Config) -> None:
+    """Raise ConfigError if reliable weights are to be counted from now on, which needs what nobody has kept so far."""
+    key, wanted = "tracking.reliable_steps", config.tracking.reliable_steps
+    so_far = begun.get("config", {}).get(key)
+    if wanted not in (None, so_far) and (folder / "checkpoints").is_dir():
+        raise ConfigError(
+            [
+                f"{key}={wanted}: run {folder.name} has trained with {key}={shown(so_far)} so far, so that its "
+                f"checkpoints do not tell for how long weights have been active; give that, or {_ALONE}"
+            ]
+        )
 
 
 def _check_complete(folder: Path, begun: Mapping[str, Any]) -> None:

@@ -10,6 +10,9 @@ Density = Annotated[float, Range(0, 1, "()"), "active / maskable weights; with a
 FirstDensity = Annotated[float, Range(0, 1, "(]"), "active / maskable weights at the start"]
 Every = Annotated[int, Range(1), "steps from one update to the next"]
 Pool = Annotated[str, OneOf("layer", "global")]
+ReliableSteps = Annotated[
+    int, Range(1), "count the weights that were active for so many steps in a row (sparsity/rs_reliable); null: do not"
+]
 Compute = Annotated[
     str,
     OneOf("masked", "packed", "auto"),

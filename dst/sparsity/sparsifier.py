@@ -23,6 +23,7 @@ from dst.sparsity.options import (
     FirstDensity,
     Part,
     Pool,
+    ReliableSteps,
     Repair,
     Reparametrize,
     age_problems,
@@ -36,6 +37,7 @@ from dst.sparsity.pattern import Pattern
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.prune import prune_like, prune_to
 from dst.sparsity.redistribute import Statistic
+from dst.sparsity.reliable import Reliable
 from dst.sparsity.reparametrize import Learn
 from dst.sparsity.saliency import Criterion, Probe
 from dst.sparsity.scope import Layer, Scope, never_sparse, outside
@@ -102,6 +104,7 @@ class Sparsifier:
             (``auto``), or another ``Packing``; on a GPU, of units of 16 inputs that 32 outputs or more share.
         count_every: steps from one count of the active weights to the next, where masks are learned; 50 if not given.
         verify_every: call ``verify`` after every n-th update, to find out where a loop goes wrong.
+        reliable_steps: count the weights that were active for so many steps in a row (``rs_reliable``); None: do not.
 
     Raises ValueError for unknown names, options that are not allowed, impossible densities, parts that do not go
     together, and for layers that cannot be held sparse. Warns of weights that no scope can make sparse.
@@ -135,6 +138,7 @@ class Sparsifier:
         compute: Compute | Packing = "masked",
         count_every: Annotated[int | None, Range(1)] = None,
         verify_every: Annotated[int | None, Range(1)] = None,
+        reliable_steps: ReliableSteps | None = None,
     ) -> None:
         self.seed = seed
         self.steps = 0
@@ -198,6 +202,7 @@ class Sparsifier:
             self.weights = MaskedDense(layers, self.topology.masks, self._active)
         else:
             self.weights = Packed(model, layers, self.topology.masks, self._active, packing_of(compute, layers))
+        self._reliable = None if reliable_steps is None else Reliable(self.topology, reliable_steps)
         self._expect()
         _warn_of(never_sparse(model, [*self.outside]), self.outside, is_frozen=self.outside_is_frozen)
         if optimizer is not None:
@@ -380,7 +385,7 @@ class Sparsifier:
         kept = update.move(self.topology, self.steps, self._view, grow_scores)
         if update.plan.returning_weights == "reset":
             self.weights.clear(kept)
-        self.topology.refresh(before)
+        self._recount(before)
         self.topology.check()
         self.updates += 1
         self.postponed = False
@@ -401,9 +406,15 @@ class Sparsifier:
         before = list(self.topology.masks)
         for i, mask in enumerate(self.learned.active()):
             self.topology.replace(i, mask)
-        self.topology.refresh(before)
+        self._recount(before)
         self.topology.counts = self._active
         self.updates += 1
+
+    def _recount(self, before: Sequence[Tensor]) -> None:
+        """Recount every layer after its mask has changed; ``before``: the masks at the time of the last counts."""
+        self.topology.refresh(before)
+        if self._reliable is not None:
+            self._reliable.changed(self.topology.masks, self.steps)
 
     def update_due(self) -> bool:
         """Say whether the next step updates the topology, if its gradients are finite."""
@@ -438,6 +449,8 @@ class Sparsifier:
         _check_age(update, self.optimizer)
         if self.learned is not None:
             refuse(learning_problems(_REPARAMETRIZE, [] if update is None else ["the update"]))
+        if self._reliable is not None:
+            self._reliable.begin_phase(self.steps)
         self.topology_update = update
         self.steps = 0
         self.postponed = False
@@ -467,7 +480,7 @@ class Sparsifier:
         before = list(self.topology.masks)
         for i, mask in enumerate(masks):
             self.topology.replace(i, mask)
-        self.topology.refresh(before)
+        self._recount(before)
         if not self.topology.is_structured:
             self.topology.counts = self._active
         self.weights.set_masks(self.topology.masks, self._active, are_born=self._goes_by_weights)
@@ -548,20 +561,31 @@ class Sparsifier:
         return self.topology.explored_count / self.topology.size
 
     @property
+    def rs_reliable(self) -> float | None:
+        """Weights that were active for ``reliable_steps`` steps in a row, at any time so far / maskable weights.
+
+        None where they are not counted.
+        """
+        return None if self._reliable is None else sum(self._reliable.counts(self.steps)) / self.topology.size
+
+    @property
     def drop_fraction(self) -> float:
         """The drop fraction at the current step; 0 for a static topology."""
         return self.topology_update.drop_fraction(self.steps) if self.topology_update else 0.0
 
     @property
     def layers(self) -> list[LayerReport]:
-        """Counts of every layer after the last update, in model order; where thresholds are trained, these as well."""
-        thresholds = self.thresholds
-        if not thresholds:
-            return self.topology.reports
-        return [
-            replace(report, threshold=threshold)
-            for report, threshold in zip(self.topology.reports, thresholds, strict=True)
-        ]
+        """Counts of every layer after the last update, in model order.
+
+        Where thresholds are trained, and where reliable weights are counted, those of now as well.
+        """
+        found = self.topology.reports
+        if thresholds := self.thresholds:
+            found = [replace(report, threshold=own) for report, own in zip(found, thresholds, strict=True)]
+        if self._reliable is not None:
+            counts = self._reliable.counts(self.steps)
+            found = [replace(report, reliable=own) for report, own in zip(found, counts, strict=True)]
+        return found
 
     @property
     def thresholds(self) -> list[float]:
@@ -574,6 +598,8 @@ class Sparsifier:
         """Return counters, the state of the topology, and when weights were grown if their ages matter."""
         counters = {"steps": self.steps, "updates": self.updates, "postponed": self.postponed}
         topology = self.topology.state_dict()
+        if self._reliable is not None:
+            topology["reliable"] = self._reliable.state_dict()
         if isinstance(self.weights, Reparametrised):
             # Like the weights of the model's state the masks are those of now, not those of the last count.
             now = dict(zip(topology["masks"], self.weights.active(), strict=True))
@@ -593,11 +619,11 @@ class Sparsifier:
         self.steps, self.updates = state["steps"], state["updates"]
         self.postponed = bool(state.get("postponed", False))
         if isinstance(self.weights, Reparametrised):
-            self.topology.load_state_dict({**state, "masks": state["counted"]})
+            self._load_topology({**state, "masks": state["counted"]})
             self.weights.load_state_dict(state["learned"])
             self.weights.begin_state()
             return
-        self.topology.load_state_dict(state)
+        self._load_topology(state)
         if isinstance(self.weights, Packed):
             self.weights.chosen = state.get("compute", {})
         with self.weights.unpacked():
@@ -605,6 +631,11 @@ class Sparsifier:
             self.weights.begin_state()
             self.weights.load_births(state.get("births", {}) if self._goes_by_weights else {})
         self._expect()
+
+    def _load_topology(self, state: Mapping[str, Any]) -> None:
+        self.topology.load_state_dict(state)
+        if self._reliable is not None:
+            self._reliable.load_state_dict(state.get("reliable"), self.topology.masks)
 
     # -- the update ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ MOMENTUM = 0.9
 class LayerReport:
     """Exact counts of one layer after an update (or at the start, when nothing was dropped or grown).
 
+    ``reliable``: how many of its weights have been active for so many steps in a row, where they are counted.
     ``threshold``: the magnitude that prunes its weights, where one is trained. ``churn``: after an update, the share of
     its active weights that were grown, where a pattern may move less than is dropped.
     """
@@ -30,6 +31,7 @@ class LayerReport:
     explored: int
     dropped: int = 0
     grown: int = 0
+    reliable: int | None = None
     threshold: float | None = None
     churn: float | None = None
 

@@ -1,4 +1,4 @@
-"""What wandb shows of a run, made from its record alone: its description, history, layers and end.
+"""What wandb shows of the course of a run, made from its record alone: its history, its end, and what has arrived.
 
 ``<run folder>/wandb/sent.json``, the book, says what has arrived.
 """
@@ -6,98 +6,26 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from dst.files import file_sha256, replace_text
-from dst.records.label import method_of, wrappers_of
-from dst.records.read import merge, parsed, read_attempts, read_json, read_layers, read_run, read_status
+from dst.records.read import merge, parsed, read_json, read_metrics, read_status
 from dst.records.states import State
-from dst.records.store import RESUME_EVENT, RecordError
-from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
+from dst.records.store import COMPUTE, LAYERS, METRICS, NETWORKS, RESUME_EVENT, RecordError
 
 PLACE: Final = "wandb"
 """The mirror's folder within a run folder: it has the book, and the lock of the process that sends."""
 
 _BOOK: Final = "sent.json"
 
-_FILES: Final = ("run.json", "metrics.jsonl", "layers.jsonl", "summary.json")
+_FILES: Final = ("run.json", METRICS, LAYERS, COMPUTE, NETWORKS, "summary.json")
 """The files that are sent, besides the state."""
-
-_DEFAULT_PROJECT: Final = "dst"
 
 
 class NotSentError(RuntimeError):
     """A record did not arrive; the message says why."""
-
-
-class WrongNameError(RecordError):
-    """The project or the entity (``option``) of a run has a name that wandb would refuse, and why (``problem``)."""
-
-    def __init__(self, option: str, name: str, problem: str) -> None:
-        self.option, self.name, self.problem = option, name, problem
-        super().__init__(f"{option}={name} {problem}")
-
-
-# -- where to, and as what ---------------------------------------------------------------------------------------------
-
-
-def destination(folder: Path, project: str | None = None, entity: str | None = None) -> tuple[str, str | None]:
-    """Return the project and the entity (None: wandb's default) to which a run goes: those given, or its config's.
-
-    ``RecordError`` if they cannot be read, ``WrongNameError`` if wandb would refuse them.
-    """
-    config = read_run(folder).get("config", {})
-    if "tracking.project" not in config:
-        raise RecordError("run.json lacks 'tracking.project'")
-    project = project or config["tracking.project"] or _DEFAULT_PROJECT
-    entity = entity or config.get("tracking.entity") or None
-    for option, name in {"project": project, "entity": entity}.items():
-        if name is not None and (problem := wrong_name(str(name))):
-            raise WrongNameError(option, str(name), problem)
-    return str(project), None if entity is None else str(entity)
-
-
-def description(folder: Path) -> dict[str, Any]:
-    """Return a run's description for wandb, within its limits; ``RecordError``."""
-    about = read_run(folder)
-    config = about["config"]
-    method = method_of(about)
-    wrapping = (told.partition("(")[0] for told in wrappers_of(about.get("identity", {})).values())
-    tags = [config.get("model.name"), config.get("data.name"), method, *wrapping]
-    wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
-    return {
-        "id": folder.name,
-        "name": shortened(str(about.get("name") or folder.name), LONGEST_NAME),
-        "group": shortened(str(config.get("output.group") or "default"), LONGEST_NAME),
-        "tags": list(dict.fromkeys(wanted)),
-        "notes": str(config.get("tracking.notes") or "") or None,
-        "job_type": "train",
-        "config": {**nested(config), "method": method},
-    }
-
-
-def nested(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config of dotted keys as nested mappings."""
-    tree: dict[str, Any] = {}
-    for dotted, value in config.items():
-        *above, name = dotted.split(".")
-        place = tree
-        for part in above:
-            place = place.setdefault(part, {})
-        place[name] = value
-    return tree
-
-
-def began(folder: Path) -> float:
-    """Return when a run began (unix time): its first attempt or, if that is not recorded, when its folder was made."""
-    attempts = read_attempts(folder)
-    started = attempts[0].get("started") if attempts else None
-    if isinstance(started, int | float):
-        return float(started)
-    return datetime.fromisoformat(read_run(folder)["created"]).timestamp()
 
 
 # -- the history -------------------------------------------------------------------------------------------------------
@@ -116,7 +44,7 @@ class History:
     """
 
     def __init__(self, folder: Path, starting_step: int, last: Mapping[str, Any]) -> None:
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         self._position = 0
         self._rows: dict[int, dict[str, Any]] = {}
         self._sent, is_again = divmod(starting_step - 1, 2)
@@ -162,15 +90,14 @@ def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
 # -- its end -----------------------------------------------------------------------------------------------------------
 
 
-def layer_table(folder: Path) -> tuple[list[str | int], list[Iterable[Any]]]:
-    """Return columns and rows of the table of layers: the last counts of each layer."""
-    latest = {row["layer"]: row for row in read_layers(folder)}
-    own = ["threshold"] if any("threshold" in row for row in latest.values()) else []
-    rows: list[Iterable[Any]] = [
-        [row["layer"], row["size"], row["active"], row["active"] / row["size"], row["explored"], *map(row.get, own)]
-        for row in latest.values()
-    ]
-    return ["layer", "size", "active", "density", "explored", *own], rows
+def best(folder: Path) -> dict[str, float]:
+    """Return the best validation figures of the history, whether or not the run was selected by them."""
+    rows = read_metrics(folder)
+    found: dict[str, float] = {}
+    for name, value, choose in (("accuracy_max", "val/accuracy", max), ("loss_min", "val/loss", min)):
+        known = [row[value] for row in rows if isinstance(row.get(value), int | float)]
+        found |= {f"val/{name}": choose(known)} if known else {}
+    return found
 
 
 def state(folder: Path) -> State:

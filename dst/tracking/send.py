@@ -20,11 +20,15 @@ from typing import Any, Final
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_summary
 from dst.records.states import State
-from dst.tracking import mirrored
+from dst.tracking import described, mirrored
 from dst.tracking.mirrored import NotSentError
+from dst.tracking.tables import TABLES
 
 _WANDB_CODES: Final = {State.DONE: 0, State.KILLED: 254}
 """Exit codes that wandb shows as finished and as crashed; any other one is failed."""
+
+_NOT_PLOTTED: Final = ("step", "epoch", "attempt", "time/seconds")
+"""What others are plotted over, at most."""
 
 _POLL_S: Final = 1.0
 _RETRY_S: Final = 60.0
@@ -77,7 +81,7 @@ class _Sender:
 
     def __init__(self, options: argparse.Namespace, over: threading.Event, report: Report) -> None:
         self.folder: Path = options.folder.resolve()
-        self.project, self.entity = mirrored.destination(self.folder, options.project, options.entity)
+        self.project, self.entity = described.destination(self.folder, options.project, options.entity)
         self._share: float = options.timeout_s / 2  # of its time: one half for the beginning, one for the end
         self.over, self.report = over, report
 
@@ -124,15 +128,17 @@ class _Sender:
             resume="allow",
             project=self.project,
             entity=self.entity,
-            settings=_settings(self._share, mirrored.began(self.folder)),
-            **mirrored.description(self.folder),
+            settings=_settings(self._share, described.began(self.folder)),
+            **described.description(self.folder),
         )
         run.define_metric("*", step_metric="step")
+        for name in _NOT_PLOTTED:
+            run.define_metric(name, hidden=True)
         return run
 
     def _mirror(self, run: Any) -> None:
         """Send the history until it ends, then the rest; ``NotSentError`` if lines of it have not arrived."""
-        path, start = f"{run.entity}/{run.project}/{run.id}", mirrored.began(self.folder)
+        path, start = f"{run.entity}/{run.project}/{run.id}", described.began(self.folder)
         lines = _lines(path, self._share) if run.resumed else 0
         history = mirrored.History(self.folder, run.starting_step, mirrored.read_book(self.folder).get("last") or {})
         is_over, seconds = False, 0.0
@@ -152,17 +158,18 @@ class _Sender:
         _tear_down()
 
     def _finish(self, run: Any) -> None:
-        """Send the table of layers and the final figures, and wait until they have arrived."""
+        """Send the tables and the final figures, and wait until they have arrived."""
         import wandb
 
         end = mirrored.state(self.folder)
-        run.summary.update(mirrored.with_nan(read_summary(self.folder) or {}))
-        try:
-            columns, rows = mirrored.layer_table(self.folder)
-            if rows:
-                run.summary.update({"sparsity/layers": wandb.Table(columns=columns, data=rows)})
-        except (KeyError, TypeError, ValueError) as error:  # the rest is sent all the same
-            self.report(f"no table of layers: {_first_line(error)}")
+        run.summary.update(mirrored.with_nan(mirrored.best(self.folder) | (read_summary(self.folder) or {})))
+        for name, make in TABLES.items():
+            try:
+                columns, rows = make(self.folder)
+                if rows:
+                    run.summary.update({name: wandb.Table(columns=columns, data=rows)})
+            except (KeyError, TypeError, ValueError) as error:  # the rest is sent all the same
+                self.report(f"no table {name}: {_first_line(error)}")
         if end == State.PREEMPTED:
             run.mark_preempting()
         run.finish(exit_code=_WANDB_CODES.get(end, 1))

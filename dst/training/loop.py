@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -251,6 +251,7 @@ class Training:
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
+            **self._rs_reliable(),
             "model/parameters": self.parameters,
             "model/maskable": self.sparsifier.topology.size,
             "flops/test": test_flops,
@@ -276,6 +277,11 @@ class Training:
         """Return the density of the masks that active weights are chosen from, where they are learned."""
         density = self.sparsifier.edge_density
         return {} if density is None else {"sparsity/edge_density": density}
+
+    def _rs_reliable(self) -> dict[str, float]:
+        """Return the share of weights that were active for long enough, where it is kept."""
+        share = self.sparsifier.rs_reliable
+        return {} if share is None else {"sparsity/rs_reliable": share}
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -305,6 +311,8 @@ class Training:
         self.counters.step = batch.step
         if self.sparsifier.update(turn, is_last=self.phase_step == self.phase.steps):
             self._report_update(observer)
+        elif batch.step == self.total_steps:
+            self._report_reliable(observer)
         self._report_compute(observer)
         self._sums += torch.stack([judged.loss.double() * batch.samples, judged.right.double()])
         self.counters.samples += batch.samples
@@ -334,6 +342,12 @@ class Training:
         self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
         self.active = self.sparsifier.topology.active_by_layer
         observer.on_layers(step, self.sparsifier.layers)
+
+    def _report_reliable(self, observer: Observer) -> None:
+        """Report the layers, none of which has changed, if weights are counted that have become reliable since."""
+        if self.sparsifier.rs_reliable is not None:
+            unchanged = [replace(report, dropped=0, grown=0, churn=None) for report in self.sparsifier.layers]
+            observer.on_layers(self.counters.step, unchanged)
 
     def _report_compute(self, observer: Observer) -> None:
         """Report what was found out of how layers are multiplied, before it can be saved."""
@@ -380,6 +394,7 @@ class Training:
             "sparsity/density": self.sparsifier.density,
             "sparsity/active": self.sparsifier.topology.active,
             "sparsity/rs": self.sparsifier.rs,
+            **self._rs_reliable(),
             "sparsity/drop_fraction": self.sparsifier.drop_fraction,
             **({"sparsity/churn": churn} if churn is not None else {}),
             **({"sparsity/threshold": sum(thresholds) / len(thresholds)} if thresholds else {}),

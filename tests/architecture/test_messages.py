@@ -15,7 +15,7 @@ KEYS = [key for key, _, _ in leaves(Config()) if "." in key]
 NODES = sorted({key.rpartition(".")[0] for key in KEYS})
 OF_A_RECORD = {
     "dst/records/label.py": ["sparsity.label"],
-    "dst/tracking/mirrored.py": [
+    "dst/tracking/described.py": [
         *("data.name", "model.name", "output.group"),
         *("tracking.entity", "tracking.notes", "tracking.project", "tracking.tags"),
     ],

@@ -18,7 +18,8 @@ STEPS = 63  # 3 epochs of 21
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     cache = f"data.cache={tmp_path_factory.mktemp('cache')}"
-    return ("sparsity=rigl", "schedule.select=best_val", *SMALL, "hardware.processes=2", "schedule.epochs=3", cache)
+    more = ("hardware.processes=2", "schedule.epochs=3", "tracking.reliable_steps=15", cache)
+    return ("sparsity=rigl", "schedule.select=best_val", *SMALL, *more)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def reference(options, tmp_path_factory):
     assert codes(results) == [0, 0], results
     assert results[0].output.count("done: digits mlp rigl") == 1
     assert results[1].output == ""  # rank 0 speaks for all
-    return traces(run_folder(folder / "outputs"))
+    found = traces(run_folder(folder / "outputs"))
+    assert 0 < found["summary"]["sparsity/rs_reliable"] < found["summary"]["sparsity/rs"]
+    return found
 
 
 def codes(results):

@@ -22,7 +22,7 @@ from dst.records.provenance import code_version
 from dst.records.read import read_attempts, read_launch, read_run, read_status
 from dst.records.store import Record
 from dst.run.verified import frozen_config
-from dst.tracking.mirrored import description
+from dst.tracking.described import description
 from tests.old_records import FAILED, GROUP, METHODS, PREEMPTED, WITH_CHECKPOINT, unpack
 from tests.processes import REPOSITORY, run, run_folder, wait_until
 

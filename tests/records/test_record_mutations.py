@@ -32,7 +32,7 @@ from dst.run import attempt as attempts
 from dst.run.cell import Cell
 from dst.run.resume import locked_record
 from dst.run.verified import from_yaml
-from dst.tracking.mirrored import description
+from dst.tracking.described import description
 from tests.processes import run, run_folder
 
 TINY = (

@@ -12,8 +12,10 @@ from dst.launcher.frozen import submitted_code
 from dst.records.read import read_metrics
 from dst.records.store import Record, RecordError
 from dst.run.verified import frozen_config
+from dst.tracking.described import began, description, destination, nested
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened
-from dst.tracking.mirrored import History, began, description, destination, layer_table, nested, read_book, with_nan
+from dst.tracking.mirrored import History, best, read_book, with_nan
+from dst.tracking.tables import MOST_ROWS, TABLES, compute, last_layers, layers_by_step, networks
 
 CONFIG = {
     "model.name": "mlp", "data.name": "digits", "sparsity.label": "rigl", "output.group": "g",
@@ -62,6 +64,27 @@ def test_what_wraps_the_method_is_a_tag(tmp_path):
     identity = {"correction.name": "agent", "correction.gamma": 0.2, "procedure.name": "sup_tickets"}
     with Record.create(tmp_path / "abc", config_yaml="", run={**ABOUT, "identity": identity}):
         assert description(tmp_path / "abc")["tags"] == ["mlp", "digits", "rigl", "agent", "sup_tickets", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("-m sparsity=rigl,set schedule.lr.peak=0.1,0.2", " schedule.lr.peak=0.1"),
+        ("-m +experiment=itop/mini 'model.hidden=[16],[32]' seed=0,1", " model.hidden=[16]"),
+        ("-m sparsity.density=0.1,0.2 'schedule.epochs=range(1,4)'", " schedule.epochs=3"),
+        ("-m sparsity.grow.name=random,gradient", ""),  # what is changed in a method is in the name already
+        ("-m schedule.epochs=choice(1,2) schedule.epochs=choice(1,2)", " schedule.epochs=3"),
+        ("'model.hidden=[16,32]' schedule.epochs=3 'tracking.notes=\"a,b\"'", ""),  # nothing is swept
+        ("-m unknown=1,2 data=digits,mnist 'broken", ""),
+    ],
+)
+def test_what_was_swept_is_in_the_name(words, told, tmp_path):
+    config = {"schedule.lr.peak": 0.1, "model.hidden": [16], "schedule.epochs": 3, "tracking.notes": "a,b"}
+    config |= {"sparsity.density": 0.1, "seed": 0, "sparsity.grow.name": "random"}
+    about = {"name": "digits mlp rigl grow=random density=0.1 seed=0", "changed": {"sparsity.grow.name": "random"}}
+    run = {**ABOUT, **about, "config": {**CONFIG, **config}, "command": f"python run.py {words}"}
+    with Record.create(tmp_path / "abc", config_yaml="", run=run):
+        assert description(tmp_path / "abc")["name"] == about["name"] + told
 
 
 def test_whoever_reads_run_json_is_told_which_field_is_damaged(tmp_path):
@@ -113,7 +136,58 @@ def test_the_table_has_the_last_counts_of_each_layer(tmp_path):
             layers = [{"layer": name, "size": 8, "active": 4, "explored": 4 + step} for name in ("b", "a")]
             record.log_layers(step=step, attempt=1, rows=layers)
         record.mark_resume(step=10, attempt=2)
-    assert layer_table(tmp_path / "abc")[1] == [["b", 8, 4, 0.5, 14], ["a", 8, 4, 0.5, 14]]
+    assert last_layers(tmp_path / "abc")[1] == [["b", 8, 4, 0.5, 14], ["a", 8, 4, 0.5, 14]]
+
+
+def test_tables_have_what_is_on_record_and_no_more(tmp_path):
+    rows = [
+        {"layer": "b", "size": 8, "active": 4, "explored": 6, "dropped": 1, "grown": 1, "reliable": 3},
+        {"layer": "a", "size": 4, "active": 4, "explored": 4, "dropped": 0, "grown": 0, "reliable": 4},
+    ]
+    network = {"phase": 1, "phase_name": "cycle 1", "name": "ticket 1", "density": 0.5, "active": 4}
+    with Record.open(made(tmp_path / "abc")) as record:
+        assert [make(tmp_path / "abc") for make in TABLES.values()] == [([], [])] * 4
+        for step in (0, 10, 20):
+            record.log_layers(step=step, attempt=1, rows=rows)
+        record.log_network(step=5, attempt=1, **network)
+        record.log_network(step=9, attempt=1, **{**network, "name": "superposed 1"}, loss=0.25, accuracy=0.75)
+        record.log_compute(step=0, attempt=1, rows=[{"layer": "b", "density": 0.5, "choice": "masked"}])
+        record.mark_resume(step=10, attempt=2, phase=2)
+    assert last_layers(tmp_path / "abc") == (
+        ["layer", "size", "active", "density", "explored", "reliable"],
+        [["b", 8, 4, 0.5, 6, 3], ["a", 4, 4, 1.0, 4, 4]],
+    )
+    columns, found = layers_by_step(tmp_path / "abc")
+    assert columns == ["step", "layer", "size", "active", "density", "explored", "dropped", "grown", "reliable"]
+    assert found == [
+        [step, *row] for step in (0, 10) for row in (["b", 8, 4, 0.5, 6, 1, 1, 3], ["a", 4, 4, 1.0, 4, 0, 0, 4])
+    ]
+    assert networks(tmp_path / "abc") == (
+        ["phase", "phase_name", "step", "name", "density", "active", "val/loss", "val/accuracy"],
+        [[1, "cycle 1", 5, "ticket 1", 0.5, 4, None, None], [1, "cycle 1", 9, "superposed 1", 0.5, 4, 0.25, 0.75]],
+    )
+    assert compute(tmp_path / "abc") == (["step", "layer", "density", "choice"], [[0, "b", 0.5, "masked"]])
+
+
+@pytest.mark.parametrize(("updates", "every"), [(MOST_ROWS // 2, 1), (MOST_ROWS // 2 + 1, 2), (MOST_ROWS + 1, 3)])
+def test_of_very_many_updates_the_table_has_every_nth_and_the_last(updates, every, tmp_path):
+    rows = [{"layer": name, "size": 8, "active": 4, "explored": 4} for name in ("b", "a")]
+    with Record.open(made(tmp_path / "abc")) as record:
+        for step in range(updates):
+            record.log_layers(step=step, attempt=1, rows=rows)
+    _, found = layers_by_step(tmp_path / "abc")
+    assert len(found) <= MOST_ROWS
+    assert [row[0] for row in found[::2]] == [*range(updates - 1, -1, -every)][::-1]
+    assert [row[1] for row in found] == ["b", "a"] * (len(found) // 2)
+
+
+def test_the_best_of_the_history_is_told_beside_what_was_selected(tmp_path):
+    with Record.open(made(tmp_path / "abc")) as record:
+        assert best(tmp_path / "abc") == {}
+        for step, (loss, accuracy) in enumerate([(0.5, 0.6), (math.nan, 0.9), (0.7, 0.8), (0.1, 0.99)]):
+            record.log(step=step, epoch=0.0, attempt=1, values={"val/loss": loss, "val/accuracy": accuracy})
+        record.mark_resume(step=2, attempt=2)  # which takes the last one back
+    assert best(tmp_path / "abc") == {"val/accuracy_max": 0.9, "val/loss_min": 0.5}
 
 
 # -- the history -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torch
 
 from dst.launcher.sync import main as sync
 from dst.records.catalog import find_runs
-from dst.records.read import read_metrics, read_status, read_summary
+from dst.records.read import read_compute, read_metrics, read_networks, read_status, read_summary
 from dst.records.store import Record
 from dst.tracking import tracker
 from tests.processes import REPOSITORY, run, run_folder, traces, wait_until
@@ -127,13 +127,85 @@ def test_a_run_without_validation_is_mirrored_without_its_figures(tmp_path, stub
     assert not [name for name in found.summary if name.startswith("val/")]
 
 
-def test_the_table_of_layers(tracked, stub):
+def tables(stub, folder):
+    """Return the tables that arrived of a run, by their names without what wandb adds, and where they are shown."""
+    arrived = {
+        path.partition("/media/table/")[2].rpartition("_summary_")[0]: json.loads(data)
+        for path, data in stub.uploads.items()
+        if path.startswith(f"{folder.name}/media/table/")
+    }
+    shown = {
+        name for name, value in stub.run(folder.name).summary.items() if isinstance(value, dict) and "ncols" in value
+    }
+    assert set(arrived) == shown
+    return arrived
+
+
+def test_the_tables_of_layers(tracked, stub):
     _, folder, _ = tracked
-    (table,) = [json.loads(data) for path, data in stub.uploads.items() if f"{folder.name}/media/table/" in path]
-    assert table["columns"] == ["layer", "size", "active", "density", "explored"]
-    last = [json.loads(line) for line in (folder / "layers.jsonl").read_text().splitlines()][-2:]
-    expected = [[x["layer"], x["size"], x["active"], x["active"] / x["size"], x["explored"]] for x in last]
-    assert table["data"] == expected
+    found = tables(stub, folder)
+    assert set(found) == {"sparsity/layers", "sparsity/layers_by_step"}
+    assert found["sparsity/layers"]["columns"] == ["layer", "size", "active", "density", "explored"]
+    rows = [json.loads(line) for line in (folder / "layers.jsonl").read_text().splitlines()]
+    expected = [[x["layer"], x["size"], x["active"], x["active"] / x["size"], x["explored"]] for x in rows]
+    assert found["sparsity/layers"]["data"] == expected[-2:]
+    by_step = found["sparsity/layers_by_step"]
+    assert by_step["columns"] == ["step", "layer", "size", "active", "density", "explored", "dropped", "grown"]
+    assert [row[:6] for row in by_step["data"]] == [[x["step"], *row] for x, row in zip(rows, expected, strict=True)]
+    assert len({row[0] for row in by_step["data"]}) > 3
+
+
+def test_networks_compute_and_reliable_rs_arrive_after_an_offline_run(tmp_path, stub, monkeypatch, capsys):
+    """As a procedure makes networks and layers are timed; nothing of it needs the server while training."""
+    options = ("procedure=sup_tickets", "procedure.pretrain_epochs=1", "procedure.cycle_epochs=1")
+    more = ("tracking.reliable_steps=9", "model.hidden=[64]", "schedule.epochs=3")
+    timed = ("sparsity.compute=auto", "hardware.determinism=fast")
+    assert run(*OFFLINE, *options, *more, *timed, cwd=tmp_path, env=stub.env).code == 0
+    folder = run_folder(tmp_path / "outputs")
+    assert not (folder / "wandb").exists()
+    for name, value in stub.env.items():
+        monkeypatch.setenv(name, value)
+    assert sync([str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("sent ")
+    found, summary = tables(stub, folder), read_summary(folder)
+    for name, rows in {"networks": read_networks(folder), "compute": read_compute(folder)}.items():
+        assert rows
+        columns = found[name]["columns"]
+        assert "attempt" not in columns
+        told = [{k: v for k, v in zip(columns, row, strict=True) if v is not None} for row in found[name]["data"]]
+        assert told == [{k: v for k, v in row.items() if k != "attempt"} for row in rows]
+    assert found["sparsity/layers"]["columns"][-1] == "reliable"
+    assert sum(row[-1] for row in found["sparsity/layers"]["data"]) > 0
+    assert stub.run(folder.name).summary["sparsity/rs_reliable"] == summary["sparsity/rs_reliable"] > 0
+    assert [row.get("sparsity/rs_reliable") for row in arrived(stub, folder)] == [
+        row.get("sparsity/rs_reliable") for row in read_metrics(folder)
+    ]
+
+
+def test_no_number_arrives_that_is_not_on_record(tracked, stub):
+    _, folder, _ = tracked
+    found = {k: v for k, v in stub.run(folder.name).summary.items() if not (k.startswith("_") or isinstance(v, dict))}
+    history, summary = read_metrics(folder), read_summary(folder)
+    extremes = {
+        "val/accuracy_max": max(row["val/accuracy"] for row in history if "val/accuracy" in row),
+        "val/loss_min": min(row["val/loss"] for row in history if "val/loss" in row),
+    }
+    last = {name: value for row in history for name, value in row.items()}
+    assert found == {**last, **extremes, **summary}
+
+
+def test_what_is_plotted_and_over_what(tracked, stub):
+    _, folder, _ = tracked
+    metrics = stub.run(folder.name).config["_wandb"]["value"]["m"]
+    hidden, no_summary_of_its_own = 2, [1]
+    named = {metric["1"]: metric for metric in metrics if "1" in metric}
+    assert {name for name, metric in named.items() if hidden in metric["6"]} == {
+        "step",
+        "epoch",
+        "attempt",
+        "time/seconds",
+    }
+    assert all(metric.get("7", []) in ([], no_summary_of_its_own) for metric in metrics)
 
 
 def test_what_was_sent_while_training_is_not_sent_again(tracked, stub, monkeypatch, capsys):

@@ -160,9 +160,7 @@ class AdamAge:
         0: since the start, or so old that it makes no difference. In the order of the weights.
         """
         return {
-            layer.name: layer.dense().view(mask.shape)[mask]
-            for layer, mask in zip(self._layers, masks, strict=True)
-            if len(layer.positions)
+            layer.name: layer.of(mask) for layer, mask in zip(self._layers, masks, strict=True) if len(layer.positions)
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor], masks: Sequence[Tensor]) -> None:
@@ -173,12 +171,5 @@ class AdamAge:
         if unknown := sorted(set(state) - {layer.name for layer in self._layers}):
             raise ValueError(f"the stored ages are of another model: it has layers {', '.join(unknown)}")
         for layer, mask in zip(self._layers, masks, strict=True):
-            born = state.get(layer.name)
-            if born is None:
-                layer.forget()
-                continue
-            if len(born) != int(mask.sum()):
-                raise ValueError(f"layer {layer.name}: {len(born)} ages are stored for {int(mask.sum())} weights")
-            born = born.to(layer.weight.device)
-            layer.remember(torch.zeros_like(mask, dtype=torch.int32).masked_scatter_(mask, born).reshape(-1))
+            layer.restore(state, layer.name, mask)
         self._put(self._clocks())

@@ -7,7 +7,6 @@ by a few operations, over the grown weights of a host or over all of a GPU.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -16,55 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dst.sparsity.weights.births import Births
 
-@dataclass(eq=False)
-class AgedLayer:
-    """Where the grown weights of a layer are, in the order in which its parameter holds them, and when they were born.
 
-    ``size``: how many weights the layer has. ``places``: int64, which of them the parameter holds, if not all.
-    """
+class AgedLayer(Births):
+    """A layer and the births of its grown weights, in the order in which its parameter holds them."""
 
-    name: str
-    weight: nn.Parameter
-    size: int
-    places: Tensor | None = None
-    positions: Tensor = field(init=False)
-    births: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.forget()
+    def __init__(self, name: str, weight: nn.Parameter, size: int) -> None:
+        super().__init__(size, weight.device)
+        self.name, self.weight = name, weight
 
     def hold(self, places: Tensor | None) -> None:
         """Follow a parameter that holds other weights of the layer from now on, or all of them (None)."""
         births = self.dense()
         self.places = places
-        self.remember(births)
-
-    def forget(self) -> None:
-        """Have no grown weights."""
-        self.positions = torch.zeros(0, dtype=torch.int64, device=self.weight.device)
-        self.births = torch.zeros(0, dtype=torch.int32, device=self.weight.device)
-
-    def remember(self, births: Tensor) -> None:
-        """Take the births of all weights, flat; 0 where there was none."""
-        held = births if self.places is None else births[self.places]
-        self.positions = held.nonzero().view(-1)
-        self.births = held[self.positions]
-
-    def dense(self) -> Tensor:
-        """Return the births of all weights, flat; 0 where there was none."""
-        births = torch.zeros(self.size, dtype=torch.int32, device=self.weight.device)
-        positions = self.positions if self.places is None else self.places[self.positions]
-        return births.index_copy_(0, positions, self.births)
-
-    def change(self, mask: Tensor, new: Tensor | None, now: int, forgotten: int) -> None:
-        """Let ``new`` weights be born ``now``; forget those that have left, were born by ``forgotten`` or later."""
-        if new is None and not len(self.positions):
-            return
-        births = self.dense()
-        if new is not None:
-            births.masked_fill_(new.reshape(-1), now)
-        births.masked_fill_(~mask.reshape(-1) | (births <= forgotten) | (births > now), 0)
         self.remember(births)
 
 
