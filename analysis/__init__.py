@@ -1,1 +1,1 @@
-"""Tables and figures from the records of runs: ``tables``, ``plots``, and the notebooks that use them."""
+"""Tables and figures from the records of runs: ``tables``, ``figures``, and the notebooks that use them."""

@@ -57,10 +57,15 @@ def aligned(table: pd.DataFrame) -> list[str]:
     )
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write numbers and texts as CSV, in which no text is a formula to a spreadsheet."""
+def csv_text(table: pd.DataFrame) -> str:
+    """Return numbers and texts as CSV, in which no text is a formula to a spreadsheet."""
     safe = table.map(_safe).rename(columns=_safe)
-    safe.to_csv(path, index=False, float_format="%.10g", lineterminator="\n", encoding="utf-8")
+    return safe.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as a CSV file (see ``csv_text``)."""
+    path.write_text(csv_text(table), encoding="utf-8", newline="")
 
 
 def counted(n: int, expected: int) -> str:
@@ -75,4 +80,6 @@ def listed(values: Sequence[str], most: int = 6) -> str:
 
 
 def _safe(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)

@@ -74,7 +74,7 @@ def create(
     if superseded is not None:
         folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
     _check_group(config)
-    given = {"command": command, "config_digest": sha256(text), "code": code_version()}
+    given = {"command": command, "cwd": os.getcwd(), "config_digest": sha256(text), "code": code_version()}
     about = {**_known(config, changed, identity), **given}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)

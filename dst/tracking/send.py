@@ -3,7 +3,7 @@
 It sends what is recorded and then what is added, until its standard input is closed or the process that started it is
 gone. Then it sends the rest, and how the run ended. It asks the server what it has under the run's id and sends what is
 lacking, so sending again duplicates nothing, even after a failure half-way. Each problem is a line on standard output;
-the exit code is 0 if everything has arrived. No other module imports wandb.
+the exit code is 0 if everything has arrived. But for ``fetch``, no other module imports wandb.
 """
 
 import argparse

@@ -1,99 +1,180 @@
+"""The notebooks, on one tree of cheap runs that the commands of the platform have made."""
+
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
-from dst.records.catalog import find_runs
+from analysis.figures import FIGURES as DRAWINGS
+from analysis.notebook import Said, show
+from dst.records.catalog import catalog, find_runs
 from dst.records.entries import Entry, entry_path, write_entry
 from tests.e2e.test_command_line import SILENT
 from tests.processes import run
 
 REPOSITORY = Path(__file__).parents[2]
-NOTEBOOK, TABULAR = (REPOSITORY / "analysis" / name for name in ("first_table.ipynb", "tabular.ipynb"))
-
-
-@pytest.mark.parametrize("path", [NOTEBOOK, TABULAR], ids=lambda path: path.stem)
-def test_a_notebook_is_stored_without_outputs(path):
-    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    nbformat.validate(notebook)
-    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("folder", "read", "group"),
-    [(REPOSITORY, "outputs", "sweep"), (REPOSITORY / "analysis", "outputs/paper", ".")],
-    ids=["root", "analysis, of a group whose runs lie elsewhere"],
+NOTEBOOKS = {path.stem: path for path in (REPOSITORY / "analysis").glob("*.ipynb")}
+NAMES = (
+    *("accuracy", "blocks", "compare", "curves", "extended_training", "flops", "layer_density", "rs", "sup_tickets"),
+    "tabular",
 )
-def test_the_notebook_makes_the_table_and_the_figures(tree, tmp_path, monkeypatch, folder, read, group):
-    for found in find_runs(tree):
-        entry = Entry(found.name, found.name, found, "python run.py")
-        write_entry(entry_path(tree / "paper", found.name), entry, root=tree)
-    monkeypatch.setenv("DST_OUTPUTS", str(tmp_path / read))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    cells = {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
-    def text(cell):
-        return cells[cell].outputs[0].data["text/plain"]
-
-    states = [line.split() for line in text("states").splitlines()[2:]]
-    assert states == [[group, "done", "6"], ["failed", "1"], ["running", "1"]]
-    rows = [line.split() for line in text("table").replace(" ± ", "±").splitlines()]
-    flat = "\n".join(" ".join(row) for row in rows)
-    for value in ("98.00±—", "96.00±1.41", "92.00±2.00"):
-        assert value in flat
-    assert cells["missing"].outputs[0].text == (
-        "missing in digits mlp dense density=—: seed 1 running; seed 2 not run\n"
-        "missing in digits mlp rigl density=0.1: seed 2 failed\n"
-    )
-    for figure in ("flops", "rs"):
-        assert [output.output_type for output in cells[figure].outputs] == ["display_data"]
-        assert "image/png" in cells[figure].outputs[0].data
-
-
-SHORT = ("model.hidden=[16,16]", "schedule.epochs=4", "schedule.update_every=5", "data.path=wine", *SILENT)
+SHORT = ("model.hidden=[16,16]", "schedule.epochs=4", "schedule.update_every=5", *SILENT)
+TABLE = (*SHORT, "data.path=wine")
+SWEEPS = {
+    "digits": (
+        ("sparsity=dense", "seed=0,1"),
+        ("sparsity=static,set_itop", "sparsity.density=0.2", "schedule.multiplier=1,2", "seed=0,1"),
+    ),
+    "blocks": (("sparsity=dsb", "model.hidden=[32,32]", "sparsity.density=0.5"),),
+    "tickets": (("sparsity=rigl_itop", "procedure=sup_tickets", "procedure.cycle_epochs=1", "schedule.epochs=10"),),
+}
 OF_A_PROCEDURE = {"imp": ("procedure.level_epochs=1",)}
 
 
 def commands():
     """Return the words of each command that the notebook about tables gives, without its seeds."""
-    notebook = nbformat.read(TABULAR, as_version=4)
-    (given,) = (cell.source for cell in notebook.cells if cell.id == "title")
+    (given,) = (cell.source for cell in read("tabular").cells if cell.id == "title")
     lines = [line for line in given.splitlines() if line.startswith("python run.py ")]
     return [[word for word in shlex.split(line)[2:] if not word.startswith("seed=")] for line in lines]
 
 
-@pytest.mark.slow
-def test_the_notebook_about_tables_shows_the_runs_of_its_commands(tmp_path, monkeypatch):
-    methods, levels = set(), 0
+def read(name):
+    return nbformat.read(NOTEBOOKS[name], as_version=4)
+
+
+def train(folder, *words):
+    result = run("-m", *words, cwd=folder)
+    assert result.code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with outputs of all that the notebooks are about."""
+    folder = tmp_path_factory.mktemp("trained")
+    for sweep, lines in SWEEPS.items():
+        for line in lines:
+            train(folder, f"output.group={sweep}", *SHORT, *line)
     for words in commands():
         assert words[:2] == ["-m", "data=tabular"]
         procedure = next((word.partition("=")[2] for word in words if word.startswith("procedure=")), "")
-        result = run(*words, "seed=0,1", *SHORT, *OF_A_PROCEDURE.get(procedure, ()), cwd=tmp_path)
-        assert result.code == 0, result.output
-        (sparsity,) = (word.partition("=")[2] for word in words if word.startswith("sparsity="))
-        methods |= {f"{procedure} {name}".strip() for name in sparsity.split(",")}
-        levels += procedure == "imp"
-    assert methods == {"dense", "random_pruning", "rigl", "imp random_pruning"}
-    monkeypatch.setenv("DST_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    notebook = nbformat.read(TABULAR, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(REPOSITORY)}}).execute()
-    cells = {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
+        train(folder, *words[1:], "seed=0,1", *TABLE, *OF_A_PROCEDURE.get(procedure, ()))
+    return folder
 
-    def text(cell):
-        return cells[cell].outputs[0].data["text/plain"]
 
-    assert [line.split() for line in text("states").splitlines()[2:]] == [["default", "done", str(2 * len(methods))]]
-    rows = [line.split() for line in text("table").splitlines() if "mlp" in line]
-    assert len(rows) == len(methods)
-    assert cells["missing"].outputs[0].text == "\n"
-    assert ("level 1" in text("networks")) == bool(levels)
-    for figure in ("flops", "density"):
-        assert "image/png" in cells[figure].outputs[0].data
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """Return a function that executes a notebook and returns the outputs of its cells by their id."""
+
+    def execute(name, outputs, *, cwd=REPOSITORY, **env):
+        for key, value in {"DST_OUTPUTS": str(outputs), "IPYTHONDIR": str(tmp_path / "ipython"), **env}.items():
+            monkeypatch.setenv(key, value)
+        notebook = read(name)
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(cwd)}}).execute()
+        return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+
+    return execute
+
+
+def text(outputs):
+    (output,) = outputs
+    return output.data["text/plain"]
+
+
+def is_figure(outputs):
+    (output,) = outputs
+    return output.data.get("image/svg+xml", "").startswith("<svg")
+
+
+def test_these_are_the_notebooks():
+    assert sorted(NOTEBOOKS) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_without_outputs(name):
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
+    assert max(len(cell.source.splitlines()) for cell in code) < 12  # the logic is in the library
+
+
+FIGURES = {
+    "accuracy": ["figure"],
+    "blocks": ["figure", "layers"],
+    "compare": [],
+    "curves": ["figure"],
+    "extended_training": ["figure"],
+    "flops": ["figure"],
+    "layer_density": ["figure"],
+    "rs": ["figure", "exchange"],
+    "sup_tickets": ["figure"],
+    "tabular": ["figure", "flops"],
+}
+
+
+@pytest.mark.slow
+def test_every_notebook_shows_its_figures_and_tables_of_what_was_trained(trained, execute):
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(NAMES, pool.map(lambda name: executed(name, trained, execute), NAMES), strict=True))
+    for name, cells in found.items():
+        shown = {cell for cell, outputs in cells.items() if outputs and is_figure(outputs)}
+        assert shown == set(FIGURES[name]), name
+        assert not [cell for cell, outputs in cells.items() if outputs and "Nothing to show" in str(outputs)], name
+    assert "multiplier" in text(found["extended_training"]["table"])
+    assert "ticket 1" in text(found["sup_tickets"]["networks"])
+    assert "level 1" in text(found["tabular"]["networks"])
+    assert text(found["tabular"]["missing"]) == "Nothing is missing."
+    assert "dsb" in text(found["blocks"]["table"])
+
+
+def executed(name, folder, execute):
+    return execute(name, folder / "outputs", DST_OTHER=str(folder / "outputs" / "digits"))
+
+
+@pytest.mark.slow
+def test_where_there_is_nothing_to_show_a_notebook_says_so(tree, execute):
+    cells = execute("sup_tickets", tree)
+    assert text(cells["runs"]) == "Nothing to show: there are no runs of this kind."
+    assert text(cells["table"]) == "Nothing to show: there are no runs."
+    assert text(cells["figure"]).startswith("Nothing to show: this figure needs runs of a procedure")
+
+
+def test_a_figure_that_no_run_has_says_what_it_needs(tree):
+    said = repr(show("networks", catalog(tree)))
+    assert said == f"Nothing to show: this figure needs {DRAWINGS['networks'].needs}."
+    assert repr(show("networks", catalog(tree / "nowhere"))) == said
+
+
+@pytest.mark.slow
+def test_a_notebook_in_its_folder_shows_a_group_whose_runs_lie_elsewhere_and_what_is_missing(tree, execute, tmp_path):
+    for found in find_runs(tree):
+        entry = Entry(found.name, found.name, found, "python run.py")
+        write_entry(entry_path(tree / "paper", found.name), entry, root=tree)
+    cells = execute("accuracy", tmp_path / "outputs/paper", cwd=REPOSITORY / "analysis")
+    assert [line.split() for line in text(cells["runs"]).splitlines()[2:]] == [
+        [".", "done", "6"], ["failed", "1"], ["running", "1"],
+    ]  # fmt: skip
+    flat = "\n".join(" ".join(line.split()) for line in text(cells["table"]).replace(" ± ", "±").splitlines())
+    for value in ("98.00±—", "96.00±1.41", "92.00±2.00"):
+        assert value in flat
+    assert text(cells["missing"]).splitlines() == [
+        "missing in digits mlp dense density=—: seed 1 running; seed 2 not run",
+        "missing in digits mlp rigl density=0.1: seed 2 failed",
+    ]
+    assert is_figure(cells["figure"])
+
+
+def test_what_is_said_is_shown_as_it_is_whatever_signs_are_in_it():
+    assert Said(("<script>", "a & b"))._repr_html_() == "&lt;script&gt;<br>a &amp; b"
+
+
+@pytest.mark.slow
+def test_a_wrong_folder_is_an_error_that_names_it(execute, tmp_path):
+    with pytest.raises(CellExecutionError, match=r"nowhere is no folder: give the folder that runs were written to"):
+        execute("accuracy", tmp_path / "nowhere")

@@ -7,12 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.plots import accuracy_against_flops
 from analysis.results import TableError, accuracy_figures, missing_cells, missing_networks, network_figures
 from analysis.tables import accuracy_table, latex, main, network_table
 from dst.records.catalog import catalog
 from dst.records.store import Record
-from tests.analysis.test_plots import drawn
+from tests.analysis.drawn import lines_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -268,7 +267,7 @@ def test_a_copied_tree_makes_the_same_table(tree, tmp_path):
 
 
 def test_tables_and_figures_start_without_torch_and_hydra():
-    code = "import sys, analysis.plots; print(sorted({'torch', 'hydra', 'omegaconf'} & sys.modules.keys()))"
+    code = "import sys, analysis.figures; print(sorted({'torch', 'hydra', 'omegaconf'} & sys.modules.keys()))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
 
@@ -316,7 +315,8 @@ def test_where_a_table_has_runs_of_two_schemas_it_has_a_column_for_it(tmp_path, 
     assert list(table.columns).index("test accuracy (%)") == 5
     assert missing_cells(catalog(tmp_path)) == ["missing in digits mlp rigl density=0.1 schema=2: seed 1 not run"]
     assert "schema" in latex(catalog(tmp_path))
-    assert set(drawn(accuracy_against_flops(catalog(tmp_path)))) == {"rigl", "set, schema=1", "set, schema=2"}
+    words = ["schema=1", "schema=2"]
+    assert lines_of(catalog(tmp_path)) == [("rigl", words[1]), *(("set", word) for word in words)]
 
 
 # -- what wraps a method -----------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_what_wraps_a_method_has_a_column_where_a_run_has_one(tree, add_run):
     assert [*table.columns[:5]] == ["data", "model", "method", "density", "correction"]
     assert not {"procedure", "correction.gamma"} & {*table}
     assert missing_cells(catalog(tree))[2] == "missing in digits mlp set density=0.1 correction=agent: seed 2 not run"
-    assert "set, correction=agent(gamma=0.2)" in drawn(accuracy_against_flops(catalog(tree)))
+    assert ("set", "agent(gamma=0.2)") in lines_of(catalog(tree))
     for seed in range(3):
         add_run(tree, "sweep", "set", seed, 0.99, **tickets)
     assert cells(catalog(tree), "correction", "procedure", "test accuracy (%)")[2:] == [

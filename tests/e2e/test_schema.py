@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.plots import accuracy_against_flops, history
+from analysis.figures import FIGURES
 from analysis.results import accuracy_figures
 from analysis.tables import accuracy_table
 from dst.config.identity import SCHEMA_VERSION
@@ -30,6 +30,18 @@ pytestmark = pytest.mark.slow
 
 SHORT = ("model.hidden=[8]", "schedule.epochs=1", "schedule.update_every=5", "tracking=none", "checkpoint.keep=1")
 IN_GROUP = (*SHORT, f"output.group={GROUP}")
+
+
+def lines(name, runs):
+    """Return the lines of a figure of one panel."""
+    (ax,) = FIGURES[name](runs).axes
+    return ax.lines
+
+
+def containers(name, runs):
+    """Return the points with bars of a figure of one panel."""
+    (ax,) = FIGURES[name](runs).axes
+    return ax.containers
 
 
 @pytest.fixture
@@ -65,8 +77,8 @@ def test_old_records_are_read_as_ever(old, capsys):
         [method, "2"] for method in ("dst", "rigl_itop", "rigl_itop grow=random", "static")
     ]
     assert len(accuracy_figures(catalog(old))) == 6  # two more compositions, of the runs that are not done
-    assert len(accuracy_against_flops(done).containers) == 4
-    assert len(history(catalog(old), "sparsity/rs").lines) == 9
+    assert len(containers("accuracy_flops", done)) == 4
+    assert len(lines("rs", catalog(old))) == 5  # of six compositions: the run that failed has logged nothing
 
     assert status.main([str(old)]) == 0
     told = capsys.readouterr().out
@@ -100,8 +112,8 @@ def test_old_runs_and_new_ones_are_rows_of_one_table(mixed, capsys):
         figures.query("schema == 2")["flops_train_ratio"],
         check_index=False,
     )
-    assert len(accuracy_against_flops(runs).containers) == 7
-    assert len(history(runs, "sparsity/rs").lines) == 15
+    assert len(containers("accuracy_flops", runs)) == 7
+    assert len(lines("rs", runs)) == 7
     assert status.main([str(mixed)]) == 0
     assert "17 runs: 15 done, 1 failed, 1 preempted" in capsys.readouterr().out
     assert syncing.main([str(mixed), "--dry-run"]) == 0
@@ -133,10 +145,13 @@ def test_a_label_that_comes_too_late_is_said_to_name_nothing(mixed):
         assert "digits mlp mine" not in told.output
 
 
-def test_a_history_has_one_colour_for_two_names_of_one_composition(mixed):
+def test_a_figure_has_one_line_for_two_names_of_one_composition_and_another_for_what_was_changed_in_it(mixed):
     runs = catalog(mixed).query(f"schema == {SCHEMA_VERSION}")
-    colours = {line.get_color() for line in history(runs, "sparsity/rs").lines}
-    assert len(colours) == len(accuracy_figures(runs)) == 3
+    drawn = lines("rs", runs)
+    assert len(drawn) == len(accuracy_figures(runs)) == 3
+    looks = [(line.get_color(), line.get_linestyle()) for line in drawn]
+    assert len({colour for colour, _ in looks}) == 2
+    assert len(set(looks)) == 3
 
 
 def test_states_of_a_catalog_are_plain_words(mixed):

@@ -2,10 +2,9 @@
 
 from dataclasses import fields
 
-import matplotlib as mpl
 import pytest
 
-from analysis.plots import accuracy_against_flops, history
+from analysis.figures import FIGURES
 from analysis.tables import accuracy_table
 from dst.data.cache import load
 from dst.launcher.status import main as status
@@ -20,8 +19,6 @@ from tests.e2e.test_command_line import TINY
 from tests.e2e.test_forecast import rows
 from tests.processes import REPOSITORY, run, run_folder, run_together
 from tests.training import ranks
-
-mpl.use("Agg")
 
 ALL = "data.val_fraction=0"
 SAMPLES = 1438  # 1797 digits, less 359 for the test
@@ -76,9 +73,10 @@ def test_status_of_an_unfinished_run_shows_a_dash(tmp_path, capsys):
 def test_tables_and_plots_go_without(finished):
     runs = catalog(finished[1].parent)
     assert list(accuracy_table(runs)["n"]) == ["1"]
-    assert len(accuracy_against_flops(runs).containers) == 1
-    assert len(history(runs, "val/accuracy").lines) == 0
-    assert len(history(runs, "train/loss").lines) == 1
+    (ax,) = FIGURES["accuracy_flops"](runs).axes
+    assert len(ax.containers) == 1
+    assert FIGURES["curves"](runs) is None
+    assert FIGURES["curves"].needs == "runs with a validation split"
 
 
 def test_the_forecast_is_exact_without_a_validation(finished, tmp_path):

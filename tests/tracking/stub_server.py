@@ -155,6 +155,45 @@ class Stub:
         }  # fmt: skip
         return {"project": {"run": found}}
 
+    def _Runs(self, variables: dict[str, Any]) -> dict[str, Any]:
+        mine = [(name, run) for (project, name), run in self.runs.items() if project == variables["project"]]
+        if not mine:
+            return {"project": None}
+        edges = [{"node": self._node(name, run), "cursor": name} for name, run in mine]
+        page = {"endCursor": mine[-1][0], "hasNextPage": False}
+        found = {
+            "internalId": "1",
+            "runCount": len(mine),
+            "readOnly": False,
+            "runs": {"edges": edges, "pageInfo": page},
+        }
+        return {"project": found}
+
+    def _node(self, name: str, run: StubRun) -> dict[str, Any]:
+        state = {None: "running", 0: "finished", 254: "crashed"}.get(run.exit_code, "failed")
+        own = {
+            "id": f"id-{name}",
+            "projectId": "1",
+            "name": name,
+            "displayName": run.about("displayName"),
+            "state": state,
+        }
+        own |= {"config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}"}
+        own |= {"group": run.about("groupName"), "jobType": "train", "tags": [], "historyLineCount": run.line_count}
+        own |= {
+            "createdAt": "2026-01-01T00:00:00",
+            "heartbeatAt": "2026-01-01T00:00:00",
+            "sweepName": None,
+            "commit": None,
+        }
+        own |= {"description": None, "notes": None, "readOnly": False, "historyKeys": None}
+        return own | {"user": {"name": ENTITY, "username": ENTITY}}
+
+    def _RunFullHistory(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs[variables["project"], variables["name"]]
+        lines = run.streams.get("wandb-history.jsonl", {})
+        return {"project": {"run": {"history": [lines[number] for number in sorted(lines)][: variables["samples"]]}}}
+
     def _CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         files = [
             {"name": name, "uploadUrl": f"{self.url}{_UPLOAD}{variables['run']}/{name}"} for name in variables["files"]

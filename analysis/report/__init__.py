@@ -1,0 +1,1 @@
+"""One HTML file about the runs below some folders, to mail and to read anywhere: ``python -m analysis.report``."""
