@@ -7,6 +7,7 @@ from typing import Any, Final
 import pandas as pd
 
 from analysis import contrasts, latex_tables
+from analysis.beside import published_beside, published_columns, published_lines
 from analysis.pivot import pivot
 from analysis.results import (
     CHOSEN_BY,
@@ -84,7 +85,10 @@ def results(frame: pd.DataFrame, summary: str = "mean") -> Table:
     footnotes = [*_unchosen(found, summary), *missing_of(found), *left_out(frame)]
     tex = latex_tables.results(found, figures, compared, footnotes)
     text = _accuracy_text(found, figures, summary)
-    return Table(_with_contrasts(figures, compared), text, tex, footnotes, contrasts.lines(found, compared))
+    beside = published_beside(found) if is_tested else {}
+    numbers = _with_contrasts(figures, compared).join(published_columns(len(found), beside))
+    told = [*contrasts.lines(found, compared), *published_lines(found, beside)]
+    return Table(numbers, text, tex, footnotes, told)
 
 
 def networks(frame: pd.DataFrame) -> Table:

@@ -11,6 +11,7 @@ from analysis.pivot import Cell, Pivot, named
 from analysis.rows import Row
 from analysis.statistics import LEAST, Difference
 from analysis.text import NOTHING, cell_text, counted
+from dst.records.label import WRAPPERS
 
 _FIGURES: Final = {
     "rs": r"$R_s$",
@@ -27,7 +28,10 @@ def results(rows: Sequence[Row], figures: pd.DataFrame, contrasts: Sequence[Cont
     places: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         places.setdefault(", ".join(cell_text(row.shown[name]) for name in _PLACE), []).append(number)
-    parts = [(place, _columns(rows, figures, marks, bold, members)) for place, members in places.items()]
+    parts = [
+        (_title(place, rows, members), _columns(rows, figures, marks, bold, members))
+        for place, members in places.items()
+    ]
     return document(parts, _legend(contrasts, "density"), notes)
 
 
@@ -74,12 +78,25 @@ def _side(name: str, cells: Sequence[str]) -> list[Column]:
     return [numbers(name, [mean for mean, _, _ in parts]), spreads([std for _, _, std in parts])]
 
 
+def _title(place: str, rows: Sequence[Row], members: Sequence[int]) -> str:
+    """Return what all rows of a table share, but for what wraps no method."""
+    shared = _shared([rows[number] for number in members]).items()
+    return ", ".join([place, *(f"{name} {text}" for name, text in shared if WRAPPERS.get(name) != text)])
+
+
+def _shared(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the labels behind the density that have one value in all rows, as text."""
+    names = [name for name in rows[0].shown if name not in (*_PLACE, "method", "density")]
+    values = {name: {cell_text(row.shown[name]) for row in rows} for name in names}
+    return {name: one for name, (one, *others) in values.items() if not others}
+
+
 def _columns(
     rows: Sequence[Row], figures: pd.DataFrame, marks: Sequence[str], bold: Sequence[bool], members: Sequence[int]
 ) -> list[Column]:
     own = [rows[number] for number in members]
     part = figures.iloc[[*members]]
-    names = [name for name in own[0].shown if name not in (*_PLACE, "method")]
+    names = [name for name in own[0].shown if name not in (*_PLACE, "method", *_shared(own))]
     labels = [_column(name, [cell_text(row.shown[name]) for row in own]) for name in names]
     means = ["—" if pd.isna(value) else f"{value:.2f}" for value in part["accuracy"]]
     return [

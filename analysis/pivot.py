@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.contrasts import Contrast, to_best
 from analysis.results import SUMMARIES
-from analysis.rows import TableError, completeness_of, rank, rows
+from analysis.rows import MISSING, TableError, completeness_of, rank, rows
 from analysis.runs import SEED, is_done, plain
 from analysis.selection import column_of, value_text
 from analysis.text import cell_text, counted, listed
@@ -59,7 +59,7 @@ class Pivot:
 
     def numbers(self) -> pd.DataFrame:
         """Return a row a cell: the keys, the value, its deviation, ``n`` of ``expected`` seeds, and what is missing."""
-        names = [*self.row_keys, *self.column_keys, self.value, f"{self.value}_std", "n", "expected", "missing"]
+        names = [*self.row_keys, *self.column_keys, self.value, f"{self.value}_std", "n", "expected", MISSING]
         lines = [(*c.row, *c.column, c.value, c.std, c.n, c.expected, c.missing) for c in self.cells]
         return pd.DataFrame(lines, columns=names)
 
@@ -143,7 +143,7 @@ def _cell(row: Key, column: Key, runs: pd.DataFrame, expected: frozenset[int], v
     figure, std = SUMMARIES[summary](done, value)
     found = completeness_of(runs, expected, set(done[SEED]), value)
     by_seed = dict(zip(done[SEED].astype(int), scale * done[value].astype(float), strict=True))
-    return Cell(row, column, scale * figure, scale * std, found["n"], found["expected"], found["missing"], by_seed)
+    return Cell(row, column, scale * figure, scale * std, found["n"], found["expected"], found[MISSING], by_seed)
 
 
 def _contrasts(cells: Sequence[Cell]) -> tuple[Contrast, ...]:

@@ -6,19 +6,19 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analysis.rows import Row, completeness, completeness_of, left_out, rows
+from analysis.rows import MISSING, Row, completeness, completeness_of, left_out, rows
 from analysis.rows import TableError as TableError
 from analysis.runs import ACCURACY, FIGURES, LABELS, SEED, comparable, is_done
 from dst.records.read import read_networks
 from dst.records.states import State
 from dst.records.store import RecordError
 
-VALUES: Final = ("accuracy", "accuracy_std", *FIGURES, "n", "expected", "missing")
+VALUES: Final = ("accuracy", "accuracy_std", *FIGURES, "n", "expected", MISSING)
 """Columns of ``accuracy_figures`` that are no labels."""
 
 NETWORK_VALUES: Final = (
     *("phase", "phase_name", "step", "network"),
-    *("realised_density", "accuracy", "accuracy_std", "n", "expected", "missing"),
+    *("realised_density", "accuracy", "accuracy_std", "n", "expected", MISSING),
 )
 """Columns of ``network_figures`` that are no labels."""
 
@@ -65,7 +65,7 @@ def missing_cells(frame: pd.DataFrame) -> list[str]:
 def missing_of(found: Sequence[Row]) -> list[str]:
     """Return a line for each row with missing seeds."""
     told = [(row.name, completeness(row)) for row in found]
-    return [f"missing in {name}: {of['missing']}" for name, of in told if of["n"] < of["expected"]]
+    return [f"missing in {name}: {of[MISSING]}" for name, of in told if of["n"] < of["expected"]]
 
 
 def network_figures(frame: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def missing_networks(frame: pd.DataFrame) -> list[str]:
     lacking: dict[tuple[str, str], list[str]] = {}
     for row, figures in network_rows(frame):
         if figures["n"] < figures["expected"]:
-            lacking.setdefault((row.name, figures["missing"]), []).append(figures["network"])
+            lacking.setdefault((row.name, figures[MISSING]), []).append(figures["network"])
     notes = [f"missing in {name}, {', '.join(networks)}: {why}" for (name, why), networks in lacking.items()]
     _, unreadable = _networks(comparable(frame)[0])
     return notes + left_out(frame) + [f"not in the table: {error}" for error in sorted(unreadable.values())]

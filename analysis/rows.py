@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -11,6 +11,9 @@ from analysis.sweeps import folded
 from analysis.text import cell_text
 from dst.records.catalog import newest, recorded
 from dst.records.states import State
+
+MISSING: Final = "missing"
+"""The column of tables that says what became of seeds without a figure."""
 
 
 class TableError(ValueError):
@@ -70,7 +73,7 @@ def completeness_of(runs: pd.DataFrame, expected: frozenset[int], found: set[int
     ended = {**dict.fromkeys(expected, "not run"), **dict(zip(runs[SEED], runs["state"], strict=True))}
     ended |= {seed: f"done without {what}" for seed in expected - found if ended[seed] == State.DONE}
     missing = "; ".join(f"seed {cell_text(seed)} {ended[seed]}" for seed in sorted(expected - found))
-    return {"n": len(found), "expected": len(expected), "missing": missing}
+    return {"n": len(found), "expected": len(expected), MISSING: missing}
 
 
 def row_name(labels: Mapping[str, Any]) -> str:

@@ -89,13 +89,14 @@ def _largest(rows: Sequence[tuple[Mapping[str, Any], int, int]]) -> int:
 def _is_unusual(row: Mapping[str, Any], usual: Sequence[Mapping[str, Any]], key: str) -> bool:
     """Return whether a row's value is not that of the rows to which it is compared.
 
-    These are the ones of its own labels, else of its method, else all; where they do not agree, no value is usual.
+    These are the ones of its own labels, else of its method, else all; where they do not agree, every value is unusual
+    but that of a row that has none.
     """
     by_name = [name for name in row if _names_a_row(name)]
     alike = [other for other in usual if _same(other, row, by_name)]
     alike = alike or [other for other in usual if _same(other, row, ("method",))] or [*usual]
     values = {cell_text(other[key]) for other in alike}
-    return len(values) > 1 or cell_text(row[key]) not in values
+    return not pd.isna(row[key]) if len(values) > 1 else cell_text(row[key]) not in values
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:

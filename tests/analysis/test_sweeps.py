@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from analysis.results import accuracy_figures, missing_cells
-from analysis.tables import accuracy_table
+from analysis.tables import accuracy_table, results
 from dst.records.catalog import catalog
 
 FIRST = "python run.py -m sparsity=set,rigl seed=0,1,2"
@@ -73,3 +73,13 @@ def test_it_does_not_matter_where_a_copy_of_a_run_lies(sweep, name):
     shutil.copytree(run, sweep / name / "copied")
     assert lines(sweep) == before
     assert missing_cells(catalog(sweep)) == notes
+
+
+def test_in_latex_what_all_rows_of_a_data_set_share_is_in_its_title(tmp_path, add_run):
+    for epochs in (10, 50):
+        add_run(tmp_path, "g", "set", 0, 0.9, command="one", **{"schedule.epochs": epochs})
+    add_run(tmp_path, "g", "rigl", 0, 0.9, command="one", **{"schedule.epochs": 10, "data.name": "mnist"})
+    text = results(catalog(tmp_path)).latex
+    assert r"\textit{digits, mlp}" in text
+    assert r"\textit{mnist, mlp, schedule.\allowbreak{}epochs 10}" in text
+    assert text.count("Schedule.epochs") == 1

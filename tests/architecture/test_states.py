@@ -12,7 +12,7 @@ from tests.processes import REPOSITORY
 DECLARATION = "dst/records/states.py"
 
 OTHER_MEANINGS = {
-    ("analysis/tables.py", "missing"): ("a column of tables: the seeds without a figure", 5),
+    ("analysis/rows.py", "missing"): ("a column of tables: the seeds without a figure", 1),
     ("dst/launcher/sync.py", "failed"): ("what became of sending a record, whatever state the run is in", 1),
     ("dst/records/lock.py", "unknown"): ("the host of a lock whose content is damaged", 1),
     ("dst/records/read.py", "missing"): ("a field that is not there", 1),
