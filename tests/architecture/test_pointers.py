@@ -18,7 +18,7 @@ SOURCES = [
     if path != Path(__file__)  # which says what is not there
 ]
 TO_BE_MADE = {"conf/sparsity/movement.yaml", "dst/new.py", "dst.config.former"}
-"""What the README has its readers write, and tests put into copies of the package."""
+"""What pages have their readers write, and tests put into copies of the package."""
 
 
 def gone(text):
