@@ -1,5 +1,6 @@
 """The pages, and what stands in their code blocks: commands, and what they need; Python; what is shown besides."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -82,13 +83,17 @@ def _command(page: str, line: str, shown: list[str] | None = None) -> Command:
     return Command(page, text.strip(), comment.strip(), tuple(shown or ()))
 
 
+def listed() -> list[str]:
+    """Return the files that a clean clone has: those that git follows, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    return [file for file in found.split("\0") if file and os.path.lexists(REPOSITORY / file)]
+
+
 def clone(folder: Path) -> Path:
     """Copy into a folder what a clean clone of the repository has; return the folder."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    found = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for file in (text for text in found.split("\0") if text):
-        source, target = REPOSITORY / file, folder / file
-        if source.is_symlink() or source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target, follow_symlinks=False)
+    for file in listed():
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / file, target, follow_symlinks=False)
     return folder

@@ -83,7 +83,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("commands")
     (table,) = (content for language, content in blocks("docs/data_and_models.md") if language == "csv")
     (place / "people.csv").write_text(table)
-    write_folder(place / "FOLDER", {"train": 300, "test": 4}, height=32, width=32)
+    write_folder(place / "FOLDER", {"train": 4000, "test": 4}, height=8, width=8)
     assert run("sparsity=dense", "schedule.epochs=1", cwd=place).code == 0
     (folder,) = (place / "outputs" / "default").iterdir()
     ((_, config),) = compose_cells(CONF, ["sparsity=dense"], multirun=False)
