@@ -16,7 +16,10 @@ SHELL, PYTHON = {"", "sh", "bash"}, {"python"}
 SHOWN = {"text", "yaml", "csv", "toml", "bibtex", "latex", "html", "json"}
 """Languages of code blocks: of commands, of snippets that run, of all that is only looked at."""
 
-MARK = re.compile(r"needs (?:a GPU|several GPUs|SLURM|data|wandb|Chromium|LaTeX)|downloads")
+MARKS = (
+    *("needs a GPU", "needs several GPUs", "needs SLURM", "needs data", "needs wandb", "needs Chromium", "needs LaTeX"),
+    "downloads",
+)
 """What a command says behind its ``#`` that needs more than two cores of a CPU; docs/README.md explains them."""
 
 _FENCE = re.compile(r"^ {0,6}```(\S*)[^\n]*\n(.*?)^ {0,6}```\s*$", flags=re.DOTALL | re.MULTILINE)
@@ -34,7 +37,7 @@ class Command:
     @property
     def is_marked(self) -> bool:
         """Say whether it tells that it needs more than is here."""
-        return MARK.search(self.comment) is not None
+        return any(mark in self.comment for mark in MARKS)
 
     @property
     def is_run(self) -> bool:
