@@ -5,7 +5,11 @@ from pathlib import Path
 
 from tests.architecture.rooms import REPOSITORY
 
-TEXTS = [path for pattern in ("*.md", "docs/*.md", "conf/*/*.md", "experiments/*/*.md") for path in sorted(REPOSITORY.glob(pattern))]
+TEXTS = [
+    path
+    for pattern in ("*.md", "docs/*.md", "conf/*/*.md", "experiments/*/*.md")
+    for path in sorted(REPOSITORY.glob(pattern))
+]
 CONFIGS = [
     *(REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile"),
     *sorted(path for folder in ("conf", "experiments") for path in (REPOSITORY / folder).rglob("*.yaml")),

@@ -30,11 +30,14 @@ COMMANDS = [command for page in PAGES for command in commands(name(page))]
 TOUR = [command for command in COMMANDS if command.page == "README.md" and not command.is_marked]
 RUNS = sorted({command.text for command in COMMANDS if command.is_run})
 JUPYTER = [command for command in COMMANDS if command.text.startswith(("%", "!"))]
+ELSEWHERE = {"python -m tests.golden.facts --write": "tests/golden/test_facts.py"}
+"""Commands that take long, by the test that does what they do."""
 LOOKS = sorted(
     {
         (command.page, command.text)
         for command in COMMANDS
         if not (command.is_run or command.is_marked or command in TOUR or command in JUPYTER)
+        and command.text not in ELSEWHERE
     }
 )
 """Commands that do not train: all pages', but the tour's, which are carried out on its own runs."""
@@ -58,6 +61,14 @@ def test_commands_begin_with_a_program():
 def test_marks_are_explained():
     explained = set(re.findall(r"`# ([\w ]+)`", read("docs/README.md"))) | {"needs several GPUs"}
     assert explained == set(MARKS)
+
+
+def test_what_another_test_does_is_done_there():
+    """The same function as the command's is called."""
+    assert {command.text for command in COMMANDS} >= ELSEWHERE.keys()
+    for command, test in ELSEWHERE.items():
+        module = re.search(r"-m (\S+)", command)[1]
+        assert f"from {module} import" in (REPOSITORY / test).read_text()
 
 
 def test_there_are_commands():
@@ -145,7 +156,7 @@ def cloned(tmp_path_factory):
     return clone(tmp_path_factory.mktemp("clone") / "dst")
 
 
-def typed(command, folder, patience=300):
+def typed(command, folder, patience=900):
     """Type a command into a shell whose Python is this one."""
     environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "COLUMNS": "200"}
     shell = {"args": ["bash", "-o", "pipefail", "-c", command], "cwd": folder, "env": environment}
@@ -212,11 +223,18 @@ def test_what_is_not_printed_is_found():
 # -- everything else ---------------------------------------------------------------------------------------------------
 
 
+GROUPS = ("paper", "study", "cifar", "mnist")
+"""Folders of runs that pages name; all but the first have entries of its runs."""
+
+
 @pytest.fixture(scope="module")
 def with_runs(cloned):
     """The clean clone with a small sweep in it, as most other commands look at runs."""
     small = ("model.hidden=[16]", "schedule.epochs=2", "schedule.update_every=10", "tracking.progress=none")
-    assert run("-m", "sparsity=static,rigl_itop", "seed=0,1,2", *small, "output.group=paper", cwd=cloned).code == 0
+    for group in GROUPS:
+        assert (
+            run("-m", "sparsity=static,rigl_itop", "seed=0,1,2", *small, f"output.group={group}", cwd=cloned).code == 0
+        )
     return cloned
 
 
