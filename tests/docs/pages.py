@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.processes import REPOSITORY
 
 PATTERNS = ("*.md", "docs/*.md", "conf/*/*.md", "experiments/**/*.md")
-PAGES = sorted(path for pattern in PATTERNS for path in REPOSITORY.glob(pattern) if "outputs" not in path.parts)
+PAGES = sorted({path.resolve() for pattern in PATTERNS for path in REPOSITORY.glob(pattern)})
+"""Each once: conf/experiment is a link to experiments."""
 SHELL, PYTHON = {"", "sh", "bash"}, {"python"}
 SHOWN = {"text", "yaml", "csv", "toml", "bibtex", "latex", "html", "json"}
 """Languages of code blocks: of commands, of snippets that run, of all that is only looked at."""

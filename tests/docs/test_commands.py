@@ -16,6 +16,7 @@ import torch
 from nbclient import NotebookClient
 
 from dst.config.checks import check
+from dst.config.compose import compose_command
 from dst.config.identity import run_id
 from dst.config.schema import ConfigError, complete
 from dst.data.dataset import Dataset, Split
@@ -147,6 +148,46 @@ def test_runs_pass_all_checks_as_a_shell_understands_them(command, place, preten
             feasible.check(complete(config), elsewhere=True)
 
 
+TOLD = [command for command in COMMANDS if command.is_run and re.match(r"README|docs/(?!gallery)", command.page)]
+"""Commands whose needs stand behind them; pages of experiments say what they train on in their text."""
+
+
+def needs(config, launcher):
+    """Return the marks that a command must have, each as those of which one will do."""
+    name, found = config.data.name, []
+    if name in ("mnist", "fashion_mnist", "cifar10", "cifar100"):
+        found.append(("downloads",))
+    if name in ("image_folder", "tiny_imagenet", "imagenet"):
+        found.append(("needs data",))
+    if config.hardware.device == "cuda":
+        found.append(("needs several GPUs",) if config.hardware.processes > 1 else ("needs a GPU", "and a GPU"))
+    if launcher == "slurm":
+        found.append(("needs SLURM",))
+    if config.tracking.mode == "online":
+        found.append(("needs wandb",))
+    return found
+
+
+@pytest.mark.parametrize("command", TOLD, ids=lambda command: f"{command.page}: {command.text[:60]}")
+def test_runs_say_what_they_need(command, place):
+    arguments = words(command.text, place)
+    if "itp" in command.text or {"--help", "--keys", "--cfg"} & set(arguments):
+        return
+    found = compose_command(CONF, [text for text in arguments if "=" in text], multirun="-m" in arguments)
+    launcher = "slurm" if re.search("hardware=slurm|launcher=slurm", command.text) else ""
+    for cell in found.cells:
+        for marks in needs(cell.config, launcher):
+            assert any(mark in command.comment for mark in marks), marks
+
+
+def test_what_a_run_needs_is_found():
+    (cell,) = compose_command(CONF, ["data=cifar10", "hardware=slurm", "tracking=wandb_online"], multirun=False).cells
+    found = needs(cell.config, "slurm")
+    assert found == [("downloads",), ("needs a GPU", "and a GPU"), ("needs SLURM",), ("needs wandb",)]
+    (cell,) = compose_command(CONF, [], multirun=False).cells
+    assert needs(cell.config, "") == []
+
+
 # -- the tour ----------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +276,7 @@ def with_runs(cloned):
         assert (
             run("-m", "sparsity=static,rigl_itop", "seed=0,1,2", *small, f"output.group={group}", cwd=cloned).code == 0
         )
+    assert run("sparsity=static", "seed=5", *small, "output.root=more/runs", cwd=cloned).code == 0
     return cloned
 
 
