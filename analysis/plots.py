@@ -11,13 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from analysis.tables import LABELS, VALUES, accuracy_figures, cell_text, comparable
+from analysis.names import COLOURS, MARKERS
+from analysis.results import VALUES, accuracy_figures
+from analysis.runs import LABELS, comparable
+from analysis.text import cell_text
 from dst.records.read import read_metrics
-
-COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
-"""The palette of Okabe and Ito, safe for colour-blind readers; its yellow, too pale for lines, is an olive."""
-
-_MARKERS: Final = "osD^vPX"  # coprime in number with the colours: 56 methods before a pair repeats
 
 _VARIANTS: Final[tuple[dict[str, Any], ...]] = (
     {"fillstyle": "full", "linestyle": "-"},
@@ -98,7 +96,7 @@ def _series(rows: pd.DataFrame) -> tuple[pd.Series, str]:
 
 
 def _styles() -> Iterator[dict[str, Any]]:
-    return ({"color": colour, "marker": marker} for colour, marker in zip(cycle(COLOURS), cycle(_MARKERS)))
+    return ({"color": colour, "marker": marker} for colour, marker in zip(cycle(COLOURS), cycle(MARKERS)))
 
 
 def _settings(figures: pd.DataFrame) -> pd.Series:

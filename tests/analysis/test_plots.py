@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from analysis.plots import COLOURS, accuracy_against_flops, history
+from analysis.names import COLOURS
+from analysis.plots import accuracy_against_flops, history
 from dst.records.catalog import catalog
 from dst.records.store import Record
 

@@ -8,17 +8,8 @@ import pandas as pd
 import pytest
 
 from analysis.plots import accuracy_against_flops
-from analysis.tables import (
-    TableError,
-    accuracy_figures,
-    accuracy_table,
-    latex,
-    main,
-    missing_cells,
-    missing_networks,
-    network_figures,
-    network_table,
-)
+from analysis.results import TableError, accuracy_figures, missing_cells, missing_networks, network_figures
+from analysis.tables import accuracy_table, latex, main, network_table
 from dst.records.catalog import catalog
 from dst.records.store import Record
 from tests.analysis.test_plots import drawn

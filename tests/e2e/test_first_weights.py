@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from analysis.tables import accuracy_figures
+from analysis.results import accuracy_figures
 from dst import registry
 from dst.files import sha256
 from dst.models.initialise import initialise

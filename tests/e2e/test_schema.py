@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis.plots import accuracy_against_flops, history
-from analysis.tables import accuracy_figures, accuracy_table
+from analysis.results import accuracy_figures
+from analysis.tables import accuracy_table
 from dst.config.identity import SCHEMA_VERSION
 from dst.config.schema import ConfigError
 from dst.launcher import requeue, status
