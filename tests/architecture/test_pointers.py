@@ -5,7 +5,11 @@ from pathlib import Path
 
 from tests.architecture.rooms import REPOSITORY
 
-TEXTS = [path for pattern in ("*.md", "docs/*.md", "conf/*/*.md") for path in sorted(REPOSITORY.glob(pattern))]
+TEXTS = [
+    path
+    for pattern in ("*.md", "docs/*.md", "conf/*/*.md", "experiments/*/*.md")
+    for path in sorted(REPOSITORY.glob(pattern))
+]
 CONFIGS = [
     *(REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile"),
     *sorted(path for folder in ("conf", "experiments") for path in (REPOSITORY / folder).rglob("*.yaml")),
@@ -18,7 +22,7 @@ SOURCES = [
     if path != Path(__file__)  # which says what is not there
 ]
 TO_BE_MADE = {"conf/sparsity/movement.yaml", "dst/new.py", "dst.config.former"}
-"""What the README has its readers write, and tests put into copies of the package."""
+"""What pages have their readers write, and tests put into copies of the package."""
 
 
 def gone(text):

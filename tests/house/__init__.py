@@ -1,0 +1,1 @@
+"""The house around the code: what is installed, committed, cited."""
