@@ -81,5 +81,5 @@ def test_in_latex_what_all_rows_of_a_data_set_share_is_in_its_title(tmp_path, ad
     add_run(tmp_path, "g", "rigl", 0, 0.9, command="one", **{"schedule.epochs": 10, "data.name": "mnist"})
     text = results(catalog(tmp_path)).latex
     assert r"\textit{digits, mlp}" in text
-    assert r"\textit{mnist, mlp, schedule.\allowbreak{}epochs 10}" in text
+    assert r"\textit{mnist, mlp, schedule.epochs 10}" in text
     assert text.count("Schedule.epochs") == 1
