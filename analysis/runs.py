@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.selection import FIGURES as FIGURES
 from analysis.selection import LABELS as LABELS
+from analysis.selection import SCHEMA as SCHEMA
 from analysis.selection import TARGET as TARGET
 from analysis.selection import select
 from analysis.sweeps import sweeps
@@ -19,7 +20,6 @@ from dst.records.states import State
 SEED: Final = "config.seed"
 ACCURACY: Final = "test/accuracy"
 METHOD: Final = "method"
-SCHEMA: Final = "schema"
 
 
 class NoRunsError(ValueError):

@@ -21,6 +21,9 @@ LABELS: Final = {
 TARGET: Final = "config.sparsity.reparametrize.density"
 """The catalog's column of the density that learned masks are asked for; ``density`` is that of their first ones."""
 
+SCHEMA: Final = "schema"
+"""The catalog's column of the version by which runs have their ids."""
+
 FIGURES: Final = {
     "realised_density": "sparsity/density",
     "rs": "sparsity/rs",

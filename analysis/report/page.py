@@ -26,7 +26,7 @@ _SECTIONS: Final = (
     ("what-ran", "What ran"),
     ("results", "Results"),
     ("figures", "Figures"),
-    ("missing", "Failed and missing"),
+    ("not-done", "Failed and missing"),
     ("reproduce", "How to reproduce"),
     ("all-runs", "All runs"),
     ("save", "Numbers to save"),

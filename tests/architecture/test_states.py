@@ -13,6 +13,9 @@ DECLARATION = "dst/records/states.py"
 
 OTHER_MEANINGS = {
     ("analysis/rows.py", "missing"): ("a column of tables: the seeds without a figure", 1),
+    ("analysis/figures/series.py", "unknown"): ("a method whose record does not name it", 1),
+    ("analysis/from_wandb.py", "preempted"): ("wandb's word for a state", 1),
+    ("analysis/from_wandb.py", "running"): ("wandb's word for a state", 1),
     ("dst/launcher/sync.py", "failed"): ("what became of sending a record, whatever state the run is in", 1),
     ("dst/records/lock.py", "unknown"): ("the host of a lock whose content is damaged", 1),
     ("dst/records/read.py", "missing"): ("a field that is not there", 1),
