@@ -79,9 +79,11 @@ def test_there_are_commands():
 
 # -- runs --------------------------------------------------------------------------------------------------------------
 
-SIDES = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "imagenet": 224}
+SIDES = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32}
 """Data sets that commands name and a test cannot download, by the side of their images."""
-CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
+CLASSES = {"cifar100": 100}
+UNSEEN = {"imagenet", "tiny_imagenet"}
+"""Data of the reader's own: their commands are checked as on a login node that does not see it."""
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,8 @@ def test_runs_pass_all_checks_as_a_shell_understands_them(command, place, preten
         assert cells
         for _, config in cells:
             assert check(config) == []
+            if config.data.name in UNSEEN:
+                config.data.digest = "0" * 64
             feasible.check(complete(config), elsewhere=True)
 
 
