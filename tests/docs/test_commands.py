@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 
 import nbformat
 import pytest
@@ -106,26 +107,32 @@ def place(tmp_path_factory):
     return place
 
 
+@cache
+def noise(name, side):
+    """Return as many images as a data set has, of noise; the same each time, since a process keeps all splits."""
+    classes = CLASSES.get(name, 10)
+    image = torch.randint(256, (1, 1 if "mnist" in name else 3, side, side), dtype=torch.uint8)
+    split = Split(image.expand(60_000, -1, -1, -1), torch.arange(60_000) % classes)
+    return Dataset(name, split, split, classes, "")
+
+
 @pytest.fixture
 def pretended(place, monkeypatch):
     """Be in that folder, with noise in place of the images that would be downloaded."""
     monkeypatch.chdir(place)
     load = build._load_once
-
-    def loaded(name, **options):
-        if name not in SIDES:
-            return load(name, **options)
-        side, classes = options.get("size") or SIDES[name], CLASSES.get(name, 10)
-        image = torch.randint(256, (1, 1 if "mnist" in name else 3, side, side), dtype=torch.uint8)
-        split = Split(image.expand(60_000, -1, -1, -1), torch.arange(60_000) % classes)
-        return Dataset(name, split, split, classes, "")
-
-    monkeypatch.setattr(build, "_load_once", loaded)
+    monkeypatch.setattr(
+        build,
+        "_load_once",
+        lambda name, **options: (
+            noise(name, options.get("size") or SIDES[name]) if name in SIDES else load(name, **options)
+        ),
+    )
 
 
 def words(command, place):
     """Return the arguments that ``run.py`` gets, as a shell understands the command."""
-    command = command.lstrip("%!").replace("run run.py", "python run.py")
+    command = command.lstrip("%!").replace("run run.py", "python run.py").partition(" > ")[0]
     environment = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
     result = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
     arguments = json.loads(result.stdout)
