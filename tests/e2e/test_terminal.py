@@ -83,7 +83,7 @@ def test_an_encoding_that_lacks_a_character_shows_its_number(tmp_path, accuracy)
     assert (read_status(folder)["state"], read_summary(folder)["test/accuracy"]) == ("done", accuracy)
     tables = f"cd {REPOSITORY}; {sys.executable} -m analysis.tables {tmp_path} >{tmp_path}/out; echo $? >&9"
     assert shell(tables, tmp_path, **ascii_only) == "0"
-    assert rb"\xe9 \u2014 \u4e2d" in (tmp_path / "out").read_bytes()
+    assert rb"\xe9 - \u4e2d" in (tmp_path / "out").read_bytes()  # a table says its dashes in ASCII
     assert shell(command, tmp_path, **ascii_only) == "2"  # there the argument is no text
     assert rb"this is not text in this locale's encoding, ascii; try LC_ALL=C.UTF-8" in (tmp_path / "out").read_bytes()
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis import tables
+from analysis import results, tables
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import ConfigError
 from dst.launcher import requeue, status, sync
@@ -268,7 +268,7 @@ def test_whoever_looks_at_runs_sees_the_others_whatever_became_of_one(of, folder
             assert f"sent        {beside}" in capsys.readouterr().out
             frame = catalog(copy.root)
             if mutation.file in ("run.json", "status.json", "summary.json"):
-                shown = tables.accuracy_table(frame).to_string() + "".join(tables.missing_cells(frame))
+                shown = tables.accuracy_table(frame).to_string() + "".join(results.missing_cells(frame))
                 assert accuracy in shown or of == "done"
             rows = frame[frame["folder"] == str(beside)].reindex(columns=["id", "state", "test/accuracy"])
             found = plain([seen[str(beside)], rows.to_dict("records")])
@@ -284,7 +284,7 @@ def test_networks_of_other_runs_are_shown_whatever_became_of_those_of_one(folder
         with problems.of(mutation), copy.mutated(killed, mutation):
             frame = catalog(copy.root)
             assert "neighbour" in tables.network_table(frame).to_string()
-            notes = tables.missing_networks(frame)
+            notes = results.missing_networks(frame)
             assert not any("not in the table" in note and "networks.jsonl" not in note for note in notes)
     problems.tell()
     assert len(todo) > 60

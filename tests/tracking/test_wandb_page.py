@@ -24,7 +24,7 @@ def test_every_command_does_what_the_page_says(tmp_path):
         env = {**os.environ, **stub.env, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         told = []
         for text in COMMANDS:
-            program, *words = shlex.split(text.replace(" run.py ", f" {REPOSITORY}/run.py "))
+            program, *words = shlex.split(text.replace(" run.py ", f" {REPOSITORY}/run.py "), comments=True)
             assert program == "python"
             short = ["schedule.epochs=1", "schedule.update_every=5"] if "run.py" in text else []
             done = subprocess.run(
