@@ -14,9 +14,9 @@ from analysis.results import (
     NETWORK_VALUES,
     VALUES,
     figures_of,
-    missing_networks,
+    missing_networks_of,
     missing_of,
-    network_figures,
+    network_figures_of,
     network_rows,
 )
 from analysis.rows import Row, left_out, rows
@@ -66,8 +66,12 @@ def accuracy_table(frame: pd.DataFrame, summary: str = "mean") -> pd.DataFrame:
 
 def network_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Return ``network_figures`` as text to read, like ``accuracy_table``; ``missing_networks`` are its footnotes."""
-    figures = network_figures(frame)
-    table = _labels([row.shown for row, _ in network_rows(frame)], figures, NETWORK_VALUES)
+    found = [*network_rows(frame)]
+    return _network_text(found, network_figures_of(frame, found))
+
+
+def _network_text(found: Sequence[tuple[Row, dict[str, Any]]], figures: pd.DataFrame) -> pd.DataFrame:
+    table = _labels([row.shown for row, _ in found], figures, NETWORK_VALUES)
     table["phase"], table["network"] = figures["phase_name"].map(cell_text), figures["network"].map(cell_text)
     table["step"] = figures["step"].map(cell_text)
     table["val accuracy (%)"] = _accuracies(figures)
@@ -93,8 +97,10 @@ def results(frame: pd.DataFrame, summary: str = "mean") -> Table:
 
 def networks(frame: pd.DataFrame) -> Table:
     """Return the table of the networks that runs make on the way."""
-    text, footnotes = network_table(frame), missing_networks(frame)
-    return Table(network_figures(frame), text, latex_tables.plain(text, footnotes), footnotes)
+    found = [*network_rows(frame)]  # which reads a file of each run
+    figures, footnotes = network_figures_of(frame, found), missing_networks_of(frame, found)
+    text = _network_text(found, figures)
+    return Table(figures, text, latex_tables.plain(text, footnotes), footnotes)
 
 
 def pivoted(

@@ -10,12 +10,12 @@ import pandas as pd
 
 from analysis import latex_tables
 from analysis.built import Table
-from analysis.contrasts import Values, difference_numbers, difference_text
+from analysis.contrasts import Values, difference_numbers, difference_text, resolved
 from analysis.joined import Joined, Pair, join
 from analysis.rows import left_out, rows
 from analysis.runs import load
 from analysis.selection import column_of
-from analysis.statistics import Difference, correct, difference, resolution
+from analysis.statistics import Difference, correct, difference
 from analysis.tables import WHERE, guarded
 from analysis.text import cell_text, listed, show, write_csv
 from dst.run.terminal import program
@@ -74,10 +74,8 @@ def _make(options: argparse.Namespace) -> int:
 
 def _differences(values: Sequence[tuple[Values, Values]], *, is_share: bool) -> list[Difference]:
     """Return B - A of each pair; ``is_share``: of correct answers, in percent: the test set has a resolution."""
-    shares = [one / 100 for pair in values for side in pair for one in side.values()]
-    step = resolution(shares) if is_share else None
-    points = None if step is None else 100 * float(step)
-    return correct([difference(b, a, points) for a, b in values])
+    step = resolved(side for pair in values for side in pair) if is_share else None
+    return correct([difference(b, a, step) for a, b in values])
 
 
 def _numbers(pair: Pair, values: tuple[Values, Values], found: Difference) -> dict[str, Any]:

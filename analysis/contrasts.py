@@ -1,6 +1,6 @@
 """Which rows of a table are told apart from the best one by their seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,16 +38,20 @@ def blocks(rows: Sequence[Row]) -> list[list[int]]:
 
 def to_best(values: Sequence[Values], blocks: Sequence[Sequence[int]]) -> list[Contrast]:
     """Compare the experiments of each block to the best of it by its mean; p-values are corrected over all of them."""
-    step = resolution([value / 100 for one in values for value in one.values()])
+    step = resolved(values)
     pairs = []
     for block in blocks:
         there = [place for place in block if values[place]]
         best = max(there, key=lambda place: _mean(values[place]), default=None)
         pairs += [(place, best) for place in there if place != best and best is not None]
-    found = [
-        difference(values[place], values[best], None if step is None else 100 * float(step)) for place, best in pairs
-    ]
+    found = [difference(values[place], values[best], step) for place, best in pairs]
     return [Contrast(*pair, one) for pair, one in zip(pairs, correct(found), strict=True)]
+
+
+def resolved(values: Iterable[Values]) -> float | None:
+    """Return what one sample of the test set changes an accuracy by, in points; None if accuracies do not tell."""
+    step = resolution([value / 100 for one in values for value in one.values()])
+    return None if step is None else 100 * float(step)
 
 
 def lines(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[str]:

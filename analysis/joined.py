@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from analysis.rows import Row
 from analysis.runs import SCHEMA
-from analysis.selection import value_text
+from analysis.selection import NAMING, value_text
 from analysis.text import cell_text
-
-_NAMES = ("data", "model", "method", "density", "target", "correction", "procedure")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def join(a: Sequence[Row], b: Sequence[Row]) -> Joined:
     apart = _apart(found.only_a, found.only_b)
     found = _matched(found, lambda row: tuple(sorted(item for item in _identity(row).items() if item[0] not in apart)))
     found = _alike(found)
-    found = _matched(found, lambda row: tuple(cell_text(row.labels.get(name)) for name in _NAMES))
+    found = _matched(found, lambda row: tuple(cell_text(row.labels.get(name)) for name in NAMING))
     order = {id(row): place for place, row in enumerate(a)}
     return Joined(sorted(found.pairs, key=lambda pair: order[id(pair.a)]), found.only_a, found.only_b)
 

@@ -76,7 +76,12 @@ def network_figures(frame: pd.DataFrame) -> pd.DataFrame:
     ``accuracy_std`` on the validation set, over the seeds; ``n`` seeds that have it of ``expected``; ``missing`` says
     what became of the others. A network counts once it is made, whatever becomes of its run. ``TableError`` as there.
     """
-    numbers = [row.labels | figures for row, figures in network_rows(frame)]
+    return network_figures_of(frame, [*network_rows(frame)])
+
+
+def network_figures_of(frame: pd.DataFrame, found: Sequence[tuple[Row, dict[str, Any]]]) -> pd.DataFrame:
+    """Return ``network_figures`` of a catalog and its ``network_rows``."""
+    numbers = [row.labels | figures for row, figures in found]
     return pd.DataFrame(numbers, columns=[*comparable(frame)[1], *NETWORK_VALUES])
 
 
@@ -98,8 +103,13 @@ def network_rows(frame: pd.DataFrame) -> Iterator[tuple[Row, dict[str, Any]]]:
 
 def missing_networks(frame: pd.DataFrame) -> list[str]:
     """Return the footnotes of ``network_table``: what seeds lack, and a line a run that cannot be read."""
+    return missing_networks_of(frame, [*network_rows(frame)])
+
+
+def missing_networks_of(frame: pd.DataFrame, found: Sequence[tuple[Row, dict[str, Any]]]) -> list[str]:
+    """Return ``missing_networks`` of a catalog and its ``network_rows``."""
     lacking: dict[tuple[str, str], list[str]] = {}
-    for row, figures in network_rows(frame):
+    for row, figures in found:
         if figures["n"] < figures["expected"]:
             lacking.setdefault((row.name, figures[MISSING]), []).append(figures["network"])
     notes = [f"missing in {name}, {', '.join(networks)}: {why}" for (name, why), networks in lacking.items()]

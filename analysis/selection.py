@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from analysis.text import listed
 from dst.records.catalog import COLUMNS
+from dst.records.label import WRAPPERS
 
 LABELS: Final = {
     "data": "config.data.name",
@@ -24,6 +26,9 @@ TARGET: Final = "config.sparsity.reparametrize.density"
 SCHEMA: Final = "schema"
 """The catalog's column of the version by which runs have their ids."""
 
+NAMING: Final = (*LABELS, "target", *WRAPPERS)
+"""Columns that name an experiment to a reader."""
+
 FIGURES: Final = {
     "realised_density": "sparsity/density",
     "rs": "sparsity/rs",
@@ -33,7 +38,8 @@ FIGURES: Final = {
 """Columns of means over the seeds -> the summary's values that they average."""
 
 _NOTHING: Final = ("null", "none", "None", "")
-_HIDDEN: Final = ("identity", "attempt_folder")
+HIDDEN: Final = ("identity", "attempt_folder")
+"""Columns of a catalog that nobody asks for or wants to save."""
 
 
 class SelectionError(ValueError):
@@ -48,7 +54,7 @@ def named_columns(frame: pd.DataFrame) -> dict[str, str]:
     keys = {str(column).removeprefix("config."): str(column) for column in frame.columns}
     own = {name: name for name in COLUMNS}
     columns = {**keys, **own, **LABELS, "target": TARGET, **FIGURES, "accuracy": "test/accuracy"}
-    return {name: column for name, column in columns.items() if column in frame.columns and column not in _HIDDEN}
+    return {name: column for name, column in columns.items() if column in frame.columns and column not in HIDDEN}
 
 
 def column_of(frame: pd.DataFrame, key: str) -> str:
@@ -88,8 +94,7 @@ def _having(frame: pd.DataFrame, key: str, values: Sequence[str]) -> pd.DataFram
     for value in values:
         if not any(is_value(cell, value) for cell in frame[column]):
             there = sorted({value_text(cell) for cell in frame[column]})
-            more = f" and {len(there) - 12} more" if len(there) > 12 else ""
-            raise SelectionError(f"no run has {key}={value}: there are {', '.join(there[:12]) or 'none'}{more}")
+            raise SelectionError(f"no run has {key}={value}: there are {listed(there, 12) or 'none'}")
     return frame[[any(is_value(cell, value) for value in values) for cell in frame[column]]]
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analysis.selection import LABELS, SCHEMA
+from analysis.selection import NAMING, SCHEMA
 from analysis.text import cell_text
 
 _PLACE: Final = ("data", "model")
@@ -75,7 +75,7 @@ def _between(labels: Sequence[Mapping[str, Any]], sweep: Sequence[int]) -> list[
 
 
 def _names_a_row(name: str) -> bool:
-    return name in (*LABELS, "target", "correction", "procedure", SCHEMA)
+    return name in (*NAMING, SCHEMA)
 
 
 def _largest(rows: Sequence[tuple[Mapping[str, Any], int, int]]) -> int:

@@ -20,6 +20,7 @@ from analysis.report.gather import Run, counted, gather, present, set_aside, spa
 from analysis.report.origins import origins
 from analysis.report.safe import to_save, visible
 from analysis.rows import TableError
+from analysis.selection import HIDDEN
 from dst.run.report import duration
 
 _SECTIONS: Final = (
@@ -32,9 +33,6 @@ _SECTIONS: Final = (
     ("save", "Numbers to save"),
 )
 """The sections of a page, by the ids of their headings."""
-
-_HIDDEN: Final = ("identity", "attempt_folder")
-"""Columns of a catalog that nobody wants to save."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def results(frame: pd.DataFrame) -> Results:
 
 
 def _catalog(frame: pd.DataFrame) -> tuple[str, pd.DataFrame, str]:
-    kept = frame.drop(columns=list(_HIDDEN), errors="ignore").dropna(axis="columns", how="all")
+    kept = frame.drop(columns=list(HIDDEN), errors="ignore").dropna(axis="columns", how="all")
     return "runs.csv", kept, "every run with its config and final figures"
 
 
