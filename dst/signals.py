@@ -1,8 +1,10 @@
 """Signals of the operating system. Standard library only."""
 
+import ctypes
+import os
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 REQUESTS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
@@ -17,3 +19,17 @@ def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def stop_with(parent: int) -> None:
+    """Have this process asked to stop (SIGTERM) as soon as its parent process is gone, also if that was killed.
+
+    ``parent``: the process that started it, which may be gone already. Linux can do so, other systems only that.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        signal.raise_signal(signal.SIGTERM)
