@@ -298,6 +298,8 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
 
 
 def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherSettings") -> str:
+    from dst.launcher.submit import jobs_told
+
     told = {
         "finished already": submitted.finished,
         "under way already": submitted.under_way,
@@ -309,11 +311,9 @@ def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherS
         lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
     if submitted.submission is not None:
         root = cells[0].config.output.root
-        jobs = submitted.submission.jobs
-        which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
-            f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {submitted.submission.logs}",
+            f"  {where} {jobs_told(submitted.submission.jobs)}; logs in {submitted.submission.logs}",
             f"  watch:   python -m dst.launcher.status {root}",
             f"  cancel:  python -m dst.launcher.cancel {root}",
         ]

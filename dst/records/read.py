@@ -73,6 +73,7 @@ _NETWORK: Final = {"phase_name": _TEXT, "name": _TEXT, "density": _FIGURE, "acti
 _NETWORK_MORE: Final = {"val/loss": f"{_FIGURE} or nothing", "val/accuracy": f"{_FIGURE} or nothing"}
 _SETTINGS: Final = {
     **{"cluster": _TEXT, "wait": "a truth value", "max_parallel": f"{_COUNT} or nothing", "runs_per_job": _COUNT},
+    "max_submitted": f"{_COUNT} or nothing",
 }
 
 
