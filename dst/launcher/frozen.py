@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from dst.config.identity import run_name
 from dst.config.schema import Config, ConfigError
@@ -16,12 +15,9 @@ from dst.records.restate import restate
 from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.cell import Cell
-from dst.run.environment import CODE
+from dst.run.environment import CODE, FROZEN
 from dst.run.resume import refreeze
 from dst.run.verified import frozen_config
-
-FROZEN: Final = ".code"
-"""The folder below an output root with a copy of each version of the package with which runs were submitted."""
 
 
 def freeze(cell: Cell, command: str) -> FrozenRun:

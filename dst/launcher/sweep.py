@@ -14,6 +14,7 @@ from dst.config.checks import check, check_launcher
 from dst.config.compose import Composed, ComposedCell, compose_command, compose_each
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
+from dst.files import kept_back
 from dst.records.label import LABEL
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
@@ -50,12 +51,14 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
         check_start([cell.config for cell in composed.cells], here, multirun=multirun, by_launcher=by_launcher)
         if here.world > 1:
             return _in_processes(composed.cells, here)
-    cells = _checked(composed, _identified(composed.cells), forecast=forecast)
+    with kept_back():
+        cells = _checked(composed, _identified(composed.cells), forecast=forecast)
+        if not forecast and composed.launcher is None:
+            _refuse_second(cells)
     if forecast:
         return _forecast([cell for cell in cells if not _is_over(cell)])
     if composed.launcher is not None:
         return _submit(cells, composed.launcher)
-    _refuse_second(cells)
     return _sweep(cells) if multirun else _single(cells[0])
 
 
@@ -68,8 +71,9 @@ def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "Launcher
     from dst.launcher.submit import submit, wait
 
     composed = Composed(compose_each(conf, cells), settings)
-    configs = _identified(composed.cells)
-    checked = _checked(composed, configs)
+    with kept_back():
+        configs = _identified(composed.cells)
+        checked = _checked(composed, configs)
     submitted = submit(checked, settings, _command())
     if submitted.left:
         print(submitted.told(), file=sys.stderr, flush=True)
@@ -205,11 +209,13 @@ def _in_processes(composed: Sequence[ComposedCell], here: Rank) -> int:
     ((_, config, changed),) = composed
 
     def lead(processes: "Group") -> int:
-        (known,) = _identified(composed)
-        (cell,) = cells_of([known], [changed])
+        with kept_back():
+            (known,) = _identified(composed)
+            (cell,) = cells_of([known], [changed])
+            if not cell.is_over:
+                _check_feasible([("", cell)], elsewhere=False)
+                _refuse_second([cell])
         if not cell.is_over:
-            _check_feasible([("", cell)], elsewhere=False)
-            _refuse_second([cell])
             processes.tell(cell.building)
         return _single(cell, stop, processes)
 

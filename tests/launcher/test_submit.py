@@ -15,7 +15,7 @@ from dst.config import identity as identities
 from dst.config import schema
 from dst.config.checks import check
 from dst.config.launcher import LauncherSettings
-from dst.config.schema import Hardware, complete
+from dst.config.schema import ConfigError, Hardware, complete
 from dst.launcher import executors, requeue, slurm, sweep
 from dst.launcher import observe as observing
 from dst.launcher import submit as submitting
@@ -94,6 +94,17 @@ def test_freezing_a_sweep_pays_once_for_each_cell(tmp_path, monkeypatch):
     assert sweep.run_cells(REPOSITORY / "conf", command, multirun=True) == 0
     assert calls == {"identity": 20, "to_yaml": 20, "groups": 1}
     assert len(find_runs(tmp_path / "outputs")) == 20
+
+
+@pytest.mark.parametrize("multirun", [False, True])
+def test_a_command_that_is_refused_leaves_nothing_behind(tmp_path, monkeypatch, multirun):
+    """Not even the data set that was decoded to see whether the run fits it."""
+    monkeypatch.chdir(tmp_path)
+    launcher = ["hydra/launcher=local"] if multirun else []
+    cache = f"data.cache=outputs/.cache/{multirun}"  # a process loads a set once from each place
+    with pytest.raises(ConfigError, match="no update in all"):
+        sweep.run_cells(REPOSITORY / "conf", ["schedule.batch_size=100000", cache, *launcher], multirun=multirun)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_packed_runs_get_processors_for_all():
