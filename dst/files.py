@@ -64,7 +64,8 @@ def kept_back() -> Iterator[None]:
     """
     global _kept
     before, began, is_refused = _kept, time.monotonic(), True
-    _kept = kept = []
+    kept: list[Callable[[], None]] = []
+    _kept = kept
     try:
         yield
         is_refused = False

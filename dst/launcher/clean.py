@@ -76,9 +76,9 @@ def _needs(root: Path) -> _Needs | None:
     if found is None:
         return None
     observed = observe([run.folder for run in found if run.state is None])
-    for run in (*found, *observed):
-        if run.state == State.UNREADABLE:
-            raise RecordError(str(run.why))
+    states = [*((run.state, run.why) for run in found), *((run.state, run.why) for run in observed)]
+    if damaged := [str(why) for state, why in states if state == State.UNREADABLE]:
+        raise RecordError(damaged[0])
     needing = [Path(run.folder) for run in observed if run.state not in OVER or run.is_taken or run.has_job]
     known = [(read_run(folder), read_launch(folder) or {}) for folder in needing]
     code = {Path(launch["code"]).name for _, launch in known if launch.get("code")}

@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         observed = [*observe([run.folder for run in found if run.state is None]), *map(_lacking, found)]
         runs = [run for run in observed if run and (not options.state or run.state in options.state)]
+        runs.sort(key=lambda run: (str(Path(run.folder).parent), run.created or ""))  # in the order of their sweep
         text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
         if not options.watch or not any(run.is_taken for run in runs):

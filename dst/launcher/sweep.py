@@ -19,6 +19,7 @@ from dst.records.label import LABEL
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
 from dst.records.store import RecordError
+from dst.records.swept import recorded_name
 from dst.registry import NONE
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
@@ -91,7 +92,7 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
     _check_all(composed)
     known: Known = {}
     configs, problems = [], []
-    for overrides, config, _ in composed:
+    for overrides, config, *_ in composed:
         try:
             configs.append(identified(complete(config), known))
         except ConfigError as error:
@@ -102,7 +103,7 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
 
 def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if any of them is invalid."""
-    cells = cells_of(completed, [cell.changed for cell in composed.cells])
+    cells = cells_of(completed, *zip(*((cell.changed, cell.swept) for cell in composed.cells), strict=True))
     if len(cells) < len(completed):
         alike = _alike([cell.overrides for cell in composed.cells], map(run_id, completed))
         print(f"{len(completed)} cells are {len(cells)} distinct runs: {alike}")
@@ -137,7 +138,7 @@ def _check_all(composed: Sequence[ComposedCell]) -> None:
     """Raise ConfigError if any config is invalid on its own."""
     known: dict[str, list[str]] = {}
     problems = []
-    for overrides, config, _ in composed:
+    for overrides, config, *_ in composed:
         key = repr({**flatten(config), "seed": min(config.seed, 0)})  # no valid seed makes a difference
         if key not in known:
             known[key] = check(config)
@@ -206,7 +207,7 @@ def _in_processes(composed: Sequence[ComposedCell], here: Rank) -> int:
     from dst.training.stopping import StopFlag
 
     _check_all(composed)
-    ((_, config, changed),) = composed
+    ((_, config, changed, _),) = composed
 
     def lead(processes: "Group") -> int:
         with kept_back():
@@ -358,9 +359,9 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> State:
 def _report(cells: Sequence[Cell], states: Mapping[str, State]) -> str:
     rows = []
     for cell in looked_up(cells):
-        name, state, summary = cell.name, states.get(cell.id, State.NOT_STARTED), None
+        name, state, summary = cell.title, states.get(cell.id, State.NOT_STARTED), None
         with suppress(OSError, RecordError):  # a record that was damaged or removed meanwhile must not hide the others
-            name = read_run(cell.found).get("name", name) if cell.found else name
+            name = recorded_name(read_run(cell.found), name) if cell.found else name
             summary = read_summary(cell.found) if state == State.DONE and cell.found else None
         rows.append((name, state, summary or {}))
     return sweep_report(rows)
