@@ -34,13 +34,13 @@ _FOREVER_MIN: Final = 60 * 24 * 365
 
 _REFUSALS: Final = (OSError, FailedJobError, FailedSubmissionError)
 
-
-_LIMIT: Final = re.compile(r"MaxSubmit|submit limit|MaxJobCount|unable to accept job|temporarily unavailable", re.I)
-"""What SLURM says if a user, an account or the cluster has too many jobs in the queue."""
+_TOO_MANY: Final = re.compile(r"MaxSubmit|submit limit|unable to accept job|temporarily unavailable", re.IGNORECASE)
+_NAMED_LIMIT: Final = re.compile(r"\b(?:QOS|Assoc)\w+")
+"""SLURM's name of the limit that was met, e.g. ``QOSMaxSubmitJobPerUserLimit``. What else it says fits several."""
 
 _REMEDY: Final = (
     "so many jobs may not be in the queue: with hydra.launcher.max_submitted=N a command submits at most N jobs, which "
-    "take the runs one after another, with hydra.launcher.runs_per_job=K each has K runs at once"
+    "take the runs one after another; with hydra.launcher.runs_per_job=K each has K runs at once"
 )
 
 
@@ -73,8 +73,14 @@ def send(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: P
         return Submission(list(to_cluster(runs, settings, logs, code)), logs)
     except _REFUSALS as error:
         told = " ".join(str(error).split())
-        remedy = _REMEDY if settings.cluster == "slurm" and _LIMIT.search(told) else ""
+        remedy = _REMEDY if settings.cluster == "slurm" and is_too_many(told) else ""
         raise SubmissionError(f"{settings.cluster} did not take the job: {told}", remedy) from error
+
+
+def is_too_many(refusal: str) -> bool:
+    """Say whether SLURM refuses a job since there are too many in the queue."""
+    named = _NAMED_LIMIT.search(refusal)
+    return _TOO_MANY.search(named[0] if named else refusal) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

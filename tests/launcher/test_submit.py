@@ -275,6 +275,21 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
 
 
+@pytest.mark.parametrize(
+    ("refusal", "is_too_many"),
+    [
+        ("QOSMaxSubmitJobPerUserLimit sbatch: error: Job violates accounting/QOS policy (job submit limit, ...)", True),
+        ("AssocMaxSubmitJobLimit", True),
+        ("sbatch: error: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", True),
+        ("QOSMaxWallDurationPerJobLimit sbatch: error: Job violates ... policy (job submit limit, ...)", False),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("sbatch: error: invalid partition specified: gpu", False),
+    ],
+)
+def test_a_queue_that_is_full_is_told_from_other_refusals(refusal, is_too_many):
+    assert executors.is_too_many(refusal) == is_too_many
+
+
 def test_a_sweep_here_begins_no_run_anew_that_another_process_has_begun_meanwhile(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (cell,) = cells([config("output.resume=never")])
