@@ -97,7 +97,8 @@ def _unneeded(root: Path, needs: _Needs) -> Iterator[tuple[Path, str]]:
         if path.is_dir() and path.name not in needs.logs:
             yield path, "logs of finished runs"
     for path in _inside(root / _CACHE):
-        if not any(path.name.startswith((f"{name}-", f"{name}.")) for name in needs.data):
+        named = path.name.lstrip(".")  # hidden while it is being written
+        if not any(named.startswith((f"{name}-", f"{name}.")) for name in needs.data):
             yield path, "decoded data"
 
 

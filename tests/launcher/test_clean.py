@@ -29,7 +29,7 @@ def root(tmp_path, monkeypatch):
             (root / folder / name / "file").write_text("12345")
     (root / ".code" / "begun-open").mkdir()
     (root / ".cache").mkdir()
-    for name in ("digits-ab.bin", "mnist-cd.bin", "mnist.verified"):
+    for name in ("digits-ab.bin", ".digits-ef.bin.0a.tmp", "mnist-cd.bin", "mnist.verified"):
         (root / ".cache" / name).write_text("1234567")
     for name in ("dst-wandb-left", "dst-wandb-used", "dst-wandb-new", "another"):
         (tmp_path / "tmp" / name).mkdir(parents=True)
