@@ -268,8 +268,11 @@ def _arm_signal(name: str, *where: str) -> None:
 
 
 def _arm_nan(where: str, step: str) -> None:
-    """Make the loss, or only a gradient, not finite at a step."""
+    """Make the loss, or only a gradient, not finite at a step; or the logits of the n-th evaluation alone."""
     from dst.training import gradients
+
+    if where == "evaluation":
+        return _arm_nan_evaluation(int(step))
 
     original, calls = gradients.F.cross_entropy, iter(range(1, 1_000_000))
 
@@ -283,6 +286,19 @@ def _arm_nan(where: str, step: str) -> None:
         return loss
 
     gradients.F.cross_entropy = poisoned
+    return None
+
+
+def _arm_nan_evaluation(number: int) -> None:
+    from dst.training import loop
+
+    original, calls = loop.evaluate, iter(range(1, 1_000_000))
+
+    def poisoned(model: Any, batches: Any, forward: Any, processes: Any) -> Any:
+        factor = float("nan") if next(calls) == number else 1.0
+        return original(model, batches, lambda inputs: forward(inputs) * factor, processes)
+
+    loop.evaluate = poisoned
 
 
 def _arm_mask(number: str) -> None:
