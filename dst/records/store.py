@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-from dst.files import replace_text, sync_folder
+from dst.files import replace_text, sync_folder, telling_space
 from dst.records.lock import this_host
 from dst.records.states import RECORDED, State
 
@@ -234,6 +234,7 @@ class _History:
     """An append-only file of JSON lines that stays open."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if is_new:
@@ -249,8 +250,9 @@ class _History:
             data = b"\n" + data
         self._is_torn = True
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
+        with telling_space(self._path, len(data)):
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
         self._is_torn = False
 
     def sync(self) -> None:
