@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import pwd
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -70,6 +71,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# -- users -------------------------------------------------------------------------------------------------------------
+
+
+def of_another(path: Path, error: OSError) -> str:
+    """Return whose a path is and what would help, if an error says that this user may not write there; or nothing."""
+    there = _there(path)
+    owner = there.stat().st_uid
+    if error.errno not in (errno.EACCES, errno.EPERM) or owner == os.geteuid():
+        return ""
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"user {owner}"
+    return f": {there} belongs to {name}, who has to let the group write (umask 002); or choose another output.root"
 
 
 # -- space -------------------------------------------------------------------------------------------------------------

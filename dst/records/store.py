@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -36,6 +36,8 @@ class Record:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self.folder = folder
         self._durable = durable
+        self.fence: Callable[[], None] = lambda: None
+        """Raises OSError if this process may not write any more, since another one carries the run out by now."""
         self._opened: dict[str, _History] = {}
 
     @classmethod
@@ -121,10 +123,12 @@ class Record:
         self._replace("status.json", _json(status, indent=2))
 
     def _replace(self, name: str, text: str) -> None:
+        self.fence()
         replace_text(self.folder / name, text, durable=self._durable)
 
     def log_attempt(self, attempt: int, **facts: Any) -> None:
         """Append facts about an attempt to ``attempts.jsonl``; its start and its end are separate lines."""
+        self.fence()
         history = _History(self.folder / "attempts.jsonl")
         try:
             history.append([{"attempt": attempt, **facts}])
@@ -210,6 +214,7 @@ class Record:
 
     def sync(self) -> None:
         """Wait until all histories are on the disk. Call it before a checkpoint becomes visible."""
+        self.fence()
         for history in self._opened.values():
             history.sync()
 

@@ -382,7 +382,7 @@ def test_a_running_run_is_not_started_twice(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         result = run(*TINY, cwd=tmp_path)
     assert result.code == 2
-    assert "is running already: host" in result.output
+    assert "is being run by host" in result.output
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------------------
