@@ -170,7 +170,7 @@ _PATIENCE_S = 300
 
 def _arm(kind: str, *arguments: str) -> None:
     arms = {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize, "mask": _arm_mask}
-    {**arms, "user": _arm_user}[kind](*arguments)
+    {**arms, "user": _arm_user, "clock": _arm_clock}[kind](*arguments)
 
 
 def _die() -> None:
@@ -320,6 +320,16 @@ def _arm_mask(number: str) -> None:
 def _arm_fsize(limit: str) -> None:
     """Let no file grow beyond a number of bytes, as a full disk would."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+
+
+def _arm_clock(seconds: str, step: str) -> None:
+    """Set the clock by so many seconds after a step."""
+    now = time.time
+
+    def set_clock() -> None:
+        time.time = lambda: now() + float(seconds)
+
+    _after_step(int(step), set_clock)
 
 
 def _arm_user(uid: str, gid: str, umask: str, *fault: str) -> None:
