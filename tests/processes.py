@@ -170,7 +170,7 @@ _PATIENCE_S = 300
 
 def _arm(kind: str, *arguments: str) -> None:
     arms = {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize, "mask": _arm_mask}
-    arms[kind](*arguments)
+    {**arms, "user": _arm_user, "clock": _arm_clock}[kind](*arguments)
 
 
 def _die() -> None:
@@ -268,8 +268,11 @@ def _arm_signal(name: str, *where: str) -> None:
 
 
 def _arm_nan(where: str, step: str) -> None:
-    """Make the loss, or only a gradient, not finite at a step."""
+    """Make the loss, or only a gradient, not finite at a step; or the logits of the n-th evaluation alone."""
     from dst.training import gradients
+
+    if where == "evaluation":
+        return _arm_nan_evaluation(int(step))
 
     original, calls = gradients.F.cross_entropy, iter(range(1, 1_000_000))
 
@@ -283,6 +286,19 @@ def _arm_nan(where: str, step: str) -> None:
         return loss
 
     gradients.F.cross_entropy = poisoned
+    return None
+
+
+def _arm_nan_evaluation(number: int) -> None:
+    from dst.training import loop
+
+    original, calls = loop.evaluate, iter(range(1, 1_000_000))
+
+    def poisoned(model: Any, batches: Any, forward: Any, processes: Any) -> Any:
+        factor = float("nan") if next(calls) == number else 1.0
+        return original(model, batches, lambda inputs: forward(inputs) * factor, processes)
+
+    loop.evaluate = poisoned
 
 
 def _arm_mask(number: str) -> None:
@@ -304,6 +320,35 @@ def _arm_mask(number: str) -> None:
 def _arm_fsize(limit: str) -> None:
     """Let no file grow beyond a number of bytes, as a full disk would."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+
+
+def _arm_clock(seconds: str, step: str) -> None:
+    """Set the clock by so many seconds after a step."""
+    now = time.time
+
+    def set_clock() -> None:
+        time.time = lambda: now() + float(seconds)
+
+    _after_step(int(step), set_clock)
+
+
+def _arm_user(uid: str, gid: str, umask: str, *fault: str) -> None:
+    """Be another user, of one group, with a umask (octal); perhaps with a fault besides. For root only."""
+    os.environ |= {"HOME": "/nonexistent", "USER": f"user{uid}"}
+    import ctypes
+
+    libc, version, reading = ctypes.CDLL(None), 0x20080522, 1 << 2
+    libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+    os.setgroups([])
+    os.setgid(int(gid))
+    os.setuid(int(uid))
+    # Reading stays allowed (CAP_DAC_READ_SEARCH, if root has it): Python's own library may lie where only root reads.
+    header, sets = (ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)(reading, reading, 0, 0, 0, 0)
+    if libc.capset(header, sets) != 0:
+        libc.capset(header, (ctypes.c_uint32 * 6)())
+    os.umask(int(umask, 8))
+    if fault:
+        _arm(*fault)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -225,7 +225,8 @@ def _wait_for_lock(stack: ExitStack, folder: Path) -> None:
     began, is_told = time.monotonic(), False
     while True:
         try:
-            return stack.enter_context(locked(folder))
+            stack.enter_context(locked(folder))
+            return
         except LockedError as error:
             if not is_told and time.monotonic() - began > _PATIENCE_S:
                 print(f"waiting for another command that submits to {folder.parent}: {error.holder}", file=sys.stderr)

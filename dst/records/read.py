@@ -51,7 +51,7 @@ _STATUS: Final = {
     **{"error": f"{_TEXT} or nothing", "heartbeat": _NUMBER, "host": _TEXT, "pid": _COUNT},
 }
 _STATUS_MORE: Final = {
-    **{"started": _NUMBER, "started_step": _COUNT},
+    **{"started": _NUMBER, "started_step": _COUNT, "elapsed_s": _NUMBER},
     **{"job": f"{_ID} or nothing", "traceback": f"{_TEXT} or nothing"},
 }
 _RUN: Final = {

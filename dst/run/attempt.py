@@ -110,7 +110,7 @@ class _Attempt:
         self._bottlenecks: set[str] = set()
         """Layers for which a warning was printed."""
         self._beat = 0.0
-        self._started = {"started": time.time(), "started_step": 0}
+        self._begin_clock(0)
 
     def carry_out(self, stop: "StopFlag") -> State:
         """Train to the end and write the summary. Every way to end leaves a true status.
@@ -189,8 +189,7 @@ class _Attempt:
     def on_step(self, step: int) -> None:
         """Advance the progress display; every few seconds write a heartbeat."""
         self.progress.advance(step)
-        since_begin = time.time() - self._started["started"]
-        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # more often at first
+        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, self._elapsed_s)):  # more often at first
             self._status(State.RUNNING)
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
@@ -229,7 +228,7 @@ class _Attempt:
         training.processes.tell(path, is_last=True)
         if self.attempt > 1 or self.record.has_history:
             self.record.mark_resume(step=step, attempt=self.attempt, phase=phase)
-        self._started = {"started": time.time(), "started_step": step}
+        self._begin_clock(step)
         self._status(State.RUNNING)
         self.record.log_attempt(self.attempt, **self._started)
         verb = f"continuing from step {step}" if step else "training"
@@ -295,8 +294,17 @@ class _Attempt:
             traceback=trace,
             job=os.environ.get(JOB),
             **self._started,
+            elapsed_s=self._elapsed_s,
         )
         self.state = state
+
+    def _begin_clock(self, step: int) -> None:
+        """Say that what is trained now begins at a step, now: a date for people, and a clock that nobody sets."""
+        self._started, self._clock = {"started": time.time(), "started_step": step}, time.monotonic()
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._clock
 
 
 def _phase(state: Mapping[str, Any]) -> int:

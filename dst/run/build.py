@@ -259,7 +259,7 @@ def _initialised(config: Config, dataset: Dataset) -> nn.Module:
     seed_torch(config.seed, "init")
     model = make_model(config, dataset).to(config.hardware.device)
     if config.model.weights is not None:
-        model.load_state_dict(stored(config, "model.weights")["model"])
+        model.load_state_dict(stored(config, "model.weights"))
     return model.to(memory_format=torch.channels_last) if _is_channels_last(config, dataset) else model
 
 

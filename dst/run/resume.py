@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from dst.config.compose import to_yaml
 from dst.config.identity import SCHEMA_VERSION, id_of, identity, run_name
 from dst.config.schema import Config, ConfigError, flatten
-from dst.files import sha256
+from dst.files import of_another, sha256
 from dst.options import shown
 from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_bytes, read_run
-from dst.records.store import Record
+from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.verified import changed_file
 
@@ -78,8 +78,13 @@ def create(
     about = {**_known(config, changed, identity), **given}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
+    except RecordError:
+        if not (folder / "run.json").exists():
+            raise
+        return Record.open(folder, durable=durable)  # of another start of the same run: its lock says whose it is
     except OSError as error:
-        raise ConfigError([f"output.root={config.output.root}: cannot write a record there: {error}"]) from error
+        told = f"output.root={config.output.root}: cannot write a record there: {error}{of_another(folder, error)}"
+        raise ConfigError([told]) from error
 
 
 def frozen(config: Config) -> Config:
@@ -195,11 +200,13 @@ def locked_record(
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(record.folder, os.environ.get(JOB)))
+            lock = stack.enter_context(locked(record.folder, os.environ.get(JOB)))
         except LockedError as error:
             raise RunningError([str(error)]) from error
         except OSError as error:
-            raise ConfigError([f"run {record.folder.name} cannot be locked: {error}"]) from error
+            told = f"run {record.folder.name} cannot be locked: {error}{of_another(record.folder / 'lock', error)}"
+            raise ConfigError([told]) from error
+        record.fence = lock.check
         stack.enter_context(record)
         _check_own(record.folder, config)
         check_unchanged(record.folder, config)

@@ -5,7 +5,6 @@ up once, on the machine that submits the run. They travel with its config, and t
 """
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Final
 from dst import registry
 from dst.config.schema import Config, ConfigError, Data, get, with_value
 from dst.data import published
-from dst.files import OtherContentError, read_verified, sha256
+from dst.files import read_verified, sha256
 from dst.records.read import read_status
 from dst.records.states import State
 from dst.records.store import RecordError
@@ -167,15 +166,21 @@ def _published(data: Data) -> str | None:
 
 
 def stored(config: Config, key: str) -> dict[str, Any]:
-    """Return the state in the checkpoint of the run folder at a key; ConfigError if there is none."""
-    import torch
+    """Return the tensors by name in the checkpoint of the run folder at a key: weights, or masks as booleans.
+
+    Raises ConfigError, saying what was found, if there are none.
+    """
+    from dst.network.stored import load, tensors_in
+    from dst.sparsity.masks_file import masks_in
 
     try:
-        content = read_verified(checkpoint(config, key), get(config, CHECKPOINTS[key]))
-    except (OtherContentError, OSError) as error:
+        file = checkpoint(config, key)
+        state = load(read_verified(file, get(config, CHECKPOINTS[key])), file)
+        return tensors_in(state, "model", file) if key == "model.weights" else masks_in(state, file)
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
         raise ConfigError([f"{key}={get(config, key)}: {error}"]) from error
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
 
 
 def checkpoint(config: Config, key: str) -> Path:
@@ -186,6 +191,7 @@ def checkpoint(config: Config, key: str) -> Path:
     from dst.training.checkpoint import CheckpointError, Checkpoints
 
     folder, digest = Path(get(config, key)), get(config, CHECKPOINTS[key])
+    _check_folder(config, key)
     try:
         found = None if digest is None else Checkpoints(folder / "checkpoints").with_digest(digest)
     except CheckpointError as error:
@@ -215,6 +221,7 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
     A source that is still training replaces its checkpoints, so this tries several times before it says that there is
     none.
     """
+    _check_folder(config, key)
     folder = Path(get(config, key), "checkpoints")
     none = ConfigError(
         [
@@ -239,6 +246,19 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
         if not folder.is_dir():
             break
     raise none
+
+
+def _check_folder(config: Config, key: str) -> None:
+    """Raise ConfigError, with the run that may be meant, if the path at a key is a file or a folder of checkpoints."""
+    given = Path(get(config, key))
+    if given.exists() and not given.is_dir():
+        what = f"{key}={given} is a file"
+    elif given.name == "checkpoints" and given.is_dir():
+        what = f"{key}={given} is a folder of checkpoints"
+    else:
+        return
+    run = next((above for above in given.parents if (above / "run.json").exists()), None)
+    raise ConfigError([f"{what}, and no run's folder; {_GIVE if run is None else f'give {run}'}"])
 
 
 def _is_absent(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -73,8 +73,14 @@ class Bar:
 class _OnlyBar(tqdm):  # type: ignore[type-arg]  # which it has for type checkers only
     """A bar on a terminal of any number of rows, since there is no other bar that it would have to make room for.
 
-    A terminal whose size nobody has set has 0 rows, and there tqdm would hide its bar for good.
+    A terminal whose size nobody has set has 0 rows, and there tqdm would hide its bar for good. Its times are those of
+    a clock that nobody sets: by tqdm's own a bar stands still, and shows negative times, once that is set back.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Show the bar."""

@@ -1,5 +1,6 @@
 """The training loop: measured without disturbance, and stoppable and resumable at any step."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -239,7 +240,7 @@ class Training:
             self.sparsifier.count()
             self.active = self.sparsifier.topology.active_by_layer
         with self.processes.watched():
-            test = self.evaluate(test_batches)
+            test = self.evaluate(test_batches, "test set")
         test_flops = self.ledger.flops.test(self.active)
         return {
             "test/accuracy": test.accuracy,
@@ -400,9 +401,15 @@ class Training:
             **({"sparsity/threshold": sum(thresholds) / len(thresholds)} if thresholds else {}),
         }
 
-    def evaluate(self, batches: Loader) -> Evaluation:
-        """Return the loss and accuracy of the present weights; all processes call this."""
-        return evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
+    def evaluate(self, batches: Loader, what: str = "validation set") -> Evaluation:
+        """Return the loss and accuracy of the present weights; all processes call this.
+
+        ``what``: what the batches are of. DivergedError if the loss on it is not finite, which training need not show.
+        """
+        found = evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
+        if not math.isfinite(found.loss):
+            raise DivergedError(self.counters.step, f"the loss on the {what} is {found.loss}: it is")
+        return found
 
     def _evaluate_if_due(self, observer: Observer) -> None:
         """Validate at the end of every n-th epoch and of training, once, even if a run resumes at just that step."""

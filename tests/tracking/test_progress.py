@@ -1,3 +1,5 @@
+import time
+
 from dst.tracking.progress import progress
 
 
@@ -19,6 +21,19 @@ def test_bar_shows_figures(capsys):
     error = capsys.readouterr().err
     assert "100/100" in error
     assert "Rs=0.5" in error
+
+
+def test_a_bar_goes_on_and_has_no_negative_times_when_the_clock_is_set_back(capsys, monkeypatch):
+    now, steady = time.time(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: steady[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now if steady == [100.0] else now - 7200)
+    display = progress("bar", total=100, start=0)
+    steady[0] += 10
+    display.advance(10)
+    bar = display._bar.format_dict
+    assert bar["elapsed"] == 10
+    assert "10/100 [00:10<01:30" in capsys.readouterr().err
+    display.close()
 
 
 def test_none_is_silent_and_auto_is_plain_without_a_terminal(capsys):
