@@ -290,8 +290,7 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
     try:
         ended = wait(submitted.folders)
     except KeyboardInterrupt:
-        print("waits no longer; the jobs go on")
-        raise
+        raise KeyboardInterrupt("waits no longer; the jobs go on") from None
     states = {cell.id: run.state for cell, run in zip(cells, ended, strict=True)}
     print(_report(cells, states))
     return worst([*left, *(state.exit_code for state in states.values())])

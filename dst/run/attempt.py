@@ -1,6 +1,7 @@
 """One attempt at a run: find or make its record, build, train, finish, and report."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,6 +24,7 @@ from dst.run.report import compute_table, exceptions_line, layer_table, outside_
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
+from dst.signals import blocked, settle
 
 if TYPE_CHECKING:
     from dst.run.build import Parts
@@ -137,14 +139,16 @@ class _Attempt:
             self.training.run(self, stop)
             self._finish()
         except StopRequestedError as error:
-            return self._end(State.PREEMPTED, str(error))
+            with blocked([signal.SIGINT]):  # saved: from here on, impatience loses nothing and says the same
+                told = self._end(State.PREEMPTED, str(error))
+                settle(State.PREEMPTED.exit_code, told)
+            return told
         except DivergedError as error:
             return self._end(State.DIVERGED, f"{error}; try a smaller schedule.lr.peak or a warm-up")
         except KeyboardInterrupt:
             if self.state != State.DONE:
                 told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
-                print(told, file=sys.stderr)
-                raise
+                raise KeyboardInterrupt(told) from None
         except (OSError, CheckpointError) as error:  # such as a full disk: the message is enough
             return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:

@@ -8,29 +8,42 @@ character, a stream may be closed from the beginning: what cannot be shown is dr
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TextIO
+
+from dst.signals import INTERRUPTED, answer_interrupts, blocked, settle
 
 _NEVER_FAIL: Final = ("ignore", "replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
 """Python's error handlers that raise nothing for characters that an encoding lacks."""
 
 
 def program(main: Callable[[], int], *, shows: bool = True) -> int:
-    """Carry out a program with streams that survive, and return its exit code.
+    """Carry out a program with streams that survive, and return its exit code; Ctrl-C ends it with one line.
 
     ``shows``: its purpose is to show something, so it has failed if that is lost, for example on a full disk.
     """
-    secure()
-    code = main()
-    code = code or (shown() if shows else 0)
+    try:
+        answer_interrupts(_SHOWING if shows else _WORKING)
+        secure()
+        code = main()
+        code = code or (shown() if shows else 0)
+        settle(code)  # threads of libraries may still have to end
+    except KeyboardInterrupt as interrupt:
+        with blocked([signal.SIGINT]):
+            print(str(interrupt) or (_SHOWING if shows else _WORKING), file=sys.stderr, flush=True)
+            settle(code := INTERRUPTED)
     if _leaves_at_once:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
     return code
 
+
+_SHOWING: Final = "interrupted"
+_WORKING: Final = "interrupted; the same command goes on from what was saved"
 
 _leaves_at_once = False
 

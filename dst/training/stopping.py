@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from dst.signals import REQUESTS
+from dst.signals import REQUESTS, interrupt_if_asked
 
 
 class StopRequestedError(Exception):
@@ -16,7 +16,7 @@ class StopRequestedError(Exception):
 
 
 class StopFlag:
-    """A context in which SIGTERM, SIGINT, SIGUSR2 and SIGHUP set ``requested``; a second SIGINT interrupts at once.
+    """A context in which SIGTERM, SIGINT, SIGUSR2 and SIGHUP set ``requested``; a second SIGINT acts as outside.
 
     A signal that was ignored before stays ignored: ``nohup`` relies on that to let a run outlive its terminal.
     """
@@ -26,6 +26,7 @@ class StopFlag:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        interrupt_if_asked()
         heard = [number for number in REQUESTS if signal.getsignal(number) != signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._set) for number in heard}
         return self
@@ -37,4 +38,4 @@ class StopFlag:
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, self._previous[number])

@@ -27,6 +27,7 @@ import sys, time
 from pathlib import Path
 from dst.cli import main
 from dst.launcher import submit as submitting
+from dst.run.terminal import program
 
 name, calls, *overrides = sys.argv[1:]
 original, calls = getattr(submitting, name), iter(range(int(calls)))
@@ -38,7 +39,7 @@ def act(*arguments, **options):
     return original(*arguments, **options)
 
 setattr(submitting, name, act)
-sys.exit(main(overrides, conf=Path("conf").resolve()))
+sys.exit(program(lambda: main(overrides, conf=Path("conf").resolve()), shows=False))
 """
 """The command line, which waits at a function of the launcher after this many calls of it."""
 
