@@ -32,6 +32,40 @@ def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+# -- waiting for what may never come -----------------------------------------------------------------------------------
+
+
+class StalledError(Exception):
+    """A request to stop was heard long ago, and the program still waits; see ``waiting``."""
+
+
+class KilledError(Exception):
+    """A signal came that ends a program; the message names it."""
+
+
+FATAL: Final = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGXCPU)
+"""The signals that end a program and can be heard, beside the requests."""
+
+_is_waiting = False
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Mark a block that waits for other processes or files, which may never answer: ``give_up`` raises in it."""
+    global _is_waiting
+    _is_waiting = True
+    try:
+        yield
+    finally:
+        _is_waiting = False
+
+
+def give_up() -> None:
+    """Raise StalledError if the program is waiting; called by the handler of a signal."""
+    if _is_waiting:
+        raise StalledError("no data came")
+
+
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -176,7 +177,7 @@ _PATIENCE_S = 300
 
 def _arm(kind: str, *arguments: str) -> None:
     arms = {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize, "mask": _arm_mask}
-    (arms | {"ctrl_c": _arm_ctrl_c})[kind](*arguments)
+    (arms | {"ctrl_c": _arm_ctrl_c, "worker": _arm_worker})[kind](*arguments)
 
 
 def _die() -> None:
@@ -294,6 +295,22 @@ def _arm_ctrl_c(times: str, *where: str) -> None:
 
     *place, number = where
     return _at(*place, int(number), act) if place else _after_step(int(number), act)
+
+
+def _arm_worker(name: str, step: str) -> None:
+    """After a step signal the processes that load images; where that makes them stall, ask the run to stop later."""
+    import multiprocessing
+
+    from dst.training import stopping
+
+    def act() -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.Signals[name])
+        if name == "SIGSTOP":
+            stopping._PATIENCE_S = 0.5
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()  # it waits by then
+
+    _after_step(int(step), act)
 
 
 def _arm_nan(where: str, step: str) -> None:

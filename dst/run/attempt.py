@@ -24,7 +24,7 @@ from dst.run.report import compute_table, exceptions_line, layer_table, outside_
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
-from dst.signals import blocked, settle
+from dst.signals import KilledError, StalledError, blocked, settle
 
 if TYPE_CHECKING:
     from dst.run.build import Parts
@@ -75,7 +75,7 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
     try:
         parts.training.run(NoObserver(), stop)
         parts.training.finish(parts.test_batches)
-    except StopRequestedError:
+    except (StopRequestedError, StalledError):
         return State.PREEMPTED
     except DivergedError:
         return State.DIVERGED
@@ -143,13 +143,16 @@ class _Attempt:
                 told = self._end(State.PREEMPTED, str(error))
                 settle(State.PREEMPTED.exit_code, told)
             return told
+        except StalledError as error:  # in the test, or among several processes, which cannot save in a step
+            told = f"stopped by {stop.requested}, since {error}; the same command goes on from the last checkpoint"
+            return self._end(State.PREEMPTED, told)
         except DivergedError as error:
             return self._end(State.DIVERGED, f"{error}; try a smaller schedule.lr.peak or a warm-up")
         except KeyboardInterrupt:
             if self.state != State.DONE:
                 told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
                 raise KeyboardInterrupt(told) from None
-        except (OSError, CheckpointError) as error:  # such as a full disk: the message is enough
+        except (OSError, CheckpointError, KilledError) as error:  # such as a full disk: the message is enough
             return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()

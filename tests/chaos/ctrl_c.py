@@ -183,6 +183,9 @@ def main() -> int:
     parser.add_argument("--ways", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell may have let this be deaf to it, and its children
     chance, wrong = random.Random(options.seed), 0
     ends: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="ctrl-c-") as place:
