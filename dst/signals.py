@@ -75,6 +75,7 @@ class _Interrupts:
     def __init__(self) -> None:
         self.owner = 0
         self.pending = False
+        self.is_held, self.was_held = False, False
         self.code = INTERRUPTED
         self.told = ""
 
@@ -82,6 +83,9 @@ class _Interrupts:
         """Raise KeyboardInterrupt the first time, and end the process the next time or once its end is settled."""
         if os.getpid() != self.owner:  # a child that does not know yet what it will do with it
             os._exit(INTERRUPTED)
+        if self.is_held:
+            self.was_held = True
+            return
         if self.pending:
             self.leave()
         self.pending = True
@@ -114,6 +118,19 @@ def answer_interrupts(told: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of this block. To block the signal is not enough: another thread would get it."""
+    _interrupts.is_held = True
+    try:
+        yield
+    finally:
+        _interrupts.is_held = False
+        if _interrupts.was_held:
+            _interrupts.was_held = False
+            _interrupts.answer(signal.SIGINT, None)
+
+
 def settle(code: int, told: str = "") -> None:
     """Let Ctrl-C end the program at once with this code and line from now on: what it had to do is done."""
     if _interrupts.owner == os.getpid():
@@ -130,10 +147,11 @@ def _unraisable(found: Any) -> None:
     """End the program for a KeyboardInterrupt that Python cannot raise, in a callback or a destructor."""
     if issubclass(found.exc_type, KeyboardInterrupt) and _interrupts.owner == os.getpid():
         _interrupts.leave()
-    sys.__unraisablehook__(found)
+    if "due to race condition" not in str(found.exc_value):  # a Ctrl-C just before ``_deafen``
+        sys.__unraisablehook__(found)
 
 
 def _deafen() -> None:
-    """Let no signal disturb the very end of Python, when handlers are gone; registered first, it is called last."""
+    """Let no Ctrl-C disturb the very end of Python, when handlers are gone; registered first, it is called last."""
     if _interrupts.owner == os.getpid():
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

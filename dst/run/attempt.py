@@ -1,7 +1,6 @@
 """One attempt at a run: find or make its record, build, train, finish, and report."""
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -24,7 +23,8 @@ from dst.run.report import compute_table, exceptions_line, layer_table, outside_
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
-from dst.signals import KilledError, StalledError, blocked, settle
+from dst.signals import KilledError, StalledError, held, settle
+from dst.tracking.pulse import starting
 
 if TYPE_CHECKING:
     from dst.run.build import Parts
@@ -47,6 +47,7 @@ def run(
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
     the main one calls this, and the others call ``follow``.
     """
+    starting("building the network and its first masks", cell.config.tracking.progress, at_once=False)
     parts = _built(cell.building, processes)
     sparsifier = parts.training.sparsifier
     repair = None if sparsifier.mended is None else sparsifier.mended.report()
@@ -139,7 +140,7 @@ class _Attempt:
             self.training.run(self, stop)
             self._finish()
         except StopRequestedError as error:
-            with blocked([signal.SIGINT]):  # saved: from here on, impatience loses nothing and says the same
+            with held():  # saved: from here on, impatience loses nothing and says the same
                 told = self._end(State.PREEMPTED, str(error))
                 settle(State.PREEMPTED.exit_code, told)
             return told
@@ -239,6 +240,7 @@ class _Attempt:
         self._started = {"started": time.time(), "started_step": step}
         self._status(State.RUNNING)
         self.record.log_attempt(self.attempt, **self._started)
+        starting(None)
         verb = f"continuing from step {step}" if step else "training"
         print(f"run {self.record.folder.name}: {self.cell.name}; {verb}, {total} steps", flush=True)
         if step == 0:

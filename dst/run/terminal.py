@@ -8,13 +8,12 @@ character, a stream may be closed from the beginning: what cannot be shown is dr
 import errno
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
-from dst.signals import INTERRUPTED, answer_interrupts, blocked, settle
+from dst.signals import INTERRUPTED, answer_interrupts, held, settle
 
 _NEVER_FAIL: Final = ("ignore", "replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
 """Python's error handlers that raise nothing for characters that an encoding lacks."""
@@ -32,7 +31,7 @@ def program(main: Callable[[], int], *, shows: bool = True) -> int:
         code = code or (shown() if shows else 0)
         settle(code)  # threads of libraries may still have to end
     except KeyboardInterrupt as interrupt:
-        with blocked([signal.SIGINT]):
+        with held():
             print(str(interrupt) or (_SHOWING if shows else _WORKING), file=sys.stderr, flush=True)
             settle(code := INTERRUPTED)
     if _leaves_at_once:

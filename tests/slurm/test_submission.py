@@ -18,7 +18,14 @@ from tests.processes import REPOSITORY, run, wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 SWEEP = (
-    *("-m", "hydra/launcher=slurm", "hardware.threads=1", "tracking=none", "hardware.slurm.options=[hold]"),
+    *(
+        "-m",
+        "hydra/launcher=slurm",
+        "hardware.threads=1",
+        "tracking=none",
+        "tracking.progress=none",
+        "hardware.slurm.options=[hold]",
+    ),
     *("model.hidden=[16]", "schedule.epochs=4", "schedule.update_every=10", "seed=0,1,2,3"),
 )
 
