@@ -30,6 +30,13 @@ def program(main: Callable[[], int], *, shows: bool = True) -> int:
         code = main()
         code = code or (shown() if shows else 0)
         settle(code)  # threads of libraries may still have to end
+    except TypeError as error:
+        from dst.registry import DeclarationError
+
+        if not isinstance(error, DeclarationError):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = _WRONG
     except KeyboardInterrupt as interrupt:
         with held():
             print(str(interrupt) or (_SHOWING if shows else _WORKING), file=sys.stderr, flush=True)
@@ -43,6 +50,9 @@ def program(main: Callable[[], int], *, shows: bool = True) -> int:
 
 _SHOWING: Final = "interrupted"
 _WORKING: Final = "interrupted; the same command goes on from what was saved"
+
+_WRONG: Final = 2
+"""Exit code where an option is not declared as it should be, in the code of an extension."""
 
 _leaves_at_once = False
 
