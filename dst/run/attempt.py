@@ -16,6 +16,7 @@ from dst.records.lock import this_host
 from dst.records.read import read_attempts, read_networks, read_status
 from dst.records.states import State
 from dst.records.store import Record
+from dst.run import compiled
 from dst.run.advice import packing_advice
 from dst.run.cell import Cell
 from dst.run.environment import JOB
@@ -54,7 +55,10 @@ def run(
     facts = found_here(parts.device_name, parts.dataset, sources(cell.config), sparsifier.outside, repair)
     record = cell.record(command)
     with locked_record(record, cell.config, cell.changed, facts):
-        return _Attempt(cell, record, parts, with_tables).carry_out(stop)
+        state = _Attempt(cell, record, parts, with_tables).carry_out(stop)
+    if state in (State.DONE, State.PREEMPTED):
+        compiled.keep()
+    return state
 
 
 def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
