@@ -127,7 +127,10 @@ class _Attempt:
         try:
             told = self._train(stop)
             self.progress.close()
-            print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
+            with held():
+                print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
+                if self.state == State.PREEMPTED:  # and it is said
+                    settle(State.PREEMPTED.exit_code)
             return self.state
         finally:
             self.progress.close()

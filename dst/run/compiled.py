@@ -20,6 +20,8 @@ from dst.records.lock import NAME, holder, locked, this_host
 FOLDER: Final = ".inductor"
 _VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 _WHOLE: Final = "whole"
+_ASKED: Final = os.environ.get(_VARIABLE)
+"""Where it shall build; read before torch is imported, which sets the variable itself."""
 _UNLOCKED_S: Final = 60.0
 """A folder of this age whose lock nobody holds is abandoned; a younger one may not have its lock yet."""
 
@@ -29,7 +31,7 @@ _own: Path | None = None
 def build_below(root: Path) -> None:
     """Let torch.compile build below an output root, once for this process, unless the environment says where."""
     global _own
-    if _own is not None or os.environ.get(_VARIABLE):
+    if _own is not None or _ASKED:
         return
     ours = root.absolute() / FOLDER / str(os.getuid())  # what somebody else built is not executed
     own = ours / f"{this_host()}-{os.getpid()}-{secrets.token_hex(4)}"

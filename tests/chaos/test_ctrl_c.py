@@ -1,13 +1,20 @@
 """Ctrl-C at telling moments, one to three times; ``python -m tests.chaos.ctrl_c --ways 100`` tries random ones."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dst import signals
 from dst.records.catalog import find_runs
 from dst.records.read import read_status
+from dst.records.states import State
+from dst.run.attempt import _Attempt
+from dst.tracking.progress import NoProgress
+from dst.tracking.tracker import NoTracker
+from dst.training.stopping import StopFlag
 from tests.chaos import ctrl_c
 from tests.processes import REPOSITORY, run, run_folder
 
@@ -64,6 +71,20 @@ def test_a_run_that_is_done_before_it_is_interrupted_is_done(tmp_path):
     late = run(*OPTIONS, cwd=tmp_path / "b", fault="ctrl_c:2:end:1")
     assert (late.code, last_lines(late.output)) == (130, [UNSAVED])
     assert read_status(run_folder(tmp_path / "b" / "outputs"))["state"] == "done"
+
+
+def test_what_was_said_of_a_saved_run_is_not_said_again(monkeypatch, capsys):
+    """While the mirror of its record ends, say: that may take a while."""
+    attempt = object.__new__(_Attempt)
+    monkeypatch.setattr(signals, "_interrupts", signals._Interrupts())
+    signals._interrupts.owner = os.getpid()
+    attempt.state, attempt.progress, attempt.tracker = State.PREEMPTED, NoProgress(1, 0), NoTracker()
+    monkeypatch.setattr(
+        attempt, "_train", lambda stop: signals.settle(75, "it is saved") or "it is saved", raising=False
+    )
+    monkeypatch.setattr(attempt.tracker, "finish", capsys.readouterr, raising=False)
+    assert attempt.carry_out(StopFlag()) == State.PREEMPTED
+    assert (signals._interrupts.code, signals._interrupts.told) == (75, "")
 
 
 def test_while_it_imports(tmp_path):
