@@ -21,6 +21,7 @@ from dst.run.processes import check_start, run_in_processes, started
 from dst.run.resume import RunningError
 from dst.run.terminal import program
 from dst.run.verified import ContinuedError, frozen_config
+from dst.tracking.pulse import starting
 from dst.training.stopping import StopFlag
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
 
 
 def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None" = None) -> int:
+    starting("loading torch", config.tracking.progress)
     from dst.run import attempt, feasible
     from dst.run.cell import Cell
 
@@ -69,6 +71,7 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
     if cell.is_over:
         print(f"run {folder.name} is {cell.state} already")
         return cell.state.exit_code
+    starting("preparing data and network", config.tracking.progress)
     feasible.check(cell.building)
     if processes is not None:
         processes.tell(cell.building)

@@ -251,12 +251,16 @@ def _send(
     except BaseException as error:
         if left:
             print(_told(left), file=sys.stderr)
-        _record_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work.keys() - left.keys()), error)
+        of = len(work.keys() - left.keys())
+        told = _record_unsubmitted([Path(run.folder) for run, _ in runs.values()], of, error)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(told) from None
+        print(told, file=sys.stderr)
         raise
 
 
-def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> None:
-    """Record and print which of the ``of`` runs of a command were not submitted, and why; ``frozen``: those frozen."""
+def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> str:
+    """Record and say which of the ``of`` runs of a command were not submitted, and why; ``frozen``: those frozen."""
     why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
     without_job: list[Path] = []
     for folder in frozen:
@@ -271,7 +275,7 @@ def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -
     else:
         go_on = f"; the other {others} go on" if others else ""
         told = f"{of - others} of {of} runs were not submitted: {why}; the same command submits them{go_on}"
-    print(told, file=sys.stderr)
+    return told
 
 
 def wait(folders: Sequence[Path]) -> list[Observed]:

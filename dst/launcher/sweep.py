@@ -25,6 +25,7 @@ from dst.run.cell import cells as cells_of
 from dst.run.processes import check_start, run_in_processes, started
 from dst.run.report import sweep_report
 from dst.run.sources import Known, identified
+from dst.tracking.pulse import starting
 from dst.training.rank import Rank
 
 _LISTED = 8
@@ -174,9 +175,14 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
         )
     if not alike:
         return
-    from dst.run import feasible  # imports torch, which is slow
+    quiet = all(cell.config.tracking.progress == "none" for _, cell in named)
+    mode = "none" if quiet else "auto"
+    if "torch" not in sys.modules:
+        starting("loading torch", mode)
+    from dst.run import feasible
 
     problems = []
+    starting("preparing data and network" if len(alike) == 1 else f"preparing data and {len(alike)} networks", mode)
     for (name, config), *others in alike.values():
         which = f"{name}, and {len(others)} like it" if others else name
         try:
@@ -184,6 +190,7 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
                 print(f"warning: [{which}] {text}" if len(alike) > 1 else f"warning: {text}", file=sys.stderr)
         except ConfigError as error:
             problems += [(which, text) for text in error.problems]
+    starting(None)
     _raise(problems, len(alike))
 
 
@@ -290,8 +297,7 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
     try:
         ended = wait(submitted.folders)
     except KeyboardInterrupt:
-        print("waits no longer; the jobs go on")
-        raise
+        raise KeyboardInterrupt("waits no longer; the jobs go on") from None
     states = {cell.id: run.state for cell, run in zip(cells, ended, strict=True)}
     print(_report(cells, states))
     return worst([*left, *(state.exit_code for state in states.values())])

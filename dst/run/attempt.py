@@ -16,6 +16,7 @@ from dst.records.lock import this_host
 from dst.records.read import read_attempts, read_networks, read_status
 from dst.records.states import State
 from dst.records.store import Record
+from dst.run import compiled
 from dst.run.advice import packing_advice
 from dst.run.cell import Cell
 from dst.run.environment import JOB
@@ -23,6 +24,8 @@ from dst.run.report import compute_table, exceptions_line, layer_table, outside_
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
+from dst.signals import KilledError, StalledError, held, settle
+from dst.tracking.pulse import starting
 
 if TYPE_CHECKING:
     from dst.run.build import Parts
@@ -45,13 +48,17 @@ def run(
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
     the main one calls this, and the others call ``follow``.
     """
+    starting("building the network and its first masks", cell.config.tracking.progress, at_once=False)
     parts = _built(cell.building, processes)
     sparsifier = parts.training.sparsifier
     repair = None if sparsifier.mended is None else sparsifier.mended.report()
     facts = found_here(parts.device_name, parts.dataset, sources(cell.config), sparsifier.outside, repair)
     record = cell.record(command)
     with locked_record(record, cell.config, cell.changed, facts):
-        return _Attempt(cell, record, parts, with_tables).carry_out(stop)
+        state = _Attempt(cell, record, parts, with_tables).carry_out(stop)
+    if state in (State.DONE, State.PREEMPTED):
+        compiled.keep()
+    return state
 
 
 def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
@@ -73,7 +80,7 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
     try:
         parts.training.run(NoObserver(), stop)
         parts.training.finish(parts.test_batches)
-    except StopRequestedError:
+    except (StopRequestedError, StalledError):
         return State.PREEMPTED
     except DivergedError:
         return State.DIVERGED
@@ -120,7 +127,10 @@ class _Attempt:
         try:
             told = self._train(stop)
             self.progress.close()
-            print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
+            with held():
+                print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
+                if self.state == State.PREEMPTED:  # and it is said
+                    settle(State.PREEMPTED.exit_code)
             return self.state
         finally:
             self.progress.close()
@@ -137,15 +147,20 @@ class _Attempt:
             self.training.run(self, stop)
             self._finish()
         except StopRequestedError as error:
-            return self._end(State.PREEMPTED, str(error))
+            with held():  # saved: from here on, impatience loses nothing and says the same
+                told = self._end(State.PREEMPTED, str(error))
+                settle(State.PREEMPTED.exit_code, told)
+            return told
+        except StalledError as error:  # in the test, or among several processes, which cannot save in a step
+            told = f"stopped by {stop.requested}, since {error}; the same command goes on from the last checkpoint"
+            return self._end(State.PREEMPTED, told)
         except DivergedError as error:
             return self._end(State.DIVERGED, f"{error}; try a smaller schedule.lr.peak or a warm-up")
         except KeyboardInterrupt:
             if self.state != State.DONE:
                 told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
-                print(told, file=sys.stderr)
-                raise
-        except (OSError, CheckpointError) as error:  # such as a full disk: the message is enough
+                raise KeyboardInterrupt(told) from None
+        except (OSError, CheckpointError, KilledError) as error:  # such as a full disk: the message is enough
             return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()
@@ -231,6 +246,7 @@ class _Attempt:
         self._begin_clock(step)
         self._status(State.RUNNING)
         self.record.log_attempt(self.attempt, **self._started)
+        starting(None)
         verb = f"continuing from step {step}" if step else "training"
         print(f"run {self.record.folder.name}: {self.cell.name}; {verb}, {total} steps", flush=True)
         if step == 0:
