@@ -25,6 +25,7 @@ from dst.data import published
 from dst.options import REQUIRED, read
 from dst.sparsity.marks import marks_of
 from tests.composed import compose_cells
+from tests.messages import malformed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -346,7 +347,7 @@ WRONG = {
     "schedule.accumulate=65": "schedule.accumulate=65: must be in [1, schedule.batch_size=64]",
     "hydra.run.dir=/tmp/x": "hydra.run.dir=/tmp/x would be ignored",
     "sparsity=glob(*)": "",
-    "output.root=": "output.root=: must be the name of a folder",
+    "output.root=": "output.root='': must be the name of a folder",
     "output.group=a/.b": "output.group=a/.b: must be a folder below output.root",
     "data.mean=[nan] data.std=[1]": "data.mean=[nan]: must be a list, each finite",
     "data.mean=[0] data.std=[1e-30]": "data.std=[1e-30]: must be a list, each >= 1e-06",
@@ -435,6 +436,7 @@ WRONG = {
 def test_wrong_overrides(override, told):
     found = problems(*override.split())
     assert any(told in problem for problem in found), found
+    assert [problem for problem in found if malformed(problem)] == []
 
 
 def test_all_problems_are_told_at_once():
