@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import yaml
 
 from dst import registry
 from dst.config import method
@@ -155,6 +156,19 @@ def test_run_ids_never_change():
     assert run_id(Config()) == "ef1424cb5c9d"
     assert run_id(composed()) == "3ca3e1323a2e"
     assert run_id(composed("sparsity=rigl", "data=mnist", "model=lenet_300_100", "schedule=mnist")) == "d83ec537a8ba"
+
+
+def test_a_schedule_whose_rate_falls_inside_an_epoch_says_so():
+    """The published codes round such a milestone down to whole epochs."""
+    for path in sorted((CONF / "schedule").glob("*.yaml")):
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        falls = [share * values.get("epochs", 0) for share in values.get("lr", {}).get("milestones", [])]
+        inside = [fall for fall in falls if 0.05 < fall % 1 < 0.95]
+        in_steps = "of 87 891 steps as fractions" in text
+        assert ("inside an epoch" in text) == (bool(inside) and not in_steps), (path.name, falls)
+    assert "187.5, which lies inside an epoch" in (CONF / "schedule" / "itop_cifar.yaml").read_text()
+    assert "169.5, which" in (CONF / "experiment" / "sup_tickets" / "cifar_rigl.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100"])

@@ -1,12 +1,19 @@
 """What is wrong with many cells is said once, with what is swept and no more."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 
-from dst.config.schema import ConfigError
+from dst.config.launcher import LauncherSettings
+from dst.config.schema import Config, ConfigError
+from dst.launcher import sweep
+from dst.launcher.executors import Submission
 from dst.launcher.grouped import grouped, listed, own_overrides
+from dst.launcher.submit import Submitted
 from dst.launcher.sweep import run_cells
+from dst.run.cell import Cell
 from tests.messages import malformed
 from tests.processes import REPOSITORY
 
@@ -51,3 +58,13 @@ def test_what_tells_cells_apart():
     ]
     assert grouped([("", "x"), ("", "x")], 1) == ["x"]
     assert listed([str(i) for i in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, and 2 more"
+
+
+def test_commands_that_are_printed_can_be_pasted():
+    root = "/tmp/a b/it's"
+    config = Config()
+    config.output.root = root
+    submitted = Submitted([], [], Submission(["7"], Path("/logs")), {})
+    lines = sweep._summary([Cell(config, None)], submitted, LauncherSettings("local")).splitlines()
+    pasted = [shlex.split(line.partition(": ")[2]) for line in lines if "python -m" in line]
+    assert pasted == [["python", "-m", f"dst.launcher.{name}", root] for name in ("status", "cancel")]
