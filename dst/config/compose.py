@@ -1,6 +1,7 @@
 """Hydra composition inside our own guard: overrides -> typed configs, with errors a user can act on.
 
-Only this module composes; ``dst.config.overrides`` parses by Hydra, ``dst.cli`` and the launcher's plugin answer to it.
+Only this module composes; ``dst.config.typed`` and ``overrides`` parse by Hydra, ``dst.cli`` and the launcher's plugin
+answer to it.
 """
 
 import pickle
