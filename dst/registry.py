@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 from dst.options import (
     ASIDE,
+    PATH,
     REQUIRED,
     SHA256,
     Clash,
@@ -205,7 +206,7 @@ _NAMES: Final[dict[str, Any]] = {
     "Sequence": list,
     "Annotated": Annotated,
     **{kind.__name__: kind for kind in (Range, ZeroOr, OneOf, Each, Text, Needs, Excludes, Clash, MemberOf)},
-    **{"ASIDE": ASIDE, "SHA256": SHA256},
+    **{"ASIDE": ASIDE, "PATH": PATH, "SHA256": SHA256},
 }
 """What an annotation of an option may be made of, beside the module's own ``Name = Annotated[...]``."""
 

@@ -21,6 +21,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.composed import last_given
 from tests.states import plain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,11 +38,11 @@ class Result:
 def run(
     *overrides: str, cwd: Path, fault: str = "", env: dict[str, str] | None = None, conf: Path = REPOSITORY / "conf"
 ) -> Result:
-    """Run ``python run.py`` with these arguments in ``cwd``, with a fault such as ``kill:step:12``.
+    """Run ``python run.py`` with these arguments (``last_given``) in ``cwd``, with a fault such as ``kill:step:12``.
 
     ``env`` is added to the environment; ``conf``: another folder of config files.
     """
-    child = _Child(list(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))
+    child = _Child(last_given(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))
     (result,) = _run_children([child])
     return result
 
@@ -51,7 +52,7 @@ def run_together(*overrides: str, cwd: Path, faults: Sequence[str] = ("", "")) -
     places = _places(len(faults))
     return _run_children(
         [
-            _Child(list(overrides), str(cwd), str(cwd / f"output.{rank}.txt"), fault, places[rank])
+            _Child(last_given(overrides), str(cwd), str(cwd / f"output.{rank}.txt"), fault, places[rank])
             for rank, fault in enumerate(faults)
         ]
     )

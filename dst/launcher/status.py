@@ -16,7 +16,7 @@ from dst.run.report import duration, table
 from dst.run.terminal import program
 
 _DESCRIPTION = """\
-Show the runs below DIR: state, attempt, step, time to go, last accuracy, job, and why a run failed.
+Show the runs below DIR: state, attempt, step, time to go, accuracies, job, and why a run failed.
 
 The states are those of the records: submitting (a command has frozen the run and is about to hand it over), not
 submitted (that command ended before), queued, running, preempted, done, failed, diverged, cancelled (while it was
@@ -58,7 +58,18 @@ def main(arguments: Sequence[str]) -> int:
 def show(runs: Sequence[Observed]) -> str:
     """Return the table, one line for each run, and how many runs are in each state."""
     with_slurm = any(run.slurm for run in runs)
-    header = ["run", "id", "state", *(["SLURM"] if with_slurm else []), "attempt", "step", "to go", "accuracy", "job"]
+    header = [
+        "run",
+        "id",
+        "state",
+        *(["SLURM"] if with_slurm else []),
+        "attempt",
+        "step",
+        "to go",
+        "val accuracy",
+        "test accuracy",
+        "job",
+    ]
     rows = [_row(run, with_slurm=with_slurm) for run in runs]
     counts = Counter(run.state for run in runs)
     told = [f"  {Path(run.folder).name} {run.state}: {run.why}" for run in runs if run.why]
@@ -70,7 +81,7 @@ def _lacking(run: GroupRun) -> Observed | None:
     """Return the observation of a run that is not where its group says; None if it is there."""
     if run.state is None:
         return None
-    nothing = dict.fromkeys(("total_steps", "accuracy", "eta_s", "cluster", "job", "slurm"))
+    nothing = dict.fromkeys(("total_steps", "val_accuracy", "test_accuracy", "eta_s", "cluster", "job", "slurm"))
     name, folder = run.name or run.id, str(run.folder)
     return Observed(folder, name, run.state, attempt=0, step=0, is_taken=False, has_job=False, why=run.why, **nothing)
 
@@ -84,7 +95,7 @@ def _row(run: Observed, *, with_slurm: bool) -> list[str]:
         str(run.attempt),
         f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
         "-" if run.eta_s is None else duration(run.eta_s),
-        "-" if run.accuracy is None else f"{run.accuracy:.4f}",
+        *("-" if figure is None else f"{figure:.4f}" for figure in (run.val_accuracy, run.test_accuracy)),
         run.job or "-",
     ]
 

@@ -1,6 +1,7 @@
 """From the cells of a sweep to submitted jobs. Runs that are over or under way are left alone."""
 
 import os
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -146,7 +147,8 @@ def _remedy(cell: Cell, run: Observed) -> list[str]:
     except ConfigError:
         return []
     also = "" if run.state in REQUEUED else " --preempted"
-    return [f"to continue it with the code of its submission: python -m dst.launcher.requeue {folder}{also}"]
+    command = f"python -m dst.launcher.requeue {shlex.quote(str(folder))}{also}"
+    return [f"to continue it with the code of its submission: {command}"]
 
 
 def _frozen(cell: Cell, command: str) -> Run:

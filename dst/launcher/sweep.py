@@ -3,7 +3,7 @@
 import shlex
 import sys
 import traceback
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
@@ -14,6 +14,7 @@ from dst.config.checks import check, check_launcher
 from dst.config.compose import Composed, ComposedCell, compose_command, compose_each
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
+from dst.launcher.grouped import grouped, listed, own_overrides
 from dst.records.label import LABEL
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
@@ -27,9 +28,6 @@ from dst.run.report import sweep_report
 from dst.run.sources import Known, identified
 from dst.tracking.pulse import starting
 from dst.training.rank import Rank
-
-_LISTED = 8
-"""At most this many groups of equal cells are listed."""
 
 if TYPE_CHECKING:
     from dst.config.launcher import LauncherSettings
@@ -88,11 +86,11 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
     _check_all(composed)
     known: Known = {}
     configs, problems = [], []
-    for overrides, config, _ in composed:
+    for name, (_, config, _) in zip(_names(composed), composed, strict=True):
         try:
             configs.append(identified(complete(config), known))
         except ConfigError as error:
-            problems += [(" ".join(overrides), text) for text in error.problems]
+            problems += [(name, text) for text in error.problems]
     _raise(problems, len(composed))
     return configs
 
@@ -109,7 +107,7 @@ def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool 
         from dst.launcher.submit import check_settings
 
         check_settings(settings, [cell.config for cell in todo])
-    names = {id(config): " ".join(cell.overrides) for cell, config in zip(composed.cells, completed, strict=True)}
+    names = {id(config): name for name, config in zip(_names(composed.cells), completed, strict=True)}
     named = [(names[id(cell.config)], cell) for cell in todo]
     _check_feasible(named, elsewhere=forecast or (settings is not None and settings.cluster == "slurm"))
     return cells
@@ -122,32 +120,33 @@ def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
         same[run].append(cell)
     told = []
     for group in same.values():
-        common = set.intersection(*map(set, group))
-        differing = [" ".join(text for text in cell if text not in common) for cell in group]
+        differing = own_overrides(group)
         if len(group) > 1:
             told.append(", ".join(differing if all(differing) else map(" ".join, group)))
-    distinct = list(dict.fromkeys(told))
-    return "; ".join([*distinct[:_LISTED], *([f"and {len(distinct) - _LISTED} more"] * (len(distinct) > _LISTED))])
+    return listed(list(dict.fromkeys(told)), between="; ")
+
+
+def _names(composed: Sequence[ComposedCell]) -> list[str]:
+    """Return the names of cells in messages: what is swept."""
+    return own_overrides([cell.overrides for cell in composed])
 
 
 def _check_all(composed: Sequence[ComposedCell]) -> None:
     """Raise ConfigError if any config is invalid on its own."""
     known: dict[str, list[str]] = {}
     problems = []
-    for overrides, config, _ in composed:
+    for name, (_, config, _) in zip(_names(composed), composed, strict=True):
         key = repr({**flatten(config), "seed": min(config.seed, 0)})  # no valid seed makes a difference
         if key not in known:
             known[key] = check(config)
-        problems += [(" ".join(overrides), text) for text in known[key]]
+        problems += [(name, text) for text in known[key]]
     _raise(problems, len(composed))
 
 
 def _raise(problems: Sequence[tuple[str, str]], cells: int) -> None:
-    """Raise ConfigError if there are problems, each (cell, text); one that all ``cells`` have is listed once."""
-    often = Counter(text for _, text in problems)
-    told = [text if often[text] == cells else f"[{cell}] {text}" for cell, text in problems]
-    if told:
-        raise ConfigError(list(dict.fromkeys(told)))
+    """Raise ConfigError if there are problems, each (cell, text)."""
+    if problems:
+        raise ConfigError(grouped(problems, cells))
 
 
 _ALWAYS_FEASIBLE = frozenset({"seed", "schedule.label_smoothing"})
@@ -181,17 +180,18 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
         starting("loading torch", mode)
     from dst.run import feasible
 
-    problems = []
+    warnings, problems = [], []
     starting("preparing data and network" if len(alike) == 1 else f"preparing data and {len(alike)} networks", mode)
-    for (name, config), *others in alike.values():
-        which = f"{name}, and {len(others)} like it" if others else name
+    for cells in alike.values():
+        (_, config), *_ = cells
         try:
-            for text in feasible.check(config, elsewhere=elsewhere):
-                print(f"warning: [{which}] {text}" if len(alike) > 1 else f"warning: {text}", file=sys.stderr)
+            warnings += [(name, text) for text in feasible.check(config, elsewhere=elsewhere) for name, _ in cells]
         except ConfigError as error:
-            problems += [(which, text) for text in error.problems]
+            problems += [(name, text) for text in error.problems for name, _ in cells]
     starting(None)
-    _raise(problems, len(alike))
+    for told in grouped(warnings, len(named)):
+        print(f"warning: {told}", file=sys.stderr)
+    _raise(problems, len(named))
 
 
 def _forecast(cells: Sequence[Cell]) -> int:
@@ -231,7 +231,8 @@ def _refuse_second(cells: Sequence[Cell]) -> None:
     found = [cell.found for cell in cells if cell.found is not None and cell.config.output.resume == "never"]
     problems = [
         f"output.resume=never: run {run.folder} is {run.state}{f', as job {run.job}' if run.has_job else ''}: "
-        f"cancel it first (python -m dst.launcher.cancel {run.folder}, or Ctrl-C where it runs), or wait for its end"
+        f"cancel it first (python -m dst.launcher.cancel {shlex.quote(str(run.folder))}, or Ctrl-C where it "
+        "runs), or wait for its end"
         for run in observe(found)
         if run.is_taken
     ]
@@ -314,14 +315,14 @@ def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherS
     if submitted.stopping:
         lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
     if submitted.submission is not None:
-        root = cells[0].config.output.root
+        root = shlex.quote(cells[0].config.output.root)
         jobs = submitted.submission.jobs
         which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
             f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {submitted.submission.logs}",
-            f"  watch:   python -m dst.launcher.status {root}",
-            f"  cancel:  python -m dst.launcher.cancel {root}",
+            f"  watch: python -m dst.launcher.status {root}",
+            f"  cancel: python -m dst.launcher.cancel {root}",
         ]
     return "\n".join(lines)
 

@@ -182,7 +182,7 @@ class _Attempt:
             self.progress.show(
                 {
                     **({"phase": self.training.phase.name} if len(phases) > 1 else {}),
-                    "accuracy": f"{values['val/accuracy']:.4f}" if "val/accuracy" in values else "-",
+                    "val accuracy": f"{values['val/accuracy']:.4f}" if "val/accuracy" in values else "-",
                     "density": f"{sparsifier.density:.4f}",
                     "Rs": f"{sparsifier.rs:.4f}",
                 }
