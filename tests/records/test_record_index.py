@@ -21,7 +21,7 @@ from pandas.testing import assert_frame_equal
 from dst.files import replace_text
 from dst.launcher import status
 from dst.records import index, rows
-from dst.records.catalog import attempt_folder, catalog, find_runs, runs_of
+from dst.records.catalog import catalog, find_runs, runs_of
 from dst.records.entries import SUFFIX, Entry, entry_path, write_entry
 from dst.records.label import WRAPPERS, method_of, wrapper
 from dst.records.read import read_run, read_status, read_summary
@@ -80,7 +80,8 @@ def plain_row(root, run):
     """Return a row of the catalog, as it was made before there were indexes."""
     row = {
         **{"id": run.id, "name": run.name, "group": Path(os.path.relpath(run.group, root)).as_posix()},
-        **{"folder": str(run.folder), "attempt_folder": attempt_folder(run.folder)},
+        **{"folder": str(run.folder), "attempt_folder": run.attempt},
+        "copies": json.dumps([*map(str, run.copies)]) if run.copies else None,
         **{"state": run.state.value if run.state else "unknown", "step": None, "error": run.why, "created": None},
         **{"schema": None, "identity": "{}", "method": None, **dict.fromkeys(WRAPPERS), "command": run.command},
     }
@@ -412,7 +413,7 @@ def test_in_a_hostile_tree_no_other_row_changes_and_each_is_listed(tmp_path):
     }
     done = subprocess.run(command, env=ascii_only, capture_output=True, encoding="ascii", check=True)
     lines = done.stdout.splitlines()
-    assert sum(line.lstrip().startswith("run 0 ") for line in lines) == 10  # each copy is shown where it lies
+    assert sum(line.lstrip().startswith("run 0 ") for line in lines) == 10
     for name in ("t1", "t2", "t3", "failed", "renamed"):
         assert any(name in line for line in lines), name
 
