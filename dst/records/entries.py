@@ -70,5 +70,5 @@ def read_entry(path: Path) -> Entry:
     if not all(isinstance(value, str) and "\0" not in value for value in values):
         raise RecordError(f"{path} does not say where its run is: remove it, and give the command of its sweep again")
     identifier, name, root, run, command, cwd = map(str, values)
-    above = path.parent / root
+    above = Path(os.path.normpath(path.parent / root))
     return Entry(identifier, name, Path(os.path.normpath(above / run)), command, cwd or None, above)

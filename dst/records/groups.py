@@ -133,9 +133,9 @@ def counting_in(group: Path) -> dict[str, Path]:
     """Return, by run id, the folder that counts of each run that has one in a group which is not called by its id."""
     names = os.listdir(group) if group.is_dir() else []
     others = (path for name in names if not name.startswith(".") and not is_named_by_id(path := group / name))
-    found = by_id(path for path in others if (path / "run.json").exists())
+    found = by_id(path for path in others if os.path.exists(path / "run.json"))  # not in one that cannot be read
     for run, folders in found.items():
         plain = group / run
-        if plain not in folders and (plain / "run.json").exists():
+        if plain not in folders and os.path.exists(plain / "run.json"):
             folders.append(plain)
     return {run: held[0].folder for run, held in ranked(found).items()}

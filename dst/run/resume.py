@@ -49,7 +49,7 @@ def _check_group(config: Config) -> None:
     """Raise ConfigError if a group's folder would lie inside a run folder."""
     folder = Path(config.output.root) / config.output.group
     for above in (folder, *folder.parents):
-        if (above / "run.json").exists():
+        if os.path.exists(above / "run.json"):  # not if it cannot be read, which is said when it is written to
             raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
 
 
