@@ -1,6 +1,5 @@
 """The rows of tables: experiments, each all runs that differ in nothing but the seed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from analysis.runs import ACCURACY, SEED, comparable, is_done, plain
 from analysis.sweeps import folded
 from analysis.text import cell_text
-from dst.records.catalog import newest, recorded
+from dst.records.catalog import copies_in, newest, recorded
 from dst.records.same import copies_note
 from dst.records.states import State
 
@@ -98,9 +97,8 @@ def left_out(frame: pd.DataFrame) -> list[str]:
 
 def _copied(runs: pd.DataFrame) -> list[str]:
     """Return a note for each run that has copies, the first few of them named."""
-    copied = runs[[isinstance(copies, str) for copies in runs["copies"]]] if "copies" in runs else runs[:0]
-    told = zip(copied["id"], copied["folder"], copied.get("copies", ()), strict=True)
-    notes = [copies_note(run, Path(folder), [*map(Path, json.loads(copies))]) for run, folder, copies in told]
+    places = zip(runs["id"], runs["folder"], map(copies_in, runs.get("copies", [None] * len(runs))), strict=True)
+    notes = [copies_note(run, Path(folder), [*map(Path, copies)]) for run, folder, copies in places if copies]
     return [*notes[:LISTED], *([f"and {len(notes) - LISTED} more runs have copies"] if len(notes) > LISTED else [])]
 
 

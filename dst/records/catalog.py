@@ -67,14 +67,18 @@ def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
 def _copies(frame: "pd.DataFrame", kept: "pd.DataFrame") -> list[str | None]:
     """Return where copies of the rows that are kept lie, as JSON, also those in trees that were read together."""
     lie: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
-    for *run, folder, copies in frame[_PLACES].itertuples(index=False):
-        others = json.loads(copies) if isinstance(copies, str) else []
-        lie[*run] |= {os.path.realpath(place): place for place in (folder, *others)}
+    for *run, folder, copies in frame.reindex(columns=_PLACES).itertuples(index=False):
+        lie[*run] |= {os.path.realpath(place): place for place in (folder, *copies_in(copies))}
     found: list[str | None] = []
     for *run, folder, _ in kept[_PLACES].itertuples(index=False):
         others = [place for real, place in lie[*run].items() if real != os.path.realpath(folder)]
         found.append(json.dumps(others) if others else None)
     return found
+
+
+def copies_in(cell: Any) -> list[str]:
+    """Return the folders in a cell of the column ``copies``; none if it is empty."""
+    return [*json.loads(cell)] if isinstance(cell, str) else []
 
 
 _PLACES: Final = ["id", "attempt_folder", "folder", "copies"]

@@ -53,7 +53,7 @@ def _second_tree(root: Path, program: Path) -> Iterator[str]:
     if root.is_absolute() or root.exists():
         return
     here = Path.cwd()
-    for folder in (program, *here.parents):
+    for folder in (*here.parents, program):
         with suppress(OSError):
             if folder.resolve() != here and (folder / root).is_dir():
                 where, other = one_line(str(here / root)), one_line(str(folder / root))
