@@ -1,5 +1,6 @@
 """The cells of a command: all are composed and checked before the first one runs, here or elsewhere."""
 
+import os
 import shlex
 import sys
 import traceback
@@ -335,7 +336,7 @@ def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherS
     if submitted.stopping:
         lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
     if submitted.submission is not None:
-        root = cells[0].config.output.root
+        root = shlex.quote(os.path.abspath(cells[0].config.output.root))  # to be given in any folder
         jobs = submitted.submission.jobs
         which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"

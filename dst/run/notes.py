@@ -3,6 +3,7 @@
 A note is told once for a command, whatever number of runs it is about.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,8 +57,8 @@ def _second_tree(root: Path, program: Path) -> Iterator[str]:
     for folder in (*here.parents, program):
         with suppress(OSError):
             if folder.resolve() != here and (folder / root).is_dir():
-                where, other = one_line(str(here / root)), one_line(str(folder / root))
-                yield f"note: records go to {where}, which is new; to go on in another: output.root={other}"
+                where, other = one_line(str(here / root)), shlex.quote(f"output.root={folder / root}")
+                yield f"note: records go to {where}, which is new; to go on in another: {other}"
                 return
 
 

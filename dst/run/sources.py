@@ -20,7 +20,7 @@ from dst.data import published
 from dst.files import OtherContentError, read_verified, sha256
 from dst.records.groups import counting_in
 from dst.records.read import read_status
-from dst.records.same import is_named_by_id, one_line, ranked
+from dst.records.same import id_in, is_named_by_id, one_line, ranked
 from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.look import look
@@ -188,14 +188,15 @@ def place(config: Config, key: str) -> Path:
     A folder that was renamed is looked for beside it, one that was moved or entered in a group below ``output.root``.
     """
     given = Path(get(config, key))
-    if os.path.lexists(given) or not is_named_by_id(given):
+    run, root = id_in(given.name), config.output.root
+    if os.path.lexists(given) or not is_named_by_id(given.with_name(run)):
         return given
     try:
-        beside = counting_in(given.parent).get(given.name)
-        moved = None if beside else look([config.output.root]).runs[config.output.root].get(given.name)
+        beside = counting_in(given.parent).get(run)
+        moved = None if beside else look([root]).runs[root].get(run)
     except (OSError, ConfigError):  # that the folder is gone is said by who reads it
         return given
-    return beside or (ranked({given.name: moved})[given.name][0].folder if moved else given)
+    return beside or (ranked({run: moved})[run][0].folder if moved else given)
 
 
 def checkpoint(config: Config, key: str) -> Path:
