@@ -15,6 +15,7 @@ from dst.config.schema import Config, ConfigError
 from dst.launcher.frozen import check_code
 from dst.records.read import read_run
 from dst.records.restate import restate
+from dst.records.same import called
 from dst.records.states import UNFINISHED, State
 from dst.run.environment import keep_memory, wait_without_spinning
 from dst.run.processes import check_start, run_in_processes, started
@@ -69,7 +70,7 @@ def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None
     about = read_run(folder)
     cell = Cell(config, folder, about.get("changed", {}))
     if cell.is_over:
-        print(f"run {folder.name} is {cell.state} already")
+        print(f"run {called(folder, about)} is {cell.state} already")
         return cell.state.exit_code
     starting("preparing data and network", config.tracking.progress)
     feasible.check(cell.building)
