@@ -33,10 +33,10 @@ _TAIL_BYTES: Final = 65536
 class Observed:
     """One run. ``state``: the recorded one, or what is true now if the record is out of date.
 
-    ``slurm``: the state of its job in SLURM's own words. ``accuracy``: the last one measured, on the validation set or,
-    once done, on the test set. ``eta_s``: seconds to go. ``is_taken``: a process or a job carries it out or will do so,
-    or a command is about to submit it. ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
-    ``created``: when its record was made, which orders the cells of a sweep.
+    ``slurm``: the state of its job in SLURM's own words. ``val_accuracy``: the last one measured or, once done, that of
+    the weights that are tested; ``test_accuracy``: once done. ``eta_s``: seconds to go. ``is_taken``: a process or a
+    job carries it out or will do so, or a command is about to submit it. ``has_job``: its job runs or will run.
+    ``why``: why it failed or stopped. ``created``: when its record was made, which orders the cells of a sweep.
     """
 
     folder: str
@@ -45,7 +45,8 @@ class Observed:
     attempt: int
     step: int
     total_steps: int | None
-    accuracy: float | None
+    val_accuracy: float | None
+    test_accuracy: float | None
     eta_s: float | None
     cluster: str | None
     job: str | None
@@ -102,7 +103,6 @@ def _observed(
     elif not is_held:
         may_be_back = has_job and (job is not None or launch.get("host") == this_host())
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
-    measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
     waits = state in _MAY_WAIT and has_job
     return Observed(
         folder=str(folder),
@@ -111,7 +111,8 @@ def _observed(
         attempt=status.get("attempt", 0),
         step=status.get("step", 0),
         total_steps=status.get("total_steps"),
-        accuracy=measured,
+        val_accuracy=_last_accuracy(folder) if not summary else summary.get("val/accuracy"),
+        test_accuracy=summary.get("test/accuracy"),
         eta_s=_eta(status) if state == State.RUNNING else None,
         cluster=launch.get("cluster"),
         job=launch.get("job"),
@@ -184,7 +185,8 @@ def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bo
 def _is_forsaken(status: dict[str, Any], launch: dict[str, Any]) -> bool:
     """Say whether an unlocked run shows that its local job on another host is gone: its heartbeat has stopped."""
     is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != this_host()
-    return is_elsewhere and status["state"] == State.RUNNING and time.time() - status.get("heartbeat", 0.0) > STALE_S
+    is_silent = abs(time.time() - status.get("heartbeat", 0.0)) > STALE_S  # one of the future is as good as none
+    return is_elsewhere and status["state"] == State.RUNNING and is_silent
 
 
 def process_lives(launch: dict[str, Any]) -> bool:
@@ -209,7 +211,10 @@ def _eta(status: dict[str, Any]) -> float | None:
     steps = status.get("step", 0) - status.get("started_step", 0)
     if steps <= 0 or not status.get("total_steps") or "started" not in status:
         return None
-    seconds = status["heartbeat"] - status["started"]
+    # Dates of earlier versions of this code may lie in the wrong order: the clock was set back in between.
+    seconds = status.get("elapsed_s", status["heartbeat"] - status["started"])
+    if seconds <= 0:
+        return None
     return float(seconds / steps * (status["total_steps"] - status["step"]))
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from dst.records.label import method_of, wrappers_of
 from dst.records.read import read_attempts, read_run
+from dst.records.same import called
 from dst.records.store import RecordError
 from dst.records.swept import recorded_name
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
@@ -47,8 +48,8 @@ def description(folder: Path) -> dict[str, Any]:
     tags = [config.get("model.name"), config.get("data.name"), method, *wrapping]
     wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
     return {
-        "id": folder.name,
-        "name": shortened(recorded_name(about, folder.name), LONGEST_NAME),
+        "id": called(folder, about),
+        "name": shortened(recorded_name(about, called(folder, about)), LONGEST_NAME),
         "group": shortened(str(config.get("output.group") or "default"), LONGEST_NAME),
         "tags": list(dict.fromkeys(wanted)),
         "notes": str(config.get("tracking.notes") or "") or None,
