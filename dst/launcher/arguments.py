@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from dst.records.catalog import GroupRun, runs_of
+from dst.run import given
 
 
 def command(name: str, description: str) -> argparse.ArgumentParser:
@@ -14,7 +15,7 @@ def command(name: str, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="an output root, a group, or one run's folder")
+    parser.add_argument("dir", type=given.path, metavar="DIR", help="an output root, a group, or one run's folder")
     return parser
 
 

@@ -12,8 +12,9 @@ from dst.launcher.arguments import command, runs_below
 from dst.launcher.observe import Observed, observe
 from dst.records.catalog import GroupRun
 from dst.records.states import OBSERVED
+from dst.run import given
 from dst.run.report import duration, table
-from dst.run.terminal import program
+from dst.run.terminal import lost, program
 
 _DESCRIPTION = """\
 Show the runs below DIR: state, attempt, step, time to go, last accuracy, job, and why a run failed.
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the table once, or again and again; return the exit code."""
     parser = command("status", _DESCRIPTION)
     parser.add_argument(
-        "--watch", type=float, metavar="SECONDS", help="show it again at this interval until all runs are over"
+        "--watch", type=given.seconds, metavar="SECONDS", help="show it again at this interval until all runs are over"
     )
     parser.add_argument(
         "--state",
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         runs = [run for run in observed if run and (not options.state or run.state in options.state)]
         text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
-        if not options.watch or not any(run.is_taken for run in runs):
+        if not options.watch or lost() or not any(run.is_taken for run in runs):
             return 0
         time.sleep(options.watch)
 
