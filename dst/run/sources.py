@@ -20,6 +20,7 @@ from dst.files import OtherContentError, read_verified, sha256
 from dst.records.read import read_status
 from dst.records.states import State
 from dst.records.store import RecordError
+from dst.run.terminal import program
 from dst.run.terms import in_config_terms
 
 CHECKPOINTS: Final = {
@@ -275,4 +276,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:])))
