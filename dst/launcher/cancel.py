@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if neighbours := _neighbours(with_job, observed):
         print(f"with them stop up to {neighbours} runs elsewhere, which share their jobs", flush=True)
     if any(_is_part(run, observed) for run in with_job):
-        print("the other runs of their jobs go on", flush=True)
+        print("other runs of their jobs, if any, go on", flush=True)
     problems = {} if options.dry_run else _stop(with_job, observed)
     _tell_left_alone(alive)
     stopped = [run for run in with_job if run.folder not in problems]
