@@ -65,7 +65,7 @@ def _stop_run(folder: Path, launch: dict[str, Any]) -> str | None:
     if found is None:  # it has just ended
         return None
     job = int(launch["job"])
-    if not process_lives(launch) or job not in _ancestors(found.pid):
+    if found.host != this_host() or not process_lives(launch) or job not in _ancestors(found.pid):
         return f"{folder} is carried out by {found}, which job {job} has not started: stop it there"
     return _ask(found.pid)
 

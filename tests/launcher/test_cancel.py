@@ -5,14 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from dst.launcher import cancel, node
+from dst.launcher import cancel, local, node
 from dst.launcher import observe as observing
 from dst.launcher.observe import observe
 from dst.launcher.slurm import SlurmJob
-from dst.records.lock import locked
+from dst.records.lock import holder, locked
 from dst.records.read import read_launch, read_status
 from dst.records.store import Record
 from dst.run.environment import JOB
@@ -127,7 +128,7 @@ signal.pause()
 NODE = """
 import signal, sys, time
 from pathlib import Path
-from dst.records.lock import locked
+from dst.records.lock import holder, locked
 with locked(Path(sys.argv[1]), "job"):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     print("holds", flush=True)
@@ -176,13 +177,21 @@ def test_all_runs_of_a_job_stop_with_their_job(sweep, capsys):
     assert read_status(second)["state"] == "cancelled"
 
 
-def test_a_run_that_its_job_has_not_started_is_not_signalled(sweep, capsys):
-    """It is run by hand; what is on record of its job is old, and that goes on with others."""
-    job, _, second = sweep
+def test_a_run_that_its_job_has_not_started_is_not_signalled(sweep, monkeypatch, capsys):
+    """It is run by hand, here or elsewhere; what is on record of its job is old, and that goes on with others."""
+    job, first, second = sweep
     with locked(second):
         assert cancel.main([str(second)]) == 1
     assert f"which job {job.pid} has not started: stop it there" in capsys.readouterr().err
+    here = holder(first)
+    monkeypatch.setattr(local, "holder", lambda _: replace(here, host="elsewhere"))
+    assert cancel.main([str(first)]) == 1
+    assert f"{first} is carried out by host elsewhere, process {here.pid}" in capsys.readouterr().err
+    monkeypatch.setattr(local, "process_lives", lambda _: False)  # its number belongs to another process now
+    monkeypatch.setattr(local, "holder", lambda _: here)
+    assert cancel.main([str(first)]) == 1
     assert job.poll() is None
+    assert holder(first) == here
 
 
 def test_a_job_does_not_begin_a_run_that_was_cancelled_or_given_to_another(tmp_path, monkeypatch, capsys):
