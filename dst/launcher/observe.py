@@ -35,11 +35,11 @@ _TAIL_BYTES: Final = 65536
 class Observed:
     """One run. ``state``: the recorded one, or what is true now if the record is out of date.
 
-    ``accuracy``: the last one measured, on the validation set or, once done, on the test set. ``eta_s``: seconds to go.
-    ``job_runs``: how many runs its job was given. ``slurm``: the state of its job in SLURM's own words, ``NO_ANSWER``
-    if SLURM cannot be asked; ``reason``: what it waits for, in SLURM's words. ``host``: where the state was recorded.
-    ``is_taken``: a process or a job carries it out or will do so, or a command is about to submit it. ``has_job``: its
-    job runs or will run. ``why``: why it failed or stopped.
+    ``val_accuracy``: the last one measured or, once done, that of the weights that are tested; ``test_accuracy``: once
+    done. ``eta_s``: seconds to go. ``job_runs``: how many runs its job was given. ``slurm``: the state of its job in
+    SLURM's own words, ``NO_ANSWER`` if SLURM cannot be asked; ``reason``: what it waits for, also SLURM's. ``host``:
+    where the state was recorded. ``is_taken``: a process or a job carries it out or will do so, or a command is about
+    to submit it. ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
     """
 
     folder: str
@@ -48,7 +48,8 @@ class Observed:
     attempt: int
     step: int
     total_steps: int | None = None
-    accuracy: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
     eta_s: float | None = None
     cluster: str | None = None
     job: str | None = None
@@ -109,7 +110,6 @@ def _observed(
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
     if state == State.LOST and (logs := _logs(folder, launch)):
         why = f"{why}; see {', '.join(map(str, logs))}"
-    measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
     waits = state in _MAY_WAIT and has_job
     return Observed(
         folder=str(folder),
@@ -118,7 +118,8 @@ def _observed(
         attempt=status.get("attempt", 0),
         step=status.get("step", 0),
         total_steps=status.get("total_steps"),
-        accuracy=measured,
+        val_accuracy=_last_accuracy(folder) if not summary else summary.get("val/accuracy"),
+        test_accuracy=summary.get("test/accuracy"),
         eta_s=_eta(status) if state == State.RUNNING else None,
         cluster=launch.get("cluster"),
         job=launch.get("job"),
@@ -210,7 +211,8 @@ def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bo
 def _is_forsaken(status: dict[str, Any], launch: dict[str, Any]) -> bool:
     """Say whether an unlocked run shows that its local job on another host is gone: its heartbeat has stopped."""
     is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != this_host()
-    return is_elsewhere and status["state"] == State.RUNNING and time.time() - status.get("heartbeat", 0.0) > STALE_S
+    is_silent = abs(time.time() - status.get("heartbeat", 0.0)) > STALE_S  # one of the future is as good as none
+    return is_elsewhere and status["state"] == State.RUNNING and is_silent
 
 
 def process_lives(launch: dict[str, Any]) -> bool:
@@ -240,7 +242,10 @@ def _eta(status: dict[str, Any]) -> float | None:
     steps = status.get("step", 0) - status.get("started_step", 0)
     if steps <= 0 or not status.get("total_steps") or "started" not in status:
         return None
-    seconds = status["heartbeat"] - status["started"]
+    # Dates of earlier versions of this code may lie in the wrong order: the clock was set back in between.
+    seconds = status.get("elapsed_s", status["heartbeat"] - status["started"])
+    if seconds <= 0:
+        return None
     return float(seconds / steps * (status["total_steps"] - status["step"]))
 
 

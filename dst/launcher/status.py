@@ -9,17 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from dst.launcher.arguments import command, runs_below
+from dst.launcher.arguments import command, notes_on, runs_below
 from dst.launcher.observe import NO_ANSWER, Observed, observe
-from dst.records.catalog import GroupRun
+from dst.records.groups import GroupRun
 from dst.records.lock import this_host
+from dst.records.same import one_line
 from dst.records.states import OBSERVED, State
 from dst.run import given
 from dst.run.report import duration, table
 from dst.run.terminal import lost, program
 
 _DESCRIPTION = """\
-Show the runs below DIR: state, attempt, step, time to go, last accuracy, job, and why a run failed.
+Show the runs below DIR: state, attempt, step, time to go, accuracies, job, and why a run failed.
 
 The states are those of the records: submitting (a command has frozen the run and is about to hand it over), not
 submitted (that command ended before), queued, running, preempted, done, failed, diverged, cancelled (while it was
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         observed = [*observe([run.folder for run in found if run.state is None]), *map(_lacking, found)]
         runs = [run for run in observed if run and (not options.state or run.state in options.state)]
-        text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs)
+        text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs, found)
         if options.json and any(run.slurm == NO_ANSWER for run in runs):
             print(SILENT, file=sys.stderr)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
@@ -64,16 +65,32 @@ def main(arguments: Sequence[str]) -> int:
         time.sleep(options.watch)
 
 
-def show(runs: Sequence[Observed]) -> str:
-    """Return the table, one line for each run, and how many runs are in each state."""
+def show(runs: Sequence[Observed], found: Sequence[GroupRun] = ()) -> str:
+    """Return the table, one line for each run, and how many runs are in each state.
+
+    ``found``: the same runs as they were found, of which the table says which were renamed and which have copies.
+    """
     with_slurm = any(run.slurm for run in runs)
-    header = ["run", "id", "state", *(["SLURM"] if with_slurm else []), "attempt", "step", "to go", "accuracy", "job"]
+    header = [
+        "run",
+        "id",
+        "state",
+        *(["SLURM"] if with_slurm else []),
+        "attempt",
+        "step",
+        "to go",
+        "val accuracy",
+        "test accuracy",
+        "job",
+    ]
     rows = [_row(run, with_slurm=with_slurm) for run in runs]
     counts = Counter(run.state for run in runs)
-    told = [f"  {Path(run.folder).name} {run.state}{_where(run)}: {run.why}" for run in runs if run.why]
-    silent = [SILENT] if any(run.slurm == NO_ANSWER for run in runs) else []
+    told = [f"  {_called(run)} {run.state}{_where(run)}: {run.why}" for run in runs if run.why]
+    shown = {run.folder for run in runs}
+    told += [f"  {note}" for note in notes_on(run for run in found if str(run.folder) in shown)]
+    told += [SILENT] if any(run.slurm == NO_ANSWER for run in runs) else []
     total = f"{len(runs)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
-    return "\n".join([*([table(header, rows)] if rows else []), *told, *silent, total])
+    return "\n".join([*([table(header, rows)] if rows else []), *told, total])
 
 
 def _lacking(run: GroupRun) -> Observed | None:
@@ -93,16 +110,20 @@ def _slurm(run: Observed) -> str:
     return (run.slurm or "-") + (f" ({run.reason})" if run.reason else "")
 
 
+def _called(run: Observed) -> str:
+    return one_line(Path(run.folder).name)
+
+
 def _row(run: Observed, *, with_slurm: bool) -> list[str]:
     return [
-        run.name,
-        Path(run.folder).name,
+        one_line(run.name),
+        _called(run),
         run.state,
         *([_slurm(run)] if with_slurm else []),
         str(run.attempt),
         f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
         "-" if run.eta_s is None else duration(run.eta_s),
-        "-" if run.accuracy is None else f"{run.accuracy:.4f}",
+        *("-" if figure is None else f"{figure:.4f}" for figure in (run.val_accuracy, run.test_accuracy)),
         run.job or "-",
     ]
 

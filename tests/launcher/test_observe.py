@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -16,10 +17,11 @@ from dst.launcher import observe as observing
 from dst.launcher import slurm, status
 from dst.launcher.observe import observe
 from dst.launcher.slurm import SlurmJob
+from dst.launcher.status import show
 from dst.records.lock import locked
 from dst.records.read import read_status
 from dst.records.store import Record
-from tests.processes import REPOSITORY
+from tests.processes import REPOSITORY, run, run_folder
 
 JOB = "7_1"
 
@@ -352,3 +354,46 @@ def test_a_failure_elsewhere_is_told_with_its_host(told, monkeypatch):
     assert f"run failed: {found.why}\n" in status.show([found])
     monkeypatch.setattr(status, "this_host", lambda: "login")
     assert f"run failed on {os.uname().nodename}: {found.why}\n" in status.show([found])
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+RUNNING = {"state": "running", "attempt": 1, "step": 30, "started_step": 10, "total_steps": 50, "started": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("status", "eta"),
+    [
+        ({"heartbeat": 1040.0}, 40.0),
+        ({"heartbeat": 40.0}, None),  # by dates alone, of earlier versions of this code, nothing can be said then
+        ({"heartbeat": 40.0, "elapsed_s": 40.0}, 40.0),
+        ({"heartbeat": 4600.0, "elapsed_s": 10.0}, 10.0),  # it was set forward
+        ({"heartbeat": 1000.0, "elapsed_s": 0.0}, None),
+    ],
+)
+def test_the_time_to_go_is_not_one_of_clocks_that_are_set(status, eta):
+    assert observing._eta({**RUNNING, **status}) == eta
+
+
+def test_the_record_of_a_run_whose_clock_is_set_back_has_times_in_order(tmp_path):
+    tiny = ("sparsity=static", "model.hidden=[8]", "schedule.epochs=1", "tracking=none", "hardware.threads=1")
+    assert run(*tiny, cwd=tmp_path, fault="clock:-7205:10").code == 0
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert status["heartbeat"] < status["started"] - 7000
+    assert 0 < status["elapsed_s"] < 300
+    assert observing._eta({**status, "step": status["total_steps"] // 2}) > 0
+
+
+def test_accuracies_of_validation_and_test_stand_in_columns_of_their_own(tmp_path):
+    unfinished = Record.create(tmp_path / "a", config_yaml="", run={"name": "unfinished"})
+    finished = Record.create(tmp_path / "b", config_yaml="", run={"name": "finished"})
+    for record, state, accuracy in ((unfinished, "preempted", 0.25), (finished, "running", 0.75)):
+        record.log(step=5, epoch=1.0, attempt=1, values={"val/accuracy": accuracy})
+        record.write_status(state, attempt=1, step=5)
+    finished.write_summary({"val/accuracy": 0.5, "test/accuracy": 0.625})
+    finished.write_status("done", attempt=1, step=5)
+    observed = observe([unfinished.folder, finished.folder])
+    assert [(run.val_accuracy, run.test_accuracy) for run in observed] == [(0.25, None), (0.5, 0.625)]
+    header, _, *rows = [re.split(r" {2,}", line.strip()) for line in show(observed).splitlines()]
+    columns = [header.index(name) for name in ("val accuracy", "test accuracy")]
+    assert [[row[column] for column in columns] for row in rows[:2]] == [["0.2500", "-"], ["0.5000", "0.6250"]]
