@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 
 from dst.config.schema import ConfigError
 from dst.records.states import State
@@ -37,9 +37,6 @@ The same command again continues an unfinished run and reports a finished one; o
 _HYDRA_FLAGS = ("--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 """Hydra itself handles these."""
 
-INTERRUPTED = 130
-"""Exit code of a command that was stopped before anything was saved."""
-
 
 def main(arguments: Sequence[str], conf: Path) -> int:
     """Carry out a command line (without the program's name) with the configs in ``conf``; return the exit code."""
@@ -66,15 +63,15 @@ def main(arguments: Sequence[str], conf: Path) -> int:
 
             print((markdown if options.markdown else text)(keys(options.keys)), end="" if options.markdown else "\n")
             return shown()
-        _check_text(options.overrides)
+        overrides = _overrides(options)
         if options.cfg:
             from dst.config.compose import compose, show
 
-            print(show(compose(conf, options.overrides, resolve=options.resolve), options.package))
+            print(show(compose(conf, overrides, resolve=options.resolve), options.package))
             return shown()
         from dst.launcher.sweep import run_cells
 
-        code = run_cells(conf, options.overrides, multirun=options.multirun, forecast=options.forecast)
+        code = run_cells(conf, overrides, multirun=options.multirun, forecast=options.forecast)
         return code or (shown() if options.forecast else 0)
     except ConfigError as error:
         if speaks:
@@ -83,8 +80,16 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return State.FAILED.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """Return the overrides of a command, with those that flags are short for; ConfigError if one is no text."""
+    _check_text([*options.overrides, *options.config_dir])
+    if not options.config_dir:
+        return list(options.overrides)
+    from dst.config.search import config_dirs
+
+    return [*options.overrides, config_dirs(options.config_dir)]
 
 
 def _check_text(overrides: Sequence[str]) -> None:
@@ -124,8 +129,38 @@ def _parser(conf: Path) -> argparse.ArgumentParser:
     )
     parser.add_argument("--markdown", action="store_true", help="with --keys: as docs/keys.md")
     parser.add_argument("--forecast", action="store_true", help="show the cost (FLOPs, memory, time) and stop")
+    parser.add_argument(
+        "--config-dir", "-cd", action="append", default=[], metavar="DIR", help="a folder with further config files"
+    )
+    for flags, why in _NOT_HERE.items():
+        parser.add_argument(*flags, action=_NotHere, help=argparse.SUPPRESS, metavar=why)
     parser.add_argument("--info", metavar="WHAT", help="Hydra's own information, e.g. --info defaults-tree")
     return parser
+
+
+_NOT_HERE: Final = {
+    (
+        "--config-name",
+        "-cn",
+    ): "every run begins with conf/config.yaml; a file of your own that says what differs is "
+    "an experiment (+experiment=NAME), in experiment/ below conf or below a folder given by --config-dir",
+    (
+        "--config-path",
+        "-cp",
+    ): "every run begins with the files in conf/; --config-dir adds a folder of your own",
+}
+"""Flags of Hydra's that are refused -> why."""
+
+
+class _NotHere(argparse.Action):
+    """Refuses a flag, and says why: its ``metavar``."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs="?", **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """End with exit code 2."""
+        parser.error(f"{'/'.join(self.option_strings)}: {self.metavar}")
 
 
 def _groups_help(conf: Path) -> str:
@@ -140,7 +175,8 @@ def _groups_help(conf: Path) -> str:
             lines.append(f"    {'basic':<16} One cell of a sweep after another, in this process (default)")
         lines += [f"    {option:<{width}} {_about(path)}" for option, path in options.items()]
     lines.append("\nkeys: --keys says what each may be and does; --cfg job shows them with their values.")
-    lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving.")
+    lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving,")
+    lines.append("130 interrupted (Ctrl-C) before that; in both cases the same command goes on.")
     return "\n".join(lines)
 
 

@@ -32,6 +32,9 @@ REQUIRED: Final = _Sentinel("REQUIRED")
 ASIDE: Final = _Sentinel("ASIDE")
 """In a declaration: the option is no part of a run's identity."""
 
+PATH: Final = _Sentinel("PATH")
+"""In a declaration: the text is a path, in a config ``~`` at its beginning is the home folder."""
+
 Names = Callable[[str], str]
 """What an option is called in messages, by its name: in a config, its key."""
 
@@ -253,7 +256,7 @@ class Clash:
 class Option:
     """An option as it is declared. ``type`` is without None, which it may be if ``nullable``.
 
-    ``default`` may be ``REQUIRED``; ``aside``: no part of a run's identity.
+    ``default`` may be ``REQUIRED``; ``aside``: no part of a run's identity; ``path``: a text that is a path.
     """
 
     name: str
@@ -263,6 +266,7 @@ class Option:
     help: str = ""
     nullable: bool = False
     aside: bool = False
+    path: bool = False
 
     def problems(self, value: Any, values: Values, called: Names) -> Iterator[str]:
         """Yield what is wrong with a value, without the option's name; ``values``: what other options are."""
@@ -319,7 +323,7 @@ def read(name: str, annotation: Any, default: Any = REQUIRED) -> Option:
         bare = list[get_args(bare)]  # type: ignore[misc]
     texts = [extra for extra in extras if isinstance(extra, str)]
     conditions = tuple(extra for extra in extras if hasattr(extra, "problem"))
-    return Option(name, bare, default, conditions, " ".join(texts), nullable, ASIDE in extras)
+    return Option(name, bare, default, conditions, " ".join(texts), nullable, ASIDE in extras, PATH in extras)
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
@@ -461,7 +465,9 @@ def refuse(found: Iterable[str], where: str = "") -> None:
 
 def shown(value: Any) -> str:
     """Return a value as it is written in an override."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None or value == "":
+        return "null" if value is None else "''"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:

@@ -12,13 +12,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.composed import last_given
 from tests.states import plain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -35,11 +38,11 @@ class Result:
 def run(
     *overrides: str, cwd: Path, fault: str = "", env: dict[str, str] | None = None, conf: Path = REPOSITORY / "conf"
 ) -> Result:
-    """Run ``python run.py`` with these arguments in ``cwd``, with a fault such as ``kill:step:12``.
+    """Run ``python run.py`` with these arguments (``last_given``) in ``cwd``, with a fault such as ``kill:step:12``.
 
     ``env`` is added to the environment; ``conf``: another folder of config files.
     """
-    child = _Child(list(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))
+    child = _Child(last_given(overrides), str(cwd), str(cwd / "output.txt"), fault, env or {}, str(conf))
     (result,) = _run_children([child])
     return result
 
@@ -49,7 +52,7 @@ def run_together(*overrides: str, cwd: Path, faults: Sequence[str] = ("", "")) -
     places = _places(len(faults))
     return _run_children(
         [
-            _Child(list(overrides), str(cwd), str(cwd / f"output.{rank}.txt"), fault, places[rank])
+            _Child(last_given(overrides), str(cwd), str(cwd / f"output.{rank}.txt"), fault, places[rank])
             for rank, fault in enumerate(faults)
         ]
     )
@@ -125,6 +128,7 @@ def _serve() -> None:
 
 def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str], conf: str) -> None:
     from dst.cli import main
+    from dst.run.terminal import program
 
     os.environ.update(env)
     os.chdir(cwd)
@@ -139,7 +143,11 @@ def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dic
         sys.argv = ["run.py", *overrides]
         if "RANK" in env:  # let none wait for ever for another
             signal.alarm(_PATIENCE_S)
-        code = _call(*overrides[1:]) if overrides[:1] == [_CALL] else main(overrides, conf=Path(conf))
+        code = (
+            _call(*overrides[1:])
+            if overrides[:1] == [_CALL]
+            else program(lambda: main(overrides, Path(conf)), shows=False)
+        )
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:
@@ -170,7 +178,8 @@ _PATIENCE_S = 300
 
 def _arm(kind: str, *arguments: str) -> None:
     arms = {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize, "mask": _arm_mask}
-    {**arms, "user": _arm_user, "clock": _arm_clock}[kind](*arguments)
+    more = {"user": _arm_user, "clock": _arm_clock, "ctrl_c": _arm_ctrl_c, "worker": _arm_worker}
+    (arms | more)[kind](*arguments)
 
 
 def _die() -> None:
@@ -217,14 +226,20 @@ def _arm_kill(place: str, number: str) -> None:
 
 def _at(place: str, number: int, act: Callable[[], None]) -> None:
     """Act at the n-th time that a place is reached."""
+    from dst.launcher import sweep
     from dst.procedures import sup_tickets
     from dst.records.store import Record
+    from dst.run import attempt, build, feasible
     from dst.sparsity import Sparsifier
     from dst.sparsity.topology import Topology
     from dst.training import batch_norm, evaluate, loop
     from dst.training.correction import Agent
 
     owner, name, *counts = {
+        "compose": (sweep, "compose_command"),
+        "feasible": (feasible, "check"),
+        "build": (build, "build"),
+        "end": (attempt, "run_report"),  # of a run whose end is on record
         "rename": (os, "replace"),  # of any file of the record
         "checkpoint": (os, "replace", lambda _, path: Path(path).parent.name == "checkpoints"),  # data, then manifest
         "update": (Topology, "replace"),  # a layer of an update
@@ -265,6 +280,39 @@ def _arm_signal(name: str, *where: str) -> None:
 
     *place, number = where
     return _at(*place, int(number), act) if place else _after_step(int(number), act)
+
+
+def _arm_ctrl_c(times: str, *where: str) -> None:
+    """Press Ctrl-C so many times, after a step or at the n-th time that a place is reached."""
+
+    def act() -> None:
+        pressed, presses = os.getpid(), os.fork()
+        if presses == 0:
+            with suppress(ProcessLookupError):  # it may have ended already
+                for _ in range(int(times)):
+                    os.kill(pressed, signal.SIGINT)
+                    time.sleep(0.05)
+            os._exit(0)
+        os.waitpid(presses, 0)
+
+    *place, number = where
+    return _at(*place, int(number), act) if place else _after_step(int(number), act)
+
+
+def _arm_worker(name: str, step: str) -> None:
+    """After a step signal the processes that load images; where that makes them stall, ask the run to stop later."""
+    import multiprocessing
+
+    from dst.training import stopping
+
+    def act() -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.Signals[name])
+        if name == "SIGSTOP":
+            stopping._PATIENCE_S = 0.5
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()  # it waits by then
+
+    _after_step(int(step), act)
 
 
 def _arm_nan(where: str, step: str) -> None:

@@ -122,12 +122,12 @@ def _check_tracking(config: Config) -> Iterator[str]:
         yield f"tracking.project is missing: wandb ({tracking.mode}) needs it, e.g. tracking.project=dst"
     for name, value in {"project": tracking.project or None, "entity": tracking.entity}.items():
         if value is not None and (problem := wrong_name(value)):
-            yield f"tracking.{name}={value} {problem}"
+            yield f"tracking.{name}={shown(value)} {problem}"
     for tag in tracking.tags:
         if problem := wrong_length(tag, LONGEST_TAG):
             yield f"tracking.tags: {tag!r} {problem}"
     if problem := wrong_length(config.output.group, LONGEST_NAME):
-        yield f"output.group={config.output.group} {problem} as a group: choose a shorter one, or tracking=none"
+        yield f"output.group={shown(config.output.group)} {problem} as a group: choose a shorter one, or tracking=none"
 
 
 _SLURM_KEYS = {

@@ -1,6 +1,7 @@
 """Hydra composition inside our own guard: overrides -> typed configs, with errors a user can act on.
 
-Only this module composes; ``dst.config.overrides`` parses by Hydra, ``dst.cli`` and the launcher's plugin answer to it.
+Only this module composes; ``dst.config.typed`` and ``overrides`` parse by Hydra, ``dst.cli`` and the launcher's plugin
+answer to it.
 """
 
 import pickle
@@ -28,7 +29,6 @@ from omegaconf._impl import _resolve_container_value
 
 from dst.config.launcher import LauncherSettings
 from dst.config.overrides import (
-    EXPERIMENT,
     LAUNCHER,
     cells_of,
     check_experiments,
@@ -40,11 +40,13 @@ from dst.config.overrides import (
     known_keys,
     override_text,
     parse,
-    parse_one,
     told,
     without_launchers,
 )
+from dst.config.own_keys import check_own_keys
 from dst.config.schema import Config, ConfigError, Sparsity, complete, flatten, leaves
+from dst.config.search import searched
+from dst.config.typed import at_home, for_hydra, parse_one
 from dst.options import suggest
 from dst.records.label import LABEL
 
@@ -60,24 +62,21 @@ IN_PROCESS: Final = "basic"
 """Hydra's own launcher, which stands for running one cell after another in this process."""
 
 
-def groups(conf: Path) -> dict[str, list[str]]:
-    """Return the config groups (folders below ``conf``) and their options, nested ones as ``folder/option``."""
-    found = {
-        folder.name: sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-        for folder in sorted(conf.iterdir())
-        if folder.is_dir() and folder.name != "hydra"
-    }
-    launchers = (conf / LAUNCHER).glob("*.yaml")
-    return {**found, LAUNCHER: sorted([IN_PROCESS, *(path.stem for path in launchers)])}
+def groups(*places: Path) -> dict[str, list[str]]:
+    """Return the config groups (folders below ``places``) and their options, nested ones as ``folder/option``."""
+    found: dict[str, set[str]] = {LAUNCHER: {IN_PROCESS}}
+    for place in places:
+        folders = [path for path in place.iterdir() if path.is_dir() and path.name != "hydra"]
+        for folder in [*folders, place / LAUNCHER]:
+            options = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
+            found.setdefault(str(folder.relative_to(place)), set()).update(options)
+    return {group: sorted(options) for group, options in sorted(found.items())}
 
 
 def compose(conf: Path, overrides: Sequence[str], *, resolve: bool = True) -> DictConfig:
     """Return one composed config as Hydra has it; ConfigError if that fails."""
-    with _hydra(conf):
-        parsed = parse(overrides)
-        check_overrides(parsed, groups(conf))
-        check_experiments(parsed, conf / EXPERIMENT)
-        config = _run(_by_hydra(overrides))
+    with _typed(conf, overrides) as (texts, _):
+        config = _run(_by_hydra(texts))
         if resolve:
             with told():
                 OmegaConf.resolve(config)
@@ -110,26 +109,26 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
 
     Raises ConfigError with the problems of all overrides, or of all cells.
     """
-    with _hydra(conf):
-        parsed = parse(overrides)
-        check_overrides(parsed, groups(conf))
-        check_experiments(parsed, conf / EXPERIMENT)
+    with _typed(conf, overrides) as (texts, parsed):
         if multirun:
             cells, composer = cells_of(parsed), Composer()
             composed = _composed(composer, cells)
+            _check_one_launcher(composer, parsed, cells)
             first, *_ = [_compared(composer, cell) for cell in _ends(cells)]
             return Composed(composed, _launcher(first, cells[0]))
         check_single(parsed)
-        raw = _by_hydra(without_launchers(overrides))
-        launcher, own = _launcher(raw, overrides), _composed_once(_method(raw))
+        raw = _by_hydra(without_launchers(texts))
+        launcher, own = _launcher(raw, texts), _composed_once(_method(raw))
         config = _to_typed(_run(raw))
-        return Composed([ComposedCell(list(overrides), config, _changed(config, raw, own, parsed))], launcher)
+        return Composed([ComposedCell(texts, at_home(config), _changed(config, raw, own, parsed))], launcher)
 
 
 def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[ComposedCell]:
     """Return cells given by their overrides, which sweep nothing; ConfigError as in ``compose_command``."""
     with _hydra(conf):
-        check_overrides(parse(list(dict.fromkeys(text for cell in cells for text in cell))), groups(conf))
+        texts = list(dict.fromkeys(text for cell in cells for text in cell))
+        known = groups(conf)
+        check_overrides(parse(texts, known), known, once=False)
         composer = Composer()
         composed = _composed(composer, [list(cell) for cell in cells])
         for cell in _ends(cells):
@@ -163,7 +162,7 @@ def _compared(composer: "Composer", cell: Sequence[str]) -> DictConfig:
     """Return Hydra's own config for a cell; RuntimeError, an internal error, if Hydra composes another run of it."""
     found = _by_hydra(without_launchers(cell))
     own = OmegaConf.masked_copy(found, "hydra")
-    there = to_yaml(_to_typed(_run(found), composer.moment))
+    there = to_yaml(at_home(_to_typed(_run(found), composer.moment)))
     here = to_yaml(composer.config(cell))
     if here != there:
         lines = "\n".join(unified_diff(there.splitlines(), here.splitlines(), "Hydra", "here", n=0, lineterm=""))
@@ -176,13 +175,14 @@ class _Chosen:
     """What Hydra composes of a choice of files, pickled: a copy by pickle takes a fifth of the time of a deep copy.
 
     ``typed``: the same as a typed config, if it can be one. ``referring``: those of its leaves that refer to others.
-    ``method``: the overrides that choose the file of its method, and nothing else.
+    ``method``: the overrides that choose the file of its method, and nothing else. ``launcher``: its name and settings.
     """
 
     raw: bytes
     typed: bytes | None
     referring: tuple[str, ...]
     method: tuple[str, ...]
+    launcher: tuple[str, str]
 
     @cached_property
     def sparsity(self) -> Any:
@@ -220,7 +220,7 @@ class Composer:
         with told():
             parsed = [parse_one(text) for text in overrides]
             ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
-            chosen = self._chosen(tuple(str(item.input_line) for item in parsed if self._chooses(item)))
+            chosen = self._chosen(self._choosing(parsed))
             setting = [item for item in parsed if not (self._chooses(item) or item.is_hydra_override())]
             raw: DictConfig = pickle.loads(chosen.raw)
             ConfigLoaderImpl._apply_overrides_to_config(setting, raw)
@@ -228,7 +228,8 @@ class Composer:
             own = self._chosen(chosen.method)
             has_own_file = chosen is own or chosen.sparsity == own.sparsity
             is_own = has_own_file and not any(map(is_of_method, setting))
-            return ComposedCell(list(overrides), config, {} if is_own else _changed(config, raw, own, setting))
+            changed = {} if is_own else _changed(config, raw, own, setting)
+            return ComposedCell(list(overrides), at_home(config), changed)
 
     def _typed(self, raw: DictConfig, chosen: _Chosen, setting: Sequence[Override]) -> Config:
         """Return ``raw``, what was chosen with other overrides set, as a typed config; this resolves ``raw``."""
@@ -239,6 +240,13 @@ class Composer:
             for key in dict.fromkeys([*chosen.referring, *(str(item.key_or_group) for item in setting)]):
                 _read_again(config, raw, key)
         return config
+
+    def launcher(self, overrides: Sequence[str]) -> tuple[str, str]:
+        """Return the name of the launcher that a cell's files choose, and its settings as text."""
+        return self._chosen(self._choosing([parse_one(text) for text in overrides])).launcher
+
+    def _choosing(self, overrides: Sequence[Override]) -> tuple[str, ...]:
+        return tuple(str(item.input_line) for item in overrides if self._chooses(item))
 
     def _chooses(self, override: Override) -> bool:
         """Say, as Hydra does, whether an override chooses files of a group rather than setting keys."""
@@ -258,16 +266,17 @@ class Composer:
 
 def _composed_once(choosing: Sequence[str]) -> _Chosen:
     whole = _by_hydra(choosing)
-    method, raw = _method(whole), _run(whole)
+    method, launcher = _method(whole), _launcher_of(whole)
+    raw = _run(whole)
     pickled = pickle.dumps(raw, pickle.HIGHEST_PROTOCOL)
     referring = tuple(_referring(raw))
     if not _leaf_keys().issuperset(referring):  # a whole node is another one
-        return _Chosen(pickled, None, (), method)
+        return _Chosen(pickled, None, (), method, launcher)
     try:
         typed = _to_typed(raw)
     except ConfigError:  # what is missing or wrong may be set by an override
-        return _Chosen(pickled, None, (), method)
-    return _Chosen(pickled, pickle.dumps(typed, pickle.HIGHEST_PROTOCOL), referring, method)
+        return _Chosen(pickled, None, (), method, launcher)
+    return _Chosen(pickled, pickle.dumps(typed, pickle.HIGHEST_PROTOCOL), referring, method, launcher)
 
 
 def _referring(node: DictConfig, above: str = "") -> Iterator[str]:
@@ -323,6 +332,23 @@ def _launcher(chosen: DictConfig, overrides: Sequence[str]) -> LauncherSettings 
         launcher: Any = Plugins.instance().instantiate_launcher(context, _no_task, config)
     found: LauncherSettings = launcher.settings
     return found
+
+
+def _launcher_of(composed: DictConfig) -> tuple[str, str]:
+    """Return the name of the launcher in what Hydra has composed, and its settings as text."""
+    return str(composed.hydra.runtime.choices.get(LAUNCHER)), OmegaConf.to_yaml(composed.hydra.launcher)
+
+
+def _check_one_launcher(composer: Composer, parsed: Sequence[Override], cells: Sequence[Sequence[str]]) -> None:
+    """Raise ConfigError unless the files of all cells choose the same launcher with the same settings."""
+    swept = {str(override.get_key_element()) for override in parsed if override.is_sweep_override()}
+    by_launcher: dict[tuple[str, str], str] = {}
+    for cell in cells:
+        own = " ".join(text for text in cell if text.partition("=")[0] in swept)
+        by_launcher.setdefault(composer.launcher(cell), own)
+    if len(by_launcher) > 1:
+        told = "; ".join(f"{own}: {name}" for (name, _), own in by_launcher.items())
+        raise ConfigError([f"a sweep has one launcher, its cells choose several ({told}); add {LAUNCHER}=... for all"])
 
 
 def _no_task(config: Any) -> None:
@@ -428,16 +454,47 @@ def show(config: DictConfig, package: str | None) -> str:
 
 
 @contextmanager
-def _hydra(conf: Path) -> Iterator[None]:
+def _typed(conf: Path, typed: Sequence[str]) -> Iterator[tuple[list[str], list[Override]]]:
+    """Initialise Hydra for a command; yield its overrides as Hydra reads them, and parsed. Raises ConfigError."""
+    texts, further = searched(conf, list(map(for_hydra, typed)))
+    with _hydra(conf, further):
+        places = [conf, *further]
+        known = groups(*places)
+        parsed = parse(texts, known)
+        check_overrides(parsed, known)
+        check_experiments(parsed, places)
+        yield texts, parsed
+
+
+@contextmanager
+def _hydra(conf: Path, further: Sequence[Path] = ()) -> Iterator[None]:
+    """Initialise Hydra with the config files in ``conf`` and, of what is not there, in ``further`` folders."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf.resolve()), job_name="run", version_base="1.3"):
+        if further:
+            loader: Any = GlobalHydra.instance().config_loader()
+            path = loader.config_search_path
+            schema = path.get_path().pop()  # which has to be the last
+            for folder in further:
+                path.append("command-line", str(folder))
+            path.append(schema.provider, schema.path)
+            loader.repository.initialize_sources(path)
         yield
 
 
 def _by_hydra(overrides: Sequence[str]) -> DictConfig:
     """Return what Hydra composes of overrides, its own config (under ``hydra``) included; ConfigError if it cannot."""
     with told():
-        return hydra_compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+        found = hydra_compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+        check_own_keys(found.hydra, _usual())
+        return found
+
+
+@cache
+def _usual() -> DictConfig:
+    """Return Hydra's own config where there are no files of ours."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    return cast(DictConfig, loader.load_configuration(None, [], run_mode=RunMode.RUN, from_shell=False).hydra)
 
 
 def _run(config: DictConfig) -> DictConfig:

@@ -5,7 +5,7 @@ syntax) is reported in Hydra's words, without their decoration.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import product
@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dst.config.launcher import LAUNCHER_OPTIONS
 from dst.config.schema import Config, ConfigError, flatten, replaced
-from dst.options import suggest
+from dst.config.typed import as_text, parse_one, quoted, repeated
+from dst.options import shown, suggest
 from dst.records.label import LABEL
 
 LAUNCHER: Final = "hydra/launcher"
@@ -31,29 +29,34 @@ EXPERIMENT: Final = "experiment"
 """The group whose files hold overrides only. None of them is chosen by default, so one is added by ``+``."""
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Return overrides as Hydra reads them; it must be initialised. ConfigError names every one that it cannot read."""
+class _Options:
+    """The options of groups, nested ones too, as ``glob`` asks for them."""
+
+    def __init__(self, known: Mapping[str, list[str]]) -> None:
+        self._known = known
+
+    def get_group_options(self, group_name: str, results_filter: Any = None) -> list[str]:
+        """Return the options of a group; none if there is no such group."""
+        return self._known.get(group_name, [])
+
+
+def parse(overrides: Sequence[str], known_groups: Mapping[str, list[str]]) -> list[Override]:
+    """Return overrides as Hydra reads them. ConfigError names every one that it cannot read."""
     parsed, problems = [], []
+    options: Any = _Options(known_groups)
     for text in overrides:
         try:
             parsed.append(parse_one(text))
-            parsed[-1].config_loader = GlobalHydra.instance().config_loader()  # for glob, which asks it for the options
+            parsed[-1].config_loader = options
             _texts(parsed[-1])  # some of what can be parsed cannot be swept, such as a range among other values
         except Exception as error:  # Hydra's own, but also AssertionError, ValueError and others
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            problems.append(
-                f"cannot read '{text}': {reason}. Write key=value or group=option; quote special characters"
-            )
+            working = as_text(text)
+            remedy = f"as text: {working}" if working else "key=value or group=option; quote special characters"
+            problems.append(f"cannot read '{text}': {reason}. Write {remedy}")
     if problems:
         raise ConfigError(problems)
     return parsed
-
-
-@cache
-def parse_one(text: str) -> Override:
-    """Return one override as Hydra reads it; whatever Hydra raises if it cannot."""
-    OmegaConf.create([text])  # Hydra keeps the text in its own config, which refuses what is no interpolation
-    return OverridesParser.create().parse_override(text)
 
 
 def _texts(override: Override) -> list[str]:
@@ -76,8 +79,7 @@ def override_text(key: str, element: Any) -> str:
             return text
     except (HydraException, OmegaConfBaseException):
         pass
-    quote = Quote.double if "'" in element else Quote.single
-    return f"{key}={QuotedString(element, quote).with_quotes()}"
+    return f"{key}={quoted(element)}"
 
 
 def _options(override: Override) -> list[Any]:
@@ -88,19 +90,9 @@ def _options(override: Override) -> list[Any]:
 
 
 def cells_of(parsed: Sequence[Override]) -> list[list[str]]:
-    """Return the overrides of each cell: those of a single run, each with one of its values.
-
-    Of a key that is swept twice the last counts, as in a single run and in Hydra's own sweeper; that one would also
-    drop the first of two mappings, which are merged, and a group's option for the sake of a mapping.
-    """
-    choices: dict[str, list[str]] = {}
+    """Return the overrides of each cell: those of a single run, each with one of its values."""
     with told():
-        for override in parsed:
-            merges = any(isinstance(value, dict) for value in _options(override))
-            key = str(override.input_line if merges else override.get_key_element())
-            choices.pop(key, None)
-            choices[key] = _texts(override)
-    cells = [list(cell) for cell in product(*choices.values())]
+        cells = [list(cell) for cell in product(*map(_texts, parsed))]
     if not cells:
         empty = [override.input_line for override in parsed if not _texts(override)]
         raise ConfigError([f"{text}: there is no such value, so the sweep has no cells" for text in empty])
@@ -135,10 +127,13 @@ def without_launchers(overrides: Sequence[str]) -> list[str]:
 # What is wrong with them
 
 
-def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str]]) -> None:
-    """Raise ConfigError naming every unknown group, option and key among the overrides."""
+def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str]], *, once: bool = True) -> None:
+    """Raise ConfigError naming every unknown group, option and key among the overrides, and, if ``once``, each of two.
+
+    Of what is given twice Hydra takes the last, silently. Several experiments have a message of their own.
+    """
     keys = known_keys()
-    problems: list[str] = []
+    problems = list(repeated([each for each in parsed if each.key_or_group != EXPERIMENT])) if once else []
     for override in parsed:
         name, text = override.key_or_group, override.input_line
         if name == "hydra" or name.startswith(("hydra.", "hydra/")):
@@ -152,13 +147,15 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
         elif name in known_groups:
             for option in _options(override):
                 if option not in known_groups[name] and not isinstance(option, dict):  # which sets keys of the group
-                    problems.append(f"{name}={option}: unknown {name}: {suggest(str(option), known_groups[name])}")
+                    problems.append(
+                        f"{name}={shown(option)}: unknown {name}: {suggest(str(option), known_groups[name])}"
+                    )
         elif told_of := replaced(name):
             problems.append(f"{text}: there is no key '{name}' any more{told_of}")
         elif name not in keys:
-            near = suggest(name, [*keys, *known_groups]).split("allowed:")[0].strip()
+            near = suggest(name, [*keys, *known_groups]).partition("allowed:")[0]
             siblings = _siblings(name, keys) or [*known_groups, *(key for key in keys if "." not in key)]
-            problems.append(f"{text}: unknown key '{name}': {near} allowed here: {', '.join(sorted(set(siblings)))}")
+            problems.append(f"{text}: unknown key '{name}': {near}allowed here: {', '.join(sorted(set(siblings)))}")
     if problems:
         raise ConfigError(problems)
 
@@ -170,7 +167,7 @@ def _check_experiment_names(override: Override, experiments: list[str]) -> Itera
         if isinstance(option, list):
             yield f"{text}: {_ONE_EXPERIMENT}"
         elif option not in experiments:
-            yield f"{EXPERIMENT}={option}: unknown {EXPERIMENT}: {suggest(str(option), experiments)}"
+            yield f"{EXPERIMENT}={shown(option)}: unknown {EXPERIMENT}: {suggest(str(option), experiments)}"
     if not override.is_add():
         yield f"{text}: an experiment is added to the default run: write +{text.lstrip('+')}"
 
@@ -178,20 +175,25 @@ def _check_experiment_names(override: Override, experiments: list[str]) -> Itera
 _ONE_EXPERIMENT: Final = f"a run has one experiment; to sweep over several, write -m +{EXPERIMENT}=one,another"
 
 
-def check_experiments(parsed: Sequence[Override], folder: Path) -> None:
+def check_experiments(parsed: Sequence[Override], folders: Sequence[Path]) -> None:
     """Raise ConfigError if a run has several experiments, or if the file of one sets no keys of the whole config.
 
-    ``folder``: where the files are. Of several, a sweep of Hydra's would take the last.
+    ``folders``: where files of configs are; the first that has one counts.
     """
     chosen = [override for override in parsed if override.key_or_group == EXPERIMENT]
     if len(chosen) > 1:
         raise ConfigError([f"{' '.join(str(override.input_line) for override in chosen)}: {_ONE_EXPERIMENT}"])
-    files = {option: folder / f"{option}.yaml" for override in chosen for option in _options(override)}
+    options = [option for override in chosen for option in _options(override)]
     with told():
+        files = {option: _first(folders, f"{EXPERIMENT}/{option}.yaml") for option in options}
         elsewhere = [option for option, file in files.items() if not _GLOBAL.match(file.read_text())]
     why = "its file must begin with the line '# @package _global_', so that its keys are those of the run"
     if elsewhere:
         raise ConfigError([f"{EXPERIMENT}={option}: {why}" for option in elsewhere])
+
+
+def _first(folders: Sequence[Path], name: str) -> Path:
+    return next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
 
 
 _GLOBAL: Final = re.compile(r"(\s*#\s*@.*\n)*?\s*#\s*@package\s+_global_\s")
@@ -200,9 +202,11 @@ _GLOBAL: Final = re.compile(r"(\s*#\s*@.*\n)*?\s*#\s*@package\s+_global_\s")
 
 def check_single(parsed: Sequence[Override]) -> None:
     """Raise ConfigError naming every override that gives several values, which only a sweep has."""
-    swept = [override.input_line for override in parsed if override.is_sweep_override()]
+    swept = [str(override.input_line) for override in parsed if override.is_sweep_override()]
+    told = "gives several values: to sweep over them, add --multirun (-m)"
+    texts = {text: as_text(text) for text in swept}
     if swept:
-        raise ConfigError([f"{text} gives several values: to sweep over them, add --multirun (-m)" for text in swept])
+        raise ConfigError([f"{text} {told}{f'; as one text: {one}' if one else ''}" for text, one in texts.items()])
 
 
 def _check_hydra(override: Override, launchers: list[str]) -> Iterator[str]:
@@ -211,7 +215,7 @@ def _check_hydra(override: Override, launchers: list[str]) -> Iterator[str]:
     options = [f"hydra.launcher.{item}" for item in LAUNCHER_OPTIONS]
     if name not in (LAUNCHER, *options):
         allowed = suggest(name, [LAUNCHER, *options])
-        yield f"{text} would be ignored: of Hydra's own keys only the launcher's count; {allowed}"
+        yield f"{text} would be ignored: of Hydra's own keys only the launcher's and hydra.searchpath count; {allowed}"
     elif override.is_delete() or override.is_sweep_override():
         yield f"{text}: a sweep has one launcher; give {name} one value"
     elif name == LAUNCHER and override.value() not in launchers:

@@ -17,7 +17,7 @@ from dst.data import options as data_options
 from dst.data import published
 from dst.kernels import options as kernel_options
 from dst.models import options as model_options
-from dst.options import ASIDE, SHA256, Needs, OneOf, Option, Range, Text, Values, declared
+from dst.options import ASIDE, PATH, SHA256, Needs, OneOf, Option, Range, Text, Values, declared
 from dst.registry import MemberOf
 from dst.sparsity import options as sparsity_options
 from dst.tracking import options as tracking_options
@@ -80,7 +80,7 @@ def _first_line(group: type) -> str:
 def _left_open(by_member: Mapping[str, Option]) -> Any:
     """Return the type of an option that only some members of a slot take, as they declare it."""
     option, *_ = by_member.values()
-    extras = (ASIDE,) if option.aside else ()
+    extras = (*((ASIDE,) if option.aside else ()), *((PATH,) if option.path else ()))
     return Annotated[option.type | None, option.help, *extras]
 
 
@@ -94,7 +94,7 @@ class Model(model_options.Model, Slot):
     """The network."""
 
     name: str = "mlp"
-    weights: Annotated[str | None, ASIDE, "start from the weights of another run, given by its folder"] = None
+    weights: Annotated[str | None, ASIDE, PATH, "start from the weights of another run, given by its folder"] = None
     weights_digest: Annotated[
         str | None, SHA256, Needs("weights"), "identifies the checkpoint; null: the newest in the folder"
     ] = None
@@ -255,7 +255,7 @@ class Output:
     A run that was begun under another group goes on there; the group has an entry for it.
     """
 
-    root: Annotated[str, ASIDE, data_options.Folder, "where all records are"] = "outputs"
+    root: Annotated[str, ASIDE, PATH, data_options.Folder, "where all records are"] = "outputs"
     group: Annotated[
         str,
         ASIDE,
@@ -263,7 +263,10 @@ class Output:
         "the folder of this run and others",
     ] = "default"
     resume: Annotated[
-        str, ASIDE, OneOf("auto", "never"), "auto: continue the run; never: start a new attempt folder"
+        str,
+        ASIDE,
+        OneOf("auto", "never", "require"),
+        "auto: continue the run, or begin it; never: start a new attempt folder; require: refuse to train from step 0",
     ] = "auto"
     keep_networks: Annotated[bool, ASIDE, "keep weights and masks of the networks that the run makes on the way"] = (
         False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from dst.options import ASIDE, SHA256, Each, Excludes, Needs, OneOf, Range, Text
+from dst.options import ASIDE, PATH, SHA256, Each, Excludes, Needs, OneOf, Range, Text
 
 Size = Annotated[int, Range(1, 4096), "images are brought to size x size pixels; null: as they are"]
 CenterCrop = Annotated[
@@ -72,6 +72,6 @@ class Data:
     mean: Mean | None = None
     std: Std | None = None
     storage: Annotated[Storage, ASIDE] = "auto"
-    root: Annotated[str, ASIDE, Folder, "where raw files are, or are downloaded to"] = "outputs/.datasets"
-    cache: Annotated[str, ASIDE, Folder, "where decoded sets are kept"] = "outputs/.cache"
+    root: Annotated[str, ASIDE, PATH, Folder, "where raw files are, or are downloaded to"] = "outputs/.datasets"
+    cache: Annotated[str, ASIDE, PATH, Folder, "where decoded sets are kept"] = "outputs/.cache"
     download: Annotated[bool, ASIDE, "download what is missing"] = True

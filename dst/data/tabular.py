@@ -8,11 +8,12 @@ from dst.data.bundled import BUNDLED, read_bundled
 from dst.data.dataset import DataError
 from dst.data.table import Table, parted
 from dst.data.table_file import read_table
-from dst.options import ASIDE, Each, Text, checked
+from dst.options import ASIDE, PATH, Each, Text, checked
 
 TablePath = Annotated[
     str,
     ASIDE,
+    PATH,
     Text(r"(?s).*\S.*", "a name or a file"),
     "a table of scikit-learn (breast_cancer, wine, digits), or a CSV whose first line names columns, or parquet",
 ]

@@ -32,9 +32,10 @@ _TAIL_BYTES: Final = 65536
 class Observed:
     """One run. ``state``: the recorded one, or what is true now if the record is out of date.
 
-    ``slurm``: the state of its job in SLURM's own words. ``accuracy``: the last one measured, on the validation set or,
-    once done, on the test set. ``eta_s``: seconds to go. ``is_taken``: a process or a job carries it out or will do so,
-    or a command is about to submit it. ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
+    ``slurm``: the state of its job in SLURM's own words. ``val_accuracy``: the last one measured or, once done, that of
+    the weights that are tested; ``test_accuracy``: once done. ``eta_s``: seconds to go. ``is_taken``: a process or a
+    job carries it out or will do so, or a command is about to submit it. ``has_job``: its job runs or will run.
+    ``why``: why it failed or stopped.
     """
 
     folder: str
@@ -43,7 +44,8 @@ class Observed:
     attempt: int
     step: int
     total_steps: int | None
-    accuracy: float | None
+    val_accuracy: float | None
+    test_accuracy: float | None
     eta_s: float | None
     cluster: str | None
     job: str | None
@@ -99,7 +101,6 @@ def _observed(
     elif not is_held:
         may_be_back = has_job and (job is not None or launch.get("host") == this_host())
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
-    measured = summary.get("test/accuracy") if summary else _last_accuracy(folder)
     waits = state in _MAY_WAIT and has_job
     return Observed(
         folder=str(folder),
@@ -108,7 +109,8 @@ def _observed(
         attempt=status.get("attempt", 0),
         step=status.get("step", 0),
         total_steps=status.get("total_steps"),
-        accuracy=measured,
+        val_accuracy=_last_accuracy(folder) if not summary else summary.get("val/accuracy"),
+        test_accuracy=summary.get("test/accuracy"),
         eta_s=_eta(status) if state == State.RUNNING else None,
         cluster=launch.get("cluster"),
         job=launch.get("job"),

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dst.launcher.arguments import command, runs_below
+from dst.launcher.arguments import command, notes_on, runs_below
 from dst.launcher.observe import Observed, observe
-from dst.records.catalog import GroupRun
+from dst.records.groups import GroupRun
+from dst.records.same import one_line
 from dst.records.states import OBSERVED
 from dst.run.report import duration, table
 from dst.run.terminal import program
 
 _DESCRIPTION = """\
-Show the runs below DIR: state, attempt, step, time to go, last accuracy, job, and why a run failed.
+Show the runs below DIR: state, attempt, step, time to go, accuracies, job, and why a run failed.
 
 The states are those of the records: submitting (a command has frozen the run and is about to hand it over), not
 submitted (that command ended before), queued, running, preempted, done, failed, diverged, cancelled (while it was
@@ -48,20 +49,36 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         observed = [*observe([run.folder for run in found if run.state is None]), *map(_lacking, found)]
         runs = [run for run in observed if run and (not options.state or run.state in options.state)]
-        text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs)
+        text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs, found)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
         if not options.watch or not any(run.is_taken for run in runs):
             return 0
         time.sleep(options.watch)
 
 
-def show(runs: Sequence[Observed]) -> str:
-    """Return the table, one line for each run, and how many runs are in each state."""
+def show(runs: Sequence[Observed], found: Sequence[GroupRun] = ()) -> str:
+    """Return the table, one line for each run, and how many runs are in each state.
+
+    ``found``: the same runs as they were found, of which the table says which were renamed and which have copies.
+    """
     with_slurm = any(run.slurm for run in runs)
-    header = ["run", "id", "state", *(["SLURM"] if with_slurm else []), "attempt", "step", "to go", "accuracy", "job"]
+    header = [
+        "run",
+        "id",
+        "state",
+        *(["SLURM"] if with_slurm else []),
+        "attempt",
+        "step",
+        "to go",
+        "val accuracy",
+        "test accuracy",
+        "job",
+    ]
     rows = [_row(run, with_slurm=with_slurm) for run in runs]
     counts = Counter(run.state for run in runs)
-    told = [f"  {Path(run.folder).name} {run.state}: {run.why}" for run in runs if run.why]
+    told = [f"  {_called(run)} {run.state}: {run.why}" for run in runs if run.why]
+    shown = {run.folder for run in runs}
+    told += [f"  {note}" for note in notes_on(run for run in found if str(run.folder) in shown)]
     total = f"{len(runs)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
     return "\n".join([*([table(header, rows)] if rows else []), *told, total])
 
@@ -70,21 +87,25 @@ def _lacking(run: GroupRun) -> Observed | None:
     """Return the observation of a run that is not where its group says; None if it is there."""
     if run.state is None:
         return None
-    nothing = dict.fromkeys(("total_steps", "accuracy", "eta_s", "cluster", "job", "slurm"))
+    nothing = dict.fromkeys(("total_steps", "val_accuracy", "test_accuracy", "eta_s", "cluster", "job", "slurm"))
     name, folder = run.name or run.id, str(run.folder)
     return Observed(folder, name, run.state, attempt=0, step=0, is_taken=False, has_job=False, why=run.why, **nothing)
 
 
+def _called(run: Observed) -> str:
+    return one_line(Path(run.folder).name)
+
+
 def _row(run: Observed, *, with_slurm: bool) -> list[str]:
     return [
-        run.name,
-        Path(run.folder).name,
+        one_line(run.name),
+        _called(run),
         run.state,
         *([run.slurm or "-"] if with_slurm else []),
         str(run.attempt),
         f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
         "-" if run.eta_s is None else duration(run.eta_s),
-        "-" if run.accuracy is None else f"{run.accuracy:.4f}",
+        *("-" if figure is None else f"{figure:.4f}" for figure in (run.val_accuracy, run.test_accuracy)),
         run.job or "-",
     ]
 

@@ -1,9 +1,10 @@
 """The cells of a command: all are composed and checked before the first one runs, here or elsewhere."""
 
+import os
 import shlex
 import sys
 import traceback
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
@@ -14,7 +15,9 @@ from dst.config.checks import check, check_launcher
 from dst.config.compose import Composed, ComposedCell, compose_command, compose_each
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
+from dst.launcher.grouped import grouped, listed, own_overrides
 from dst.records.label import LABEL
+from dst.records.provenance import PACKAGE
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
 from dst.records.store import RecordError
@@ -22,13 +25,14 @@ from dst.registry import NONE
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
 from dst.run.cell import cells as cells_of
+from dst.run.look import Look, look
+from dst.run.lost import check_resumable
+from dst.run.notes import notes
 from dst.run.processes import check_start, run_in_processes, started
 from dst.run.report import sweep_report
 from dst.run.sources import Known, identified
+from dst.tracking.pulse import starting
 from dst.training.rank import Rank
-
-_LISTED = 8
-"""At most this many groups of equal cells are listed."""
 
 if TYPE_CHECKING:
     from dst.config.launcher import LauncherSettings
@@ -87,31 +91,52 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
     _check_all(composed)
     known: Known = {}
     configs, problems = [], []
-    for overrides, config, _ in composed:
+    for name, (_, config, _) in zip(_names(composed), composed, strict=True):
         try:
             configs.append(identified(complete(config), known))
         except ConfigError as error:
-            problems += [(" ".join(overrides), text) for text in error.problems]
+            problems += [(name, text) for text in error.problems]
     _raise(problems, len(composed))
     return configs
 
 
 def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if any of them is invalid."""
-    cells = cells_of(completed, [cell.changed for cell in composed.cells])
+    there = look(config.output.root for config in completed)
+    cells = cells_of(completed, [cell.changed for cell in composed.cells], there)
     if len(cells) < len(completed):
         alike = _alike([cell.overrides for cell in composed.cells], map(run_id, completed))
         print(f"{len(completed)} cells are {len(cells)} distinct runs: {alike}")
+    if not forecast:
+        _tell(cells, there)
     todo = [cell for cell in cells if not _is_over(cell)]
     settings = composed.launcher
     if settings is not None and not forecast:
         from dst.launcher.submit import check_settings
 
         check_settings(settings, [cell.config for cell in todo])
-    names = {id(config): " ".join(cell.overrides) for cell, config in zip(composed.cells, completed, strict=True)}
+    names = {id(config): name for name, config in zip(_names(composed.cells), completed, strict=True)}
     named = [(names[id(cell.config)], cell) for cell in todo]
+    if not forecast:
+        _check_resumable(named)
     _check_feasible(named, elsewhere=forecast or (settings is not None and settings.cluster == "slurm"))
     return cells
+
+
+def _tell(cells: Sequence[Cell], there: Look) -> None:
+    for note in notes(cells, there, PACKAGE.parent):
+        print(note, file=sys.stderr, flush=True)
+
+
+def _check_resumable(named: Sequence[tuple[str, Cell]]) -> None:
+    """Raise ConfigError if any cell cannot be continued although ``output.resume`` requires it."""
+    problems = []
+    for name, cell in named:
+        try:
+            check_resumable(cell.id, cell.found, cell.config)
+        except ConfigError as error:
+            problems += [(name, text) for text in error.problems]
+    _raise(problems, len(named))
 
 
 def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
@@ -121,32 +146,33 @@ def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
         same[run].append(cell)
     told = []
     for group in same.values():
-        common = set.intersection(*map(set, group))
-        differing = [" ".join(text for text in cell if text not in common) for cell in group]
+        differing = own_overrides(group)
         if len(group) > 1:
             told.append(", ".join(differing if all(differing) else map(" ".join, group)))
-    distinct = list(dict.fromkeys(told))
-    return "; ".join([*distinct[:_LISTED], *([f"and {len(distinct) - _LISTED} more"] * (len(distinct) > _LISTED))])
+    return listed(list(dict.fromkeys(told)), between="; ")
+
+
+def _names(composed: Sequence[ComposedCell]) -> list[str]:
+    """Return the names of cells in messages: what is swept."""
+    return own_overrides([cell.overrides for cell in composed])
 
 
 def _check_all(composed: Sequence[ComposedCell]) -> None:
     """Raise ConfigError if any config is invalid on its own."""
     known: dict[str, list[str]] = {}
     problems = []
-    for overrides, config, _ in composed:
+    for name, (_, config, _) in zip(_names(composed), composed, strict=True):
         key = repr({**flatten(config), "seed": min(config.seed, 0)})  # no valid seed makes a difference
         if key not in known:
             known[key] = check(config)
-        problems += [(" ".join(overrides), text) for text in known[key]]
+        problems += [(name, text) for text in known[key]]
     _raise(problems, len(composed))
 
 
 def _raise(problems: Sequence[tuple[str, str]], cells: int) -> None:
-    """Raise ConfigError if there are problems, each (cell, text); one that all ``cells`` have is listed once."""
-    often = Counter(text for _, text in problems)
-    told = [text if often[text] == cells else f"[{cell}] {text}" for cell, text in problems]
-    if told:
-        raise ConfigError(list(dict.fromkeys(told)))
+    """Raise ConfigError if there are problems, each (cell, text)."""
+    if problems:
+        raise ConfigError(grouped(problems, cells))
 
 
 _ALWAYS_FEASIBLE = frozenset({"seed", "schedule.label_smoothing"})
@@ -174,17 +200,24 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
         )
     if not alike:
         return
-    from dst.run import feasible  # imports torch, which is slow
+    quiet = all(cell.config.tracking.progress == "none" for _, cell in named)
+    mode = "none" if quiet else "auto"
+    if "torch" not in sys.modules:
+        starting("loading torch", mode)
+    from dst.run import feasible
 
-    problems = []
-    for (name, config), *others in alike.values():
-        which = f"{name}, and {len(others)} like it" if others else name
+    warnings, problems = [], []
+    starting("preparing data and network" if len(alike) == 1 else f"preparing data and {len(alike)} networks", mode)
+    for cells in alike.values():
+        (_, config), *_ = cells
         try:
-            for text in feasible.check(config, elsewhere=elsewhere):
-                print(f"warning: [{which}] {text}" if len(alike) > 1 else f"warning: {text}", file=sys.stderr)
+            warnings += [(name, text) for text in feasible.check(config, elsewhere=elsewhere) for name, _ in cells]
         except ConfigError as error:
-            problems += [(which, text) for text in error.problems]
-    _raise(problems, len(alike))
+            problems += [(name, text) for text in error.problems for name, _ in cells]
+    starting(None)
+    for told in grouped(warnings, len(named)):
+        print(f"warning: {told}", file=sys.stderr)
+    _raise(problems, len(named))
 
 
 def _forecast(cells: Sequence[Cell]) -> int:
@@ -206,7 +239,9 @@ def _in_processes(composed: Sequence[ComposedCell], here: Rank) -> int:
 
     def lead(processes: "Group") -> int:
         (known,) = _identified(composed)
-        (cell,) = cells_of([known], [changed])
+        there = look([known.output.root])
+        (cell,) = cells_of([known], [changed], there)
+        _tell([cell], there)
         if not cell.is_over:
             _check_feasible([("", cell)], elsewhere=False)
             _refuse_second([cell])
@@ -224,7 +259,8 @@ def _refuse_second(cells: Sequence[Cell]) -> None:
     found = [cell.found for cell in cells if cell.found is not None and cell.config.output.resume == "never"]
     problems = [
         f"output.resume=never: run {run.folder} is {run.state}{f', as job {run.job}' if run.has_job else ''}: "
-        f"cancel it first (python -m dst.launcher.cancel {run.folder}, or Ctrl-C where it runs), or wait for its end"
+        f"cancel it first (python -m dst.launcher.cancel {shlex.quote(str(run.folder))}, or Ctrl-C where it "
+        "runs), or wait for its end"
         for run in observe(found)
         if run.is_taken
     ]
@@ -290,8 +326,7 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
     try:
         ended = wait(submitted.folders)
     except KeyboardInterrupt:
-        print("waits no longer; the jobs go on")
-        raise
+        raise KeyboardInterrupt("waits no longer; the jobs go on") from None
     states = {cell.id: run.state for cell, run in zip(cells, ended, strict=True)}
     print(_report(cells, states))
     return worst([*left, *(state.exit_code for state in states.values())])
@@ -308,14 +343,14 @@ def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherS
     if submitted.stopping:
         lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
     if submitted.submission is not None:
-        root = cells[0].config.output.root
+        root = shlex.quote(os.path.abspath(cells[0].config.output.root))  # to be given in any folder
         jobs = submitted.submission.jobs
         which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
             f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {submitted.submission.logs}",
-            f"  watch:   python -m dst.launcher.status {root}",
-            f"  cancel:  python -m dst.launcher.cancel {root}",
+            f"  watch: python -m dst.launcher.status {root}",
+            f"  cancel: python -m dst.launcher.cancel {root}",
         ]
     return "\n".join(lines)
 

@@ -57,6 +57,7 @@ _STATUS_MORE: Final = {
 _RUN: Final = {
     **{"schema": _COUNT, "id": _TEXT, "name": _TEXT, "created": _TEXT, "identity": _FLAT, "config": _FLAT},
     **{"changed": _FLAT, "config_digest": _TEXT, "determinism": _TEXT, "command": _TEXT, "cwd": _PATH},
+    **{"root": _PATH, "attempt_folder": _COUNT},
     **{"code": _FLAT, "versions": _FLAT},
     **{"host": _TEXT, "platform": _TEXT, "machine": _TEXT, "device": _TEXT, "dataset": _FLAT, "sources": _FLAT},
 }

@@ -5,6 +5,7 @@ up once, on the machine that submits the run. They travel with its config, and t
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,12 @@ from dst import registry
 from dst.config.schema import Config, ConfigError, Data, get, with_value
 from dst.data import published
 from dst.files import read_verified, sha256
+from dst.records.groups import counting_in
 from dst.records.read import read_status
+from dst.records.same import id_in, is_named_by_id, one_line, ranked
 from dst.records.states import State
 from dst.records.store import RecordError
+from dst.run.look import look
 from dst.run.terms import in_config_terms
 
 CHECKPOINTS: Final = {
@@ -89,7 +93,7 @@ def unfinished(config: Config, key: str) -> Iterator[str]:
     """
     if get(config, CHECKPOINTS[key]) is None:
         return
-    folder = Path(get(config, key))
+    folder = place(config, key)
     try:
         state = (read_status(folder) or {"state": State.UNKNOWN})["state"]
     except RecordError as error:
@@ -183,6 +187,23 @@ def stored(config: Config, key: str) -> dict[str, Any]:
         raise ConfigError([f"{key}={get(config, key)}: {error}"]) from error
 
 
+def place(config: Config, key: str) -> Path:
+    """Return the folder of the run at a key: the one that is given or, if it is gone, where that run is now.
+
+    A folder that was renamed is looked for beside it, one that was moved or entered in a group below ``output.root``.
+    """
+    given = Path(get(config, key))
+    run, root = id_in(given.name), config.output.root
+    if os.path.lexists(given) or not is_named_by_id(given.with_name(run)):
+        return given
+    try:
+        beside = counting_in(given.parent).get(run)
+        moved = None if beside else look([root]).runs[root].get(run)
+    except (OSError, ConfigError):  # that the folder is gone is said by who reads it
+        return given
+    return beside or (ranked({run: moved})[run][0].folder if moved else given)
+
+
 def checkpoint(config: Config, key: str) -> Path:
     """Return the checkpoint file of the run folder at a key: the one with the config's digest, or the newest.
 
@@ -190,7 +211,7 @@ def checkpoint(config: Config, key: str) -> Path:
     """
     from dst.training.checkpoint import CheckpointError, Checkpoints
 
-    folder, digest = Path(get(config, key)), get(config, CHECKPOINTS[key])
+    folder, digest = place(config, key), get(config, CHECKPOINTS[key])
     _check_folder(config, key)
     try:
         found = None if digest is None else Checkpoints(folder / "checkpoints").with_digest(digest)
@@ -212,7 +233,11 @@ def checkpoint(config: Config, key: str) -> Path:
 
 
 def _newest_digest(config: Config, key: str) -> str:
-    return _newest(config, key)[1]
+    given, found = Path(get(config, key)), place(config, key)
+    digest = _newest(config, key)[1]
+    if found != given:
+        print(f"note: {key}={one_line(str(given))}: that run is in {one_line(str(found))} now", file=sys.stderr)
+    return digest
 
 
 def _newest(config: Config, key: str) -> tuple[Path, str]:
@@ -222,7 +247,7 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
     none.
     """
     _check_folder(config, key)
-    folder = Path(get(config, key), "checkpoints")
+    folder = place(config, key) / "checkpoints"
     none = ConfigError(
         [
             f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}. A run that was begun from one which is gone "

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
-from dst.options import ASIDE, SHA256, Range, checked
+from dst.options import ASIDE, PATH, SHA256, Range, checked
 from dst.sparsity.marks import marked
 from dst.sparsity.masks_file import read_masks
 
@@ -97,7 +97,7 @@ def from_run(
     shapes: Mapping[str, Shape],
     density: float,
     *,
-    path: Annotated[str, ASIDE, "the folder of the finished run whose layer densities are taken"],
+    path: Annotated[str, ASIDE, PATH, "the folder of the finished run whose layer densities are taken"],
     digest: Annotated[str | None, SHA256, "identifies the checkpoint; null: the newest in the folder"] = None,
 ) -> list[float]:
     """Take the layer densities of another run, scaled; what would exceed a density of 1 is shared out in proportion.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dst import registry
 from dst.fractions import exact
-from dst.options import ASIDE, SHA256, Range, check_part, checked
+from dst.options import ASIDE, PATH, SHA256, Range, check_part, checked
 from dst.registry import MemberOf
 from dst.sparsity.initial_masks import Start
 from dst.sparsity.marks import marked
@@ -69,7 +69,7 @@ def saliency(
 def file(
     start: Start,
     *,
-    path: Annotated[str, ASIDE, "the folder of the run whose masks are taken"],
+    path: Annotated[str, ASIDE, PATH, "the folder of the run whose masks are taken"],
     digest: Annotated[str | None, SHA256, "identifies the checkpoint; null: the newest in the folder"] = None,
 ) -> list[Tensor]:
     """Take the masks of another run: of its checkpoint, or of what ``Sparsifier.state_dict`` returned, in a torch file.

@@ -15,6 +15,7 @@ from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Ledger
 from dst.network.places import parameter_count
 from dst.options import refuse
+from dst.signals import StalledError
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
 from dst.training.clipping import Clipping
@@ -130,8 +131,15 @@ class Training:
         this, and it ends in the same way and at the same step in all of them; PeerError if one is lost,
         DesynchronisedError if their masks differ.
         """
+        watch = Watch(self.settings, self.processes, stop)
         with self.processes.watched():
-            self._run(observer, Watch(self.settings, self.processes, stop))
+            try:
+                self._run(observer, watch)
+            except StalledError:
+                if self.processes.world > 1:  # the others wait in the midst of a step
+                    raise
+                self._checkpoint(observer)
+                raise watch.stopped(self.counters.step) from None
 
     def _run(self, observer: Observer, watch: Watch) -> None:
         self.processes.check_masks(self.sparsifier.topology, f"at step {self.counters.step}")
@@ -215,7 +223,9 @@ class Training:
         booked = self.ledger.state_dict()
         try:
             work(self, observer, tick)
-        except _StopAskedError:
+        except (_StopAskedError, StalledError) as asked:
+            if isinstance(asked, StalledError) and self.processes.world > 1:
+                raise
             self.ledger.load_state_dict(booked)
             self._checkpoint(observer)
             raise watch.stopped(self.counters.step) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dst.config.schema import Config, leaves
+from tests.messages import malformed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("sparsity", "data", "models", "procedures", "training", "metrics", "tracking", "records")
@@ -77,3 +78,38 @@ def test_every_exception_is_needed():
 )
 def test_the_search_finds_keys_and_nothing_else(source, found):
     assert [key for _, text in texts(source) for key in named(text)] == found
+
+
+ALIGNED = (
+    *("dst/cli.py", "dst/launcher/sync.py", "dst/run/report.py", "dst/tracking/progress.py"),
+    "dst/data/published.py",
+)
+"""Files with text that is aligned: help, tables, a progress line, sums in a file."""
+
+
+def test_messages_hold_no_two_spaces_no_empty_value_and_no_overrides_of_a_cell():
+    found = {
+        f"{file}:{number}: {malformed(line)}"
+        for path in sorted([*(REPOSITORY / "dst").rglob("*.py"), *(REPOSITORY / "analysis").rglob("*.py")])
+        for file in [path.relative_to(REPOSITORY).as_posix()]
+        for number, text in texts(path.read_text())
+        for line in text.replace(HOLE, "x").split("\n")
+        if " " in line and malformed(line)
+    }
+    assert {entry.partition(":")[0] for entry in found} == set(ALIGNED), found
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        ("[seed=0 sparsity=static] seed=0: must be", "it begins with the overrides of a cell"),
+        ("seed=0:  must be", "two spaces"),
+        ("1 failed; see exit codes below", "it points to a place that is not there"),
+        ("it is wrong: output.root= would be ignored", "an empty value"),
+        ("it is wrong: model.hidden=, which", "an empty value"),
+        ("output.root='': must be, e.g. output.root=...; a <= b, x == 1", None),
+        ("  seed=0: must be", None),
+    ],
+)
+def test_what_is_wrong_with_a_message_is_found(message, wrong):
+    assert malformed(message) == wrong

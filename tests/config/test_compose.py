@@ -25,6 +25,7 @@ from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, flatten
 from dst.records.label import labelled
 from tests.composed import compose_cells
+from tests.messages import malformed
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -295,7 +296,7 @@ def test_all_cells_have_one_moment():
     assert len({config.output.group for _, config in cells}) == 1
 
 
-def test_what_is_given_twice_in_a_sweep():
+def test_mappings_of_other_keys_are_merged_in_a_sweep():
     def sparsity(*overrides: str) -> list[tuple]:
         cells = compose_cells(CONF, overrides, multirun=True)
         names = methods(*overrides)
@@ -303,15 +304,18 @@ def test_what_is_given_twice_in_a_sweep():
 
     one, two = "sparsity.update={every: 4}", "sparsity.update={start: 0.1}"
     assert sparsity("sparsity=static", one, two) == [("static update.start=0.1", 4, 0.1)]
-    assert sparsity("sparsity.update.every=5", one, "sparsity.update.every=6,7", "sparsity=rigl") == [
-        ("rigl", every, 0.0) for every in (6, 7)
+    assert sparsity("sparsity={label: mine}", "sparsity=rigl", "sparsity.update.every=6,7") == [
+        ("mine", every, 0.0) for every in (6, 7)
     ]
-    assert len(compose_cells(CONF, ["seed=0,1", "seed=2,3,4"], multirun=True)) == 3
 
 
 def test_options_of_a_group_are_swept_by_a_pattern_and_quoted():
     cells = compose_cells(CONF, ["model=glob(lenet*)", "data=mnist"], multirun=True)
     assert [config.model.name for _, config in cells] == ["lenet_300_100", "lenet_5"]
+    cells = compose_cells(CONF, ["sparsity=glob(rigl*)", "seed=0"], multirun=True)
+    assert [config.sparsity.label for _, config in cells] == ["rigl", "rigl_itop"]
+    cells = compose_cells(CONF, ["+experiment=glob(itop/set*)"], multirun=True)
+    assert [overrides for overrides, _ in cells] == [["+experiment=itop/set"], ["+experiment=itop/set_5x"]]
     cells = compose_cells(CONF, ["sparsity='static','rigl'"], multirun=True)
     assert [config.sparsity.label for _, config in cells] == ["static", "rigl"]
 
@@ -384,6 +388,7 @@ def test_whatever_hydra_raises_is_an_error_of_the_config(overrides):
         with pytest.raises(ConfigError) as error:
             compose_cells(CONF, [*overrides, "data.val_fraction=0.2"], multirun=multirun)
         assert all(len(problem) > 10 for problem in error.value.problems), error.value.problems
+        assert [problem for problem in error.value.problems if malformed(problem)] == []
 
 
 @pytest.mark.parametrize("error", [AssertionError(), ValueError("odd"), KeyError("x"), RecursionError("too deep")])
@@ -457,6 +462,45 @@ def test_the_launcher_is_a_plugin_of_hydra():
     found = compose_command(CONF, ["hydra/launcher=local", "hydra.launcher.wait=true"], multirun=True).launcher
     assert (found.cluster, found.wait, found.max_parallel) == ("local", True, None)
     assert compose_command(CONF, ["hardware=slurm", "hydra/launcher=basic"], multirun=True).launcher is None
+
+
+def test_cells_that_choose_several_launchers_are_refused_unless_one_is_given_for_all():
+    """The first cell's would carry out all."""
+    with pytest.raises(ConfigError) as error:
+        compose_command(CONF, ["seed=0,1", "hardware=cpu,slurm"], multirun=True)
+    (told,) = error.value.problems
+    assert "(seed=0 hardware=cpu: basic; seed=0 hardware=slurm: slurm); add hydra/launcher=... for all" in told
+    found = compose_command(CONF, ["hardware=gpu,slurm", "hydra/launcher=local"], multirun=True)
+    assert (found.launcher.cluster, len(found.cells)) == ("local", 2)
+    assert compose_command(CONF, ["hardware=slurm,slurm_ddp"], multirun=True).launcher.cluster == "slurm"
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ("mode: MULTIRUN", "hydra.mode=MULTIRUN"),
+        ("sweeper: {params: {seed: '0,1'}}", "hydra.sweeper.params.seed=0,1"),
+        ("run: {dir: elsewhere}", "hydra.run.dir=elsewhere"),
+        ("job: {chdir: true}", "hydra.job.chdir=True"),
+    ],
+)
+def test_keys_of_hydras_own_are_refused_in_files_as_on_the_command_line(own_conf, own, told):
+    with (own_conf / "config.yaml").open("a") as file:
+        file.write(f"hydra: {{{own}}}\n")
+    for multirun in (False, True):
+        with pytest.raises(ConfigError, match=rf"{told}, which would be ignored: .*-m key=value,value"):
+            compose_command(own_conf, ["seed=1"], multirun=multirun)
+    with pytest.raises(ConfigError, match=told):
+        compose(own_conf, [])
+
+
+def test_settings_of_a_launcher_in_a_file_are_those_of_all_cells_or_refused(own_conf):
+    text = "# @package _global_\ndefaults: [override /hardware: slurm, _self_]\nhydra: {launcher: {wait: WAIT}}\n"
+    for name, wait in (("waits", "true"), ("waits_too", "true"), ("leaves", "false")):
+        (own_conf / "experiment" / f"{name}.yaml").write_text(text.replace("WAIT", wait))
+    assert compose_command(own_conf, ["+experiment=waits,waits_too"], multirun=True).launcher.wait is True
+    with pytest.raises(ConfigError, match=r"\(\+experiment=waits: slurm; \+experiment=leaves: slurm\)"):
+        compose_command(own_conf, ["+experiment=waits,leaves"], multirun=True)
 
 
 @pytest.mark.parametrize(

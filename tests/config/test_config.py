@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import yaml
 
 from dst import registry
 from dst.config import method
@@ -25,6 +26,7 @@ from dst.data import published
 from dst.options import REQUIRED, read
 from dst.sparsity.marks import marks_of
 from tests.composed import compose_cells
+from tests.messages import malformed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -154,6 +156,19 @@ def test_run_ids_never_change():
     assert run_id(Config()) == "ef1424cb5c9d"
     assert run_id(composed()) == "3ca3e1323a2e"
     assert run_id(composed("sparsity=rigl", "data=mnist", "model=lenet_300_100", "schedule=mnist")) == "d83ec537a8ba"
+
+
+def test_a_schedule_whose_rate_falls_inside_an_epoch_says_so():
+    """The published codes round such a milestone down to whole epochs."""
+    for path in sorted((CONF / "schedule").glob("*.yaml")):
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        falls = [share * values.get("epochs", 0) for share in values.get("lr", {}).get("milestones", [])]
+        inside = [fall for fall in falls if 0.05 < fall % 1 < 0.95]
+        in_steps = "of 87 891 steps as fractions" in text
+        assert ("inside an epoch" in text) == (bool(inside) and not in_steps), (path.name, falls)
+    assert "187.5, which lies inside an epoch" in (CONF / "schedule" / "itop_cifar.yaml").read_text()
+    assert "169.5, which" in (CONF / "experiment" / "sup_tickets" / "cifar_rigl.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100"])
@@ -347,7 +362,7 @@ WRONG = {
     "schedule.accumulate=65": "schedule.accumulate=65: must be in [1, schedule.batch_size=64]",
     "hydra.run.dir=/tmp/x": "hydra.run.dir=/tmp/x would be ignored",
     "sparsity=glob(*)": "",
-    "output.root=": "output.root=: must be the name of a folder",
+    "output.root=": "output.root='': must be the name of a folder",
     "output.group=a/.b": "output.group=a/.b: must be a folder below output.root",
     "data.mean=[nan] data.std=[1]": "data.mean=[nan]: must be a list, each finite",
     "data.mean=[0] data.std=[1e-30]": "data.std=[1e-30]: must be a list, each >= 1e-06",
@@ -436,6 +451,7 @@ WRONG = {
 def test_wrong_overrides(override, told):
     found = problems(*override.split())
     assert any(told in problem for problem in found), found
+    assert [problem for problem in found if malformed(problem)] == []
 
 
 def test_all_problems_are_told_at_once():

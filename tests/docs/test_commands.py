@@ -148,11 +148,11 @@ def test_runs_pass_all_checks_as_a_shell_understands_them(command, place, preten
         assert run(*arguments, cwd=place).code == 0
     elif "itp" in command:
         with pytest.raises(ConfigError, match="did you mean 'rigl_itop'"):
-            compose_cells(CONF, overrides, multirun=False)
+            compose_command(CONF, overrides, multirun=False)
     else:
-        cells = compose_cells(CONF, overrides, multirun="-m" in flags)
+        cells = compose_command(CONF, overrides, multirun="-m" in flags).cells
         assert cells
-        for _, config in cells:
+        for _, config, _ in cells:
             assert check(config) == []
             if config.data.name in UNSEEN:
                 config.data.digest = "0" * 64

@@ -17,6 +17,7 @@ import pytest
 
 from dst.records.catalog import find_runs
 from dst.records.read import read_attempts, read_metrics, read_status, read_summary
+from tests.composed import last_given
 from tests.processes import REPOSITORY, run, run_folder, wait_until
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ TINY = (
     *("model.hidden=[16]", "schedule.epochs=2", "schedule.update_every=10"),
     *("tracking=none", "hardware.threads=1", "sparsity=rigl_itop"),
 )
-LONG = ("schedule.epochs=4000", "tracking.every_steps=10")
+LONG = last_given([*TINY, "schedule.epochs=4000", "tracking.every_steps=10"])
 PROGRAM = shlex.join([sys.executable, str(REPOSITORY / "run.py"), *TINY])
 
 
@@ -145,7 +146,7 @@ def test_a_terminal_whose_size_nobody_has_set_shows_the_bar(tmp_path):
 
 
 def test_a_terminal_of_any_size_shows_the_bar(tmp_path):
-    command = [sys.executable, str(REPOSITORY / "run.py"), *TINY, "schedule.epochs=100"]
+    command = [sys.executable, str(REPOSITORY / "run.py"), *last_given([*TINY, "schedule.epochs=100"])]
     process, terminal = on_a_terminal(command, tmp_path, 0, 0)
     read_until(terminal, b"training")
     for columns in (1, 3, 10, 0, 400):
@@ -159,7 +160,7 @@ def test_a_terminal_of_any_size_shows_the_bar(tmp_path):
 
 
 def test_closing_the_terminal_saves_and_stops(tmp_path):
-    process, terminal = on_a_terminal([sys.executable, str(REPOSITORY / "run.py"), *TINY, *LONG], tmp_path, 24, 80)
+    process, terminal = on_a_terminal([sys.executable, str(REPOSITORY / "run.py"), *LONG], tmp_path, 24, 80)
     wait_until(lambda: steps(tmp_path / "outputs"), "the run does not begin")
     os.close(terminal)
     assert ended(process) == 75
@@ -173,7 +174,7 @@ def test_closing_the_terminal_saves_and_stops(tmp_path):
 
 
 def test_under_nohup_a_run_outlives_its_terminal(tmp_path):
-    command = ["/usr/bin/env", "nohup", sys.executable, str(REPOSITORY / "run.py"), *TINY, *LONG]
+    command = ["/usr/bin/env", "nohup", sys.executable, str(REPOSITORY / "run.py"), *LONG]
     process, terminal = on_a_terminal(command, tmp_path, 24, 80)
     wait_until(lambda: steps(tmp_path / "outputs"), "the run does not begin")
     folder = run_folder(tmp_path / "outputs")
@@ -196,3 +197,14 @@ def test_a_process_of_a_group_leaves_before_python_ends():
     )
     result = subprocess.run([sys.executable, "-c", text], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (75, "shown\n", "")
+
+
+def test_a_log_has_a_line_at_once_and_one_of_the_first_figures(tmp_path):
+    """It says what it does while torch is loaded and data are prepared, and does not wait for the first tenth."""
+    command = [sys.executable, str(REPOSITORY / "run.py"), "model.hidden=[16]", "schedule.epochs=21", "tracking=none"]
+    more = ["schedule.update_every=50", "schedule.max_steps=60", "tracking.every_steps=5", "hardware.threads=1"]
+    ended = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.splitlines() == ["loading torch ...", "preparing data and network ..."]
+    shown = [line.split()[1] for line in ended.stdout.splitlines() if line.startswith("  step ")]
+    assert shown[0] in ("5/60", "21/60"), ended.stdout

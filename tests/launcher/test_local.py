@@ -30,7 +30,7 @@ from tests.processes import REPOSITORY, is_moving, run, run_folder, traces, wait
 pytestmark = pytest.mark.slow
 
 TINY = ("model.hidden=[16]", "schedule.epochs=4", "schedule.update_every=10", "sparsity=rigl_itop")
-QUIET = ("hardware.threads=1", "tracking=none")
+QUIET = ("hardware.threads=1", "tracking=none", "tracking.progress=none")
 LOCAL = ("-m", "hydra/launcher=local", *QUIET)
 ENDLESS = ("model.hidden=[16]", "schedule.epochs=5000", "schedule.update_every=100", "sparsity=set_itop")
 
@@ -159,10 +159,13 @@ def test_an_edit_of_the_code_blocks_none_but_the_runs_that_began_before_it(here,
 def test_nothing_is_submitted_if_a_cell_is_bad(here):
     result = run(*LOCAL, *TINY, "seed=0,1", "sparsity.density=0.1,1.5", cwd=here)
     assert result.code == 2
-    assert "seed=1 sparsity.density=1.5] sparsity.density=1.5: must be" in result.output
+    assert (
+        "sparsity.density=1.5: must be in (0, 1) (in 2 of 4 cells: seed=0 sparsity.density=1.5, seed=1" in result.output
+    )
     result = run(*LOCAL, "model=mlp,lenet_5", "seed=0,1", cwd=here)
     assert result.code == 2
-    assert "model=lenet_5 seed=0, and 1 like it] model lenet_5 needs images of at least 16x16" in result.output
+    assert "configuration error: model lenet_5 needs images of at least 16x16" in result.output
+    assert "(in 2 of 4 cells: model=lenet_5 seed=0, model=lenet_5 seed=1)" in result.output
     assert find_runs(here / "outputs") == []
     assert not list((here / "outputs").glob(".launch*"))
 

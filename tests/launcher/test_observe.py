@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from dst.launcher import observe as observing
 from dst.launcher import slurm
 from dst.launcher.observe import observe
 from dst.launcher.slurm import SlurmJob
+from dst.launcher.status import show
 from dst.records.lock import locked
 from dst.records.read import read_status
 from dst.records.store import Record
@@ -292,3 +294,18 @@ def test_the_record_of_a_run_whose_clock_is_set_back_has_times_in_order(tmp_path
     assert status["heartbeat"] < status["started"] - 7000
     assert 0 < status["elapsed_s"] < 300
     assert observing._eta({**status, "step": status["total_steps"] // 2}) > 0
+
+
+def test_accuracies_of_validation_and_test_stand_in_columns_of_their_own(tmp_path):
+    unfinished = Record.create(tmp_path / "a", config_yaml="", run={"name": "unfinished"})
+    finished = Record.create(tmp_path / "b", config_yaml="", run={"name": "finished"})
+    for record, state, accuracy in ((unfinished, "preempted", 0.25), (finished, "running", 0.75)):
+        record.log(step=5, epoch=1.0, attempt=1, values={"val/accuracy": accuracy})
+        record.write_status(state, attempt=1, step=5)
+    finished.write_summary({"val/accuracy": 0.5, "test/accuracy": 0.625})
+    finished.write_status("done", attempt=1, step=5)
+    observed = observe([unfinished.folder, finished.folder])
+    assert [(run.val_accuracy, run.test_accuracy) for run in observed] == [(0.25, None), (0.5, 0.625)]
+    header, _, *rows = [re.split(r" {2,}", line.strip()) for line in show(observed).splitlines()]
+    columns = [header.index(name) for name in ("val accuracy", "test accuracy")]
+    assert [[row[column] for column in columns] for row in rows[:2]] == [["0.2500", "-"], ["0.5000", "0.6250"]]

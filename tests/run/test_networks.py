@@ -13,6 +13,7 @@ from dst.records.read import read_attempts, read_networks, read_status
 from dst.training.checkpoint import Checkpoints
 from dst.training.loop import Training
 from dst.training.phase import Network
+from tests.composed import last_given
 from tests.limits import largest_file
 from tests.processes import run_folder
 
@@ -48,7 +49,7 @@ def after_step(monkeypatch, tmp_path):
 
 def trained(*overrides):
     """Run a command in this process; return its exit code and its only run folder."""
-    return main(list(overrides), conf=CONF), run_folder(Path("outputs"))
+    return main(last_given(overrides), conf=CONF), run_folder(Path("outputs"))
 
 
 def rows(folder):

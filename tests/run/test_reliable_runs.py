@@ -8,6 +8,7 @@ import torch
 from dst.cli import main
 from dst.records.read import read_layers, read_metrics, read_summary
 from dst.training.loop import Training
+from tests.composed import last_given
 from tests.processes import run, run_folder, traces
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -64,7 +65,7 @@ def reliable_after(masks, steps):
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_record_has_what_a_count_at_every_step_finds(kind, by_steps):
     steps = 9
-    assert main([*TINY, *RUNS[kind], f"{KEY}={steps}"], conf=CONF) == 0
+    assert main(last_given([*TINY, *RUNS[kind], f"{KEY}={steps}"]), conf=CONF) == 0
     folder = run_folder(Path("outputs"))
     summary, truth = read_summary(folder), reliable_after(by_steps, steps)
     size = summary["model/maskable"]
