@@ -393,4 +393,4 @@ def _differing(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tens
 
 
 def _size(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape)) or "a number"
+    return "not" if shape is None else "x".join(map(str, shape)) or "a number"
