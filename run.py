@@ -3,8 +3,14 @@
 import sys
 from pathlib import Path
 
-from dst.cli import main
 from dst.run.terminal import program
 
+
+def _main() -> int:
+    from dst.cli import main  # within the program, which answers Ctrl-C
+
+    return main(sys.argv[1:], conf=Path(__file__).resolve().parent / "conf")
+
+
 if __name__ == "__main__":
-    sys.exit(program(lambda: main(sys.argv[1:], conf=Path(__file__).resolve().parent / "conf"), shows=False))
+    sys.exit(program(_main, shows=False))

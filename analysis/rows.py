@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
@@ -9,8 +10,12 @@ import pandas as pd
 from analysis.runs import ACCURACY, SEED, comparable, is_done, plain
 from analysis.sweeps import folded
 from analysis.text import cell_text
-from dst.records.catalog import newest, recorded
+from dst.records.catalog import copies_in, newest, recorded
+from dst.records.same import copies_note
 from dst.records.states import State
+
+LISTED: Final = 8
+"""At most so many runs with copies are named."""
 
 MISSING: Final = "missing"
 """The column of tables that says what became of seeds without a figure."""
@@ -84,9 +89,17 @@ def row_name(labels: Mapping[str, Any]) -> str:
 
 
 def left_out(frame: pd.DataFrame) -> list[str]:
-    """Return a note for each run whose record does not exist or cannot be read."""
+    """Return a note for each run whose record does not exist or cannot be read, and for each that has copies."""
     runs = newest(frame)
-    return [f"not in the table: {error}" for error in runs["error"].drop(recorded(runs).index).sort_values()]
+    lacking = [f"not in the table: {error}" for error in runs["error"].drop(recorded(runs).index).sort_values()]
+    return lacking + _copied(runs)
+
+
+def _copied(runs: pd.DataFrame) -> list[str]:
+    """Return a note for each run that has copies, the first few of them named."""
+    places = zip(runs["id"], runs["folder"], map(copies_in, runs.get("copies", [None] * len(runs))), strict=True)
+    notes = [copies_note(run, Path(folder), [*map(Path, copies)]) for run, folder, copies in places if copies]
+    return [*notes[:LISTED], *([f"and {len(notes) - LISTED} more runs have copies"] if len(notes) > LISTED else [])]
 
 
 def rank(value: Any) -> tuple[int, Any]:

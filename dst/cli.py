@@ -37,9 +37,6 @@ The same command again continues an unfinished run and reports a finished one; o
 _HYDRA_FLAGS = ("--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 """Hydra itself handles these."""
 
-INTERRUPTED = 130
-"""Exit code of a command that was stopped before anything was saved."""
-
 
 def main(arguments: Sequence[str], conf: Path) -> int:
     """Carry out a command line (without the program's name) with the configs in ``conf``; return the exit code."""
@@ -83,8 +80,6 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return State.FAILED.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -180,7 +175,8 @@ def _groups_help(conf: Path) -> str:
             lines.append(f"    {'basic':<16} One cell of a sweep after another, in this process (default)")
         lines += [f"    {option:<{width}} {_about(path)}" for option, path in options.items()]
     lines.append("\nkeys: --keys says what each may be and does; --cfg job shows them with their values.")
-    lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving.")
+    lines.append("exit codes: 0 done, 1 failed, 2 invalid configuration, 3 diverged, 75 stopped after saving,")
+    lines.append("130 interrupted (Ctrl-C) before that; in both cases the same command goes on.")
     return "\n".join(lines)
 
 

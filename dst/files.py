@@ -1,12 +1,16 @@
 """Files: written whole or not at all, and known by their digest. Standard library only."""
 
+import errno
 import hashlib
 import os
+import pwd
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from typing import Final
 
 
 class OtherContentError(ValueError):
@@ -17,7 +21,9 @@ class OtherContentError(ValueError):
 
 
 @contextmanager
-def replacing(*paths: Path, durable: bool = True, shared: bool = True) -> Iterator[list[BufferedRandom]]:
+def replacing(
+    *paths: Path, durable: bool = True, shared: bool = True, needed: int = 0
+) -> Iterator[list[BufferedRandom]]:
     """Give a file to fill for each path; at the end of the block they replace what is there, in this order.
 
     Readers, and a crash at any moment, see the old content of a file or the new, never a part. All new content is
@@ -26,7 +32,8 @@ def replacing(*paths: Path, durable: bool = True, shared: bool = True) -> Iterat
     ``durable``: wait until content and names are on the disk; otherwise the new content may be lost if the machine (not
     only the process) goes down soon. ``shared``: other processes may replace the same paths at the same time, so the
     temporary files get names of their own; otherwise they are ``<name>.tmp``, and what a kill has left of an earlier
-    one is overwritten. All paths lie in one folder.
+    one is overwritten. All paths lie in one folder. ``needed``: the bytes of all, as far as it is known before; a full
+    disk is told with them (``telling_space``).
     """
     partials = [_own_name(path) if shared else path.with_name(f"{path.name}.tmp") for path in paths]
     try:
@@ -39,19 +46,22 @@ def replacing(*paths: Path, durable: bool = True, shared: bool = True) -> Iterat
                     os.fsync(file.fileno())
         for partial, path in zip(partials, paths, strict=True):
             os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         for partial in partials:
             with suppress(OSError):
+                needed = max(needed, partial.stat().st_size)
                 partial.unlink()
-        raise
+        with telling_space(paths[0], needed):
+            raise error
     if durable:
         sync_folder(paths[0].parent)
 
 
 def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace the content of a file by a text, in UTF-8; see ``replacing``."""
-    with replacing(path, durable=durable) as (file,):
-        file.write(text.encode())
+    data = text.encode()
+    with replacing(path, durable=durable, needed=len(data)) as (file,):
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:
@@ -61,6 +71,67 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# -- users -------------------------------------------------------------------------------------------------------------
+
+
+def of_another(path: Path, error: OSError) -> str:
+    """Return whose a path is and what would help, if an error says that this user may not write there; or nothing."""
+    there = _there(path)
+    owner = there.stat().st_uid
+    if error.errno not in (errno.EACCES, errno.EPERM) or owner == os.geteuid():
+        return ""
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"user {owner}"
+    return f": {there} belongs to {name}, who has to let the group write (umask 002); or choose another output.root"
+
+
+# -- space -------------------------------------------------------------------------------------------------------------
+
+_FULL: Final = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up"}
+
+
+@contextmanager
+def telling_space(path: Path, needed: int = 0) -> Iterator[None]:
+    """Let an error of a full disk say on which one, how much a file there needs, and how much is free.
+
+    ``needed``: in bytes, at least; 0 if it is not known. Other errors pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        wants = f": {path.name} needs {size(needed)} or more, {size(space(path))} are free" if needed else ""
+        raise OSError(error.errno, f"{_FULL[error.errno]} on {_disk(path)}{wants}") from error
+
+
+def space(path: Path) -> int:
+    """Return the bytes that this user may still write where a path is or would be."""
+    return shutil.disk_usage(_there(path)).free
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _there(path: Path) -> Path:
+    """Return the nearest folder or file at or above a path that exists."""
+    return next((above for above in (path, *path.absolute().parents) if above.exists()), Path("/"))
+
+
+def _disk(path: Path) -> Path:
+    """Return where the file system of a path is mounted."""
+    there = _there(path).resolve()
+    return next(above for above in (there, *there.parents) if above.is_mount())
 
 
 def _own_name(path: Path) -> Path:

@@ -177,7 +177,8 @@ def slot_options(kind: str) -> Mapping[str, Mapping[str, Option]]:
             found.setdefault(option.name, {})[name] = option
     for option_name, by_member in found.items():
         if len({(str(option.type), option.aside) for option in by_member.values()}) > 1:
-            told = ", ".join(f"{name}: {option.type_name()}" for name, option in by_member.items())
+            where = members(kind)
+            told = ", ".join(f"{where[name].module}.{name}: {given.type_name()}" for name, given in by_member.items())
             raise DeclarationError(f"the members of {kind} declare {option_name} in different ways ({told})")
     return found
 
@@ -217,13 +218,13 @@ def _members_of(module: str) -> dict[str, Member]:
     names = dict(_NAMES)
     for node in statements:
         if isinstance(node, ast.Assign) and _is_declaration(node.value) and isinstance(node.targets[0], ast.Name):
-            names[node.targets[0].id] = _evaluated(node.value, names, f"{module}.{node.targets[0].id}")
+            names[node.targets[0].id] = _evaluated(node.value, names, f"{path}:{node.lineno}: {node.targets[0].id}")
     functions = [node for node in statements if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     return {
         function.name: Member(
             f"dst.{module}",
             function.name,
-            {option.name: option for option in _options(function, names, f"{module}.{function.name}")},
+            {option.name: option for option in _options(function, names, path)},
             frozenset(_arguments(function, _MARK)),
             tuple(_arguments(function, _EXACTLY_ONE)),
             function.args.kwarg is not None,
@@ -236,14 +237,40 @@ def _is_declaration(node: ast.expr) -> bool:
     return isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Annotated"
 
 
-def _options(function: ast.FunctionDef, names: dict[str, Any], where: str) -> list[Option]:
+def _options(function: ast.FunctionDef, names: dict[str, Any], path: Path) -> list[Option]:
     found = []
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        where = f"{path}:{argument.lineno}: parameter {argument.arg} of {function.name}"
         if argument.annotation is None:
-            raise DeclarationError(f"{where}: {argument.arg} has no annotation: declare what it may be")
-        annotation = _evaluated(argument.annotation, names, f"{where}: {argument.arg}")
-        found.append(read(argument.arg, annotation, REQUIRED if default is None else ast.literal_eval(default)))
+            raise DeclarationError(
+                f"{where} has no annotation: declare what it may be, e.g. {argument.arg}: {_EXAMPLE}"
+            )
+        annotation = _evaluated(argument.annotation, names, where)
+        option = read(argument.arg, annotation, REQUIRED if default is None else _literal(default, where))
+        if option.type not in _TYPES:
+            known = ", ".join(getattr(kind, "__name__", "") if kind in _PLAIN else str(kind) for kind in _TYPES)
+            raise DeclarationError(
+                f"{where}: unknown type {ast.unparse(argument.annotation)}; it may be {known}, or None"
+            )
+        found.append(option)
     return found
+
+
+_PLAIN: Final = (int, float, str, bool)
+_TYPES: Final = (*_PLAIN, list[int], list[float], list[str], list[bool])
+"""What options may be: what a config can hold, and a command line give."""
+
+_EXAMPLE: Final = 'Annotated[float, Range(0), "what it does"]'
+
+
+def _literal(node: ast.expr, where: str) -> Any:
+    """Return a default, which is read as its annotation is."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise DeclarationError(
+            f"{where}: its default {ast.unparse(node)} is no plain value; write the value"
+        ) from error
 
 
 def _evaluated(node: ast.expr, names: dict[str, Any], where: str) -> Any:

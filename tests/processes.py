@@ -12,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -126,6 +128,7 @@ def _serve() -> None:
 
 def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dict[str, str], conf: str) -> None:
     from dst.cli import main
+    from dst.run.terminal import program
 
     os.environ.update(env)
     os.chdir(cwd)
@@ -140,7 +143,11 @@ def _run_child(overrides: list[str], cwd: str, output: str, fault: str, env: dic
         sys.argv = ["run.py", *overrides]
         if "RANK" in env:  # let none wait for ever for another
             signal.alarm(_PATIENCE_S)
-        code = _call(*overrides[1:]) if overrides[:1] == [_CALL] else main(overrides, conf=Path(conf))
+        code = (
+            _call(*overrides[1:])
+            if overrides[:1] == [_CALL]
+            else program(lambda: main(overrides, Path(conf)), shows=False)
+        )
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:
@@ -171,7 +178,8 @@ _PATIENCE_S = 300
 
 def _arm(kind: str, *arguments: str) -> None:
     arms = {"kill": _arm_kill, "signal": _arm_signal, "nan": _arm_nan, "fsize": _arm_fsize, "mask": _arm_mask}
-    arms[kind](*arguments)
+    more = {"user": _arm_user, "clock": _arm_clock, "ctrl_c": _arm_ctrl_c, "worker": _arm_worker}
+    (arms | more)[kind](*arguments)
 
 
 def _die() -> None:
@@ -218,14 +226,20 @@ def _arm_kill(place: str, number: str) -> None:
 
 def _at(place: str, number: int, act: Callable[[], None]) -> None:
     """Act at the n-th time that a place is reached."""
+    from dst.launcher import sweep
     from dst.procedures import sup_tickets
     from dst.records.store import Record
+    from dst.run import attempt, build, feasible
     from dst.sparsity import Sparsifier
     from dst.sparsity.topology import Topology
     from dst.training import batch_norm, evaluate, loop
     from dst.training.correction import Agent
 
     owner, name, *counts = {
+        "compose": (sweep, "compose_command"),
+        "feasible": (feasible, "check"),
+        "build": (build, "build"),
+        "end": (attempt, "run_report"),  # of a run whose end is on record
         "rename": (os, "replace"),  # of any file of the record
         "checkpoint": (os, "replace", lambda _, path: Path(path).parent.name == "checkpoints"),  # data, then manifest
         "update": (Topology, "replace"),  # a layer of an update
@@ -268,9 +282,45 @@ def _arm_signal(name: str, *where: str) -> None:
     return _at(*place, int(number), act) if place else _after_step(int(number), act)
 
 
+def _arm_ctrl_c(times: str, *where: str) -> None:
+    """Press Ctrl-C so many times, after a step or at the n-th time that a place is reached."""
+
+    def act() -> None:
+        pressed, presses = os.getpid(), os.fork()
+        if presses == 0:
+            with suppress(ProcessLookupError):  # it may have ended already
+                for _ in range(int(times)):
+                    os.kill(pressed, signal.SIGINT)
+                    time.sleep(0.05)
+            os._exit(0)
+        os.waitpid(presses, 0)
+
+    *place, number = where
+    return _at(*place, int(number), act) if place else _after_step(int(number), act)
+
+
+def _arm_worker(name: str, step: str) -> None:
+    """After a step signal the processes that load images; where that makes them stall, ask the run to stop later."""
+    import multiprocessing
+
+    from dst.training import stopping
+
+    def act() -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.Signals[name])
+        if name == "SIGSTOP":
+            stopping._PATIENCE_S = 0.5
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()  # it waits by then
+
+    _after_step(int(step), act)
+
+
 def _arm_nan(where: str, step: str) -> None:
-    """Make the loss, or only a gradient, not finite at a step."""
+    """Make the loss, or only a gradient, not finite at a step; or the logits of the n-th evaluation alone."""
     from dst.training import gradients
+
+    if where == "evaluation":
+        return _arm_nan_evaluation(int(step))
 
     original, calls = gradients.F.cross_entropy, iter(range(1, 1_000_000))
 
@@ -284,6 +334,19 @@ def _arm_nan(where: str, step: str) -> None:
         return loss
 
     gradients.F.cross_entropy = poisoned
+    return None
+
+
+def _arm_nan_evaluation(number: int) -> None:
+    from dst.training import loop
+
+    original, calls = loop.evaluate, iter(range(1, 1_000_000))
+
+    def poisoned(model: Any, batches: Any, forward: Any, processes: Any) -> Any:
+        factor = float("nan") if next(calls) == number else 1.0
+        return original(model, batches, lambda inputs: forward(inputs) * factor, processes)
+
+    loop.evaluate = poisoned
 
 
 def _arm_mask(number: str) -> None:
@@ -305,6 +368,35 @@ def _arm_mask(number: str) -> None:
 def _arm_fsize(limit: str) -> None:
     """Let no file grow beyond a number of bytes, as a full disk would."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+
+
+def _arm_clock(seconds: str, step: str) -> None:
+    """Set the clock by so many seconds after a step."""
+    now = time.time
+
+    def set_clock() -> None:
+        time.time = lambda: now() + float(seconds)
+
+    _after_step(int(step), set_clock)
+
+
+def _arm_user(uid: str, gid: str, umask: str, *fault: str) -> None:
+    """Be another user, of one group, with a umask (octal); perhaps with a fault besides. For root only."""
+    os.environ |= {"HOME": "/nonexistent", "USER": f"user{uid}"}
+    import ctypes
+
+    libc, version, reading = ctypes.CDLL(None), 0x20080522, 1 << 2
+    libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+    os.setgroups([])
+    os.setgid(int(gid))
+    os.setuid(int(uid))
+    # Reading stays allowed (CAP_DAC_READ_SEARCH, if root has it): Python's own library may lie where only root reads.
+    header, sets = (ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)(reading, reading, 0, 0, 0, 0)
+    if libc.capset(header, sets) != 0:
+        libc.capset(header, (ctypes.c_uint32 * 6)())
+    os.umask(int(umask, 8))
+    if fault:
+        _arm(*fault)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

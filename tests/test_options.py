@@ -31,6 +31,7 @@ from dst.options import (
     read,
     require,
 )
+from dst.run import terminal
 
 
 def told(annotation, value, default=None, **others):
@@ -314,10 +315,21 @@ def _helper(*, c=3): ...
 @pytest.mark.parametrize(
     ("source", "wrong"),
     [
-        ("def f(*, a): ...", "parts.f: a has no annotation"),
+        (
+            "def f(*, a): ...",
+            r"parts\.py:1: parameter a of f has no annotation: declare what it may be, e\.g\. a: Anno",
+        ),
+        ("\ndef f(*, a: complex): ...", r"parts\.py:2: parameter a of f: cannot read complex"),
+        ("def f(*, a: Annotated[list, 'x']): ...", r"parts\.py:1: parameter a of f: unknown type .*list\[str\]"),
+        (
+            "def f(*, a: int | str): ...",
+            r"parameter a of f: unknown type int \| str; it may be int, float, str, bool, li",
+        ),
+        ("X = Annotated[complex, 'x']", r"parts\.py:1: X: cannot read"),
+        ("def f(*, a: int = SIZE): ...", r"parameter a of f: its default SIZE is no plain value"),
         (
             "def f(*, a: Annotated[float, nowhere]): ...",
-            r"parts.f: a: cannot read Annotated\[float, nowhere\].*may use",
+            r"parts\.py:1: parameter a of f: cannot read Annotated\[float, nowhere\].*may use",
         ),
         ("def f(*, a: Annotated[float, open('x')]): ...", "cannot read"),
         ("def f(*, a: Annotated[float, Range(0, 1, 2, 3)]): ...", "cannot read"),
@@ -326,6 +338,17 @@ def _helper(*, c=3): ...
 def test_a_declaration_that_cannot_be_read_names_its_place(members, source, wrong):
     with pytest.raises(registry.DeclarationError, match=wrong):
         members(source)
+
+
+def test_a_program_says_what_is_wrong_with_a_declaration_without_a_traceback(members, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "answer_interrupts", lambda told: None)  # Ctrl-C is for these tests
+    assert terminal.program(lambda: len(members("def f(*, a): ..."))) == 2
+    said = capsys.readouterr().err
+    assert "parts.py:1: parameter a of f has no annotation" in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    with pytest.raises(TypeError, match="unsupported"):
+        terminal.program(lambda: 1 + "a")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.runs import ACCURACY, SEED, plain
 from dst.launcher.observe import observe
-from dst.records.catalog import catalog
+from dst.records.catalog import catalog, copies_in
 from dst.records.read import read_launch, read_run, read_status
 from dst.records.states import UNFINISHED, WITHOUT_RECORD, State
 from dst.records.store import RecordError
@@ -83,9 +83,10 @@ def set_aside(folders: Sequence[Path], frame: pd.DataFrame) -> list[tuple[str, s
     """Return the run folders that a catalog leaves out, since another folder of the same run counts: (this, that)."""
     counted = dict(zip(frame["id"], frame["folder"], strict=True))
     found = {
-        (row["folder"], counted[row["id"]])
+        (place, counted[row["id"]])
         for folder in folders
         for row in catalog(folder, all_attempts=True).to_dict("records")
+        for place in (row["folder"], *copies_in(row["copies"]))
         if row["id"] in counted and row["state"] not in WITHOUT_RECORD
     }
     return sorted((this, that) for this, that in found if not _is_same(this, that))

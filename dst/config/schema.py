@@ -263,7 +263,10 @@ class Output:
         "the folder of this run and others",
     ] = "default"
     resume: Annotated[
-        str, ASIDE, OneOf("auto", "never"), "auto: continue the run; never: start a new attempt folder"
+        str,
+        ASIDE,
+        OneOf("auto", "never", "require"),
+        "auto: continue the run, or begin it; never: start a new attempt folder; require: refuse to train from step 0",
     ] = "auto"
     keep_networks: Annotated[bool, ASIDE, "keep weights and masks of the networks that the run makes on the way"] = (
         False

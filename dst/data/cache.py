@@ -237,9 +237,10 @@ def _write(path: Path, train: Split, test: Split, dataset: Dataset, raw: str | N
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of several processes the last one to replace the file wins; all write the same bytes.
-    with replacing(path) as (file,):
+    tensors = _tensors(train, test)
+    with replacing(path, needed=sum(tensor.numel() * tensor.element_size() for tensor in tensors)) as (file,):
         file.write(json.dumps(manifest).encode() + b"\n")
-        for tensor in _tensors(train, test):
+        for tensor in tensors:
             file.write(tensor.contiguous().numpy().data)
 
 

@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from dst.files import telling_space
+
 
 def fetch(dataset: str, root: Path, folder: str, names: Iterable[str]) -> None:
     """Download a set of ``torchvision.datasets`` and put the files ``names`` into ``root``/``folder``.
@@ -15,7 +17,7 @@ def fetch(dataset: str, root: Path, folder: str, names: Iterable[str]) -> None:
     from torchvision import datasets  # imported here since it takes 3 s
 
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
+    with telling_space(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
         getattr(datasets, dataset)(aside, download=True)
         (root / folder).mkdir(parents=True, exist_ok=True)
         for name in names:

@@ -141,6 +141,6 @@ def _remember(memory: Path, *keys: np.ndarray) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with replacing(memory, durable=False) as (file,):
-            np.concatenate(keys)[-_MOST_REMEMBERED:].tofile(file)
+            file.write(np.concatenate(keys)[-_MOST_REMEMBERED:].data)  # tofile() hides why it cannot write
     except OSError as error:
         _LOG.warning("cannot remember in %s what was verified (%s): it will be verified again", memory, error)

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from multiprocessing import active_children
 from typing import Any
 
 import torch
@@ -25,10 +26,14 @@ from dst.data.files import Files
 from dst.data.normalise import Normalise
 from dst.data.prepare import sizes_differ
 from dst.data.resize import resized
-from dst.signals import REQUESTS, blocked
+from dst.signals import REQUESTS, StalledError, blocked, waiting
 
 Job = dict[str, list[int]]
 """The fields of ``Draws`` of one batch. As lists, because each tensor would travel in shared memory of its own."""
+
+
+_REAPED_S = 0.2
+"""How long to wait for the exit code of a worker that has just died."""
 
 
 class _Jobs:
@@ -69,20 +74,62 @@ class Stream(Epochs):
         # A training split, which is shuffled, keeps its workers from epoch to epoch; others are rarely read.
         keep, pin = options.get("shuffle", False), self.device.type == "cuda"
         self._loader = _loader(files, self._augment, self._jobs, workers, keep=keep, pin=pin)
+        self._has_workers = False
 
     def _batches(self, draws: Draws, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches as the workers make them."""
         labels = self._labels[draws.order].to(self.device)
         self._jobs.now = jobs = (_job(draws, batch) for batch in parts)
-        with blocked(REQUESTS):  # workers would heed these signals until they ignore them
-            made_ahead = iter(self._loader)
-        for batch, made in zip(parts, made_ahead, strict=True):
-            images = _checked(made).to(self.device, non_blocking=True)
+        made_ahead = self._begun()
+        for batch in parts:
+            images = _checked(_next(made_ahead)).to(self.device, non_blocking=True)
             yield self._normalise(images), labels[batch]
             if self._jobs.now is not jobs:
                 if batch == parts[-1]:  # all of it has been given
                     return
                 raise RuntimeError("another epoch of this stream was begun before this one was over")
+        next(made_ahead, None)  # there is none: the loader learns that the epoch is over
+
+    def _begun(self) -> "Iterator[Tensor | DataError]":
+        """Let the workers begin an epoch. Their deaths are seen where a batch is awaited, and nowhere else.
+
+        Torch's handler of SIGCHLD would raise wherever this process is then, also where it records its end.
+        """
+        before = signal.getsignal(signal.SIGCHLD)
+        with waiting() if self._has_workers else blocked(REQUESTS):  # new ones would heed these until they ignore them
+            made_ahead = iter(self._loader)
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before)
+        self._has_workers = self._loader.persistent_workers
+        return made_ahead
+
+
+def _next(made_ahead: "Iterator[Tensor | DataError]") -> Tensor | DataError:
+    """Return the next batch; ChildProcessError if a worker died, StalledError if none comes and a stop is requested."""
+    try:
+        with waiting():
+            return next(made_ahead)
+    except StalledError:
+        for child in active_children():  # to end them nicely would take as long again
+            child.kill()
+        raise
+    except (RuntimeError, OSError) as error:  # the latter where it died while it handed a batch over
+        workers = getattr(made_ahead, "_workers", [])
+        for worker in workers:
+            worker.join(_REAPED_S)
+        dead = [worker for worker in workers if worker.exitcode]
+        if not dead:
+            raise
+        told = ", ".join(f"{worker.pid} ({_end(worker.exitcode)})" for worker in dead)
+        raise ChildProcessError(f"a process that loads images died: {told}") from error
+
+
+def _end(code: int) -> str:
+    """Return how a process ended, for people."""
+    if code >= 0:
+        return f"exit code {code}"
+    hint = "; was the memory too small?" if -code == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{hint}"
 
 
 def _loader(

@@ -2,9 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
-from dst.records.catalog import GroupRun, runs_of
+from dst.records.groups import GroupRun, runs_of
+
+_LISTED: Final = 8
+"""At most this many notes are printed."""
 
 
 def command(name: str, description: str) -> argparse.ArgumentParser:
@@ -21,7 +26,7 @@ def command(name: str, description: str) -> argparse.ArgumentParser:
 def folders_below(root: Path) -> list[Path] | None:
     """Return the folders of the runs that a folder holds; print an error and return None if it cannot be read.
 
-    Print a warning for each run that is not where its group says.
+    Print a warning for each run that is not where its group says, and a note for each that was renamed or copied.
     """
     found = runs_below(root)
     if found is None:
@@ -29,7 +34,14 @@ def folders_below(root: Path) -> list[Path] | None:
     for run in found:
         if run.state is not None:
             print(f"warning: {run.why}", file=sys.stderr)
+    print("".join(f"{note}\n" for note in notes_on(found)), end="", file=sys.stderr)
     return [run.folder for run in found if run.state is None]
+
+
+def notes_on(runs: Iterable[GroupRun]) -> list[str]:
+    """Return what people should know about the folders of runs, the first few of each kind named."""
+    told = [f"note: {note}" for run in runs for note in run.notes]
+    return [*told[:_LISTED], *([f"note: and {len(told) - _LISTED} more"] if len(told) > _LISTED else [])]
 
 
 def runs_below(root: Path) -> list[GroupRun] | None:

@@ -15,12 +15,14 @@ from dst.config.schema import Config, ConfigError
 from dst.launcher.frozen import check_code
 from dst.records.read import read_run
 from dst.records.restate import restate
+from dst.records.same import called
 from dst.records.states import UNFINISHED, State
 from dst.run.environment import keep_memory, wait_without_spinning
 from dst.run.processes import check_start, run_in_processes, started
 from dst.run.resume import RunningError
 from dst.run.terminal import program
 from dst.run.verified import ContinuedError, frozen_config
+from dst.tracking.pulse import starting
 from dst.training.stopping import StopFlag
 
 if TYPE_CHECKING:
@@ -61,14 +63,16 @@ def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
 
 
 def _lead(config: Config, folder: Path, stop: StopFlag, processes: "Group | None" = None) -> int:
+    starting("loading torch", config.tracking.progress)
     from dst.run import attempt, feasible
     from dst.run.cell import Cell
 
     about = read_run(folder)
     cell = Cell(config, folder, about.get("changed", {}))
     if cell.is_over:
-        print(f"run {folder.name} is {cell.state} already")
+        print(f"run {called(folder, about)} is {cell.state} already")
         return cell.state.exit_code
+    starting("preparing data and network", config.tracking.progress)
     feasible.check(cell.building)
     if processes is not None:
         processes.tell(cell.building)

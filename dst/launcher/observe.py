@@ -182,7 +182,8 @@ def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bo
 def _is_forsaken(status: dict[str, Any], launch: dict[str, Any]) -> bool:
     """Say whether an unlocked run shows that its local job on another host is gone: its heartbeat has stopped."""
     is_elsewhere = launch.get("cluster") == "local" and launch.get("host") != this_host()
-    return is_elsewhere and status["state"] == State.RUNNING and time.time() - status.get("heartbeat", 0.0) > STALE_S
+    is_silent = abs(time.time() - status.get("heartbeat", 0.0)) > STALE_S  # one of the future is as good as none
+    return is_elsewhere and status["state"] == State.RUNNING and is_silent
 
 
 def process_lives(launch: dict[str, Any]) -> bool:
@@ -207,7 +208,10 @@ def _eta(status: dict[str, Any]) -> float | None:
     steps = status.get("step", 0) - status.get("started_step", 0)
     if steps <= 0 or not status.get("total_steps") or "started" not in status:
         return None
-    seconds = status["heartbeat"] - status["started"]
+    # Dates of earlier versions of this code may lie in the wrong order: the clock was set back in between.
+    seconds = status.get("elapsed_s", status["heartbeat"] - status["started"])
+    if seconds <= 0:
+        return None
     return float(seconds / steps * (status["total_steps"] - status["step"]))
 
 

@@ -13,6 +13,7 @@ from dst.launcher.executors import imports
 from dst.launcher.frozen import check_copy, submitted_code
 from dst.records.provenance import code_version
 from dst.records.read import read_launch, read_run
+from dst.records.same import called
 from dst.run.verified import other_schema
 
 
@@ -46,7 +47,8 @@ def requeue_by_own_code(folders: Sequence[Path], code: Path, options: Sequence[s
     """
     check_copy(code)
     with tempfile.TemporaryDirectory() as place:
-        links = {Path(place, str(number), folder.name): folder for number, folder in enumerate(folders)}
+        names = [called(folder, read_run(folder)) for folder in folders]
+        links = {Path(place, str(n), name): folder for n, (name, folder) in enumerate(zip(names, folders, strict=True))}
         for link, folder in links.items():
             link.parent.mkdir()
             link.symlink_to(folder.resolve())

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dst.launcher.arguments import command, runs_below
+from dst.launcher.arguments import command, notes_on, runs_below
 from dst.launcher.observe import Observed, observe
-from dst.records.catalog import GroupRun
+from dst.records.groups import GroupRun
+from dst.records.same import one_line
 from dst.records.states import OBSERVED
 from dst.run.report import duration, table
 from dst.run.terminal import program
@@ -48,15 +49,18 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         observed = [*observe([run.folder for run in found if run.state is None]), *map(_lacking, found)]
         runs = [run for run in observed if run and (not options.state or run.state in options.state)]
-        text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs)
+        text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs, found)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
         if not options.watch or not any(run.is_taken for run in runs):
             return 0
         time.sleep(options.watch)
 
 
-def show(runs: Sequence[Observed]) -> str:
-    """Return the table, one line for each run, and how many runs are in each state."""
+def show(runs: Sequence[Observed], found: Sequence[GroupRun] = ()) -> str:
+    """Return the table, one line for each run, and how many runs are in each state.
+
+    ``found``: the same runs as they were found, of which the table says which were renamed and which have copies.
+    """
     with_slurm = any(run.slurm for run in runs)
     header = [
         "run",
@@ -72,7 +76,9 @@ def show(runs: Sequence[Observed]) -> str:
     ]
     rows = [_row(run, with_slurm=with_slurm) for run in runs]
     counts = Counter(run.state for run in runs)
-    told = [f"  {Path(run.folder).name} {run.state}: {run.why}" for run in runs if run.why]
+    told = [f"  {_called(run)} {run.state}: {run.why}" for run in runs if run.why]
+    shown = {run.folder for run in runs}
+    told += [f"  {note}" for note in notes_on(run for run in found if str(run.folder) in shown)]
     total = f"{len(runs)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
     return "\n".join([*([table(header, rows)] if rows else []), *told, total])
 
@@ -86,10 +92,14 @@ def _lacking(run: GroupRun) -> Observed | None:
     return Observed(folder, name, run.state, attempt=0, step=0, is_taken=False, has_job=False, why=run.why, **nothing)
 
 
+def _called(run: Observed) -> str:
+    return one_line(Path(run.folder).name)
+
+
 def _row(run: Observed, *, with_slurm: bool) -> list[str]:
     return [
-        run.name,
-        Path(run.folder).name,
+        one_line(run.name),
+        _called(run),
         run.state,
         *([run.slurm or "-"] if with_slurm else []),
         str(run.attempt),

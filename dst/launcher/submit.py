@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,18 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+from dst.config.identity import run_id
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import Config, ConfigError
 from dst.launcher.executors import Run, Submission, send
 from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
 from dst.launcher.observe import JOB_FILES, Observed, observe
-from dst.records.catalog import attempt_folder, find_runs
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
+from dst.records.same import attempt_of, ranked
 from dst.records.states import REQUEUED, STOPPED, State
 from dst.records.store import RecordError
 from dst.run.cell import Cell, enter, looked_up
+from dst.run.look import look
 from dst.run.resume import check_continuable, check_unchanged
 
 _POLL_S: Final = 2.0
@@ -192,21 +193,23 @@ def submit_again(
 
 def superseded(runs: Mapping[Path, Run]) -> dict[Path, Path]:
     """Return, by folder, the runs that have another attempt folder which is newer or under way."""
-    folders = {root: find_runs(root) for root in {Path(config.output.root) for _, config in runs.values()}}
-    attempts: dict[tuple[Path, str], set[Path]] = defaultdict(set)
-    for root, found in folders.items():
-        for path in found:
-            attempts[root, path.name.partition(".")[0]].add(path.resolve())
-    others = {
-        folder: attempts[Path(config.output.root), folder.name.partition(".")[0]] - {folder.resolve()}
-        for folder, (_, config) in runs.items()
-    }
+    ids = {folder: run_id(config) for folder, (_, config) in runs.items()}
+    roots = {folder: config.output.root for folder, (_, config) in runs.items()}
+    there = look(roots.values()).runs
+    held = {root: ranked({run: its for run, its in there[root].items() if run in ids.values()}) for root in there}
+    others: dict[Path, list[Path]] = {}
+    better: dict[Path, set[Path]] = {}
+    for folder, run in ids.items():
+        its = {one.folder.resolve(): one for one in held[roots[folder]].get(run, [])}  # the one that counts first
+        own = its.pop(folder.resolve(), None)
+        lowest = own.rank if own else (attempt_of(folder, run) + 1,)  # a tree that was moved is judged by itself
+        others[folder], better[folder] = [*its], {place for place, one in its.items() if one.rank > lowest}
     taken = {Path(run.folder) for run in observe(set().union(*others.values())) if run.is_taken}
     return {
         folder: other
         for folder, beside in others.items()
-        for other in sorted(beside, key=attempt_folder)
-        if attempt_folder(other) > attempt_folder(folder) or other in taken
+        for other in reversed(beside)  # so that of several the one that counts is named
+        if other in better[folder] or other in taken
     }
 
 
@@ -227,7 +230,8 @@ def _wait_for_lock(stack: ExitStack, folder: Path) -> None:
     began, is_told = time.monotonic(), False
     while True:
         try:
-            return stack.enter_context(locked(folder))
+            stack.enter_context(locked(folder))
+            return
         except LockedError as error:
             if not is_told and time.monotonic() - began > _PATIENCE_S:
                 print(f"waiting for another command that submits to {folder.parent}: {error.holder}", file=sys.stderr)
@@ -252,12 +256,16 @@ def _send(
     except BaseException as error:
         if left:
             print(_told(left), file=sys.stderr)
-        _record_unsubmitted([Path(run.folder) for run, _ in runs.values()], len(work.keys() - left.keys()), error)
+        of = len(work.keys() - left.keys())
+        told = _record_unsubmitted([Path(run.folder) for run, _ in runs.values()], of, error)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(told) from None
+        print(told, file=sys.stderr)
         raise
 
 
-def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> None:
-    """Record and print which of the ``of`` runs of a command were not submitted, and why; ``frozen``: those frozen."""
+def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -> str:
+    """Record and say which of the ``of`` runs of a command were not submitted, and why; ``frozen``: those frozen."""
     why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
     without_job: list[Path] = []
     for folder in frozen:
@@ -272,7 +280,7 @@ def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -
     else:
         go_on = f"; the other {others} go on" if others else ""
         told = f"{of - others} of {of} runs were not submitted: {why}; the same command submits them{go_on}"
-    print(told, file=sys.stderr)
+    return told
 
 
 def wait(folders: Sequence[Path]) -> list[Observed]:

@@ -1,5 +1,6 @@
 """The cells of a command: all are composed and checked before the first one runs, here or elsewhere."""
 
+import os
 import shlex
 import sys
 import traceback
@@ -16,6 +17,7 @@ from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
 from dst.launcher.grouped import grouped, listed, own_overrides
 from dst.records.label import LABEL
+from dst.records.provenance import PACKAGE
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
 from dst.records.store import RecordError
@@ -23,9 +25,13 @@ from dst.registry import NONE
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
 from dst.run.cell import cells as cells_of
+from dst.run.look import Look, look
+from dst.run.lost import check_resumable
+from dst.run.notes import notes
 from dst.run.processes import check_start, run_in_processes, started
 from dst.run.report import sweep_report
 from dst.run.sources import Known, identified
+from dst.tracking.pulse import starting
 from dst.training.rank import Rank
 
 if TYPE_CHECKING:
@@ -96,10 +102,13 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
 
 def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if any of them is invalid."""
-    cells = cells_of(completed, [cell.changed for cell in composed.cells])
+    there = look(config.output.root for config in completed)
+    cells = cells_of(completed, [cell.changed for cell in composed.cells], there)
     if len(cells) < len(completed):
         alike = _alike([cell.overrides for cell in composed.cells], map(run_id, completed))
         print(f"{len(completed)} cells are {len(cells)} distinct runs: {alike}")
+    if not forecast:
+        _tell(cells, there)
     todo = [cell for cell in cells if not _is_over(cell)]
     settings = composed.launcher
     if settings is not None and not forecast:
@@ -108,8 +117,26 @@ def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool 
         check_settings(settings, [cell.config for cell in todo])
     names = {id(config): name for name, config in zip(_names(composed.cells), completed, strict=True)}
     named = [(names[id(cell.config)], cell) for cell in todo]
+    if not forecast:
+        _check_resumable(named)
     _check_feasible(named, elsewhere=forecast or (settings is not None and settings.cluster == "slurm"))
     return cells
+
+
+def _tell(cells: Sequence[Cell], there: Look) -> None:
+    for note in notes(cells, there, PACKAGE.parent):
+        print(note, file=sys.stderr, flush=True)
+
+
+def _check_resumable(named: Sequence[tuple[str, Cell]]) -> None:
+    """Raise ConfigError if any cell cannot be continued although ``output.resume`` requires it."""
+    problems = []
+    for name, cell in named:
+        try:
+            check_resumable(cell.id, cell.found, cell.config)
+        except ConfigError as error:
+            problems += [(name, text) for text in error.problems]
+    _raise(problems, len(named))
 
 
 def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
@@ -173,15 +200,21 @@ def _check_feasible(named: Sequence[tuple[str, Cell]], *, elsewhere: bool) -> No
         )
     if not alike:
         return
-    from dst.run import feasible  # imports torch, which is slow
+    quiet = all(cell.config.tracking.progress == "none" for _, cell in named)
+    mode = "none" if quiet else "auto"
+    if "torch" not in sys.modules:
+        starting("loading torch", mode)
+    from dst.run import feasible
 
     warnings, problems = [], []
+    starting("preparing data and network" if len(alike) == 1 else f"preparing data and {len(alike)} networks", mode)
     for cells in alike.values():
         (_, config), *_ = cells
         try:
             warnings += [(name, text) for text in feasible.check(config, elsewhere=elsewhere) for name, _ in cells]
         except ConfigError as error:
             problems += [(name, text) for text in error.problems for name, _ in cells]
+    starting(None)
     for told in grouped(warnings, len(named)):
         print(f"warning: {told}", file=sys.stderr)
     _raise(problems, len(named))
@@ -206,7 +239,9 @@ def _in_processes(composed: Sequence[ComposedCell], here: Rank) -> int:
 
     def lead(processes: "Group") -> int:
         (known,) = _identified(composed)
-        (cell,) = cells_of([known], [changed])
+        there = look([known.output.root])
+        (cell,) = cells_of([known], [changed], there)
+        _tell([cell], there)
         if not cell.is_over:
             _check_feasible([("", cell)], elsewhere=False)
             _refuse_second([cell])
@@ -291,8 +326,7 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
     try:
         ended = wait(submitted.folders)
     except KeyboardInterrupt:
-        print("waits no longer; the jobs go on")
-        raise
+        raise KeyboardInterrupt("waits no longer; the jobs go on") from None
     states = {cell.id: run.state for cell, run in zip(cells, ended, strict=True)}
     print(_report(cells, states))
     return worst([*left, *(state.exit_code for state in states.values())])
@@ -309,7 +343,7 @@ def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherS
     if submitted.stopping:
         lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
     if submitted.submission is not None:
-        root = shlex.quote(cells[0].config.output.root)
+        root = shlex.quote(os.path.abspath(cells[0].config.output.root))  # to be given in any folder
         jobs = submitted.submission.jobs
         which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"

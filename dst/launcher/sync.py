@@ -14,6 +14,7 @@ from pathlib import Path
 from dst.launcher.arguments import command, folders_below
 from dst.records.lock import holder
 from dst.records.read import read_status
+from dst.records.same import one_line
 from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.terminal import program
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dry_run=options.dry_run,
         )
         verdicts.append(outcome.verdict)
-        print(f"{outcome.verdict:<10}  {folder}{outcome.detail and f'  {outcome.detail}'}", flush=True)
+        print(f"{outcome.verdict:<10}  {one_line(str(folder))}{outcome.detail and f'  {outcome.detail}'}", flush=True)
     print(_summary(verdicts))
     return 1 if Verdict.FAILED in verdicts else 0
 

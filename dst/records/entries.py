@@ -7,6 +7,7 @@ on its own, so several sweeps may write at once.
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,11 +28,16 @@ class Entry:
     name: str
     folder: Path
     command: str
+    cwd: str | None = None
+    """The folder in which the command was given; None in entries of earlier versions."""
+    root: Path | None = None
+    """The output root, where the entry is read."""
 
     @property
     def lack(self) -> str:
         """The message for the case that the run is missing."""
-        return f"run {self.id} ({self.name}) is missing: it is not in {self.folder} any more; again by: {self.command}"
+        again = self.command if self.cwd is None else f"cd {shlex.quote(self.cwd)} && {self.command}"
+        return f"run {self.id} ({self.name}) is missing: it is not in {self.folder} any more; again by: {again}"
 
 
 def entry_path(group: Path, run_id: str) -> Path:
@@ -52,6 +58,7 @@ def write_entry(path: Path, entry: Entry, *, root: Path) -> None:
         "run": entry.folder.relative_to(root).as_posix(),
         "root": Path(os.path.relpath(root, path.parent)).as_posix(),
         "command": entry.command,
+        **({} if entry.cwd is None else {"cwd": entry.cwd}),
     }
     replace_text(path, json.dumps(told, indent=2), durable=False)
 
@@ -59,8 +66,9 @@ def write_entry(path: Path, entry: Entry, *, root: Path) -> None:
 def read_entry(path: Path) -> Entry:
     """Return an entry; ``RecordError`` if it is damaged, ``OSError`` if it cannot be read."""
     told = read_json(path)
-    values = [told.get(name) for name in ("id", "name", "root", "run", "command")]
+    values = [told.get(name) for name in ("id", "name", "root", "run", "command")] + [told.get("cwd", "")]
     if not all(isinstance(value, str) and "\0" not in value for value in values):
         raise RecordError(f"{path} does not say where its run is: remove it, and give the command of its sweep again")
-    identifier, name, root, run, command = map(str, values)
-    return Entry(identifier, name, Path(os.path.normpath(path.parent / root / run)), command)
+    identifier, name, root, run, command, cwd = map(str, values)
+    above = Path(os.path.normpath(path.parent / root))
+    return Entry(identifier, name, Path(os.path.normpath(above / run)), command, cwd or None, above)

@@ -51,12 +51,13 @@ _STATUS: Final = {
     **{"error": f"{_TEXT} or nothing", "heartbeat": _NUMBER, "host": _TEXT, "pid": _COUNT},
 }
 _STATUS_MORE: Final = {
-    **{"started": _NUMBER, "started_step": _COUNT},
+    **{"started": _NUMBER, "started_step": _COUNT, "elapsed_s": _NUMBER},
     **{"job": f"{_ID} or nothing", "traceback": f"{_TEXT} or nothing"},
 }
 _RUN: Final = {
     **{"schema": _COUNT, "id": _TEXT, "name": _TEXT, "created": _TEXT, "identity": _FLAT, "config": _FLAT},
     **{"changed": _FLAT, "config_digest": _TEXT, "determinism": _TEXT, "command": _TEXT, "cwd": _PATH},
+    **{"root": _PATH, "attempt_folder": _COUNT},
     **{"code": _FLAT, "versions": _FLAT},
     **{"host": _TEXT, "platform": _TEXT, "machine": _TEXT, "device": _TEXT, "dataset": _FLAT, "sources": _FLAT},
 }

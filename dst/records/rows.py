@@ -19,6 +19,8 @@ from dst.records.states import State
 from dst.records.store import RecordError
 
 _KIND: Final = "rows"
+_ABOUT: Final = ("id", "name", "created", "schema", "command", "attempt_folder")
+"""What a row has from ``run.json`` as it stands there."""
 _FILES: Final = ("run.json", "status.json", "summary.json")
 """What a row is made from."""
 
@@ -62,7 +64,7 @@ def _read(folder: Path) -> Row:
     except (OSError, RecordError) as error:
         return {"state": State.UNREADABLE.value, "error": str(error)}
     identity = about.get("identity", {})
-    row: Row = {name: about[name] for name in ("id", "name", "created", "schema", "command") if name in about}
+    row: Row = {name: about[name] for name in _ABOUT if name in about}
     row |= {name: status[name] for name in ("step", "error") if name in status}
     row |= {"state": status["state"].value} if "state" in status else {}
     row |= {"identity": _json(identity), "method": method_of(about)}

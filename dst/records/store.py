@@ -4,11 +4,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-from dst.files import replace_text, sync_folder
+from dst.files import replace_text, sync_folder, telling_space
 from dst.records.lock import this_host
 from dst.records.states import RECORDED, State
 
@@ -36,6 +36,8 @@ class Record:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self.folder = folder
         self._durable = durable
+        self.fence: Callable[[], None] = lambda: None
+        """Raises OSError if this process may not write any more, since another one carries the run out by now."""
         self._opened: dict[str, _History] = {}
 
     @classmethod
@@ -121,10 +123,12 @@ class Record:
         self._replace("status.json", _json(status, indent=2))
 
     def _replace(self, name: str, text: str) -> None:
+        self.fence()
         replace_text(self.folder / name, text, durable=self._durable)
 
     def log_attempt(self, attempt: int, **facts: Any) -> None:
         """Append facts about an attempt to ``attempts.jsonl``; its start and its end are separate lines."""
+        self.fence()
         history = _History(self.folder / "attempts.jsonl")
         try:
             history.append([{"attempt": attempt, **facts}])
@@ -210,6 +214,7 @@ class Record:
 
     def sync(self) -> None:
         """Wait until all histories are on the disk. Call it before a checkpoint becomes visible."""
+        self.fence()
         for history in self._opened.values():
             history.sync()
 
@@ -234,6 +239,7 @@ class _History:
     """An append-only file of JSON lines that stays open."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if is_new:
@@ -249,8 +255,9 @@ class _History:
             data = b"\n" + data
         self._is_torn = True
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
+        with telling_space(self._path, len(data)):
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
         self._is_torn = False
 
     def sync(self) -> None:

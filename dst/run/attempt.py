@@ -13,16 +13,21 @@ from dst.config.method import nominal_density
 from dst.config.schema import Config, ConfigError
 from dst.files import sha256
 from dst.records.lock import this_host
-from dst.records.read import read_attempts, read_networks, read_status
+from dst.records.read import read_attempts, read_networks, read_run, read_status
+from dst.records.same import called
 from dst.records.states import State
 from dst.records.store import Record
+from dst.run import compiled
 from dst.run.advice import packing_advice
 from dst.run.cell import Cell
 from dst.run.environment import JOB
+from dst.run.lost import check_resumable, lost_training
 from dst.run.report import compute_table, exceptions_line, layer_table, outside_line, repair_table, run_report
 from dst.run.resume import found_here, frozen, locked_record
 from dst.run.sources import sources
 from dst.run.terms import in_config_terms
+from dst.signals import KilledError, StalledError, held, settle
+from dst.tracking.pulse import starting
 
 if TYPE_CHECKING:
     from dst.run.build import Parts
@@ -45,13 +50,18 @@ def run(
     Raises ConfigError, before anything is recorded, if it cannot be continued as it was begun. Of several ``processes``
     the main one calls this, and the others call ``follow``.
     """
+    check_resumable(cell.id, cell.found, cell.config)
+    starting("building the network and its first masks", cell.config.tracking.progress, at_once=False)
     parts = _built(cell.building, processes)
     sparsifier = parts.training.sparsifier
     repair = None if sparsifier.mended is None else sparsifier.mended.report()
     facts = found_here(parts.device_name, parts.dataset, sources(cell.config), sparsifier.outside, repair)
     record = cell.record(command)
     with locked_record(record, cell.config, cell.changed, facts):
-        return _Attempt(cell, record, parts, with_tables).carry_out(stop)
+        state = _Attempt(cell, record, parts, with_tables).carry_out(stop)
+    if state in (State.DONE, State.PREEMPTED):
+        compiled.keep()
+    return state
 
 
 def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
@@ -73,7 +83,7 @@ def follow(config: Config, stop: "StopFlag", processes: "Processes") -> State:
     try:
         parts.training.run(NoObserver(), stop)
         parts.training.finish(parts.test_batches)
-    except StopRequestedError:
+    except (StopRequestedError, StalledError):
         return State.PREEMPTED
     except DivergedError:
         return State.DIVERGED
@@ -99,6 +109,7 @@ class _Attempt:
         from dst.training.checkpoint import Checkpoints
 
         self.cell, self.record, self.parts = cell, record, parts
+        self.called = called(record.folder, read_run(record.folder))
         self.training = parts.training
         self.with_tables = with_tables
         self.attempt = _attempts(record.folder) + 1
@@ -110,7 +121,7 @@ class _Attempt:
         self._bottlenecks: set[str] = set()
         """Layers for which a warning was printed."""
         self._beat = 0.0
-        self._started = {"started": time.time(), "started_step": 0}
+        self._begin_clock(0)
 
     def carry_out(self, stop: "StopFlag") -> State:
         """Train to the end and write the summary. Every way to end leaves a true status.
@@ -120,7 +131,10 @@ class _Attempt:
         try:
             told = self._train(stop)
             self.progress.close()
-            print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
+            with held():
+                print(told, file=sys.stdout if self.state == State.DONE else sys.stderr, flush=True)
+                if self.state == State.PREEMPTED:  # and it is said
+                    settle(State.PREEMPTED.exit_code)
             return self.state
         finally:
             self.progress.close()
@@ -137,21 +151,26 @@ class _Attempt:
             self.training.run(self, stop)
             self._finish()
         except StopRequestedError as error:
-            return self._end(State.PREEMPTED, str(error))
+            with held():  # saved: from here on, impatience loses nothing and says the same
+                told = self._end(State.PREEMPTED, str(error))
+                settle(State.PREEMPTED.exit_code, told)
+            return told
+        except StalledError as error:  # in the test, or among several processes, which cannot save in a step
+            told = f"stopped by {stop.requested}, since {error}; the same command goes on from the last checkpoint"
+            return self._end(State.PREEMPTED, told)
         except DivergedError as error:
             return self._end(State.DIVERGED, f"{error}; try a smaller schedule.lr.peak or a warm-up")
         except KeyboardInterrupt:
             if self.state != State.DONE:
                 told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
-                print(told, file=sys.stderr)
-                raise
-        except (OSError, CheckpointError) as error:  # such as a full disk: the message is enough
+                raise KeyboardInterrupt(told) from None
+        except (OSError, CheckpointError, KilledError) as error:  # such as a full disk: the message is enough
             return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()
             return trace + self._end(State.FAILED, f"{type(error).__name__}: {error}", trace)
         layers = [layer_table(self.training.sparsifier.layers)] if self.with_tables else []
-        about = self.cell.name, self.record.folder, self.summary, {"attempt": self.attempt}
+        about = self.called, self.cell.name, self.record.folder, self.summary, {"attempt": self.attempt}
         advice = packing_advice(self.cell.config, self.training, self.summary)
         return "\n".join([*layers, run_report(*about), *([f"  {advice}"] if advice else [])])
 
@@ -189,8 +208,7 @@ class _Attempt:
     def on_step(self, step: int) -> None:
         """Advance the progress display; every few seconds write a heartbeat."""
         self.progress.advance(step)
-        since_begin = time.time() - self._started["started"]
-        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, since_begin)):  # more often at first
+        if time.monotonic() - self._beat > min(_HEARTBEAT_S, max(1.0, self._elapsed_s)):  # more often at first
             self._status(State.RUNNING)
 
     def on_checkpoint(self, step: int, state: dict[str, Any]) -> None:
@@ -221,6 +239,7 @@ class _Attempt:
         self.record.log_attempt(self.attempt, **self._started, **process, config_digest=executed)
         with in_config_terms("model", path="sparsity.init.path"):
             state = self.checkpoints.load_newest(config.hardware.device)
+        lost = lost_training(self.record.folder) if state is None else None
         if state is not None:
             training.load_state_dict(state)
         step, total = training.counters.step, training.total_steps
@@ -229,11 +248,14 @@ class _Attempt:
         training.processes.tell(path, is_last=True)
         if self.attempt > 1 or self.record.has_history:
             self.record.mark_resume(step=step, attempt=self.attempt, phase=phase)
-        self._started = {"started": time.time(), "started_step": step}
+        self._begin_clock(step)
         self._status(State.RUNNING)
-        self.record.log_attempt(self.attempt, **self._started)
+        self.record.log_attempt(self.attempt, **self._started, **({"restarted": lost} if lost else {}))
+        starting(None)
+        if lost:
+            print(f"warning: run {self.called}: {lost}; it is trained from step 0 again", file=sys.stderr, flush=True)
         verb = f"continuing from step {step}" if step else "training"
-        print(f"run {self.record.folder.name}: {self.cell.name}; {verb}, {total} steps", flush=True)
+        print(f"run {self.called}: {self.cell.name}; {verb}, {total} steps", flush=True)
         if step == 0:
             self.on_layers(0, training.sparsifier.layers)
         if self.parts.fused:
@@ -266,7 +288,7 @@ class _Attempt:
 
     def _end(self, state: State, error: str, trace: str | None = None) -> str:
         """Record that the attempt stopped before the run was done, and return the message about it."""
-        told = f"run {self.record.folder.name} {state}: {error}"
+        told = f"run {self.called} {state}: {error}"
         try:
             self._over(state, error, trace)
         except OSError as problem:  # such as a full disk
@@ -295,8 +317,17 @@ class _Attempt:
             traceback=trace,
             job=os.environ.get(JOB),
             **self._started,
+            elapsed_s=self._elapsed_s,
         )
         self.state = state
+
+    def _begin_clock(self, step: int) -> None:
+        """Say that what is trained now begins at a step, now: a date for people, and a clock that nobody sets."""
+        self._started, self._clock = {"started": time.time(), "started_step": step}, time.monotonic()
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._clock
 
 
 def _phase(state: Mapping[str, Any]) -> int:

@@ -31,6 +31,7 @@ from dst.kernels.unit_blocks import load as load_unit_kernels
 from dst.metrics.flops import Flops, Ledger, forward_flops
 from dst.models.initialise import initialise
 from dst.procedures.method import Length, Method
+from dst.run.compiled import build_below
 from dst.run.sources import CHECKPOINTS, checkpoint, goes_on, stored, with_checkpoints
 from dst.run.terms import in_config_terms
 from dst.sparsity import Scope, Sparsifier, UpdatePlan
@@ -259,7 +260,7 @@ def _initialised(config: Config, dataset: Dataset) -> nn.Module:
     seed_torch(config.seed, "init")
     model = make_model(config, dataset).to(config.hardware.device)
     if config.model.weights is not None:
-        model.load_state_dict(stored(config, "model.weights")["model"])
+        model.load_state_dict(stored(config, "model.weights"))
     return model.to(memory_format=torch.channels_last) if _is_channels_last(config, dataset) else model
 
 
@@ -276,6 +277,7 @@ def _convert(model: nn.Module, config: Config) -> Fused:
     if hardware.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
     if hardware.compile:
+        build_below(Path(config.output.root))
         model.compile()  # names of parameters, masks and checkpoints stay as they are
     return fused
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from dst.config.compose import to_yaml
 from dst.config.identity import id_of, identity, run_name
-from dst.config.schema import Config, ConfigError
-from dst.records.catalog import attempt_folder, find_runs
+from dst.config.schema import Config
 from dst.records.read import read_run, read_status, read_summary
+from dst.records.same import Held, called, copies, ranked
 from dst.records.states import OVER, State
 from dst.records.store import Record
 from dst.run import resume
+from dst.run.look import Look, look
 from dst.run.report import is_complete, run_report
 from dst.run.resume import create, frozen
 from dst.run.sources import going_on, sources
@@ -25,12 +26,13 @@ from dst.run.sources import going_on, sources
 class Cell:
     """One run of a command: its complete config, and its record so far (the newest attempt folder), if any.
 
-    ``changed``: what was changed in its method, dotted key -> value.
+    ``changed``: what was changed in its method, dotted key -> value. ``copies``: further folders of that attempt.
     """
 
     config: Config
     found: Path | None
     changed: Mapping[str, Any] = field(default_factory=dict)
+    copies: tuple[Path, ...] = ()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -82,37 +84,41 @@ class Cell:
         assert self.found is not None
         return Record.open(self.found, durable=durable)
 
-    def at(self, found: Path | None) -> "Cell":
+    def at(self, found: Path | None, copies: tuple[Path, ...] = ()) -> "Cell":
         """Return this run with another record; what was computed from its config is kept."""
         moved = copy.copy(self)
         object.__setattr__(moved, "found", found)
+        object.__setattr__(moved, "copies", copies)
         return moved
 
 
-def cells(configs: Iterable[Config], changed: Iterable[Mapping[str, Any]] = repeat({})) -> list[Cell]:
+def cells(
+    configs: Iterable[Config], changed: Iterable[Mapping[str, Any]] = repeat({}), there: Look | None = None
+) -> list[Cell]:
     """Return the distinct runs of the configs, each with its record if there is one below its output root.
 
-    ``changed``: what was changed in the method of each. Of configs that are the same run the first one counts.
+    ``changed``: what was changed in the method of each. ``there``: what lies below the roots, if that is known. Of
+    configs that are the same run the first one counts.
     """
     distinct: dict[str, Cell] = {}
     for config, what in zip(configs, changed, strict=False):
         cell = Cell(config, None, what)
         distinct.setdefault(cell.id, cell)
-    return looked_up(distinct.values())
+    return looked_up(distinct.values(), there)
 
 
-def looked_up(cells: Iterable[Cell]) -> list[Cell]:
-    """Return cells with the records that exist of them now."""
+def looked_up(cells: Iterable[Cell], there: Look | None = None) -> list[Cell]:
+    """Return cells with the records that exist of them now, or that exist ``there``."""
     cells = list(cells)
-    newest: dict[tuple[str, str], Path] = {}
-    for root in {cell.config.output.root for cell in cells}:
-        try:
-            folders = find_runs(Path(root))
-        except OSError as error:
-            raise ConfigError([f"output.root={root}: cannot look for runs there: {error}"]) from error
-        for folder in sorted(folders, key=attempt_folder):
-            newest[root, folder.name.partition(".")[0]] = folder
-    return [cell.at(newest.get((cell.config.output.root, cell.id))) for cell in cells]
+    there = there or look(cell.config.output.root for cell in cells)
+    held: dict[tuple[str, str], list[Held]] = {}
+    for root, runs in there.runs.items():
+        wanted = {cell.id for cell in cells if cell.config.output.root == root} & runs.keys()
+        held |= {(root, run): its for run, its in ranked({run: runs[run] for run in wanted}).items()}
+    found = (held.get((cell.config.output.root, cell.id)) for cell in cells)
+    return [
+        cell.at(its[0].folder, copies(its)) if its else cell.at(None) for cell, its in zip(cells, found, strict=True)
+    ]
 
 
 def enter(cells: Sequence[Cell], command: str) -> None:
@@ -124,5 +130,6 @@ def enter(cells: Sequence[Cell], command: str) -> None:
 
 def report(folder: Path) -> str:
     """Return the report of a finished run, from its record alone."""
-    name, summary = read_run(folder).get("name", folder.name), read_summary(folder)
-    return run_report(name, folder, summary or {}, read_status(folder) or {})
+    about, summary = read_run(folder), read_summary(folder)
+    run = called(folder, about)
+    return run_report(run, about.get("name", run), folder, summary or {}, read_status(folder) or {})

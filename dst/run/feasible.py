@@ -363,8 +363,8 @@ def _check_sources(config: Config, model: nn.Module) -> None:
     """Raise ConfigError if the weights of another run, to start from, are not there or do not fit."""
     if config.model.weights is None:
         return
-    if differing := _differing(stored(config, "model.weights")["model"], model.state_dict()):
-        raise ConfigError([f"model.weights={config.model.weights} is of another model: {differing} differ"])
+    if differing := _differing(stored(config, "model.weights"), model.state_dict()):
+        raise ConfigError([f"model.weights={config.model.weights} is of another model: {differing}"])
 
 
 def _misfits(config: Config, layers: list[Layer]) -> Iterator[str]:
@@ -374,17 +374,23 @@ def _misfits(config: Config, layers: list[Layer]) -> Iterator[str]:
         if get(config, key) is None:
             continue
         try:
-            masks = stored(config, key)["sparsifier"]["masks"]
+            masks = stored(config, key)
         except ConfigError as error:
             yield from error.problems
             continue
         if differing := _differing(masks, here):
-            yield f"{key}={get(config, key)}: its masks are of another model or scope: layers {differing} differ"
+            yield f"{key}={get(config, key)}: its masks are of another model or scope: {differing}"
     if config.sparsity.distribution.path is not None:
         yield from unfinished(config, "sparsity.distribution.path")
 
 
 def _differing(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> str:
-    """Return the first names that have another shape on each side, or are on one side only; empty if there are none."""
-    shapes = [{(name, tuple(tensor.shape)) for name, tensor in tensors.items()} for tensors in (theirs, ours)]
-    return ", ".join(sorted({name for name, _ in shapes[0] ^ shapes[1]})[:6])
+    """Return how the first tensors differ in shape, or are on one side only; empty if all are alike."""
+    there, here = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (theirs, ours))
+    names = sorted({name for name, _ in there.items() ^ here.items()})
+    told = [f"{name} is {_size(there.get(name))} there and {_size(here.get(name))} here" for name in names[:6]]
+    return ", ".join([*told, *([f"{len(names) - 6} more"] if len(names) > 6 else [])])
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a number"

@@ -17,6 +17,7 @@ import torch
 from dst.config.schema import Config, Hardware
 from dst.data.loader import samples_of
 from dst.data.shard import Shard
+from dst.files import size
 from dst.metrics.flops import Ledger
 from dst.run.build import Parts, build
 from dst.run.cell import Cell
@@ -101,7 +102,7 @@ def _row(f: Forecast) -> list[str]:
         f"{f.step_flops:.3e}",
         f"{f.train_flops:.3e}",
         f"{f.train_flops / f.dense_flops:.3f}",
-        _size(f.checkpoint_bytes),
+        size(f.checkpoint_bytes),
         *_measured(f),
     ]
 
@@ -110,7 +111,7 @@ def _measured(f: Forecast) -> list[str]:
     if f.measured is None:
         return [_UNKNOWN] * 3
     memory_bytes, step_s, total_s = f.measured
-    return [_size(memory_bytes), f"{1e3 * step_s:.1f} ms", _time(total_s)]
+    return [size(memory_bytes), f"{1e3 * step_s:.1f} ms", _time(total_s)]
 
 
 def _forecast(config: Config) -> Forecast:
@@ -247,14 +248,6 @@ def _peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _time(seconds: float) -> str:

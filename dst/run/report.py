@@ -126,8 +126,8 @@ def is_complete(summary: Mapping[str, Any] | None) -> bool:
     return summary is not None and all(isinstance(summary.get(name), int | float) for name in _FIGURES)
 
 
-def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    """Return the figures of one finished run."""
+def run_report(run: str, name: str, folder: Path, summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """Return the figures of one finished run; ``run``: its id, ``name``: what people call it."""
     active = f"{summary['sparsity/active']:,} of {summary['model/maskable']:,}"
     rows = {
         "test accuracy": f"{summary['test/accuracy']:.4f}",
@@ -140,9 +140,7 @@ def run_report(name: str, folder: Path, summary: Mapping[str, Any], status: Mapp
         "record": str(folder),
     }
     width = max(map(len, rows))
-    return "\n".join(
-        [f"run {folder.name} done: {name}", *(f"  {key.ljust(width)}  {value}" for key, value in rows.items())]
-    )
+    return "\n".join([f"run {run} done: {name}", *(f"  {key.ljust(width)}  {value}" for key, value in rows.items())])
 
 
 def sweep_report(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:

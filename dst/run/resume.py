@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from dst.config.compose import to_yaml
 from dst.config.identity import SCHEMA_VERSION, id_of, identity, run_name
 from dst.config.schema import Config, ConfigError, flatten
-from dst.files import sha256
+from dst.files import of_another, sha256
 from dst.options import shown
-from dst.records.catalog import attempt_folder
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_bytes, read_run
-from dst.records.store import Record
+from dst.records.same import attempt_of, called, one_line
+from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.verified import changed_file
 
@@ -38,7 +38,7 @@ def enter(config: Config, identifier: str, name: str, found: Path, command: str)
     if found.is_relative_to(group):
         return
     _check_group(config)
-    entry = Entry(identifier, name, found, command)
+    entry = Entry(identifier, name, found, command, os.getcwd())
     try:
         write_entry(entry_path(group, entry.id), entry, root=root)
     except OSError as error:
@@ -49,7 +49,7 @@ def _check_group(config: Config) -> None:
     """Raise ConfigError if a group's folder would lie inside a run folder."""
     folder = Path(config.output.root) / config.output.group
     for above in (folder, *folder.parents):
-        if (above / "run.json").exists():
+        if os.path.exists(above / "run.json"):  # not if it cannot be read, which is said when it is written to
             raise ConfigError([f"output.group={config.output.group}: {above} is a run, not a group of runs"])
 
 
@@ -70,21 +70,31 @@ def create(
     ``superseded``: the run's newest attempt folder so far; the next one is made beside it.
     Raises ConfigError if the record cannot be made there.
     """
-    folder = Path(config.output.root) / config.output.group / id_of(identity)
-    if superseded is not None:
-        folder = folder.with_name(f"{folder.name}.{attempt_folder(superseded) + 1}")
+    root, run = Path(config.output.root), id_of(identity)
+    attempt = 1 if superseded is None else attempt_of(superseded, run) + 1
+    group = root / config.output.group
+    while attempt > 1 and os.path.lexists(group / f"{run}.{attempt}"):  # a copy, which is no attempt of its own
+        attempt += 1
+    folder = group / (run if attempt == 1 else f"{run}.{attempt}")
     _check_group(config)
-    given = {"command": command, "cwd": os.getcwd(), "config_digest": sha256(text), "code": code_version()}
+    given = {"command": command, "cwd": os.getcwd(), "root": os.path.abspath(root), "attempt_folder": attempt}
+    given |= {"config_digest": sha256(text), "code": code_version()}
     about = {**_known(config, changed, identity), **given}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
+    except RecordError:
+        if not (folder / "run.json").exists():
+            raise
+        return Record.open(folder, durable=durable)  # of another start of the same run: its lock says whose it is
     except OSError as error:
-        raise ConfigError([f"output.root={config.output.root}: cannot write a record there: {error}"]) from error
+        told = f"output.root={config.output.root}: cannot write a record there: {error}{of_another(folder, error)}"
+        raise ConfigError([told]) from error
 
 
 def frozen(config: Config) -> Config:
-    """Return the config as it is frozen: without ``output.resume``, which was decided when the folder was chosen."""
-    return replace(config, output=replace(config.output, resume="auto"))
+    """Return the config as it is frozen: without ``never`` of ``output.resume``; the folder is chosen by then."""
+    resume = "auto" if config.output.resume == "never" else config.output.resume
+    return replace(config, output=replace(config.output, resume=resume))
 
 
 def refreeze(record: Record, config: Config, changed: Mapping[str, Any]) -> str:
@@ -195,11 +205,14 @@ def locked_record(
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(record.folder, os.environ.get(JOB)))
+            lock = stack.enter_context(locked(record.folder, os.environ.get(JOB)))
         except LockedError as error:
             raise RunningError([str(error)]) from error
         except OSError as error:
-            raise ConfigError([f"run {record.folder.name} cannot be locked: {error}"]) from error
+            name = one_line(record.folder.name)
+            told = f"run {name} cannot be locked: {error}{of_another(record.folder / 'lock', error)}"
+            raise ConfigError([told]) from error
+        record.fence = lock.check
         stack.enter_context(record)
         _check_own(record.folder, config)
         check_unchanged(record.folder, config)
@@ -240,7 +253,7 @@ def _check_own(folder: Path, config: Config) -> None:
 def _check_continuation(folder: Path, begun: Mapping[str, Any], facts: Mapping[str, Any], *, strict: bool) -> None:
     """Raise ConfigError if the data, or in strict mode the code or a library, differs from the run's beginning."""
     _check_complete(folder, begun)
-    name = folder.name
+    name = called(folder, begun)
     if begun["dataset"] != facts["dataset"]:
         raise ConfigError(
             [f"run {name} was begun with other data ({begun['dataset']}, now {facts['dataset']}); {_ANEW}"]
@@ -257,8 +270,8 @@ def _check_reliable(folder: Path, begun: Mapping[str, Any], config: Config) -> N
     if wanted not in (None, so_far) and (folder / "checkpoints").is_dir():
         raise ConfigError(
             [
-                f"{key}={wanted}: run {folder.name} has trained with {key}={shown(so_far)} so far, so that its "
-                f"checkpoints do not tell for how long weights have been active; give that, or {_ALONE}"
+                f"{key}={wanted}: run {called(folder, begun)} has trained with {key}={shown(so_far)} so far, so that "
+                f"its checkpoints do not tell for how long weights have been active; give that, or {_ALONE}"
             ]
         )
 
@@ -282,10 +295,10 @@ def _check_same(folder: Path, begun: Mapping[str, Any], facts: Mapping[str, Any]
     told = ", ".join(changes)
     if changes and strict:
         raise ConfigError(
-            [f"run {folder.name} in {folder} cannot be continued bit-identically: changed {told}; {_ANEW}"]
+            [f"run {called(folder, begun)} in {folder} cannot be continued bit-identically: changed {told}; {_ANEW}"]
         )
     if changes:
-        print(f"warning: continuing run {folder.name} with changed {told}", file=sys.stderr)
+        print(f"warning: continuing run {called(folder, begun)} with changed {told}", file=sys.stderr)
 
 
 _ALONE = "start it anew by a command for it alone, with output.resume=never"

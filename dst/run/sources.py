@@ -5,7 +5,7 @@ up once, on the machine that submits the run. They travel with its config, and t
 """
 
 import argparse
-import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +16,13 @@ from typing import Any, Final
 from dst import registry
 from dst.config.schema import Config, ConfigError, Data, get, with_value
 from dst.data import published
-from dst.files import OtherContentError, read_verified, sha256
+from dst.files import read_verified, sha256
+from dst.records.groups import counting_in
 from dst.records.read import read_status
+from dst.records.same import id_in, is_named_by_id, one_line, ranked
 from dst.records.states import State
 from dst.records.store import RecordError
+from dst.run.look import look
 from dst.run.terms import in_config_terms
 
 CHECKPOINTS: Final = {
@@ -90,7 +93,7 @@ def unfinished(config: Config, key: str) -> Iterator[str]:
     """
     if get(config, CHECKPOINTS[key]) is None:
         return
-    folder = Path(get(config, key))
+    folder = place(config, key)
     try:
         state = (read_status(folder) or {"state": State.UNKNOWN})["state"]
     except RecordError as error:
@@ -167,15 +170,38 @@ def _published(data: Data) -> str | None:
 
 
 def stored(config: Config, key: str) -> dict[str, Any]:
-    """Return the state in the checkpoint of the run folder at a key; ConfigError if there is none."""
-    import torch
+    """Return the tensors by name in the checkpoint of the run folder at a key: weights, or masks as booleans.
+
+    Raises ConfigError, saying what was found, if there are none.
+    """
+    from dst.network.stored import load, tensors_in
+    from dst.sparsity.masks_file import masks_in
 
     try:
-        content = read_verified(checkpoint(config, key), get(config, CHECKPOINTS[key]))
-    except (OtherContentError, OSError) as error:
+        file = checkpoint(config, key)
+        state = load(read_verified(file, get(config, CHECKPOINTS[key])), file)
+        return tensors_in(state, "model", file) if key == "model.weights" else masks_in(state, file)
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
         raise ConfigError([f"{key}={get(config, key)}: {error}"]) from error
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
+
+
+def place(config: Config, key: str) -> Path:
+    """Return the folder of the run at a key: the one that is given or, if it is gone, where that run is now.
+
+    A folder that was renamed is looked for beside it, one that was moved or entered in a group below ``output.root``.
+    """
+    given = Path(get(config, key))
+    run, root = id_in(given.name), config.output.root
+    if os.path.lexists(given) or not is_named_by_id(given.with_name(run)):
+        return given
+    try:
+        beside = counting_in(given.parent).get(run)
+        moved = None if beside else look([root]).runs[root].get(run)
+    except (OSError, ConfigError):  # that the folder is gone is said by who reads it
+        return given
+    return beside or (ranked({run: moved})[run][0].folder if moved else given)
 
 
 def checkpoint(config: Config, key: str) -> Path:
@@ -185,7 +211,8 @@ def checkpoint(config: Config, key: str) -> Path:
     """
     from dst.training.checkpoint import CheckpointError, Checkpoints
 
-    folder, digest = Path(get(config, key)), get(config, CHECKPOINTS[key])
+    folder, digest = place(config, key), get(config, CHECKPOINTS[key])
+    _check_folder(config, key)
     try:
         found = None if digest is None else Checkpoints(folder / "checkpoints").with_digest(digest)
     except CheckpointError as error:
@@ -206,7 +233,11 @@ def checkpoint(config: Config, key: str) -> Path:
 
 
 def _newest_digest(config: Config, key: str) -> str:
-    return _newest(config, key)[1]
+    given, found = Path(get(config, key)), place(config, key)
+    digest = _newest(config, key)[1]
+    if found != given:
+        print(f"note: {key}={one_line(str(given))}: that run is in {one_line(str(found))} now", file=sys.stderr)
+    return digest
 
 
 def _newest(config: Config, key: str) -> tuple[Path, str]:
@@ -215,7 +246,8 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
     A source that is still training replaces its checkpoints, so this tries several times before it says that there is
     none.
     """
-    folder = Path(get(config, key), "checkpoints")
+    _check_folder(config, key)
+    folder = place(config, key) / "checkpoints"
     none = ConfigError(
         [
             f"{key}={get(config, key)}: there is no checkpoint; {_GIVE}. A run that was begun from one which is gone "
@@ -239,6 +271,19 @@ def _newest(config: Config, key: str) -> tuple[Path, str]:
         if not folder.is_dir():
             break
     raise none
+
+
+def _check_folder(config: Config, key: str) -> None:
+    """Raise ConfigError, with the run that may be meant, if the path at a key is a file or a folder of checkpoints."""
+    given = Path(get(config, key))
+    if given.exists() and not given.is_dir():
+        what = f"{key}={given} is a file"
+    elif given.name == "checkpoints" and given.is_dir():
+        what = f"{key}={given} is a folder of checkpoints"
+    else:
+        return
+    run = next((above for above in given.parents if (above / "run.json").exists()), None)
+    raise ConfigError([f"{what}, and no run's folder; {_GIVE if run is None else f'give {run}'}"])
 
 
 def _is_absent(folder: Path) -> bool:

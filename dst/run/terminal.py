@@ -13,24 +13,46 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
+from dst.signals import INTERRUPTED, answer_interrupts, held, settle
+
 _NEVER_FAIL: Final = ("ignore", "replace", "backslashreplace", "xmlcharrefreplace", "namereplace")
 """Python's error handlers that raise nothing for characters that an encoding lacks."""
 
 
 def program(main: Callable[[], int], *, shows: bool = True) -> int:
-    """Carry out a program with streams that survive, and return its exit code.
+    """Carry out a program with streams that survive, and return its exit code; Ctrl-C ends it with one line.
 
     ``shows``: its purpose is to show something, so it has failed if that is lost, for example on a full disk.
     """
-    secure()
-    code = main()
-    code = code or (shown() if shows else 0)
+    try:
+        answer_interrupts(_SHOWING if shows else _WORKING)
+        secure()
+        code = main()
+        code = code or (shown() if shows else 0)
+        settle(code)  # threads of libraries may still have to end
+    except TypeError as error:
+        from dst.registry import DeclarationError
+
+        if not isinstance(error, DeclarationError):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = _WRONG
+    except KeyboardInterrupt as interrupt:
+        with held():
+            print(str(interrupt) or (_SHOWING if shows else _WORKING), file=sys.stderr, flush=True)
+            settle(code := INTERRUPTED)
     if _leaves_at_once:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
     return code
 
+
+_SHOWING: Final = "interrupted"
+_WORKING: Final = "interrupted; the same command goes on from what was saved"
+
+_WRONG: Final = 2
+"""Exit code where an option is not declared as it should be, in the code of an extension."""
 
 _leaves_at_once = False
 

@@ -53,8 +53,10 @@ def frozen_config(folder: Path, submitted: str | None = None) -> Config:
     except (ConfigError, UnicodeDecodeError) as error:
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         raise ConfigError([f"{path}: {problem}; {_AGAIN}" for problem in problems]) from error
-    if run_id(config) != folder.resolve().name.partition(".")[0]:
-        raise ConfigError([f"{path} is the config of run {run_id(config)}: the folder was renamed"])
+    if run_id(config) != about.get("id"):
+        raise ConfigError(
+            [f"{path} is the config of run {run_id(config)}, and run.json is of {about.get('id')}: {_AGAIN}"]
+        )
     return config
 
 

@@ -77,7 +77,7 @@ def file(
     Raises ValueError if it has other layers, or another ``digest`` (SHA-256 in hex).
     """
     masks = read_masks(path, digest, {layer.name: layer.weight.shape for layer in start.layers})
-    return [masks[layer.name].to(layer.weight.device, torch.bool) for layer in start.layers]
+    return [masks[layer.name].to(layer.weight.device) for layer in start.layers]
 
 
 @marked("own_counts", "free_form")

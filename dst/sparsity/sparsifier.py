@@ -323,6 +323,7 @@ class Sparsifier:
         ``may_overflow``: averages of gradients leave out those that are not finite. ``gradients_are_finite``: see
         ``step``.
         """
+        self.weights.mask_again()
         update = self.topology_update if self.update_due() else None
         self.steps += 1
         # The optimizer's own step would carry an overflow into the weights, so there is no need to look for one.

@@ -10,6 +10,7 @@ from typing import Any, Final
 from dst.options import shown
 from dst.records.label import method_of, wrappers_of
 from dst.records.read import read_attempts, read_run
+from dst.records.same import called
 from dst.records.store import RecordError
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
 
@@ -52,7 +53,7 @@ def description(folder: Path) -> dict[str, Any]:
     tags = [config.get("model.name"), config.get("data.name"), method, *wrapping]
     wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
     return {
-        "id": folder.name,
+        "id": called(folder, about),
         "name": shortened(_name(about, folder), LONGEST_NAME),
         "group": shortened(str(config.get("output.group") or "default"), LONGEST_NAME),
         "tags": list(dict.fromkeys(wanted)),

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import dst
+from dst.files import telling_space
 from dst.signals import REQUESTS, blocked
 
 _EXIT_S = 1.0
@@ -45,7 +46,8 @@ class Sending:
     ) -> None:
         self._timeout_s = timeout_s
         self._unread, self._has_spoken = b"", False
-        self._temporary = tempfile.mkdtemp(prefix="dst-wandb-")  # it holds a socket, whose path must be short
+        with telling_space(Path(tempfile.gettempdir(), "dst-wandb")):
+            self._temporary = tempfile.mkdtemp(prefix="dst-wandb-")  # it holds a socket, whose path must be short
         options = {"timeout-s": timeout_s, "project": project, "entity": entity}
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         try:

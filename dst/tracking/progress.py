@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
+
+from dst.tracking.pulse import Pulse
 
 _LINES = 10
 """About how many plain lines a whole run prints."""
@@ -73,8 +75,14 @@ class Bar:
 class _OnlyBar(tqdm):  # type: ignore[type-arg]  # which it has for type checkers only
     """A bar on a terminal of any number of rows, since there is no other bar that it would have to make room for.
 
-    A terminal whose size nobody has set has 0 rows, and there tqdm would hide its bar for good.
+    A terminal whose size nobody has set has 0 rows, and there tqdm would hide its bar for good. Its times are those of
+    a clock that nobody sets: by tqdm's own a bar stands still, and shows negative times, once that is set back.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Show the bar."""
@@ -83,27 +91,35 @@ class _OnlyBar(tqdm):  # type: ignore[type-arg]  # which it has for type checker
 
 
 class Lines:
-    """About ten plain lines a run, for logs."""
+    """About ten plain lines a run, for logs: the first one as soon as there are figures, and one a minute at least."""
 
     def __init__(self, total: int, start: int) -> None:
         self._total, self._step = total, start
         self._start, self._began = start, time.monotonic()
         self._printed = start * _LINES // total
         self._values: Mapping[str, str] = {}
+        self._pulse = Pulse(self._print)
 
     def advance(self, step: int) -> None:
         """Remember the step."""
         self._step = step
 
     def show(self, values: Mapping[str, str]) -> None:
-        """Print a line if another tenth of the run is done."""
-        reached = self._step * _LINES // self._total
-        if reached > self._printed:
+        """Remember the figures; print them if they are the first, or if another tenth of the run is done."""
+        reached, are_first = self._step * _LINES // self._total, not self._values
+        self._values = values
+        if reached > self._printed or are_first:
             self._printed = reached
-            print(f"  step {self._step}/{self._total}  {self._eta()}  {_joined(values)}", flush=True)
+            self._pulse.told()
+            self._print()
 
     def close(self) -> None:
-        """Do nothing."""
+        """Print no line any more."""
+        self._pulse.close()
+
+    def _print(self) -> None:
+        figures = f"  {_joined(self._values)}" if self._values else ""
+        print(f"  step {self._step}/{self._total}  {self._eta()}{figures}", flush=True)
 
     def _eta(self) -> str:
         done, seconds = self._step - self._start, time.monotonic() - self._began

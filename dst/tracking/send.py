@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from dst.files import size, space
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_summary
 from dst.records.states import State
@@ -29,6 +30,9 @@ _WANDB_CODES: Final = {State.DONE: 0, State.KILLED: 254}
 
 _NOT_PLOTTED: Final = ("step", "epoch", "attempt", "time/seconds")
 """What others are plotted over, at most."""
+
+_LEAST_B: Final = 1 << 20
+"""Free bytes below which wandb's own process is taken to have failed by that."""
 
 _POLL_S: Final = 1.0
 _RETRY_S: Final = 60.0
@@ -59,7 +63,7 @@ def main() -> None:
         _Sender(options, over, report).send()
         code = 0
     except Exception as error:
-        report(_first_line(error))
+        report(_first_line(error) + _no_room(Path(os.environ["TMPDIR"])))
     finally:
         shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
         os._exit(code)
@@ -231,6 +235,12 @@ def _tear_down() -> None:
         import wandb
 
         wandb.teardown()
+
+
+def _no_room(scratch: Path) -> str:
+    """Return that wandb may have failed for want of space, which it does not say itself; empty if there is some."""
+    free = space(scratch)
+    return f"; there is no space left for wandb's scratch {scratch}: {size(free)} are free" if free < _LEAST_B else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -73,8 +73,9 @@ class Checkpoints:
         manifest = data.with_suffix(".json")
         if self._is_saved(manifest):
             return
-        with _writing(f"checkpoint {data}"), replacing(data, manifest, shared=False) as (file, beside):
-            torch.save(state, file)
+        needed = _bytes(state)
+        with _writing(f"checkpoint {data}"), replacing(data, manifest, shared=False, needed=needed) as (file, beside):
+            _dump(state, file)
             beside.write(json.dumps(self._description(step, phase, file)).encode())
         try:
             self._prune()
@@ -274,8 +275,8 @@ def save_network(path: Path, state: Mapping[str, Any]) -> None:
     kept = {"model": state["model"], "sparsifier": {"masks": state["sparsifier"]["masks"]}}
     with _writing(f"network {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, shared=False) as (file,):
-            torch.save(kept, file)
+        with replacing(path, shared=False, needed=_bytes(kept)) as (file,):
+            _dump(kept, file)
 
 
 @contextmanager
@@ -283,5 +284,24 @@ def _writing(what: str) -> Iterator[None]:
     """Raise OSError that names the file if it cannot be written."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+    except (OSError, RuntimeError) as error:
         raise OSError(f"cannot write {what} ({error}); earlier checkpoints are intact") from error
+
+
+def _dump(state: Any, file: BufferedRandom) -> None:
+    """Write a state; OSError if the system does not let it be written, which torch hides behind words of its own."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _bytes(state: Any) -> int:
+    """Return how much memory the tensors of a nested state take, which is about what they take on the disk."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping | list | tuple):
+        return sum(map(_bytes, state.values() if isinstance(state, Mapping) else state))
+    return 0

@@ -1,5 +1,6 @@
 """The training loop: measured without disturbance, and stoppable and resumable at any step."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from dst.data.loader import Loader, samples_of
 from dst.metrics.flops import Ledger
 from dst.network.places import parameter_count
 from dst.options import refuse
+from dst.signals import StalledError
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
 from dst.training.clipping import Clipping
@@ -129,8 +131,15 @@ class Training:
         this, and it ends in the same way and at the same step in all of them; PeerError if one is lost,
         DesynchronisedError if their masks differ.
         """
+        watch = Watch(self.settings, self.processes, stop)
         with self.processes.watched():
-            self._run(observer, Watch(self.settings, self.processes, stop))
+            try:
+                self._run(observer, watch)
+            except StalledError:
+                if self.processes.world > 1:  # the others wait in the midst of a step
+                    raise
+                self._checkpoint(observer)
+                raise watch.stopped(self.counters.step) from None
 
     def _run(self, observer: Observer, watch: Watch) -> None:
         self.processes.check_masks(self.sparsifier.topology, f"at step {self.counters.step}")
@@ -214,7 +223,9 @@ class Training:
         booked = self.ledger.state_dict()
         try:
             work(self, observer, tick)
-        except _StopAskedError:
+        except (_StopAskedError, StalledError) as asked:
+            if isinstance(asked, StalledError) and self.processes.world > 1:
+                raise
             self.ledger.load_state_dict(booked)
             self._checkpoint(observer)
             raise watch.stopped(self.counters.step) from None
@@ -239,7 +250,7 @@ class Training:
             self.sparsifier.count()
             self.active = self.sparsifier.topology.active_by_layer
         with self.processes.watched():
-            test = self.evaluate(test_batches)
+            test = self.evaluate(test_batches, "test set")
         test_flops = self.ledger.flops.test(self.active)
         return {
             "test/accuracy": test.accuracy,
@@ -400,9 +411,15 @@ class Training:
             **({"sparsity/threshold": sum(thresholds) / len(thresholds)} if thresholds else {}),
         }
 
-    def evaluate(self, batches: Loader) -> Evaluation:
-        """Return the loss and accuracy of the present weights; all processes call this."""
-        return evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
+    def evaluate(self, batches: Loader, what: str = "validation set") -> Evaluation:
+        """Return the loss and accuracy of the present weights; all processes call this.
+
+        ``what``: what the batches are of. DivergedError if the loss on it is not finite, which training need not show.
+        """
+        found = evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
+        if not math.isfinite(found.loss):
+            raise DivergedError(self.counters.step, f"the loss on the {what} is {found.loss}: it is")
+        return found
 
     def _evaluate_if_due(self, observer: Observer) -> None:
         """Validate at the end of every n-th epoch and of training, once, even if a run resumes at just that step."""

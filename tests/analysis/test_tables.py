@@ -463,3 +463,17 @@ def test_runs_without_networks_make_no_table_of_them(tree):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"no run in {tree} has made networks on the way (none has a networks.jsonl)\n"
     assert network_table(catalog(tree)).empty
+
+
+def test_copies_are_in_no_table_and_named_below_it(tree, tmp_path, capsys):
+    group = tmp_path / "outputs" / "sweep"
+    (first, *_) = (path for path in sorted(group.iterdir()) if path.name.startswith("set"))
+    without = len(accuracy_table(catalog(tmp_path / "outputs")))
+    shutil.copytree(first, group / f"{first.name} copy")
+    shutil.copytree(group, tmp_path / "backup")
+    assert main([str(tmp_path / "outputs"), str(tmp_path / "backup")]) == 0
+    out = capsys.readouterr().out
+    copies = f"{tmp_path}/outputs/sweep/{first.name} copy, {tmp_path}/backup/{first.name}, "
+    assert f"run {first.name} is also in {copies}{tmp_path}/backup/{first.name} copy: {first} counts" in out
+    assert out.count(" is also in ") == 8  # all runs of the tree
+    assert out.split("\n\n")[0].count("digits") == without == 3

@@ -39,7 +39,7 @@ from dst.records.catalog import catalog, find_runs
 from dst.run.cell import looked_up
 root = Path(sys.argv[1])
 config = SimpleNamespace(output=SimpleNamespace(root=str(root)))
-cell = SimpleNamespace(config=config, id=f"{7:012x}", at=lambda found: found)
+cell = SimpleNamespace(config=config, id=f"{7:012x}", at=lambda found, copies=(): found)
 began, used = time.perf_counter(), time.process_time()
 """
 """What goes before; imports are no part of a time."""

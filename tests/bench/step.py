@@ -1,4 +1,6 @@
-"""What masking and topology updates cost: ``python -m tests.bench.step``.
+"""What masking and topology updates cost: ``python -m tests.bench.step``, which takes six minutes or more on two CPUs.
+
+``--only steps`` (or another part) takes a fraction of that.
 
 VGG-C on CIFAR-shaped batches of 32 at density 0.05 against dense, in one interleaved run; medians, as ratios. Then an
 ordinary step of every method in ``conf/sparsity`` against the dense one, and their updates of an ImageNet ResNet-50.
@@ -8,7 +10,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dst import registry
 from dst.config.schema import complete
@@ -25,6 +28,7 @@ from dst.sparsity import Sparsifier, UpdatePlan
 from dst.sparsity.density_schedule import cubic
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.pattern.n_m import n_m
+from dst.tracking.pulse import starting
 from dst.training.guard import Guard
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
@@ -37,21 +41,28 @@ UPDATES = UpdatePlan(every=2, total_steps=10**9, order="replaces_step")
 """Updates alone are timed, so they take the place of steps."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=31, help="samples of each measurement (default 31)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     on = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"cpu, {options.threads} threads"
     print(f"torch {torch.__version__}, {on}, VGG-C, batch 32, density {DENSITY}")
-    _steps(options.device, options.rounds)
-    _optimizer_steps(options.device, options.rounds)
-    _updates(options.device, options.rounds)
-    _methods(options.device, options.rounds)
-    _resnet50(options.device, max(3, options.rounds // 6))
+    parts = [name for name in PARTS if name in (options.only or PARTS)]
+    if options.only is None:
+        print(
+            "  all parts take six minutes or more on two CPUs; --only measures some of them, --rounds 5 a bit of each"
+        )
+    for number, name in enumerate(parts, start=1):
+        starting(f"[{number}/{len(parts)}] measuring {name}")
+        PARTS[name](options.device, options.rounds)
+    starting(None)
 
 
 def _methods(device: str, rounds: int) -> None:
@@ -202,6 +213,16 @@ def _give_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = torch.randn_like(parameter)
 
 
+PARTS: Mapping[str, Callable[[str, int], None]] = {
+    "steps": _steps,
+    "optimizer": _optimizer_steps,
+    "updates": _updates,
+    "methods": _methods,
+    "resnet50": lambda device, rounds: _resnet50(device, max(3, rounds // 6)),
+}
+"""What is measured, in this order."""
+
+
 def interleaved(
     actions: Mapping[str, Callable[[], object]],
     rounds: int,
@@ -213,7 +234,7 @@ def interleaved(
     ``prepare`` comes before every action and is not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in actions}
-    for number in range(rounds + 2):
+    for number in tqdm(range(rounds + 2), desc="  rounds", leave=False, disable=None):
         for name, action in actions.items():
             prepare()
             _wait(device)

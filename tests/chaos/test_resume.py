@@ -376,6 +376,18 @@ def test_divergence_stops_before_the_step_and_is_not_tried_again(where, step, tm
     assert "is diverged already, nothing was trained" in again.output
 
 
+@pytest.mark.parametrize(("number", "what", "step"), [(2, "validation set", 42), (7, "test set", 126)])
+def test_logits_that_are_not_finite_in_evaluation_alone_diverge(number, what, step, tmp_path):
+    """Training does not show them: its batches, or its precision, are others."""
+    assert run("sparsity=static", *SMALL, cwd=tmp_path, fault=f"nan:evaluation:{number}").code == 3
+    folder = run_folder(tmp_path / "outputs")
+    status = read_status(folder)
+    assert (status["state"], status["step"]) == ("diverged", step)
+    assert f"the loss on the {what} is nan: it is not finite at step {step}" in status["error"]
+    assert not (folder / "summary.json").exists()
+    assert all(row.get("val/loss", 0) is not None for row in read_metrics(folder))
+
+
 def test_weights_are_untouched_by_a_non_finite_step(tmp_path):
     """The state that a checkpoint after the bad step would hold is the one before it."""
     import torch

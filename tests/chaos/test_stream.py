@@ -1,5 +1,7 @@
 """Training on streamed images: however many workers, and however often it is killed, it is the same training."""
 
+import re
+
 import pytest
 
 from dst.records.read import read_status
@@ -77,6 +79,23 @@ def test_a_request_to_stop_saves_and_ends(options, reference, tmp_path):
     command = (*options, *STREAMED, "hardware.workers=2")
     result = run(*command, cwd=tmp_path, fault="signal:SIGTERM:11")
     assert result.code == 75, result.output
+    assert train(tmp_path, *command) == reference
+
+
+def test_workers_that_stall_or_die_neither_hold_up_a_stop_nor_leave_a_run_running(options, reference, tmp_path):
+    """A stalled one may never answer again, and torch tells of a dead one wherever the run is, also as it ends."""
+    command = (*options, *STREAMED, "hardware.workers=2")
+    dead = run(*command, cwd=tmp_path, fault="worker:SIGKILL:9")
+    assert dead.code == 1, dead.output
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert status["state"] == "failed"
+    assert re.search(r"a process that loads images died: \d+ \(killed by SIGKILL; was the memory", status["error"])
+    assert "Traceback" not in dead.output
+    stalled = run(*command, cwd=tmp_path, fault="worker:SIGSTOP:11")
+    assert stalled.code == 75, stalled.output
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert (status["state"], status["attempt"]) == ("preempted", 2)
+    assert 11 <= status["step"] < STEPS
     assert train(tmp_path, *command) == reference
 
 

@@ -67,13 +67,13 @@ def test_the_table_of_a_group_is_that_of_its_sweep(swept, outputs, capsys):
     assert place != outputs
 
 
-def test_a_cell_that_is_gone_is_listed_by_id_and_command(outputs, capsys):
+def test_a_cell_that_is_gone_is_listed_by_id_and_command(swept, outputs, capsys):
     (gone,) = (outputs / "other" / "deep").iterdir()
     shutil.rmtree(gone)
     _, (seed, note) = table(outputs / "paper", capsys)
     assert seed == "missing in digits mlp static density=0.1: seed 0 not run"
     assert note.startswith(f"not in the table: run {gone.name} (digits mlp static density=0.1 seed=0) is missing")
-    assert f"again by: python run.py {' '.join(SWEEP[:4])}" in note
+    assert f"again by: cd {swept[0]} && python run.py {' '.join(SWEEP[:4])}" in note
     assert status.main([str(outputs / "paper")]) == 0
     told = capsys.readouterr().out
     assert f"  {gone.name} missing: run {gone.name}" in told

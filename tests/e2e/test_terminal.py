@@ -197,3 +197,14 @@ def test_a_process_of_a_group_leaves_before_python_ends():
     )
     result = subprocess.run([sys.executable, "-c", text], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (75, "shown\n", "")
+
+
+def test_a_log_has_a_line_at_once_and_one_of_the_first_figures(tmp_path):
+    """It says what it does while torch is loaded and data are prepared, and does not wait for the first tenth."""
+    command = [sys.executable, str(REPOSITORY / "run.py"), "model.hidden=[16]", "schedule.epochs=21", "tracking=none"]
+    more = ["schedule.update_every=50", "schedule.max_steps=60", "tracking.every_steps=5", "hardware.threads=1"]
+    ended = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.splitlines() == ["loading torch ...", "preparing data and network ..."]
+    shown = [line.split()[1] for line in ended.stdout.splitlines() if line.startswith("  step ")]
+    assert shown[0] in ("5/60", "21/60"), ended.stdout

@@ -172,12 +172,18 @@ def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, sub
     assert len(submitted) == len(told)
 
 
+def second_attempt(old, newer):
+    """Make a second attempt folder of a run, and return it."""
+    shutil.copytree(old, newer)
+    Record.open(newer).write_run({**read_json(newer / "run.json"), "attempt_folder": 2})
+    return newer
+
+
 @pytest.mark.parametrize(("group", "is_live"), [("default", True), ("default", False), ("other", True)])
 def test_an_attempt_that_is_superseded_is_not_requeued(failed, submitted, capsys, group, is_live):
     """Whatever has become of the newer one, and though only the older one was asked for."""
     old = Path(failed.folder)
-    newer = Path("outputs", group, f"{old.name}.2").resolve()
-    shutil.copytree(old, newer)
+    newer = second_attempt(old, Path("outputs", group, f"{old.name}.2").resolve())
     Record.open(newer).write_status("running" if is_live else "done", attempt=1, step=1)
     with locked(newer) if is_live else nullcontext():
         assert requeue.main([failed.folder, "--dry-run"]) == 0
@@ -192,8 +198,7 @@ def test_an_attempt_that_is_superseded_is_not_requeued(failed, submitted, capsys
 
 def test_beside_an_older_attempt_that_goes_on_none_is_requeued(failed, submitted):
     old = Path(failed.folder)
-    newer = old.with_name(f"{old.name}.2")
-    shutil.copytree(old, newer)
+    newer = second_attempt(old, old.with_name(f"{old.name}.2"))
     with locked(old):
         assert requeue.main(["outputs"]) == 0
     assert submitted == []
@@ -232,9 +237,20 @@ def test_what_looks_like_an_interpolation_is_text(tmp_path, monkeypatch):
 
 def test_another_runs_config_is_refused_where_it_lies(failed, capsys):
     folder = Path(failed.folder)
-    folder.rename(folder.with_name("0123456789ab"))
+    Record.open(folder).write_run({**read_json(folder / "run.json"), "id": "0123456789ab"})
     assert requeue.main(["outputs"]) == 2
-    assert f"is the config of run {folder.name}: the folder was renamed" in capsys.readouterr().err
+    assert f"is the config of run {folder.name}, and run.json is of 0123456789ab" in capsys.readouterr().err
+
+
+def test_a_run_whose_folder_was_renamed_is_requeued_and_its_copy_is_not(failed, submitted, capsys):
+    folder = Path(failed.folder)
+    renamed = folder.rename(folder.with_name("pilot"))
+    shutil.copytree(renamed, folder.with_name("a copy"))
+    assert requeue.main(["outputs"]) == 0
+    assert [run.folder for run, _ in submitted] == [str(renamed.resolve())]
+    told = capsys.readouterr().err
+    assert f"note: run {folder.name} is in outputs/default/pilot, which was renamed\n" in told
+    assert f"note: run {folder.name} is also in outputs/default/a copy: outputs/default/pilot counts\n" in told
 
 
 def test_a_schema_that_somebody_changed_is_told_and_nothing_asks_itself_for_ever(failed, submitted, capsys):

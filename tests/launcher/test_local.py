@@ -30,7 +30,7 @@ from tests.processes import REPOSITORY, is_moving, run, run_folder, traces, wait
 pytestmark = pytest.mark.slow
 
 TINY = ("model.hidden=[16]", "schedule.epochs=4", "schedule.update_every=10", "sparsity=rigl_itop")
-QUIET = ("hardware.threads=1", "tracking=none")
+QUIET = ("hardware.threads=1", "tracking=none", "tracking.progress=none")
 LOCAL = ("-m", "hydra/launcher=local", *QUIET)
 ENDLESS = ("model.hidden=[16]", "schedule.epochs=5000", "schedule.update_every=100", "sparsity=set_itop")
 

@@ -21,7 +21,7 @@ from dst.launcher.status import show
 from dst.records.lock import locked
 from dst.records.read import read_status
 from dst.records.store import Record
-from tests.processes import REPOSITORY
+from tests.processes import REPOSITORY, run, run_folder
 
 JOB = "7_1"
 
@@ -266,6 +266,34 @@ def test_a_time_limit_is_told_from_preemption(monkeypatch, text, expected):
 def test_slurm_that_does_not_answer_is_no_notice(monkeypatch):
     monkeypatch.setattr(slurm, "_output", lambda *command: None)
     assert slurm.notice("7") is None
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+RUNNING = {"state": "running", "attempt": 1, "step": 30, "started_step": 10, "total_steps": 50, "started": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("status", "eta"),
+    [
+        ({"heartbeat": 1040.0}, 40.0),
+        ({"heartbeat": 40.0}, None),  # by dates alone, of earlier versions of this code, nothing can be said then
+        ({"heartbeat": 40.0, "elapsed_s": 40.0}, 40.0),
+        ({"heartbeat": 4600.0, "elapsed_s": 10.0}, 10.0),  # it was set forward
+        ({"heartbeat": 1000.0, "elapsed_s": 0.0}, None),
+    ],
+)
+def test_the_time_to_go_is_not_one_of_clocks_that_are_set(status, eta):
+    assert observing._eta({**RUNNING, **status}) == eta
+
+
+def test_the_record_of_a_run_whose_clock_is_set_back_has_times_in_order(tmp_path):
+    tiny = ("sparsity=static", "model.hidden=[8]", "schedule.epochs=1", "tracking=none", "hardware.threads=1")
+    assert run(*tiny, cwd=tmp_path, fault="clock:-7205:10").code == 0
+    status = read_status(run_folder(tmp_path / "outputs"))
+    assert status["heartbeat"] < status["started"] - 7000
+    assert 0 < status["elapsed_s"] < 300
+    assert observing._eta({**status, "step": status["total_steps"] // 2}) > 0
 
 
 def test_accuracies_of_validation_and_test_stand_in_columns_of_their_own(tmp_path):

@@ -206,7 +206,9 @@ def test_what_a_command_has_done_is_counted_as_it_was_decided(tmp_path, monkeypa
         cell.record("a command")
     with locked(looked_up(known)[1].found):
         assert sweep._submit(looked_up(known), SLURM) == 0
-    assert capsys.readouterr().out.startswith("3 runs: 1 finished already, 1 under way already, 1 submitted\n")
+    out = capsys.readouterr().out
+    assert out.startswith("3 runs: 1 finished already, 1 under way already, 1 submitted\n")
+    assert f"  watch:   python -m dst.launcher.status {tmp_path}/outputs\n" in out  # wherever it is given
 
 
 def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkeypatch):

@@ -327,11 +327,12 @@ def test_no_record_stops_the_sending_of_others(name, change, tmp_path, sendings,
     for number, field in enumerate([*fields, "itself"]):
         path = made(tmp_path, f"run{number}") / name
         path.parent.mkdir(exist_ok=True)
+        own = {**fields, "id": path.parent.name} if name == "run.json" else fields
         path.write_text(data[: len(data) // 2])
         if change == "missing":
             path.unlink()
         elif change != "torn":
-            path.write_text(json.dumps(change if field == "itself" else {**fields, field: change}))
+            path.write_text(json.dumps(change if field == "itself" else {**own, field: change}))
     main([str(tmp_path)])
     *lines, _ = capsys.readouterr().out.splitlines()
     assert len(lines) == (1 if (name, change) == ("run.json", "missing") else len(fields) + 2)

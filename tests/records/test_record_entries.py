@@ -151,3 +151,25 @@ def test_sweeps_may_write_the_same_entries_at_the_same_time(root):
     assert [task.result() for task in writing] == [None, None]
     assert {state for task in reading for state in task.result()} == {None}
     assert sorted(os.listdir(root / "paper" / "one")) == ["a.elsewhere.json", "b.elsewhere.json", "c"]
+
+
+def test_an_entry_finds_a_run_that_was_renamed_or_moved_to_another_group(root):
+    (root / "default/a").rename(root / "default/best")
+    (root / "elsewhere").mkdir()
+    (root / "default/b").rename(root / "elsewhere/also good")
+    (root / "default" / "private").mkdir()
+    assert held(root / "paper") == [
+        ("a", root / "default/best", None),
+        ("b", root / "elsewhere/also good", None),
+        ("c", root / "paper/one/c", None),
+    ]
+    assert [one.id for one in runs_of(root)] == ["a", "b", "c"]
+    notes = [note for run in runs_of(root / "paper") for note in run.notes]
+    assert notes[0] == f"run a is in {root}/default/best, which was renamed"
+
+
+def test_an_entry_says_where_its_command_was_given(root):
+    path = entry_path(root / "paper/one", "z")
+    write_entry(path, Entry("z", "run z", root / "default/z", "python run.py seed=9", "/home/me/a b"), root=root)
+    (missing,) = (run for run in runs_of(root / "paper") if run.state)
+    assert missing.why.endswith("again by: cd '/home/me/a b' && python run.py seed=9")

@@ -21,11 +21,12 @@ from pandas.testing import assert_frame_equal
 from dst.files import replace_text
 from dst.launcher import status
 from dst.records import index, rows
-from dst.records.catalog import attempt_folder, catalog, find_runs, runs_of
+from dst.records.catalog import catalog, find_runs, runs_of
 from dst.records.entries import SUFFIX, Entry, entry_path, write_entry
 from dst.records.label import WRAPPERS, method_of, wrapper
 from dst.records.read import read_run, read_status, read_summary
 from dst.records.store import Record, RecordError
+from dst.records.walk import walk
 from tests.old_records import BEFORE_PHASES, SCHEMA_1, unpack
 from tests.processes import REPOSITORY
 
@@ -80,7 +81,8 @@ def plain_row(root, run):
     """Return a row of the catalog, as it was made before there were indexes."""
     row = {
         **{"id": run.id, "name": run.name, "group": Path(os.path.relpath(run.group, root)).as_posix()},
-        **{"folder": str(run.folder), "attempt_folder": attempt_folder(run.folder)},
+        **{"folder": str(run.folder), "attempt_folder": run.attempt},
+        "copies": json.dumps([*map(str, run.copies)]) if run.copies else None,
         **{"state": run.state.value if run.state else "unknown", "step": None, "error": run.why, "created": None},
         **{"schema": None, "identity": "{}", "method": None, **dict.fromkeys(WRAPPERS), "command": run.command},
     }
@@ -368,8 +370,9 @@ def test_a_folder_that_cannot_be_read_is_listed_and_stops_nothing(tmp_path, monk
         assert status.main([str(tmp_path)]) == 0
         assert told in (shown := capsys.readouterr().out)
         assert "2 runs: 1 unreadable, 1 done" in shown or "2 runs: 1 done, 1 unreadable" in shown
+        assert list(walk(tmp_path).closed) == [closed]  # a start goes on, too (see ``dst.run.look``)
         with pytest.raises(PermissionError):
-            find_runs(tmp_path)  # a start has to know whether there is a record of its run
+            find_runs(tmp_path)
         with pytest.raises(PermissionError):
             catalog(closed)
         assert find_runs(good.parent) == [good]
@@ -395,11 +398,16 @@ def test_in_a_hostile_tree_no_other_row_changes_and_each_is_listed(tmp_path):
     new_run(group / "failed", 30, state="failed")
     after = catalog(tmp_path).set_index("id")
     assert sorted(after.index) == sorted([*names, *strange, "t1", "t2", "t3", "failed"])
-    moved = ["folder", "group"]
+    moved = ["folder", "group", "copies"]
     same = after.loc[[*names], before.columns].drop(columns=moved)
     as_float = {"flops/train": float}  # as pandas has it where other runs have none
     assert json.loads(same.to_json()) == json.loads(before.drop(columns=moved).astype(as_float).to_json())
     assert after.loc["a1", "folder"] == str(group / "a1")
+    copied = ("a1 copy", "a1_backup", "a1.bak", "z1")
+    assert {*json.loads(after.loc["a1", "copies"])} == {
+        str(place / name) for place in (group, tmp_path / "a copy of the group") for name in ("a1", *copied)
+    } - {str(group / "a1")}
+    assert pd.isna(after.loc["failed", "copies"])
     assert after.loc["b1", "folder"].endswith("group/renamed")
     assert after.loc[["t1", "t2", "t3"], "state"].to_list() == ["unreadable"] * 3
     command = [sys.executable, "-m", "dst.launcher.status", str(tmp_path)]
@@ -412,7 +420,10 @@ def test_in_a_hostile_tree_no_other_row_changes_and_each_is_listed(tmp_path):
     }
     done = subprocess.run(command, env=ascii_only, capture_output=True, encoding="ascii", check=True)
     lines = done.stdout.splitlines()
-    assert sum(line.lstrip().startswith("run 0 ") for line in lines) == 10  # each copy is shown where it lies
+    assert sum(line.lstrip().startswith("run 0 ") for line in lines) == 1  # a run is shown once
+    assert lines[-1].startswith(f"{len(after)} runs: ")
+    assert any(r"  a\nb  " in line for line in lines)
+    assert any(line.startswith(f"  note: run a1 is also in {tmp_path}/") for line in lines)
     for name in ("t1", "t2", "t3", "failed", "renamed"):
         assert any(name in line for line in lines), name
 

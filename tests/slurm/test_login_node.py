@@ -19,7 +19,15 @@ def test_runs_on_gpus_are_submitted_without_one_and_their_jobs_say_what_is_missi
     example = (conf / "hardware" / "site_example.yaml").read_text()
     (conf / "hardware" / "our_site.yaml").write_text(example.replace("partition: gpu", "partition: batch"))
     for hardware in ("slurm", "slurm_ddp", "our_site"):
-        result = run("-m", f"hardware={hardware}", "tracking=none", cwd=tmp_path, conf=conf, env=cluster.env)
+        result = run(
+            "-m",
+            f"hardware={hardware}",
+            "tracking=none",
+            "tracking.progress=none",
+            cwd=tmp_path,
+            conf=conf,
+            env=cluster.env,
+        )
         assert (result.code, result.output.splitlines()[0]) == (0, "1 runs: 1 submitted"), result.output
 
     folders = find_runs(tmp_path / "outputs")

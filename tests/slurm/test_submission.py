@@ -18,7 +18,14 @@ from tests.processes import REPOSITORY, run, wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 SWEEP = (
-    *("-m", "hydra/launcher=slurm", "hardware.threads=1", "tracking=none", "hardware.slurm.options=[hold]"),
+    *(
+        "-m",
+        "hydra/launcher=slurm",
+        "hardware.threads=1",
+        "tracking=none",
+        "tracking.progress=none",
+        "hardware.slurm.options=[hold]",
+    ),
     *("model.hidden=[16]", "schedule.epochs=4", "schedule.update_every=10", "seed=0,1,2,3"),
 )
 
@@ -27,6 +34,7 @@ import sys, time
 from pathlib import Path
 from dst.cli import main
 from dst.launcher import submit as submitting
+from dst.run.terminal import program
 
 name, calls, *overrides = sys.argv[1:]
 original, calls = getattr(submitting, name), iter(range(int(calls)))
@@ -38,7 +46,7 @@ def act(*arguments, **options):
     return original(*arguments, **options)
 
 setattr(submitting, name, act)
-sys.exit(main(overrides, conf=Path("conf").resolve()))
+sys.exit(program(lambda: main(overrides, conf=Path("conf").resolve()), shows=False))
 """
 """The command line, which waits at a function of the launcher after this many calls of it."""
 

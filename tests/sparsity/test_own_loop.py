@@ -666,3 +666,77 @@ def test_finite_numbers_are_told_from_others_in_every_format(dtype):
     for wrong in (INF, -INF, NAN):
         tensors[0][39, 49] = wrong
         assert not all_finite(tensors)
+
+
+# -- weights from elsewhere --------------------------------------------------------------------------------------------
+
+
+def _given(model, how):
+    """Give a model other weights, all of them, in one of the ways in which loops do so."""
+    other = net(seed=7)
+    if how == "load_state_dict":
+        model.load_state_dict(other.state_dict())
+    elif how == "copy_":
+        with torch.no_grad():
+            for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+                ours.copy_(theirs)
+    else:
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(other.parameters()).detach(), model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("compute", "how"),
+    [
+        *(("masked", how) for how in ("load_state_dict", "copy_", "vector_to_parameters")),
+        ("packed", "load_state_dict"),  # packed weights have another shape, which nothing else can fill
+    ],
+)
+@pytest.mark.parametrize("before", [0, 3])
+def test_weights_that_are_loaded_later_are_masked_at_the_next_step(how, compute, before):
+    model = net()
+    sparsifier = Sparsifier(model, momentum_sgd(model), density=0.2, compute=compute)  # static: no update mends it
+    train(model, sparsifier, before)
+    _given(model, how)
+    train(model, sparsifier, 1)
+    sparsifier.verify()
+    with sparsifier.unpacked():
+        assert real_density(model, sparsifier) == pytest.approx(sparsifier.density, abs=0.01)
+
+
+def test_growth_after_weights_were_loaded_sees_masked_ones():
+    model = net()
+    sparsifier = sparse(model)
+    train(model, sparsifier, 1)
+    _given(model, "load_state_dict")
+    masks = [mask.clone() for mask in sparsifier.topology.masks]
+    train(model, sparsifier, 1)  # an update
+    for weight, old, new in zip(sparsifier.weights.weights, masks, sparsifier.topology.masks, strict=True):
+        assert (new & ~old).any()
+        assert not weight[new & ~old].any()  # what is grown starts from zero, not from what was loaded
+
+
+def test_a_state_of_the_optimizer_that_is_loaded_later_is_masked_at_the_next_step():
+    dense, model = net(seed=1), net()
+    other, optimizer = momentum_sgd(dense), momentum_sgd(model)
+    loss_of(dense, 0).backward()
+    other.step()
+    sparsifier = Sparsifier(model, optimizer, density=0.2)
+    train(model, sparsifier, 2)
+    optimizer.load_state_dict(other.state_dict())  # momentum everywhere
+    train(model, sparsifier, 1)
+    sparsifier.verify()
+
+
+def test_weights_that_nobody_else_has_changed_are_not_masked_again(monkeypatch):
+    model = net()
+    sparsifier = sparse(model)
+    passes = []
+    zero = type(sparsifier.weights)._zero
+    monkeypatch.setattr(type(sparsifier.weights), "_zero", lambda *given: passes.append(1) or zero(*given))
+    train(model, sparsifier, 1)
+    assert passes == []
+    train(model, sparsifier, 1)
+    assert sparsifier.updates == 1
+    updating = len(passes)  # what an update itself takes
+    train(model, sparsifier, 1)
+    assert len(passes) == updating

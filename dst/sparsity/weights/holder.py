@@ -128,6 +128,9 @@ class Holder(ABC):
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
+    def mask_again(self) -> None:  # noqa: B027 - most need not
+        """Zero inactive weights that somebody else has changed since the last step."""
+
     @abstractmethod
     def mask_gradients(self) -> None:
         """Zero the gradients of inactive weights."""

@@ -1,6 +1,7 @@
 """Dense weights with masks: what is inactive is exactly zero, in the weight as in the optimizer's state."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,10 @@ class MaskedDense(Holder):
         self._is_masked = False
         """Whether the gradients are still masked: no backward pass has come since."""
         self._let_go = hold(self._layers, self, MaskedDense._on_gradient)
+        self._known: list[tuple[int, int]] = []
+        """What ``_versions`` returned when weights and state were last known to be masked."""
+        self._known_state: Any = None
+        """The optimizer's state then, by which alone it is compared: one that is loaded is another object."""
         self.set_masks(masks, active)
 
     # -- what is held --------------------------------------------------------------------------------------------------
@@ -64,9 +69,36 @@ class MaskedDense(Holder):
     def begin_state(self) -> None:
         """Bring the optimizer's state in line with the masks: after it was attached, or has got another state."""
         begin_state(self.optimizer)
-        self._zero([i for i, _ in self._sparse], [mask for _, mask in self._sparse])
+        self._mask()
 
     # -- a step --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def mask_again(self) -> None:
+        """Zero inactive weights, and their state, if somebody else has changed weights or state since the last step.
+
+        What is written through ``weight.data`` is not noticed, unless ``data`` itself is replaced.
+        """
+        if self._known_state is not self._state_now or self._known != self._versions:
+            self._mask()
+
+    def stepped(self) -> None:
+        """Know the weights as this step leaves them."""
+        self._known, self._known_state = self._versions, self._state_now
+
+    def _mask(self) -> None:
+        self._zero([i for i, _ in self._sparse], [mask for _, mask in self._sparse])
+        MaskedDense.stepped(self)
+
+    @property
+    def _versions(self) -> list[tuple[int, int]]:
+        """How often the weights of sparse layers were changed in place, and where they are; looks at no weight."""
+        weights = [self._layers[i].weight for i, _ in self._sparse]
+        return [(weight._version, weight.data_ptr()) for weight in weights]
+
+    @property
+    def _state_now(self) -> Any:
+        return None if self._optimizer is None else self._optimizer.state
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -128,7 +160,7 @@ class MaskedDense(Holder):
         sparse = [i for i, layer in enumerate(self._layers) if active[i] < layer.size]
         self._sparse = [(i, self._factor(i, masks[i])) for i in sparse]
         """The layers that are not full, and what their gradients are multiplied by."""
-        self._zero(sparse, [mask for _, mask in self._sparse])
+        self._mask()
         if self._ages is not None:
             self._ages.changed(masks, new if are_born else [None] * len(new))
 

@@ -281,6 +281,7 @@ class Packed(MaskedDense):
             own.forget_dense()
         if self._depth == 0 and (self._is_dense or self._packing.has_seen_more):
             self._pack()
+        super().stepped()
 
     def release(self) -> None:
         """Leave plain weights, which something else may hold."""

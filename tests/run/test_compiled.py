@@ -1,0 +1,70 @@
+"""What torch.compile builds lies below the output root; what a kill has left is not used, but removed."""
+
+import atexit
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dst.run import compiled
+from tests.processes import REPOSITORY
+
+PROCESS = """
+import os, signal, sys
+from pathlib import Path
+from dst.run.compiled import build_below, keep
+
+root, name, end = sys.argv[1:]
+build_below(Path(root))
+build_below(Path(root, "another"))  # one place serves a process
+place = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+print(*sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file() and path.name != "lock"))
+(place / "ab").mkdir(exist_ok=True)
+(place / "ab" / name).write_text("half")
+if end == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+(place / "ab" / name).write_text("whole")
+(place / "ab" / "x.lock").touch()
+keep()
+"""
+
+
+def process(root, name, end):
+    """Return what another process finds built already; it builds ``name``."""
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS, str(root), name, end],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (-9 if end == "kill" else 0), done.stderr
+    return done.stdout.split()
+
+
+def test_what_is_whole_is_kept_and_what_a_kill_left_is_built_again(tmp_path):
+    ours = tmp_path / ".inductor" / str(os.getuid())
+    assert process(tmp_path, "a.so", "kill") == []
+    (left,) = ours.iterdir()
+    assert (left / "ab" / "a.so").read_text() == "half"
+    assert process(tmp_path, "a.so", "end") == []
+    assert (ours / "whole" / "ab" / "a.so").read_text() == "whole"
+    os.utime(left, (0, 0))
+    assert process(tmp_path, "b.so", "end") == ["ab/a.so"]
+    assert [path.name for path in ours.iterdir()] == ["whole"]
+    assert sorted(path.name for path in (ours / "whole" / "ab").iterdir()) == ["a.so", "b.so"]
+    assert not (tmp_path / "another").exists()
+
+
+@pytest.mark.parametrize("asked", ["elsewhere", None])
+def test_the_environment_may_say_where_and_torch_may_not(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "_own", None)
+    monkeypatch.setattr(compiled, "_ASKED", asked)
+    monkeypatch.setattr(atexit, "register", lambda *arguments: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set by torch")
+    compiled.build_below(tmp_path)
+    assert (tmp_path / ".inductor").exists() == (asked is None)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path) if asked is None else "set by torch")
