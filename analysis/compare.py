@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
@@ -18,6 +17,7 @@ from analysis.selection import column_of
 from analysis.statistics import Difference, correct, difference
 from analysis.tables import WHERE, guarded
 from analysis.text import cell_text, listed, show, write_csv
+from dst.run import given
 from dst.run.terminal import program
 
 _ABOUT: Final = (
@@ -48,12 +48,14 @@ def compared(a: pd.DataFrame, b: pd.DataFrame, value: str = "accuracy") -> Table
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print two sweeps side by side, write that to files if asked to, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m analysis.compare", description=_ABOUT)
-    parser.add_argument("a", type=Path, metavar="A", help="folder of runs, e.g. outputs/first")
-    parser.add_argument("b", type=Path, metavar="B", help="folder of runs to compare to it")
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help=WHERE)
-    parser.add_argument("--value", default="accuracy", metavar="KEY", help="what is compared (default: accuracy)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers as CSV")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="also write the table as LaTeX, for \\input")
+    parser.add_argument("a", type=given.path, metavar="A", help="folder of runs, e.g. outputs/first")
+    parser.add_argument("b", type=given.path, metavar="B", help="folder of runs to compare to it")
+    parser.add_argument("--where", action="append", type=given.word, default=[], metavar="KEY=VALUE", help=WHERE)
+    parser.add_argument(
+        "--value", type=given.word, default="accuracy", metavar="KEY", help="what is compared (default: accuracy)"
+    )
+    parser.add_argument("--csv", type=given.path, metavar="FILE", help="also write the numbers as CSV")
+    parser.add_argument("--latex", type=given.path, metavar="FILE", help="also write the table as LaTeX, for \\input")
     options = parser.parse_args(arguments)
     return guarded(lambda: _make(options))
 

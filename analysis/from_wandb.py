@@ -27,6 +27,7 @@ from dst.config.identity import SCHEMA_VERSION, identity, run_id
 from dst.config.schema import ConfigError, flatten
 from dst.records.states import State
 from dst.records.store import Record, RecordError
+from dst.run import given
 from dst.run.terminal import program
 from dst.run.verified import from_yaml
 
@@ -65,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the folders, say what was left out, and return the exit code."""
     about = "Makes a folder for each run of a project of wandb, for tables and figures where the records are elsewhere."
     parser = argparse.ArgumentParser(prog="python -m analysis.from_wandb", description=about)
-    parser.add_argument("project", metavar="PROJECT")
-    parser.add_argument("--entity", help="the user or team that has it (default: wandb's)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folders go")
+    parser.add_argument("project", type=given.word, metavar="PROJECT")
+    parser.add_argument("--entity", type=given.word, help="the user or team that has it (default: wandb's)")
+    parser.add_argument("--out", type=given.path, required=True, metavar="DIR", help="where the folders go")
     options = parser.parse_args(arguments)
     try:
         notes = fetch(options.project, options.out, options.entity)

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.figures import FIGURES, svg
 from analysis.runs import NoRunsError, load
 from analysis.text import show
+from dst.run import given
 from dst.run.terminal import program
 
 _PICKED: Final = {
@@ -40,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.gallery", description="A page of figures, group by group."
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="folder of runs; each group in it is a section")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for gallery.md and gallery/*.svg")
+    parser.add_argument("dir", type=given.path, metavar="DIR", help="folder of runs; each group in it is a section")
+    parser.add_argument(
+        "--out", type=given.path, required=True, metavar="FOLDER", help="for gallery.md and gallery/*.svg"
+    )
     options = parser.parse_args(arguments)
     try:
         _write(load([options.dir]), options.out)

@@ -7,7 +7,6 @@ As a library: ``accuracy_table`` and ``network_table`` are what the command prin
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import pandas as pd
@@ -22,6 +21,7 @@ from analysis.runs import NoRunsError, load
 from analysis.seeds import per_seed
 from analysis.selection import SelectionError
 from analysis.text import show, write_csv
+from dst.run import given
 from dst.run.terminal import program
 
 _ABOUT: Final = "Table of the runs below folders, and of those elsewhere that belong to a group in them."
@@ -58,21 +58,27 @@ def guarded(make: Callable[[], int]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=_ABOUT)
     parser.add_argument(
-        "dirs", type=Path, metavar="DIR", nargs="+", help="folder of runs, e.g. outputs or outputs/<group>"
+        "dirs", type=given.path, metavar="DIR", nargs="+", help="folder of runs, e.g. outputs or outputs/<group>"
     )
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help=WHERE)
+    parser.add_argument("--where", action="append", type=given.word, default=[], metavar="KEY=VALUE", help=WHERE)
     keys = "keys by commas: data, model, method, density, any key of a config"
-    parser.add_argument("--rows", metavar="KEY", help=f"pivot: a row for each value of {keys} (default: method)")
-    parser.add_argument("--columns", metavar="KEY", help="pivot: a column for each value of KEY (default: density)")
-    parser.add_argument("--value", metavar="KEY", help="pivot: what the cells show (default: accuracy)")
+    parser.add_argument(
+        "--rows", type=given.word, metavar="KEY", help=f"pivot: a row for each value of {keys} (default: method)"
+    )
+    parser.add_argument(
+        "--columns", type=given.word, metavar="KEY", help="pivot: a column for each value of KEY (default: density)"
+    )
+    parser.add_argument(
+        "--value", type=given.word, metavar="KEY", help="pivot: what the cells show (default: accuracy)"
+    )
     parser.add_argument(
         "--summary", choices=[*SUMMARIES], default="mean",
         help="over the seeds: their mean, median, or the figure of the seed with the best validation accuracy",
     )  # fmt: skip
     parser.add_argument("--networks", action="store_true", help="of the networks that the runs have made on the way")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers as CSV")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="also write the table as LaTeX, for \\input")
-    parser.add_argument("--per-seed", type=Path, metavar="FILE", help="also write a CSV with a line a run")
+    parser.add_argument("--csv", type=given.path, metavar="FILE", help="also write the numbers as CSV")
+    parser.add_argument("--latex", type=given.path, metavar="FILE", help="also write the table as LaTeX, for \\input")
+    parser.add_argument("--per-seed", type=given.path, metavar="FILE", help="also write a CSV with a line a run")
     return parser
 
 

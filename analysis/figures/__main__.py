@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -13,6 +12,7 @@ from analysis.runs import NoRunsError, load
 from analysis.selection import SelectionError
 from analysis.tables import WHERE
 from analysis.text import show
+from dst.run import given
 from dst.run.terminal import program
 
 
@@ -54,10 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     about = "Figures of the runs below some folders, ready for a paper: text is embedded as Type 42 fonts."
     parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=about)
     parser.add_argument(
-        "dir", type=Path, nargs="+", metavar="DIR", help="folder of runs, e.g. outputs or outputs/<group>"
+        "dir", type=given.path, nargs="+", metavar="DIR", help="folder of runs, e.g. outputs or outputs/<group>"
     )
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help=WHERE)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go; it is made")
+    parser.add_argument("--where", action="append", type=given.word, default=[], metavar="KEY=VALUE", help=WHERE)
+    parser.add_argument(
+        "--out", type=given.path, required=True, metavar="FOLDER", help="where the files go; it is made"
+    )
     parser.add_argument("--only", nargs="+", choices=[*FIGURES], metavar="NAME", help=f"of: {', '.join(FIGURES)}")
     parser.add_argument("--format", choices=FORMATS, default="pdf", help="default: pdf")
     parser.add_argument("--venue", choices=[*VENUES], help="size and font of a paper's column there (by tueplots)")

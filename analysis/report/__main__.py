@@ -10,6 +10,7 @@ from analysis.selection import SelectionError
 from analysis.tables import WHERE
 from analysis.text import show
 from dst.files import replace_text
+from dst.run import given
 from dst.run.terminal import program
 
 _DESCRIPTION = """\
@@ -23,9 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="folder of runs, e.g. outputs")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help=WHERE)
+    parser.add_argument("dirs", type=given.path, nargs="+", metavar="DIR", help="folder of runs, e.g. outputs")
+    parser.add_argument(
+        "--out", type=given.path, default=Path("report.html"), metavar="FILE", help="default: report.html"
+    )
+    parser.add_argument("--where", action="append", type=given.word, default=[], metavar="KEY=VALUE", help=WHERE)
     options = parser.parse_args(arguments)
     try:
         frame = load(options.dirs, options.where)

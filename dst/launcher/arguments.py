@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from dst.records.groups import GroupRun, runs_of
+from dst.run import given
 
 _LISTED: Final = 8
 """At most this many notes are printed."""
@@ -19,7 +20,7 @@ def command(name: str, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="an output root, a group, or one run's folder")
+    parser.add_argument("dir", type=given.path, metavar="DIR", help="an output root, a group, or one run's folder")
     return parser
 
 

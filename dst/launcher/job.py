@@ -23,7 +23,7 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from dst.launcher import slurm
 from dst.records.lock import holder
-from dst.records.read import read_status
+from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
 from dst.records.states import ENDED, State, worst
 from dst.records.store import Record, RecordError
@@ -215,6 +215,8 @@ class _Supervisor:
         if code < 0 and self.requested is not None:  # its handler was not yet installed, or already removed
             code = state.exit_code if state in ENDED else _STOPPED
         _say(f"{_now()} {name} ended with exit code {code}")
+        if code == _STOPPED and self.requested is None and self.environment.cluster == "local" and self.is_main:
+            _leave(child.run, self.environment.job_id)
         if code in (0, _STOPPED):
             return code
         _say(_tail(child.log), sys.stderr)
@@ -346,6 +348,13 @@ def _note_end(run: FrozenRun, **facts: str) -> None:
         attempt = (read_status(Path(run.folder)) or {}).get("attempt", 0)
         if attempt:
             Record.open(Path(run.folder)).log_attempt(attempt, **facts)
+
+
+def _leave(run: FrozenRun, job: str) -> None:
+    """Record that a run that was stopped by itself has left its job, which goes on with others: it may have another."""
+    launch = read_launch(Path(run.folder)) or {}
+    if launch.get("job") == job:
+        Record.open(Path(run.folder), durable=False).write_launch({**launch, "job": None})
 
 
 def _fail(run: FrozenRun, error: str) -> bool:

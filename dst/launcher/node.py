@@ -19,7 +19,7 @@ from dst.records.same import called
 from dst.records.states import UNFINISHED, State
 from dst.run.environment import keep_memory, wait_without_spinning
 from dst.run.processes import check_start, run_in_processes, started
-from dst.run.resume import RunningError
+from dst.run.resume import CancelledError, RunningError, check_wanted
 from dst.run.terminal import program
 from dst.run.verified import ContinuedError, frozen_config
 from dst.tracking.pulse import starting
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     with StopFlag() as stop:
         try:
             return _carry_out(options.folder, options.digest, stop)
+        except CancelledError as error:
+            print(*error.problems, file=sys.stderr)
+            return State.CANCELLED.exit_code
         except (RunningError, ContinuedError) as error:  # its own record is right
             print(error.text(), file=sys.stderr)
             return State.REFUSED.exit_code
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _carry_out(folder: Path, submitted: str, stop: StopFlag) -> int:
+    check_wanted(folder)
     config, here = frozen_config(folder, submitted), started()
     check_code()
     check_start([config], here)

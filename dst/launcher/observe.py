@@ -25,6 +25,9 @@ _MAY_WAIT: Final = frozenset(
 _WITHOUT_REASON: Final = frozenset({State.RUNNING, State.QUEUED, State.SUBMITTING, State.DONE})
 """States that need no explanation."""
 
+NO_ANSWER: Final = "no answer"
+"""What stands for SLURM's word where SLURM cannot be asked."""
+
 _TAIL_BYTES: Final = 65536
 
 
@@ -32,10 +35,11 @@ _TAIL_BYTES: Final = 65536
 class Observed:
     """One run. ``state``: the recorded one, or what is true now if the record is out of date.
 
-    ``slurm``: the state of its job in SLURM's own words. ``val_accuracy``: the last one measured or, once done, that of
-    the weights that are tested; ``test_accuracy``: once done. ``eta_s``: seconds to go. ``is_taken``: a process or a
-    job carries it out or will do so, or a command is about to submit it. ``has_job``: its job runs or will run.
-    ``why``: why it failed or stopped.
+    ``val_accuracy``: the last one measured or, once done, that of the weights that are tested; ``test_accuracy``: once
+    done. ``eta_s``: seconds to go. ``job_runs``: how many runs its job was given. ``slurm``: the state of its job in
+    SLURM's own words, ``NO_ANSWER`` if SLURM cannot be asked; ``reason``: what it waits for, also SLURM's. ``host``:
+    where the state was recorded. ``is_taken``: a process or a job carries it out or will do so, or a command is about
+    to submit it. ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
     """
 
     folder: str
@@ -43,22 +47,25 @@ class Observed:
     state: State
     attempt: int
     step: int
-    total_steps: int | None
-    val_accuracy: float | None
-    test_accuracy: float | None
-    eta_s: float | None
-    cluster: str | None
-    job: str | None
-    slurm: str | None
-    is_taken: bool
-    has_job: bool
-    why: str | None
+    total_steps: int | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    eta_s: float | None = None
+    cluster: str | None = None
+    job: str | None = None
+    job_runs: int = 1
+    slurm: str | None = None
+    reason: str | None = None
+    host: str | None = None
+    is_taken: bool = False
+    has_job: bool = False
+    why: str | None = None
 
 
 def observe(folders: Iterable[Path]) -> list[Observed]:
     """Observe these runs. SLURM is asked once for all of them, and once more for those submitted in the meantime."""
     launches = {folder: _launch(folder) for folder in folders}
-    jobs = slurm.jobs(str(at.get("job")) for at in launches.values() if at.get("cluster") == "slurm")
+    jobs = slurm.jobs(at["job"] for at in launches.values() if at.get("cluster") == "slurm" and at.get("job"))
     submitters = {parent: tuple(_submitters(parent)) for parent in {folder.parent for folder in launches}}
     observed = {folder: _observed(folder, at, jobs, submitters[folder.parent]) for folder, at in launches.items()}
     idle = [folder for folder, run in observed.items() if not run.is_taken and run.state in _IDLE]
@@ -101,6 +108,8 @@ def _observed(
     elif not is_held:
         may_be_back = has_job and (job is not None or launch.get("host") == this_host())
         state, why = _without_process(status, lives=has_job, may_be_back=may_be_back, job=job)
+    if state == State.LOST and (logs := _logs(folder, launch)):
+        why = f"{why}; see {', '.join(map(str, logs))}"
     waits = state in _MAY_WAIT and has_job
     return Observed(
         folder=str(folder),
@@ -114,7 +123,10 @@ def _observed(
         eta_s=_eta(status) if state == State.RUNNING else None,
         cluster=launch.get("cluster"),
         job=launch.get("job"),
-        slurm=None if job is None else job.state,
+        job_runs=launch.get("runs", 1),
+        slurm=_word(launch, jobs),
+        reason=None if job is None else job.reason,
+        host=status.get("host"),
         is_taken=is_held or waits or state == State.SUBMITTING,
         has_job=has_job,
         why=None if state in _WITHOUT_REASON else why,
@@ -169,6 +181,23 @@ def _without_process(
     return state, why
 
 
+def _word(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> str | None:
+    """Return SLURM's word for the state of a run's job; None if it has no job there, or SLURM does not know it."""
+    if launch.get("cluster") != "slurm" or launch.get("job") is None:
+        return None
+    if jobs is None:
+        return NO_ANSWER
+    return jobs[launch["job"]].state if launch["job"] in jobs else None
+
+
+def _logs(folder: Path, launch: dict[str, Any]) -> list[Path]:
+    """Return the logs in which a lost run's last words may be: its own, and that of its job, with those of SLURM."""
+    if launch.get("job") is None:
+        return []
+    of_job = Path(launch["logs"], f"{launch['job']}_0_log.out") if "logs" in launch else None
+    return [path for path in (folder / "log.txt", of_job) if path is not None and path.is_file()]
+
+
 def _lives(launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None) -> bool:
     """Say whether the job of a run runs or will run; yes if that cannot be found out."""
     if launch.get("job") is None:
@@ -196,11 +225,16 @@ def process_lives(launch: dict[str, Any]) -> bool:
 
 def process_started(pid: int) -> str | None:
     """Return when a process of this machine was started, in ticks; None if there is none, or it is a zombie."""
+    fields = process_fields(pid)
+    return fields[19] if fields and fields[0] != "Z" else None
+
+
+def process_fields(pid: int) -> list[str]:
+    """Return what Linux says of a process of this machine, from its state and its parent on; nothing if it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+        return []
 
 
 def _eta(status: dict[str, Any]) -> float | None:

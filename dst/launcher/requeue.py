@@ -12,9 +12,10 @@ from typing import Any
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import ConfigError
 from dst.launcher.arguments import command, folders_below
+from dst.launcher.declined import by_hand, used_up
 from dst.launcher.executors import Run, SubmissionError
 from dst.launcher.frozen import read_frozen, submitted_code
-from dst.launcher.observe import observe
+from dst.launcher.observe import Observed, observe
 from dst.launcher.older import is_of_other_schema, own_code, requeue_by_own_code
 from dst.launcher.submit import Submitted, submit_again, superseded
 from dst.records.read import read_launch
@@ -25,23 +26,26 @@ from dst.run.terminal import program
 _DESCRIPTION = """\
 Submit the runs below DIR again that failed, were lost, or were not taken by the cluster. They continue from their
 newest checkpoint, with the same config and code (outputs/.code), on the same cluster. No config file is read. Runs of
-an older schema are submitted by their own code. Diverged runs would diverge again and are left alone."""
+an older schema are submitted by their own code. Diverged runs would diverge again and are left alone; so are, and are
+listed, those that were started by hand, with the command to give, and those whose job was requeued as often as it
+may (hardware.slurm.max_requeues), unless --force is given. The exit code is 1 if there are any."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Submit again, and print which runs; return the exit code."""
     parser = command("requeue", _DESCRIPTION)
     parser.add_argument("--preempted", action="store_true", help="also those that were stopped or cancelled")
+    parser.add_argument("--force", action="store_true", help="also those whose job was requeued as often as it may")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be submitted")
     options = parser.parse_args(arguments)
     folders = folders_below(options.dir)
     if folders is None:
         return 2
-    states = (*REQUEUED, *STOPPED) if options.preempted else REQUEUED
+    states = (*REQUEUED, *STOPPED) if options.preempted or options.force else REQUEUED
     observed = observe(folders)
-    wanted = [Path(run.folder) for run in observed if run.state in states and not run.is_taken]
     damaged = [run for run in observed if run.state == State.UNREADABLE]
     codes = [_tell(RecordError(f"{run.folder} is left alone: {run.why}")) for run in damaged]
+    wanted, declined = _wanted(observed, options, codes)
     taken: list[Path] = []
     same_schema, more = _leave_to_own_code(wanted, options)
     codes += more
@@ -52,9 +56,32 @@ def main(arguments: Sequence[str]) -> int:
             codes.append(_tell(error))
     if options.dry_run:
         print("\n".join([*map(str, taken), f"{len(taken)} runs would be submitted"]))
-    elif not wanted:
+    elif not wanted and not declined:
         print("nothing to submit: no run below that folder has failed or was lost")
     return worst(codes)
+
+
+def _wanted(
+    observed: Sequence[Observed], options: argparse.Namespace, codes: list[int]
+) -> tuple[list[Path], list[Path]]:
+    """Return the runs to submit, and those that are not, which it names; add exit codes for these."""
+    states = (*REQUEUED, *STOPPED) if options.preempted else REQUEUED
+    wanted, declined = [], []
+    for run in observed:
+        try:
+            exhausted = used_up(run)
+            is_wanted = exhausted is not None or (run.state in states and not run.is_taken)
+            told = (by_hand(run) if is_wanted else None) or (None if options.force else exhausted)
+        except (RecordError, OSError) as error:
+            codes.append(_tell(error))
+            continue
+        if told is not None:
+            print(told, file=sys.stderr)
+            codes.append(State.FAILED.exit_code)
+            declined.append(Path(run.folder))
+        elif is_wanted:
+            wanted.append(Path(run.folder))
+    return wanted, declined
 
 
 _How = tuple[str, LauncherSettings, Path]
@@ -66,10 +93,7 @@ def _alike(folders: Sequence[Path], codes: list[int]) -> dict[_How, dict[Path, R
     groups: dict[_How, dict[Path, Run]] = defaultdict(dict)
     for folder in folders:
         try:
-            if (how := _submitted(folder)) is None:
-                print(f"left alone, since it was not submitted as a job: {folder}; run its command again")
-            else:
-                groups[how][folder] = read_frozen(folder)
+            groups[_submitted(folder)][folder] = read_frozen(folder)
         except (ConfigError, RecordError, OSError) as error:
             codes.append(_tell(error))
     return groups
@@ -106,7 +130,10 @@ def _leave_to_own_code(folders: Sequence[Path], options: argparse.Namespace) -> 
                 others.append(folder)
         except (ConfigError, RecordError, OSError) as error:
             codes.append(_tell(error))
-    given = [*(["--preempted"] if options.preempted else []), *(["--dry-run"] if options.dry_run else [])]
+    given = [  # it knows no --force, and holds nothing back
+        *(["--preempted"] if options.preempted or options.force else []),
+        *(["--dry-run"] if options.dry_run else []),
+    ]
     for code, runs in older.items():
         try:
             codes.append(requeue_by_own_code(runs, code, given))
@@ -115,11 +142,9 @@ def _leave_to_own_code(folders: Sequence[Path], options: argparse.Namespace) -> 
     return others, codes
 
 
-def _submitted(folder: Path) -> _How | None:
-    """Return from where, how, and with which code a run was submitted; None if it never was."""
-    launch = read_launch(folder)
-    if launch is None:
-        return None
+def _submitted(folder: Path) -> _How:
+    """Return from where, how, and with which code a run was submitted."""
+    launch = read_launch(folder) or {}
     settings = _settings(launch)
     if settings is None:
         raise RecordError(f"{folder}/launch.json does not say how it was submitted: run its command again")

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -25,10 +25,14 @@ ALIVE = frozenset(
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job. ``state``: SLURM's name, e.g. PENDING; ``exit_code``: ``code:signal`` if the job has ended."""
+    """A job. ``state``: SLURM's name, e.g. PENDING; ``exit_code``: ``code:signal`` if the job has ended.
+
+    ``reason``: SLURM's name for what a job waits for, e.g. Priority.
+    """
 
     state: str
     exit_code: str = ""
+    reason: str | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -50,16 +54,20 @@ def jobs(ids: Iterable[str]) -> dict[str, SlurmJob] | None:
     wanted = set(ids)
     if not wanted:
         return {}
-    text = _output("squeue", "--noheader", "--all", "--array", "--states=all", "--format=%i|%T")
+    text = _output("squeue", "--noheader", "--all", "--array", "--states=all", "--format=%i|%T|%r")
     if text is None:
         return None
-    queue = {job: SlurmJob(state) for job, state in _rows(2, text)}
+    queue = {job: _queued(state, reason) for job, state, reason in _rows(3, text)}
     queued = _of_each(wanted, queue)
     alive = {job: found for job, found in queued.items() if found.is_alive}
     accounts = _accounting(wanted - alive.keys())
     if accounts is None:  # then it is not known whether and how a task that is not listed has ended
         return queued
     return {**_forgotten(wanted, [*queue, *accounts]), **queued, **_of_each(wanted, accounts), **alive}
+
+
+def _queued(state: str, reason: str) -> SlurmJob:
+    return SlurmJob(state, reason=reason if state == "PENDING" and reason not in ("", "None") else None)
 
 
 def _accounting(wanted: Set[str]) -> dict[str, SlurmJob] | None:
@@ -156,24 +164,49 @@ def notice(job: str) -> Notice | None:
     return Notice(preempted, left)
 
 
-def cancel(ids: Iterable[str]) -> str | None:
-    """Cancel jobs; return SLURM's message if it refuses."""
-    try:
-        done = subprocess.run(
-            ["scancel", *_by_array(ids)], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"scancel: {error}"
-    return done.stderr.strip() or f"scancel exits with {done.returncode}" if done.returncode else None
+def cancel(ids: Iterable[str]) -> dict[str, str]:
+    """Cancel jobs, the tasks of an array by one call; return what SLURM says against it, by job.
+
+    If SLURM does not answer one call, it is not asked again: each may take a minute.
+    """
+    refused: dict[str, str] = {}
+    silent: str | None = None
+    for jobs, named in _by_array(ids).items():
+        try:
+            why = silent or _scancel(named)
+        except subprocess.TimeoutExpired:
+            why = silent = f"scancel: SLURM does not answer within {_TIMEOUT_S:.0f} s; look later, and cancel again"
+        except OSError as error:
+            why = silent = f"scancel: {error}"
+        if why is not None:
+            refused |= dict.fromkeys(_named_in(why, jobs) or jobs, why)
+    return refused
 
 
-def _by_array(ids: Iterable[str]) -> list[str]:
-    """Return jobs as ``scancel`` takes them, the tasks of an array in one word: ``12_[0,2,3]``."""
-    tasks: dict[str, list[str]] = {}
+def _scancel(jobs: Sequence[str]) -> str | None:
+    """Return what SLURM says against cancelling these jobs."""
+    done = subprocess.run(["scancel", *jobs], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    told = "; ".join(done.stderr.split("\n")).strip("; ")
+    return told or f"scancel exits with {done.returncode}" if done.returncode else None
+
+
+def _named_in(text: str, jobs: Iterable[str]) -> list[str]:
+    """Return the jobs that a message is about; none if it names none."""
+    return [job for job in jobs if re.search(rf"\b{job}\b", text)]
+
+
+def _by_array(ids: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    """Return jobs as ``scancel`` takes them in one call: the tasks of an array, and all jobs that belong to none.
+
+    The tasks are one word: ``12_[0,2,3]``.
+    """
+    arrays: dict[str, list[str]] = {}
     for job in sorted(ids):
-        parent, _, task = job.partition("_")
-        tasks.setdefault(parent, []).extend(filter(None, [task]))
-    return [f"{parent}_[{','.join(of_it)}]" if of_it else parent for parent, of_it in tasks.items()]
+        arrays.setdefault(_parent(job) if "_" in job else "", []).append(job)
+    return {
+        tuple(jobs): [f"{parent}_[{','.join(job.partition('_')[2] for job in jobs)}]"] if parent else jobs
+        for parent, jobs in arrays.items()
+    }
 
 
 def rename(job: str, name: str) -> None:

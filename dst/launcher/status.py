@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from dst.launcher.arguments import command, notes_on, runs_below
-from dst.launcher.observe import Observed, observe
+from dst.launcher.observe import NO_ANSWER, Observed, observe
 from dst.records.groups import GroupRun
+from dst.records.lock import this_host
 from dst.records.same import one_line
-from dst.records.states import OBSERVED
+from dst.records.states import OBSERVED, State
+from dst.run import given
 from dst.run.report import duration, table
-from dst.run.terminal import program
+from dst.run.terminal import lost, program
 
 _DESCRIPTION = """\
 Show the runs below DIR: state, attempt, step, time to go, accuracies, job, and why a run failed.
@@ -25,6 +28,10 @@ queued). A run is 'lost' if it is recorded as queued or running but no job and n
 there is SLURM, its own word is shown beside the state.
 A group also holds the runs that its sweeps found under another group. Such a run is 'missing' if it is gone."""
 
+SILENT: Final = (
+    "SLURM cannot be asked from here (squeue): whether its jobs live is not known, and the states are those on record"
+)
+
 _HOME_AND_CLEAR = "\033[H\033[2J"
 
 
@@ -32,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the table once, or again and again; return the exit code."""
     parser = command("status", _DESCRIPTION)
     parser.add_argument(
-        "--watch", type=float, metavar="SECONDS", help="show it again at this interval until all runs are over"
+        "--watch", type=given.seconds, metavar="SECONDS", help="show it again at this interval until all runs are over"
     )
     parser.add_argument(
         "--state",
@@ -50,8 +57,10 @@ def main(arguments: Sequence[str]) -> int:
         observed = [*observe([run.folder for run in found if run.state is None]), *map(_lacking, found)]
         runs = [run for run in observed if run and (not options.state or run.state in options.state)]
         text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs, found)
+        if options.json and any(run.slurm == NO_ANSWER for run in runs):
+            print(SILENT, file=sys.stderr)
         print((_HOME_AND_CLEAR if options.watch and sys.stdout.isatty() else "") + text, flush=True)
-        if not options.watch or not any(run.is_taken for run in runs):
+        if not options.watch or lost() or not any(run.is_taken for run in runs):
             return 0
         time.sleep(options.watch)
 
@@ -76,9 +85,10 @@ def show(runs: Sequence[Observed], found: Sequence[GroupRun] = ()) -> str:
     ]
     rows = [_row(run, with_slurm=with_slurm) for run in runs]
     counts = Counter(run.state for run in runs)
-    told = [f"  {_called(run)} {run.state}: {run.why}" for run in runs if run.why]
+    told = [f"  {_called(run)} {run.state}{_where(run)}: {run.why}" for run in runs if run.why]
     shown = {run.folder for run in runs}
     told += [f"  {note}" for note in notes_on(run for run in found if str(run.folder) in shown)]
+    told += [SILENT] if any(run.slurm == NO_ANSWER for run in runs) else []
     total = f"{len(runs)} runs: " + (", ".join(f"{count} {state}" for state, count in counts.most_common()) or "none")
     return "\n".join([*([table(header, rows)] if rows else []), *told, total])
 
@@ -87,9 +97,17 @@ def _lacking(run: GroupRun) -> Observed | None:
     """Return the observation of a run that is not where its group says; None if it is there."""
     if run.state is None:
         return None
-    nothing = dict.fromkeys(("total_steps", "val_accuracy", "test_accuracy", "eta_s", "cluster", "job", "slurm"))
-    name, folder = run.name or run.id, str(run.folder)
-    return Observed(folder, name, run.state, attempt=0, step=0, is_taken=False, has_job=False, why=run.why, **nothing)
+    return Observed(str(run.folder), run.name or run.id, run.state, attempt=0, step=0, why=run.why)
+
+
+def _where(run: Observed) -> str:
+    """Return where a run failed, if it was on another machine: what it found there may be the reason."""
+    return f" on {run.host}" if run.state == State.FAILED and run.host not in (None, this_host()) else ""
+
+
+def _slurm(run: Observed) -> str:
+    """Return SLURM's word for the state of a job, and for what it waits."""
+    return (run.slurm or "-") + (f" ({run.reason})" if run.reason else "")
 
 
 def _called(run: Observed) -> str:
@@ -101,7 +119,7 @@ def _row(run: Observed, *, with_slurm: bool) -> list[str]:
         one_line(run.name),
         _called(run),
         run.state,
-        *([run.slurm or "-"] if with_slurm else []),
+        *([_slurm(run)] if with_slurm else []),
         str(run.attempt),
         f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step),
         "-" if run.eta_s is None else duration(run.eta_s),

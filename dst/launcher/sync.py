@@ -17,6 +17,7 @@ from dst.records.read import read_status
 from dst.records.same import one_line
 from dst.records.states import State
 from dst.records.store import RecordError
+from dst.run import given
 from dst.run.terminal import program
 from dst.tracking.described import WrongNameError, destination
 from dst.tracking.limits import wrong_name
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_name,
         help="wandb user or team (default: each run's tracking.entity, then wandb's own default)",
     )
-    add("--timeout-s", type=_positive, default=120.0, metavar="S", help="limit for each run (default: 120)")
+    add("--timeout-s", type=given.seconds, default=120.0, metavar="S", help="limit for each run (default: 120)")
     add("--running", action="store_true", help="also send what there is of runs that are running")
     add("--dry-run", action="store_true", help="print what would be sent, send nothing")
     return parser
@@ -137,13 +138,6 @@ def _name(text: str) -> str:
     if problem := wrong_name(text):
         raise argparse.ArgumentTypeError(f"{text!r} {problem}")
     return text
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text}")
-    return value
 
 
 if __name__ == "__main__":

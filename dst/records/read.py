@@ -25,9 +25,14 @@ _FIGURE: Final = "a finite number"
 _VALUE: Final = "no integer beyond the range of floats"
 _FLAT: Final = "a mapping"
 
-_PID: Final = re.compile("[1-9][0-9]{0,9}")
+_JOB: Final = re.compile("[1-9][0-9]{0,9}(_[0-9]{1,9})?")
 _LARGEST: Final = 2**53
 """The largest count or time; up to here floats are exact."""
+
+
+def _is_job(value: Any) -> bool:
+    return isinstance(value, str) and _JOB.fullmatch(value) is not None
+
 
 _HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
     _TEXT: lambda value: isinstance(value, str),
@@ -40,7 +45,8 @@ _HOLDS: Final[dict[str, Callable[[Any], bool]]] = {
     _VALUE: lambda value: type(value) is not int or abs(value) <= sys.float_info.max,
     _FLAT: lambda value: isinstance(value, dict),
     "a state": lambda value: value in RECORDED,
-    "a process id": lambda value: isinstance(value, str) and _PID.fullmatch(value) is not None,
+    "a process id": lambda value: _is_job(value) and "_" not in value and 1 < int(value) < 2**31,
+    "a SLURM job id": _is_job,
     "a truth value": lambda value: isinstance(value, bool),
     "nothing": lambda value: value is None,
 }
@@ -72,6 +78,9 @@ _LAUNCH: Final = {
 }
 _NETWORK: Final = {"phase_name": _TEXT, "name": _TEXT, "density": _FIGURE, "active": _COUNT}
 _NETWORK_MORE: Final = {"val/loss": f"{_FIGURE} or nothing", "val/accuracy": f"{_FIGURE} or nothing"}
+_JOB_OF: Final = {"local": "a process id or nothing", "slurm": "a SLURM job id or nothing"}
+"""What a job is on each cluster. It gets signals, and SLURM's commands take ids as arguments: both must be no other's.
+Process 1 is none that we started."""
 _SETTINGS: Final = {
     **{"cluster": _TEXT, "wait": "a truth value", "max_parallel": f"{_COUNT} or nothing", "runs_per_job": _COUNT},
 }
@@ -129,8 +138,8 @@ def read_launch(folder: Path) -> dict[str, Any] | None:
     if launch is not None:
         _check(path, launch, _LAUNCH)
         _check(path, launch.get("settings", {}), _SETTINGS, within="settings.")
-        if launch.get("cluster") == "local":  # here a job is a process, which may get signals
-            _check(path, launch, {"job": "a process id or nothing"})
+        if (may_be := _JOB_OF.get(launch.get("cluster", ""))) is not None:
+            _check(path, launch, {"job": may_be})
     return launch
 
 

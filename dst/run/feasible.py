@@ -21,6 +21,7 @@ from dst.kernels.blocks import OCTET
 from dst.kernels.fused import fuse
 from dst.metrics.flops import forward_flops
 from dst.options import refuse
+from dst.records.lock import this_host
 from dst.run.build import (
     asks_for_kernels,
     by_first_masks,
@@ -66,7 +67,9 @@ def check(config: Config, *, elsewhere: bool = False) -> list[str]:
     this was not checked.
     """
     if config.hardware.device == "cuda" and not elsewhere and not torch.cuda.is_available():
-        raise ConfigError(["hardware.device=cuda: PyTorch finds no CUDA GPU on this machine; use hardware=cpu"])
+        raise ConfigError(
+            [f"hardware.device=cuda: PyTorch finds no CUDA GPU on this machine ({this_host()}); use hardware=cpu"]
+        )
     problems: list[str] = []
     warnings: list[str] = []
     with _collected(problems):
@@ -393,4 +396,4 @@ def _differing(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tens
 
 
 def _size(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape)) or "a number"
+    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"

@@ -18,8 +18,9 @@ from dst.options import shown
 from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
-from dst.records.read import read_bytes, read_run
+from dst.records.read import read_bytes, read_launch, read_run, read_status
 from dst.records.same import attempt_of, called, one_line
+from dst.records.states import State
 from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.verified import changed_file
@@ -195,13 +196,33 @@ class RunningError(ConfigError):
     """Another process carries out the run."""
 
 
+class CancelledError(ConfigError):
+    """A run was cancelled, or given to another job, before this job began it."""
+
+
+def check_wanted(folder: Path) -> None:
+    """Raise CancelledError if this process belongs to a job that shall not carry out a run any more."""
+    job = os.environ.get(JOB)
+    if job is None:
+        return
+    try:
+        status, launch = read_status(folder) or {}, read_launch(folder) or {}
+    except RecordError:  # what is damaged is told elsewhere
+        return
+    if status.get("state") == State.CANCELLED:
+        raise CancelledError([f"run {folder.name} was cancelled"])
+    if launch.get("job") not in (None, job):
+        raise CancelledError([f"run {folder.name} was given to job {launch['job']}"])
+
+
 @contextmanager
 def locked_record(
     record: Record, config: Config, changed: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> Iterator[None]:
     """Lock the record and write down where the run starts (``facts``).
 
-    Raises RunningError if another process holds it, ConfigError if the run cannot be continued as it was begun.
+    Raises RunningError if another process holds it, CancelledError if it is no longer for this job, ConfigError if the
+    run cannot be continued as it was begun.
     """
     with ExitStack() as stack:
         try:
@@ -214,6 +235,7 @@ def locked_record(
             raise ConfigError([told]) from error
         record.fence = lock.check
         stack.enter_context(record)
+        check_wanted(record.folder)
         _check_own(record.folder, config)
         check_unchanged(record.folder, config)
         _begin_or_continue(record, facts, config)

@@ -23,6 +23,7 @@ from dst.records.same import id_in, is_named_by_id, one_line, ranked
 from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.look import look
+from dst.run.terminal import program
 from dst.run.terms import in_config_terms
 
 CHECKPOINTS: Final = {
@@ -320,4 +321,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(lambda: main(sys.argv[1:])))

@@ -80,13 +80,19 @@ def secure() -> None:
 
 def shown() -> int:
     """Return the exit code after showing something: 1 if it was lost, unless the reader went away."""
+    error = lost()
+    if error is None or error.errno == errno.EPIPE:
+        return 0
+    print(f"error: the output could not be written: {error.strerror}", file=sys.stderr)
+    return 1
+
+
+def lost() -> OSError | None:
+    """Return why standard output shows nothing any more, None if it does: who shows more and more can end then."""
     sys.stdout.flush()
     buffer = getattr(sys.stdout, "buffer", None)
-    lost = getattr(getattr(buffer, "raw", buffer), "lost", None)
-    if lost is None or lost.errno == errno.EPIPE:
-        return 0
-    print(f"error: the output could not be written: {lost.strerror}", file=sys.stderr)
-    return 1
+    found = getattr(getattr(buffer, "raw", buffer), "lost", None)
+    return found if isinstance(found, OSError) else None
 
 
 class _Unbreakable(io.FileIO):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -318,10 +319,11 @@ def joined(own: Rank, device: str, *, strict: bool) -> Iterator[Group]:
 def _take_gpu(own: Rank) -> None:
     found = torch.cuda.device_count()
     if found == 0:
-        raise StartError("device=cuda: PyTorch finds no CUDA GPU on this machine; use device=cpu")
+        raise StartError(f"device=cuda: PyTorch finds no CUDA GPU on this machine ({gethostname()}); use device=cpu")
     if 1 < found < own.local_world:
         raise StartError(
-            f"{own.local_world} processes were started on this machine, which has {found} GPUs: start one for each GPU"
+            f"{own.local_world} processes were started on this machine ({gethostname()}), which has {found} GPUs: "
+            "start one for each GPU"
         )
     torch.cuda.set_device(own.local_rank if found > 1 else 0)  # some launchers show each process only its own
 

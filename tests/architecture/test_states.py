@@ -17,7 +17,7 @@ OTHER_MEANINGS = {
     ("analysis/from_wandb.py", "preempted"): ("wandb's word for a state", 1),
     ("analysis/from_wandb.py", "running"): ("wandb's word for a state", 1),
     ("dst/launcher/sync.py", "failed"): ("what became of sending a record, whatever state the run is in", 1),
-    ("dst/records/lock.py", "unknown"): ("the host of a lock whose content is damaged", 1),
+    ("dst/records/lock_file.py", "unknown"): ("the host of a lock whose content is damaged", 1),
     ("dst/records/read.py", "missing"): ("a field that is not there", 1),
     ("dst/run/terminal.py", "lost"): ("an attribute of a stream", 1),
     ("dst/sparsity/masks_file.py", "missing"): ("a mask that is not there", 1),

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from dst.records.catalog import find_runs
+from dst.records.lock import locked
 from dst.records.read import read_attempts, read_metrics, read_status, read_summary
+from dst.records.store import Record
 from tests.composed import last_given
 from tests.processes import REPOSITORY, run, run_folder, wait_until
 
@@ -102,6 +104,25 @@ def test_what_is_only_to_be_shown_fails_if_it_is_lost_and_not_if_enough_was_seen
     assert shell("RUN --cfg job | head -1 >/dev/null; echo ${PIPESTATUS[0]} >&9", tmp_path) == "0"
     assert shell(f"{status} >/dev/full 2>/dev/null; echo $? >&9", tmp_path) == "1"
     assert shell(f"{status} >&-; echo $? >&9", tmp_path) == "0"
+
+
+def test_every_program_has_streams_that_survive():
+    """But those that are read by another process of ours, which wants to hear of everything."""
+    inner = {REPOSITORY / "dst" / "tracking" / name for name in ("send.py", "fetch.py")}
+    files = [REPOSITORY / "run.py", *(REPOSITORY / "dst").rglob("*.py"), *(REPOSITORY / "analysis").rglob("*.py")]
+    programs = {path for path in files if 'if __name__ == "__main__":' in path.read_text()} - inner
+    assert len(programs) > 10
+    assert [path for path in programs if "sys.exit(program(" not in path.read_text()] == []
+
+
+def test_who_shows_again_and_again_ends_when_nobody_looks(tmp_path):
+    record = Record.create(tmp_path / "group" / "run", config_yaml="", run={"name": "a run"})
+    record.write_status("running", attempt=1, step=5)
+    status = f"cd {REPOSITORY}; {sys.executable} -m dst.launcher.status --watch 0.2 {tmp_path}"
+    with locked(record.folder):
+        end = f"{status} 2>{tmp_path}/err | head -1 >/dev/null; echo ${{PIPESTATUS[0]}} >&9"
+        assert shell(f"timeout 60 bash -c '{end}'", tmp_path) == "0"
+    assert (tmp_path / "err").read_text() == ""
 
 
 # -- a terminal that is closed, or has no size -------------------------------------------------------------------------

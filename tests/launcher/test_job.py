@@ -11,7 +11,7 @@ from dst.launcher import job
 from dst.launcher.job import FrozenRun, Job
 from dst.launcher.slurm import Notice
 from dst.records.lock import locked
-from dst.records.read import read_attempts, read_status
+from dst.records.read import read_attempts, read_launch, read_status
 from dst.records.store import Record
 from tests.processes import REPOSITORY
 
@@ -137,6 +137,17 @@ def test_a_signal_that_meets_a_process_without_a_handler(supervisor, run, tmp_pa
     Record.open(job.Path(run.folder)).write_status(state, attempt=1, step=0)
     supervisor.requested = signal.SIGUSR2
     assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), -signal.SIGUSR2) == code
+
+
+@pytest.mark.parametrize(("cluster", "left"), [("local", None), ("slurm", "7")])
+def test_a_run_that_was_stopped_by_itself_leaves_a_job_that_never_resumes_it(supervisor, run, tmp_path, cluster, left):
+    """So that it can be submitted again while others of its job go on; a job of SLURM may be put back with it."""
+    supervisor.environment = SimpleNamespace(cluster=cluster, job_id="7")
+    record = Record.open(job.Path(run.folder))
+    for number, after in (("7", left), ("8", "8")):  # 8: it was submitted again already
+        record.write_launch({"cluster": cluster, "job": number})
+        assert supervisor._judged(job._Child(run, None, tmp_path / "log.txt", ()), 75) == 75
+        assert read_launch(record.folder)["job"] == after
 
 
 @pytest.mark.parametrize("state", ["preempted", "running", "cancelled"])

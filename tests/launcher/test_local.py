@@ -201,6 +201,28 @@ def test_killed_without_warning_and_cancelled(here, capsys):
     assert read_attempts(folder)[-1]["cause"] == "stop request (SIGTERM)"
 
 
+def test_one_run_of_a_sweep_is_cancelled_and_the_others_go_on(here, capsys):
+    """One that waits is passed over, one that runs saves; both may be submitted again while the job goes on."""
+    command = (*LOCAL, *ENDLESS, "seed=0,1,2", "hydra.launcher.max_parallel=1")
+    assert run(*command, cwd=here).code == 0
+    by_seed = {read_json(folder / "run.json")["config"]["seed"]: folder for folder in find_runs(here / "outputs")}
+    first, second, third = (by_seed[seed] for seed in range(3))
+    try:
+        assert cancel.main([str(second)]) == 0
+        wait_until(lambda: is_moving(first, 1), "not running")
+        assert cancel.main([str(first)]) == 0
+        wait_until(lambda: is_moving(third, 1), "the last one does not get its turn")
+        assert [found.state for found in observe([first, second, third])] == ["preempted", "cancelled", "running"]
+        told = run(*command, cwd=here)
+        assert (told.code, told.output.splitlines()[0]) == (0, "3 runs: 1 under way already, 2 submitted")
+    finally:
+        cancel.main(["outputs"])
+    assert "cancelled 2 jobs of 3 runs" in capsys.readouterr().out
+    wait_until(lambda: not any(found.is_taken for found in observe([first, second, third])), "the jobs do not end")
+    assert state(third) == "preempted"
+    assert read_attempts(second) == []
+
+
 def test_a_changed_frozen_config_is_refused(here):
     ((_, config),) = compose_cells(REPOSITORY / "conf", [*TINY, *QUIET], multirun=False)
     (cell,) = cells([complete(config)])

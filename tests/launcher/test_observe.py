@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst.launcher import observe as observing
-from dst.launcher import slurm
+from dst.launcher import slurm, status
 from dst.launcher.observe import observe
 from dst.launcher.slurm import SlurmJob
 from dst.launcher.status import show
@@ -190,9 +190,9 @@ def test_a_queue_that_cannot_be_asked_is_no_empty_queue(monkeypatch):
     assert slurm.jobs(["7_1"]) is None
     assert slurm.jobs([]) == {}
     monkeypatch.setattr(
-        slurm, "_output", lambda *command: "7_1|PENDING\n7_2|RUNNING\n" if command[0] == "squeue" else ""
+        slurm, "_output", lambda *command: "7_1|PENDING|Priority\n7_2|RUNNING|None\n" if command[0] == "squeue" else ""
     )
-    assert slurm.jobs(["7_1"]) == {"7_1": SlurmJob("PENDING")}
+    assert slurm.jobs(["7_1", "7_2"]) == {"7_1": SlurmJob("PENDING", reason="Priority"), "7_2": SlurmJob("RUNNING")}
 
 
 @pytest.mark.parametrize(
@@ -221,13 +221,14 @@ def test_a_queue_that_cannot_be_asked_is_no_empty_queue(monkeypatch):
     ],
 )
 def test_what_slurm_says_of_the_tasks_of_an_array(monkeypatch, queue, accounting, states):
+    queue = "\n".join(f"{line}|None" for line in queue.splitlines())
     monkeypatch.setattr(slurm, "_output", lambda *command: queue if command[0] == "squeue" else accounting)
     found = slurm.jobs([f"7_{task}" for task in range(6)])
     assert [found[job].state if (job := f"7_{task}") in found else None for task in range(6)] == states
 
 
 def test_without_an_answer_of_the_accounting_nobody_says_how_a_task_ended_that_the_queue_has_forgotten(monkeypatch):
-    monkeypatch.setattr(slurm, "_output", lambda *command: "7_0|RUNNING" if command[0] == "squeue" else None)
+    monkeypatch.setattr(slurm, "_output", lambda *command: "7_0|RUNNING|None" if command[0] == "squeue" else None)
     assert slurm.jobs(["7_0", "7_1"]) == {"7_0": SlurmJob("RUNNING")}
 
 
@@ -240,8 +241,53 @@ def test_the_tasks_that_slurm_lists_are_those_it_means(tasks, step):
     assert list(slurm._numbers(f"{min(tasks)}-{max(tasks)}:{step}")) == list(range(min(tasks), max(tasks) + 1, step))
 
 
-def test_jobs_are_cancelled_an_array_at_a_time():
-    assert slurm._by_array(["12_3", "12_10", "9", "12_0"]) == ["12_[0,10,3]", "9"]
+def test_slurm_is_not_asked_of_no_job(tmp_path, monkeypatch):
+    """One record without a job, as of a run whose submission failed, must not spoil the question for all."""
+    asked = []
+    monkeypatch.setattr(observing.slurm, "jobs", lambda ids: asked.extend(ids) or {})
+    for job in (None, "7"):
+        record = Record.create(tmp_path / f"run_{job}", config_yaml="", run={"name": "a run"})
+        record.write_launch({"cluster": "slurm", "job": job})
+    observe([tmp_path / "run_None", tmp_path / "run_7"])
+    assert asked == ["7"]
+
+
+@pytest.fixture
+def scancel(monkeypatch):
+    """Return a function: how ``scancel`` acts on each call; and the calls."""
+
+    def acts(*ends):
+        calls = []
+
+        def run(command, **_):
+            end = ends[min(len(calls), len(ends) - 1)]
+            calls.append(command[1:])
+            if isinstance(end, Exception):
+                raise end
+            return subprocess.CompletedProcess(command, int(bool(end)), "", end)
+
+        monkeypatch.setattr(slurm.subprocess, "run", run)
+        return calls
+
+    return acts
+
+
+def test_jobs_are_cancelled_an_array_at_a_time_and_what_is_refused_is_told_of_those_that_were(scancel):
+    calls = scancel("", "scancel: error: Kill job error on job id 9: Access/permission denied\n")
+    refused = slurm.cancel(["12_3", "12_10", "9", "12_0", "8"])
+    assert calls == [["12_[0,10,3]"], ["8", "9"]]
+    assert refused == {"9": "scancel: error: Kill job error on job id 9: Access/permission denied"}
+
+
+def test_a_slow_scancel_is_waited_for_once_and_told(scancel):
+    calls = scancel("", subprocess.TimeoutExpired(["scancel"], 60))
+    refused = slurm.cancel(["12_3", "13_0", "14_0", "14_1"])
+    assert calls == [["12_[3]"], ["13_[0]"]]
+    assert refused == dict.fromkeys(
+        ["13_0", "14_0", "14_1"], "scancel: SLURM does not answer within 60 s; look later, and cancel again"
+    )
+    scancel(FileNotFoundError(2, "no such program"))
+    assert slurm.cancel(["9"]) == {"9": "scancel: [Errno 2] no such program"}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +312,48 @@ def test_a_time_limit_is_told_from_preemption(monkeypatch, text, expected):
 def test_slurm_that_does_not_answer_is_no_notice(monkeypatch):
     monkeypatch.setattr(slurm, "_output", lambda *command: None)
     assert slurm.notice("7") is None
+
+
+# -- what status says --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_job_waits_for_is_shown_beside_its_state(told):
+    found = told("queued", {JOB: SlurmJob("PENDING", reason="QOSMaxJobsPerUserLimit")})
+    assert (found.slurm, found.reason) == ("PENDING", "QOSMaxJobsPerUserLimit")
+    assert "  PENDING (QOSMaxJobsPerUserLimit)  " in status.show([found])
+
+
+def test_a_lost_run_says_where_its_last_words_are(told, tmp_path):
+    """SLURM writes into the log of the job why it killed it."""
+    launch = {"cluster": "slurm", "job": JOB, "submitted": 0, "logs": str(tmp_path / "logs")}
+    assert told("running", slurm_says("OUT_OF_MEMORY"), launch=launch).why == "SLURM says OUT_OF_MEMORY"
+    (tmp_path / "logs").mkdir()
+    logs = [tmp_path / "run" / "log.txt", tmp_path / "logs" / f"{JOB}_0_log.out"]
+    for log in logs:
+        log.write_text("Out of memory")
+    (lost,) = observe([tmp_path / "run"])
+    assert lost.why == f"SLURM says OUT_OF_MEMORY; see {logs[0]}, {logs[1]}"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_that_slurm_could_not_be_asked_is_said_once(told, tmp_path, monkeypatch, capsys, options):
+    told("queued", None)
+    assert status.main([str(tmp_path), *options]) == 0
+    found = capsys.readouterr()
+    said, other = (found.err, found.out) if options else (found.out, found.err)
+    assert said.count("SLURM cannot be asked from here (squeue)") == 1
+    assert "cannot be asked" not in other
+    monkeypatch.setattr(observing.slurm, "jobs", lambda ids: {})
+    assert status.main([str(tmp_path), *options]) == 0
+    found = capsys.readouterr()
+    assert "cannot be asked" not in found.out + found.err
+
+
+def test_a_failure_elsewhere_is_told_with_its_host(told, monkeypatch):
+    found = told("failed", {}, error="CUDA error: uncorrectable ECC error")
+    assert f"run failed: {found.why}\n" in status.show([found])
+    monkeypatch.setattr(status, "this_host", lambda: "login")
+    assert f"run failed on {os.uname().nodename}: {found.why}\n" in status.show([found])
 
 
 # -- clocks ------------------------------------------------------------------------------------------------------------

@@ -128,5 +128,5 @@ def test_weights_of_another_model_are_refused_with_both_shapes():
 
     ours = {"fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)}
     assert _differing({"fc.weight": torch.ones(3, 5), "out": torch.ones(1)}, ours) == (
-        "fc.bias is missing there and 3 here, fc.weight is 3x5 there and 3x4 here, out is 1 there and missing here"
+        "fc.bias is absent there and 3 here, fc.weight is 3x5 there and 3x4 here, out is 1 there and absent here"
     )

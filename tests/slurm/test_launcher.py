@@ -59,7 +59,8 @@ def test_a_sweep_with_a_failing_cell(cluster, tmp_path):
     ids = jobs(tmp_path)
     array = ids[0].partition("_")[0]
     assert sorted(ids.values()) == [f"{array}_{i}" for i in range(6)]  # one array
-    assert [observed.state for observed in observe(find_runs(tmp_path / "outputs"))] == ["queued"] * 6
+    waiting = observe(find_runs(tmp_path / "outputs"))
+    assert [(found.state, found.slurm, found.reason) for found in waiting] == [("queued", "PENDING", "JobHeldUser")] * 6
     again = submit(cluster, *command, cwd=tmp_path, conf=conf)
     assert "6 runs: 6 under way already, 0 submitted" in again
 
@@ -165,6 +166,7 @@ def test_a_job_killed_without_warning(cluster, tmp_path):
     (observed,) = observe([folder])
     assert (observed.state, observed.is_taken) == ("lost", False)
     assert "SLURM says" in observed.why
+    assert f"; see {folder / 'log.txt'}, {read_launch(folder)['logs']}/{job}_0_log.out" in observed.why
     assert json.loads((folder / "lock").read_text())["pid"] == child
 
     assert "1 runs: 1 submitted" in submit(cluster, *command, "hydra.launcher.wait=true", cwd=tmp_path)

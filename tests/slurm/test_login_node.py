@@ -1,6 +1,7 @@
 """The way of a cluster's users: submitted where there is no GPU, to the end of what can be observed without one."""
 
 import shutil
+import socket
 
 import pytest
 import torch
@@ -35,5 +36,6 @@ def test_runs_on_gpus_are_submitted_without_one_and_their_jobs_say_what_is_missi
     assert (len(folders), asked) == (3, {1, 2})
     for folder, observed in zip(folders, wait(folders), strict=True):
         assert (observed.state, read_status(folder)["step"]) == ("failed", 0)
-        assert "hardware.device=cuda: PyTorch finds no CUDA GPU on this machine" in observed.why
+        told = f"hardware.device=cuda: PyTorch finds no CUDA GPU on this machine ({socket.gethostname()})"
+        assert told in observed.why
         cluster.wait_for(read_launch(folder)["job"], "FAILED")

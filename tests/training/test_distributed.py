@@ -249,6 +249,9 @@ def test_each_process_takes_a_gpu(found, local_rank, taken, monkeypatch):
 
 @pytest.mark.parametrize(("found", "message"), [(0, "finds no CUDA GPU"), (2, "4 processes .* has 2 GPUs")])
 def test_too_few_gpus(found, message, monkeypatch):
+    """Jobs run elsewhere, so it is said where."""
+    monkeypatch.setattr(distributed, "gethostname", lambda: "node7")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    with pytest.raises(StartError, match=message):
+    with pytest.raises(StartError, match=message) as refused:
         distributed._take_gpu(Rank(0, 4, 0, 4))
+    assert "this machine (node7)" in str(refused.value)
