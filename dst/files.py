@@ -6,7 +6,8 @@ import os
 import pwd
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -55,6 +56,43 @@ def replacing(
             raise error
     if durable:
         sync_folder(paths[0].parent)
+
+
+_WORTH_S: Final = 60.0
+"""What took longer to find out is written in any case: nobody wants to wait for it twice."""
+
+_kept: list[Callable[[], None]] | None = None
+
+
+@contextmanager
+def kept_back() -> Iterator[None]:
+    """Keep back what ``write_or_keep`` is given until the end of the block; write nothing if it ends by an error.
+
+    Unless the block took a minute or more.
+    """
+    global _kept
+    before, began, is_refused = _kept, time.monotonic(), True
+    kept: list[Callable[[], None]] = []
+    _kept = kept
+    try:
+        yield
+        is_refused = False
+    finally:
+        _kept = before
+        if not is_refused or time.monotonic() - began >= _WORTH_S:
+            for write in kept:
+                write_or_keep(write)
+
+
+def write_or_keep(write: Callable[[], None]) -> None:
+    """Write now, or at the end of the block in which it is kept back.
+
+    For notes and caches of what was read: a command that is refused leaves nothing behind.
+    """
+    if _kept is None:
+        write()
+    else:
+        _kept.append(write)
 
 
 def replace_text(path: Path, text: str, *, durable: bool = True) -> None:

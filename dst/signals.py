@@ -6,6 +6,7 @@ each with one line and a known exit code, never with a traceback.
 """
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
@@ -30,6 +31,20 @@ def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def stop_with(parent: int) -> None:
+    """Have this process asked to stop (SIGTERM) as soon as its parent process is gone, also if that was killed.
+
+    ``parent``: the process that started it, which may be gone already. Linux can do so, other systems only that.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        signal.raise_signal(signal.SIGTERM)
 
 
 # -- waiting for what may never come -----------------------------------------------------------------------------------

@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst import files
-from dst.files import OtherContentError, file_sha256, read_verified, replace_text, replacing, sha256
+from dst.files import (
+    OtherContentError,
+    file_sha256,
+    kept_back,
+    read_verified,
+    replace_text,
+    replacing,
+    sha256,
+    write_or_keep,
+)
 from tests.limits import largest_file
 from tests.processes import REPOSITORY
 
@@ -143,6 +152,28 @@ def test_a_kill_between_writing_and_renaming_leaves_the_old_content(tmp_path, ca
     with replacing(tmp_path / "a", shared=False) as (file,):  # what the kill has left is overwritten
         file.write(b"new")
     assert contents(tmp_path) == {"a": "new"}
+
+
+@pytest.mark.parametrize(("took_s", "left"), [(59.0, []), (61.0, ["note"])])
+def test_what_is_kept_back_is_not_written_after_an_error(tmp_path, monkeypatch, took_s, left):
+    """Unless it took so long to find out that nobody wants to wait for it again."""
+    moments = iter([0.0, 0.0, took_s])
+    monkeypatch.setattr(files.time, "monotonic", lambda: next(moments))
+    with kept_back():
+        write_or_keep((tmp_path / "now").touch)
+        assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["now"]
+    (tmp_path / "now").unlink()
+
+    def refuse():
+        write_or_keep((tmp_path / "note").touch)
+        raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"), kept_back():
+        refuse()
+    assert os.listdir(tmp_path) == left
+    write_or_keep((tmp_path / "later").touch)
+    assert sorted(os.listdir(tmp_path)) == ["later", *left]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -93,13 +93,30 @@ def _check_slurm(config: Config) -> Iterator[str]:
             f"(hardware.slurm.timeout_min={wanted.timeout_min}): a run would be stopped before it begins"
         )
     for option in wanted.options:
-        name = option.lstrip("-").partition("=")[0].replace("_", "-")
+        name = _named(option)
         if not name:
             yield f"hardware.slurm.options: {option!r} is no option of sbatch, e.g. mail-type=FAIL"
         elif name in _SLURM_KEYS:
             yield f"hardware.slurm.options: {option!r} is what hardware.{_SLURM_KEYS[name]} says; set that"
         elif name in _SLURM_OWN:
             yield f"hardware.slurm.options: {option!r} would be ignored, or break requeueing: the launcher sets {name}"
+        elif name in _MEMORY and wanted.memory_gb is not None:
+            yield f"hardware.slurm.options: {option!r} speaks against hardware.slurm.memory_gb; leave one of them out"
+    for option in wanted.srun_options:
+        name = _named(option)
+        if not name:
+            yield f"hardware.slurm.srun_options: {option!r} is no option of srun, e.g. cpu-bind=cores"
+        elif name in _SLURM_KEYS:
+            yield f"hardware.slurm.srun_options: {option!r} is what hardware.{_SLURM_KEYS[name]} says; set that"
+        elif name in _SRUN_OWN:
+            yield f"hardware.slurm.srun_options: {option!r} would hide output or ends: the launcher sets {name}"
+    if wanted.python is not None and not wanted.python.strip():
+        yield "hardware.slurm.python is empty: give the words that start Python, or null for that of the command"
+
+
+def _named(option: str) -> str:
+    """Return the name of an option of a command, as the command spells it."""
+    return option.lstrip("-").partition("=")[0].replace("_", "-")
 
 
 def _check_tracking(config: Config) -> Iterator[str]:
@@ -138,6 +155,9 @@ _SLURM_KEYS = {
 }
 _SLURM_OWN = ("array", "error", "job-name", "no-requeue", "open-mode", "output", "requeue", "wait", "wrap")
 """Options of sbatch that only the launcher may set."""
+_SRUN_OWN = ("error", "input", "kill-on-bad-exit", "multi-prog", "no-kill", "output", "unbuffered")
+"""Options of srun that only the launcher may set."""
+_MEMORY = ("mem-per-cpu", "mem-per-gpu")
 
 _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _check_options,

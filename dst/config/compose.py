@@ -6,12 +6,13 @@ answer to it.
 
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
 import yaml
@@ -88,12 +89,14 @@ class ComposedCell(NamedTuple):
     """One cell of a command.
 
     ``overrides``: those of its own, which sweep nothing. ``changed``: what they, or a file such as that of an
-    experiment, changed in the method that they choose: dotted key -> value.
+    experiment, changed in the method that they choose: dotted key -> value. ``swept``: in what they differ from those
+    of the other cells: key or group -> value, as it was typed.
     """
 
     overrides: list[str]
     config: Config
     changed: dict[str, Any]
+    swept: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -143,14 +146,21 @@ def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[ComposedCel
 def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[ComposedCell]:
     """Return cells with their configs; ConfigError with the problems of all."""
     composed, problems = [], []
+    common = set[str]().union(*cells[:1]).intersection(*cells)
     for cell in cells:
         try:
-            composed.append(composer.cell(cell))
+            composed.append(composer.cell(cell)._replace(swept=_swept(cell, common)))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return composed
+
+
+def _swept(cell: Sequence[str], common: Collection[str]) -> dict[str, str]:
+    """Return the overrides of a cell that not all cells have in ``common``, in their order."""
+    given = (text.partition("=") for text in cell if text not in common)
+    return {key.lstrip("+"): value for key, _, value in given}
 
 
 def _ends(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:

@@ -16,6 +16,9 @@ class LauncherSettings:
         int | None, Range(1), "at most this many jobs at once; null: SLURM's limits, or what processors and GPUs allow"
     ] = None
     runs_per_job: Annotated[int, Range(1), "cells side by side in one job, each a process on the same device"] = 1
+    max_submitted: Annotated[
+        int | None, Range(1), "at most this many SLURM jobs, which take the cells one after another; null: one for each"
+    ] = None
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings, as messages for the user."""
@@ -48,6 +51,14 @@ class Slurm:
     setup: Annotated[list[str], ASIDE, 'shell lines before the program, e.g. ["module load cuda"]'] = field(
         default_factory=list
     )
+    python: Annotated[
+        str | None,
+        ASIDE,
+        "shell words that start Python in a job, e.g. of a container; null: the Python of the command",
+    ] = None
+    srun_options: Annotated[
+        list[str], ASIDE, 'further options of srun, which starts the program, e.g. ["container-image=my.sqsh"]'
+    ] = field(default_factory=list)
     options: Annotated[list[str], ASIDE, 'further options of sbatch, e.g. ["mail-type=FAIL"]'] = field(
         default_factory=list
     )

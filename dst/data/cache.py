@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from dst.data.prepare import decode_all, verify
 from dst.data.resize import Resize
 from dst.data.table import Table
 from dst.data.table_file import read_bytes
-from dst.files import replacing, sha256
+from dst.files import replacing, sha256, write_or_keep
 from dst.options import checked
 
 _LOG = logging.getLogger(__name__)
@@ -201,11 +202,18 @@ def _cached(path: Path, name: str, raw: str | None) -> Dataset | None:
 
 def _stored(path: Path, name: str, train: Split, test: Split, classes: int, raw: str | None) -> Dataset:
     dataset = Dataset(name, train, test, classes, _digest(_content(train, test, classes), _tensors(train, test)))
+    write_or_keep(partial(_store, path, train, test, dataset, raw))
+    return dataset
+
+
+def _store(path: Path, train: Split, test: Split, dataset: Dataset, raw: str | None) -> None:
+    """Write a cache file. A full disk or a read-only folder costs time at each start, which is no reason to stop."""
     try:
         _write(path, train, test, dataset, raw)
-    except OSError as error:  # a full disk or a read-only folder costs time at each start, which is no reason to stop
-        _LOG.warning("%s: cannot write its cache %s (%s); cache=FOLDER chooses another place", name, path, error)
-    return dataset
+    except OSError as error:
+        _LOG.warning(
+            "%s: cannot write its cache %s (%s); cache=FOLDER chooses another place", dataset.name, path, error
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

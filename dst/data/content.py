@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from dst.data.dataset import DataError
 from dst.data.files import Files, listing_digest
 from dst.data.listing import unusable
-from dst.files import file_sha256, sha256
+from dst.files import file_sha256, sha256, write_or_keep
 
 _LOG = logging.getLogger(__name__)
 _READERS: Final = 8
@@ -41,7 +42,7 @@ def files_digest(name: str, train: Files, test: Files, cache: Path) -> str:
         return known
     found = _read(name, train, test)
     if max(int(part.stamps[:, 1].max()) for part in (train, test)) < began - _TICK_NS:
-        _write(note, listing, found)
+        write_or_keep(partial(_write, note, listing, found))
     return found
 
 

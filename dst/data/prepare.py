@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dst.data.dataset import DataError, Split
 from dst.data.decode import load_decoders, pixels
 from dst.data.files import Files, file_keys
 from dst.data.listing import some, unusable
-from dst.files import replacing
+from dst.files import replacing, write_or_keep
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ def verify(files: Files, key: str, memory: Path, title: str) -> None:
                 _remember(memory, known, keys[good])
                 kept = time.monotonic()
     except BaseException:
-        _remember(memory, known, keys[good])
+        write_or_keep(partial(_remember, memory, known, keys[good]))
         raise
-    _remember(memory, known, keys[good], whole)
+    write_or_keep(partial(_remember, memory, known, keys[good], whole))
 
 
 def _decoded(files: Files, numbers: Sequence[int], work: Work, title: str) -> Iterator[Answer]:

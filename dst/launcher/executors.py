@@ -1,8 +1,9 @@
 """Submitting frozen runs through submitit: to SLURM as few job arrays, or on this machine as one job."""
 
+import math
 import os
+import re
 import secrets
-import shlex
 import signal
 import sys
 import time
@@ -10,38 +11,45 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from dst.config.launcher import LauncherSettings
-from dst.config.schema import Config, Hardware
+from dst.config.schema import Hardware
 from dst.launcher import slurm
 from dst.launcher.job import FrozenRun, Job, visible_gpus
 from dst.launcher.observe import JOB_FILES, process_started
+from dst.launcher.request import Run, batches, imports, jobs_of, sbatch_parameters, undisturbed
 from dst.records.lock import this_host
 from dst.records.restate import restate
 from dst.records.states import State
 from dst.records.store import Record, RecordError
-from dst.run.environment import CODE
 from dst.signals import REQUESTS, blocked
 
 _FOREVER_MIN: Final = 60 * 24 * 365
 """Jobs on this machine have no time limit."""
 
-Run = tuple[FrozenRun, Config]
-
-_T = TypeVar("_T")
-
-
 _REFUSALS: Final = (OSError, FailedJobError, FailedSubmissionError)
+
+_TOO_MANY: Final = re.compile(r"MaxSubmit|submit limit|unable to accept job|temporarily unavailable", re.IGNORECASE)
+_NAMED_LIMIT: Final = re.compile(r"\b(?:QOS|Assoc)\w+")
+"""SLURM's name of the limit that was met, e.g. ``QOSMaxSubmitJobPerUserLimit``. What else it says fits several."""
+
+_REMEDY: Final = (
+    "so many jobs may not be in the queue: with hydra.launcher.max_submitted=N a command submits at most N jobs, which "
+    "take the runs one after another; with hydra.launcher.runs_per_job=K each has K runs at once"
+)
 
 
 class SubmissionError(RuntimeError):
-    """A job was not taken. The jobs that were submitted before it go on."""
+    """A job was not taken. The jobs that were submitted before it go on. ``remedy``: how to stay below a limit."""
+
+    def __init__(self, told: str, remedy: str = "") -> None:
+        self.remedy = remedy
+        super().__init__(told)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,15 @@ def send(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: P
     try:
         return Submission(list(to_cluster(runs, settings, logs, code)), logs)
     except _REFUSALS as error:
-        raise SubmissionError(f"{settings.cluster} did not take the job: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split())
+        remedy = _REMEDY if settings.cluster == "slurm" and is_too_many(told) else ""
+        raise SubmissionError(f"{settings.cluster} did not take the job: {told}", remedy) from error
+
+
+def is_too_many(refusal: str) -> bool:
+    """Say whether SLURM refuses a job since there are too many in the queue."""
+    named = _NAMED_LIMIT.search(refusal)
+    return _TOO_MANY.search(named[0] if named else refusal) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,25 +90,27 @@ def send(runs: Sequence[Run], settings: LauncherSettings, *, root: Path, code: P
 def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code: Path) -> Iterator[str]:
     arrays = [
         (array, hardware)
-        for same, hardware in _by_request(runs)
-        for array in _batches(list(_batches(same, settings.runs_per_job)), slurm.max_array_size())
+        for packed, hardware in jobs_of(runs, settings)
+        for array in batches(packed, slurm.max_array_size())
     ]
     # SLURM limits how many tasks run at once for each array separately, so each array gets its share. If there are more
     # arrays than that, an array waits for an earlier one.
     throttle = None if settings.max_parallel is None else max(1, settings.max_parallel // len(arrays))
     ids: list[str] = []
     for array, hardware in arrays:
+        # Each round of runs of a job may take it as many requeues as a single run may.
+        max_requeues = hardware.slurm.max_requeues * math.ceil(len(array[0]) / settings.runs_per_job)
         jobs = [
             Job(
-                tuple(packed),
+                packed,
                 parallel=settings.runs_per_job,
                 processes=hardware.processes,
-                max_requeues=hardware.slurm.max_requeues,
+                max_requeues=max_requeues,
                 signal_delay_s=hardware.slurm.signal_delay_s,
             )
             for packed in array
         ]
-        executor = SlurmExecutor(logs, max_num_timeout=hardware.slurm.max_requeues)
+        executor = SlurmExecutor(logs, max_num_timeout=max_requeues, python=hardware.slurm.python)
         # All jobs of an array have one name in the queue. Each takes its own name when it starts.
         name = jobs[0].title if len(jobs) == 1 else Path(array[0][0].folder).parent.name
         lanes = settings.max_parallel or len(arrays)
@@ -100,55 +118,12 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
         asked = sbatch_parameters(hardware, settings.runs_per_job, code, throttle, after=earlier)
         executor.update_parameters(**asked, job_name=name)
         with _handing_over(jobs, settings):
-            with blocked(REQUESTS):  # Ctrl-C in the terminal would end sbatch half-way
+            with undisturbed(asked), blocked(REQUESTS):  # Ctrl-C in the terminal would end sbatch half-way
                 submitted = executor.submit_array(jobs) if len(jobs) > 1 else [executor.submit(jobs[0])]
             for job, found in zip(jobs, submitted, strict=True):
                 _note(job.runs, settings, job=found.job_id, logs=str(logs), code=str(code))
         ids.append(submitted[0].job_id.partition("_")[0])
         yield ids[-1]
-
-
-def sbatch_parameters(
-    hardware: Hardware, runs_per_job: int, code: Path, throttle: int | None, *, after: str | None = None
-) -> dict[str, Any]:
-    """Return the request to SLURM for each job, in submitit's words; ``after``: a job that must have ended before."""
-    wanted = hardware.slurm
-    tasks = hardware.processes // wanted.nodes
-    gpus = wanted.gpus if wanted.gpus is not None else (tasks if hardware.device == "cuda" else 0)
-    cpus = wanted.cpus or runs_per_job * (hardware.threads + hardware.workers)
-    options = dict(option.lstrip("-").partition("=")[::2] for option in wanted.options)
-    if after is not None:
-        options["dependency"] = ",".join(filter(None, [f"afterany:{after}", options.get("dependency")]))
-    asked = {
-        "time": wanted.timeout_min,
-        "signal_delay_s": wanted.signal_delay_s,
-        "nodes": wanted.nodes,
-        "ntasks_per_node": tasks,
-        "cpus_per_task": cpus,
-        "gpus_per_node": gpus or None,
-        "mem": wanted.memory_gb and f"{round(1024 * wanted.memory_gb)}M",
-        "partition": wanted.partition,
-        "account": wanted.account,
-        "qos": wanted.qos,
-        "constraint": wanted.constraint,
-        "setup": [*wanted.setup, *(f"export {name}={shlex.quote(value)}" for name, value in imports(code).items())],
-        # Since SLURM 22.05 srun does not take this number from its job.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
-        "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True, **{name: value or True for name, value in options.items()}},
-        "array_parallelism": throttle or slurm.max_array_size(),
-    }
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _by_request(runs: Sequence[Run]) -> Iterator[tuple[list[FrozenRun], Hardware]]:
-    """Yield the runs with equal requests, which can share an array."""
-    groups: dict[str, tuple[list[FrozenRun], Hardware]] = {}
-    for run, config in runs:
-        hardware = config.hardware
-        asked = (hardware.slurm, hardware.device, hardware.processes, hardware.threads, hardware.workers)
-        groups.setdefault(repr(asked), ([], hardware))[0].append(run)
-    yield from groups.values()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,19 +238,3 @@ def _each(runs: Sequence[FrozenRun], act: Callable[[Path], Any]) -> None:
             act(Path(run.folder))
         except (OSError, RecordError) as error:
             print(f"warning: the record of {run.folder} could not be written: {error}", file=sys.stderr)
-
-
-def imports(code: Path) -> dict[str, str]:
-    """Return the environment variables that make Python import the frozen package, and those that identify it.
-
-    It is imported even if the working folder holds another one.
-    """
-    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", CODE: code.name}
-
-
-def _batches(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
-    """Cut a list into lists of at most ``size``."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

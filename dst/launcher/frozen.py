@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from dst.config.identity import run_name
 from dst.config.schema import Config, ConfigError
@@ -15,13 +14,11 @@ from dst.records.read import read_launch, read_run
 from dst.records.restate import restate
 from dst.records.states import State
 from dst.records.store import RecordError
+from dst.records.swept import recorded_name
 from dst.run.cell import Cell
-from dst.run.environment import CODE
+from dst.run.environment import CODE, FROZEN
 from dst.run.resume import refreeze
 from dst.run.verified import frozen_config
-
-FROZEN: Final = ".code"
-"""The folder below an output root with a copy of each version of the package with which runs were submitted."""
 
 
 def freeze(cell: Cell, command: str) -> FrozenRun:
@@ -33,7 +30,7 @@ def freeze(cell: Cell, command: str) -> FrozenRun:
     record = cell.record(command, durable=False)
     text = cell.text if is_new else refreeze(record, cell.config, cell.changed)
     _mark_submitting(record.folder)
-    return FrozenRun(str(record.folder.resolve()), cell.name, sha256(text), text)
+    return FrozenRun(str(record.folder.resolve()), cell.title, sha256(text), text)
 
 
 def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
@@ -41,7 +38,8 @@ def read_frozen(folder: Path) -> tuple[FrozenRun, Config]:
     config, text = frozen_config(folder), (folder / "config.yaml").read_text()
     about = read_run(folder)
     name = run_name(config, about.get("changed", {}), about.get("identity", {}))
-    return FrozenRun(str(folder.resolve()), name, sha256(text), text), config
+    named = recorded_name({**about, "name": name}, name)
+    return FrozenRun(str(folder.resolve()), named, sha256(text), text), config
 
 
 def freeze_again(run: FrozenRun, config: Config) -> tuple[FrozenRun, Config]:

@@ -29,7 +29,7 @@ from dst.records.states import ENDED, State, worst
 from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.terminal import secure
-from dst.signals import REQUESTS
+from dst.signals import REQUESTS, stop_with
 
 _POLL_S: Final = 0.2
 _STOPPED: Final = State.PREEMPTED.exit_code
@@ -127,6 +127,8 @@ class _Supervisor:
         requeue = signal.getsignal(signal.SIGUSR2)
         for number in set(REQUESTS) - {signal.SIGHUP}:  # the end of the terminal from which it was submitted
             signal.signal(number, self._request)
+        if self.environment.cluster == "local":  # nobody could stop it any more, and its runs would be submitted again
+            stop_with(self._controller)
         forwarded, asked = None, 0.0
         while self.running or (self.waiting and self.requested is None):
             while self.waiting and len(self.running) < self.job.parallel and self.requested is None:
@@ -148,6 +150,11 @@ class _Supervisor:
             time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one of them fails
         return code
 
+    @property
+    def _controller(self) -> int:
+        """The process by which a job of this machine is known, and that starts its tasks."""
+        return int(self.environment.job_id)
+
     def _end_unbegun(self) -> None:
         """Kill runs that have not begun some time after the request to stop; nothing is lost.
 
@@ -163,7 +170,14 @@ class _Supervisor:
             self.requested = number
 
     def _start_or_tell(self, run: FrozenRun) -> None:
-        """Start a run. If that fails, because its folder is gone for example, the run has failed; the others go on."""
+        """Start a run. If that fails, because its folder is gone for example, the run has failed; the others go on.
+
+        A run that was given to another job since is left to that one.
+        """
+        if (other := _job_of(run)) not in (None, self.environment.job_id):
+            self.codes[run.folder] = State.REFUSED.exit_code
+            _say(f"{_now()} {Path(run.folder).name}: not started, since it was submitted again as job {other}")
+            return
         try:
             self._start(run)
         except Exception as error:
@@ -181,9 +195,10 @@ class _Supervisor:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if self.job.processes > 1:
             environment |= _torch_distributed()
+        alone = ["--parent", str(os.getpid())] if self.environment.cluster == "local" else []  # SLURM ends what is left
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "dst.launcher.node", run.folder, "--digest", run.digest],
+                [sys.executable, "-u", "-m", "dst.launcher.node", run.folder, "--digest", run.digest, *alone],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -273,6 +288,8 @@ class _Supervisor:
 
     def _cause(self, notice: slurm.Notice | None) -> str:
         assert self.requested is not None
+        if self.environment.cluster == "local" and os.getppid() != self._controller:
+            return f"its job's process {self._controller} is gone"
         if notice is not None and notice.is_preemption:
             return _PREEMPTION
         if self.requested == signal.SIGUSR2:  # SLURM announces both by it
@@ -312,6 +329,13 @@ def visible_gpus() -> tuple[str, ...]:
         return ()
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], check=False, capture_output=True, text=True)
     return tuple(str(number) for number in range(len(listed.stdout.splitlines())))
+
+
+def _job_of(run: FrozenRun) -> str | None:
+    """Return the job to which a run was given last; None if that is on no record, or is just being changed."""
+    with suppress(OSError, RecordError):
+        return (read_launch(Path(run.folder)) or {}).get("job")
+    return None
 
 
 def _state(run: FrozenRun) -> State | None:

@@ -22,6 +22,7 @@ from dst.run.processes import check_start, run_in_processes, started
 from dst.run.resume import CancelledError, RunningError, check_wanted
 from dst.run.terminal import program
 from dst.run.verified import ContinuedError, frozen_config
+from dst.signals import stop_with
 from dst.tracking.pulse import starting
 from dst.training.stopping import StopFlag
 
@@ -34,10 +35,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m dst.launcher.node", description=__doc__)
     parser.add_argument("folder", type=Path, help="the run's folder")
     parser.add_argument("--digest", required=True, help="sha256 of the config that was submitted")
+    parser.add_argument("--parent", type=int, help="the process that starts it, without which it stops")
     options = parser.parse_args(arguments)
     wait_without_spinning()
     keep_memory()
     with StopFlag() as stop:
+        if options.parent is not None:
+            stop_with(options.parent)
         try:
             return _carry_out(options.folder, options.digest, stop)
         except CancelledError as error:

@@ -13,6 +13,7 @@ from dst.records.lock import STALE_S, Holder, holder, this_host
 from dst.records.read import read_launch, read_run, read_status, read_summary
 from dst.records.states import State
 from dst.records.store import RecordError
+from dst.records.swept import recorded_name
 
 JOB_FILES: Final = ".launch"
 """The folder below an output root with the logs of jobs. A command that submits runs holds its lock."""
@@ -40,6 +41,7 @@ class Observed:
     SLURM's own words, ``NO_ANSWER`` if SLURM cannot be asked; ``reason``: what it waits for, also SLURM's. ``host``:
     where the state was recorded. ``is_taken``: a process or a job carries it out or will do so, or a command is about
     to submit it. ``has_job``: its job runs or will run. ``why``: why it failed or stopped.
+    ``created``: when its record was made, which orders the cells of a sweep.
     """
 
     folder: str
@@ -60,6 +62,7 @@ class Observed:
     is_taken: bool = False
     has_job: bool = False
     why: str | None = None
+    created: str | None = None
 
 
 def observe(folders: Iterable[Path]) -> list[Observed]:
@@ -96,7 +99,7 @@ def _submitters(group: Path) -> Iterator[Holder]:
 def _observed(
     folder: Path, launch: dict[str, Any], jobs: dict[str, slurm.SlurmJob] | None, submitters: tuple[Holder, ...]
 ) -> Observed:
-    status, name, summary = _recorded(folder)
+    status, name, created, summary = _recorded(folder)
     if "damaged" in launch:
         status = {**status, "state": State.UNREADABLE, "error": launch["damaged"]}
     job = (jobs or {}).get(str(launch.get("job")))
@@ -130,17 +133,18 @@ def _observed(
         is_taken=is_held or waits or state == State.SUBMITTING,
         has_job=has_job,
         why=None if state in _WITHOUT_REASON else why,
+        created=created,
     )
 
 
-def _recorded(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Return a run's status, its name and, if it is done, its final figures, as far as its record can be read."""
+def _recorded(folder: Path) -> tuple[dict[str, Any], str, str | None, dict[str, Any]]:
+    """Return a run's status, name, beginning and, if it is done, its final figures, as far as they can be read."""
     try:
         status = read_status(folder) or {"state": State.UNKNOWN}
-        name = str(read_run(folder).get("name", folder.name))
-        return status, name, (read_summary(folder) or {}) if status["state"] == State.DONE else {}
+        about, summary = read_run(folder), (read_summary(folder) or {}) if status["state"] == State.DONE else {}
+        return status, recorded_name(about, folder.name), about.get("created"), summary
     except (OSError, RecordError) as error:
-        return {"state": State.UNREADABLE, "error": str(error)}, folder.name, {}
+        return {"state": State.UNREADABLE, "error": str(error)}, folder.name, None, {}
 
 
 def _is_unsubmitted(state: State, launch: dict[str, Any]) -> bool:

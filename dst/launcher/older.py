@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dst.config.identity import SCHEMA_VERSION
 from dst.config.schema import ConfigError
-from dst.launcher.executors import imports
 from dst.launcher.frozen import check_copy, submitted_code
+from dst.launcher.request import imports
 from dst.records.provenance import code_version
 from dst.records.read import read_launch, read_run
 from dst.records.same import called

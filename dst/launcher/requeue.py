@@ -13,10 +13,11 @@ from dst.config.launcher import LauncherSettings
 from dst.config.schema import ConfigError
 from dst.launcher.arguments import command, folders_below
 from dst.launcher.declined import by_hand, used_up
-from dst.launcher.executors import Run, SubmissionError
+from dst.launcher.executors import SubmissionError
 from dst.launcher.frozen import read_frozen, submitted_code
 from dst.launcher.observe import Observed, observe
 from dst.launcher.older import is_of_other_schema, own_code, requeue_by_own_code
+from dst.launcher.request import Run
 from dst.launcher.submit import Submitted, submit_again, superseded
 from dst.records.read import read_launch
 from dst.records.states import REQUEUED, STOPPED, State, worst

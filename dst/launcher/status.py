@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         observed = [*observe([run.folder for run in found if run.state is None]), *map(_lacking, found)]
         runs = [run for run in observed if run and (not options.state or run.state in options.state)]
+        runs.sort(key=lambda run: (str(Path(run.folder).parent), run.created or ""))  # in the order of their sweep
         text = json.dumps([asdict(run) for run in runs], indent=2) if options.json else show(runs, found)
         if options.json and any(run.slurm == NO_ANSWER for run in runs):
             print(SILENT, file=sys.stderr)

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +14,10 @@ from typing import Final, Literal
 from dst.config.identity import run_id
 from dst.config.launcher import LauncherSettings
 from dst.config.schema import Config, ConfigError
-from dst.launcher.executors import Run, Submission, send
+from dst.launcher.executors import Submission, SubmissionError, send
 from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, submitted_code
 from dst.launcher.observe import JOB_FILES, Observed, observe
+from dst.launcher.request import Run, kind_of_job
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
@@ -35,6 +36,7 @@ _SLURM_POLL_S: Final = 5.0
 _LOCK_POLL_S: Final = 0.2
 _PATIENCE_S: Final = 5.0
 """How long this command waits for another submission before it says so."""
+_JOBS_LISTED: Final = 8
 _LISTED: Final = 20
 """At most this many of the runs that were left alone are named."""
 
@@ -274,13 +276,29 @@ def _record_unsubmitted(frozen: Sequence[Path], of: int, error: BaseException) -
             if state == State.SUBMITTING or (state == State.QUEUED and job is None):
                 without_job.append(folder)
                 restate(folder, State.NOT_SUBMITTED, why, durable=False)
-    others = len(frozen) - len(without_job)
-    if others == of:
-        told = f"{why}; all {of} runs had been submitted, and go on"
+    others = [folder for folder in frozen if folder not in without_job]
+    if len(others) == of:
+        told = f"{why}; all {of} runs had been submitted{_as_jobs(others)}, and go on"
     else:
-        go_on = f"; the other {others} go on" if others else ""
-        told = f"{of - others} of {of} runs were not submitted: {why}; the same command submits them{go_on}"
-    return told
+        go_on = f"; the other {len(others)} go on{_as_jobs(others)}" if others else ""
+        told = f"{of - len(others)} of {of} runs were not submitted: {why}; the same command submits them{go_on}"
+    remedy = error.remedy if isinstance(error, SubmissionError) else ""
+    return "\n".join(filter(None, [told, remedy]))
+
+
+def _as_jobs(folders: Sequence[Path]) -> str:
+    """Return which jobs and arrays these runs have, as words for a message: `` as jobs 7, 8``."""
+    jobs: list[str] = []
+    for folder in folders:
+        with _left_alone(folder, {}):
+            jobs.append(str((read_launch(folder) or {})["job"]).partition("_")[0])
+    return f" as {jobs_told(list(dict.fromkeys(jobs)))}" if jobs else ""
+
+
+def jobs_told(jobs: Sequence[str]) -> str:
+    """Return jobs as words for a message, at most some of them: ``job 7``, or ``jobs 7, 8 and 2 more``."""
+    more = f" and {len(jobs) - _JOBS_LISTED} more" * (len(jobs) > _JOBS_LISTED)
+    return f"job{'s' * (len(jobs) > 1)} {', '.join(jobs[:_JOBS_LISTED])}{more}"
 
 
 def wait(folders: Sequence[Path]) -> list[Observed]:
@@ -301,6 +319,8 @@ def check_settings(settings: LauncherSettings, configs: Sequence[Config]) -> Non
     problems = settings.problems()
     if settings.cluster == "slurm" and not slurm.available():
         problems.append("hydra/launcher=slurm: there is no sbatch on this machine; use hydra/launcher=local or basic")
+    if settings.max_submitted is not None:
+        problems += _check_max_submitted(settings, {kind_of_job(config.hardware) for config in configs})
     for config in configs:
         hardware = config.hardware
         if hardware.processes > 1 and settings.runs_per_job > 1:
@@ -320,3 +340,12 @@ def check_settings(settings: LauncherSettings, configs: Sequence[Config]) -> Non
             )
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _check_max_submitted(settings: LauncherSettings, kinds: Collection[str]) -> Iterator[str]:
+    """Yield what is wrong with a limit to the number of jobs, if they are of these kinds."""
+    told = f"hydra.launcher.max_submitted={settings.max_submitted}"
+    if settings.cluster != "slurm":
+        yield f"{told} would be ignored: on this machine all runs are one job; max_parallel says how many go on at once"
+    elif settings.max_submitted and len(kinds) > settings.max_submitted:
+        yield f"{told}: these cells ask for {len(kinds)} different kinds of jobs (hardware), so choose at least that"

@@ -15,12 +15,14 @@ from dst.config.checks import check, check_launcher
 from dst.config.compose import Composed, ComposedCell, compose_command, compose_each
 from dst.config.identity import run_id
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
+from dst.files import kept_back
 from dst.launcher.grouped import grouped, listed, own_overrides
 from dst.records.label import LABEL
 from dst.records.provenance import PACKAGE
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
 from dst.records.store import RecordError
+from dst.records.swept import recorded_name
 from dst.registry import NONE
 from dst.run import attempt
 from dst.run.cell import Cell, enter, looked_up, report
@@ -54,12 +56,14 @@ def run_cells(conf: Path, overrides: Sequence[str], *, multirun: bool, forecast:
         check_start([cell.config for cell in composed.cells], here, multirun=multirun, by_launcher=by_launcher)
         if here.world > 1:
             return _in_processes(composed.cells, here)
-    cells = _checked(composed, _identified(composed.cells), forecast=forecast)
+    with kept_back():
+        cells = _checked(composed, _identified(composed.cells), forecast=forecast)
+        if not forecast and composed.launcher is None:
+            _refuse_second(cells)
     if forecast:
         return _forecast([cell for cell in cells if not _is_over(cell)])
     if composed.launcher is not None:
         return _submit(cells, composed.launcher)
-    _refuse_second(cells)
     return _sweep(cells) if multirun else _single(cells[0])
 
 
@@ -72,8 +76,9 @@ def submit_cells(conf: Path, cells: Sequence[Sequence[str]], settings: "Launcher
     from dst.launcher.submit import submit, wait
 
     composed = Composed(compose_each(conf, cells), settings)
-    configs = _identified(composed.cells)
-    checked = _checked(composed, configs)
+    with kept_back():
+        configs = _identified(composed.cells)
+        checked = _checked(composed, configs)
     submitted = submit(checked, settings, _command())
     if submitted.left:
         print(submitted.told(), file=sys.stderr, flush=True)
@@ -91,7 +96,7 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
     _check_all(composed)
     known: Known = {}
     configs, problems = [], []
-    for name, (_, config, _) in zip(_names(composed), composed, strict=True):
+    for name, (_, config, *_) in zip(_names(composed), composed, strict=True):
         try:
             configs.append(identified(complete(config), known))
         except ConfigError as error:
@@ -103,7 +108,8 @@ def _identified(composed: Sequence[ComposedCell]) -> list[Config]:
 def _checked(composed: Composed, completed: Sequence[Config], *, forecast: bool = False) -> list[Cell]:
     """Return the distinct runs of the cells, each with its record; ConfigError if any of them is invalid."""
     there = look(config.output.root for config in completed)
-    cells = cells_of(completed, [cell.changed for cell in composed.cells], there)
+    swept = [cell.swept for cell in composed.cells]
+    cells = cells_of(completed, [cell.changed for cell in composed.cells], there, swept=swept)
     if len(cells) < len(completed):
         alike = _alike([cell.overrides for cell in composed.cells], map(run_id, completed))
         print(f"{len(completed)} cells are {len(cells)} distinct runs: {alike}")
@@ -161,7 +167,7 @@ def _check_all(composed: Sequence[ComposedCell]) -> None:
     """Raise ConfigError if any config is invalid on its own."""
     known: dict[str, list[str]] = {}
     problems = []
-    for name, (_, config, _) in zip(_names(composed), composed, strict=True):
+    for name, (_, config, *_) in zip(_names(composed), composed, strict=True):
         key = repr({**flatten(config), "seed": min(config.seed, 0)})  # no valid seed makes a difference
         if key not in known:
             known[key] = check(config)
@@ -235,16 +241,18 @@ def _in_processes(composed: Sequence[ComposedCell], here: Rank) -> int:
     from dst.training.stopping import StopFlag
 
     _check_all(composed)
-    ((_, config, changed),) = composed
+    ((_, config, changed, _),) = composed
 
     def lead(processes: "Group") -> int:
-        (known,) = _identified(composed)
-        there = look([known.output.root])
-        (cell,) = cells_of([known], [changed], there)
-        _tell([cell], there)
+        with kept_back():
+            (known,) = _identified(composed)
+            there = look([known.output.root])
+            (cell,) = cells_of([known], [changed], there)
+            _tell([cell], there)
+            if not cell.is_over:
+                _check_feasible([("", cell)], elsewhere=False)
+                _refuse_second([cell])
         if not cell.is_over:
-            _check_feasible([("", cell)], elsewhere=False)
-            _refuse_second([cell])
             processes.tell(cell.building)
         return _single(cell, stop, processes)
 
@@ -333,6 +341,8 @@ def _submit(cells: Sequence[Cell], settings: "LauncherSettings") -> int:
 
 
 def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherSettings") -> str:
+    from dst.launcher.submit import jobs_told
+
     told = {
         "finished already": submitted.finished,
         "under way already": submitted.under_way,
@@ -344,11 +354,9 @@ def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherS
         lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
     if submitted.submission is not None:
         root = shlex.quote(os.path.abspath(cells[0].config.output.root))  # to be given in any folder
-        jobs = submitted.submission.jobs
-        which = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
-            f"  {where} job{'s' * (len(jobs) > 1)} {which}; logs in {submitted.submission.logs}",
+            f"  {where} {jobs_told(submitted.submission.jobs)}; logs in {submitted.submission.logs}",
             f"  watch: python -m dst.launcher.status {root}",
             f"  cancel: python -m dst.launcher.cancel {root}",
         ]
@@ -387,9 +395,9 @@ def _one_of_many(cell: Cell, stop: "StopFlag") -> State:
 def _report(cells: Sequence[Cell], states: Mapping[str, State]) -> str:
     rows = []
     for cell in looked_up(cells):
-        name, state, summary = cell.name, states.get(cell.id, State.NOT_STARTED), None
+        name, state, summary = cell.title, states.get(cell.id, State.NOT_STARTED), None
         with suppress(OSError, RecordError):  # a record that was damaged or removed meanwhile must not hide the others
-            name = read_run(cell.found).get("name", name) if cell.found else name
+            name = recorded_name(read_run(cell.found), name) if cell.found else name
             summary = read_summary(cell.found) if state == State.DONE and cell.found else None
         rows.append((name, state, summary or {}))
     return sweep_report(rows)

@@ -62,7 +62,7 @@ _STATUS_MORE: Final = {
 }
 _RUN: Final = {
     **{"schema": _COUNT, "id": _TEXT, "name": _TEXT, "created": _TEXT, "identity": _FLAT, "config": _FLAT},
-    **{"changed": _FLAT, "config_digest": _TEXT, "determinism": _TEXT, "command": _TEXT, "cwd": _PATH},
+    **{"changed": _FLAT, "swept": _FLAT, "config_digest": _TEXT, "determinism": _TEXT, "command": _TEXT, "cwd": _PATH},
     **{"root": _PATH, "attempt_folder": _COUNT},
     **{"code": _FLAT, "versions": _FLAT},
     **{"host": _TEXT, "platform": _TEXT, "machine": _TEXT, "device": _TEXT, "dataset": _FLAT, "sources": _FLAT},
@@ -83,6 +83,7 @@ _JOB_OF: Final = {"local": "a process id or nothing", "slurm": "a SLURM job id o
 Process 1 is none that we started."""
 _SETTINGS: Final = {
     **{"cluster": _TEXT, "wait": "a truth value", "max_parallel": f"{_COUNT} or nothing", "runs_per_job": _COUNT},
+    "max_submitted": f"{_COUNT} or nothing",
 }
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from dst.config.compose import to_yaml
 from dst.config.identity import id_of, identity, run_name
-from dst.config.schema import Config
+from dst.config.schema import Config, flatten
 from dst.records.read import read_run, read_status, read_summary
 from dst.records.same import Held, called, copies, ranked
 from dst.records.states import OVER, State
 from dst.records.store import Record
+from dst.records.swept import cell_name, recorded_name
 from dst.run import resume
 from dst.run.look import Look, look
 from dst.run.report import is_complete, run_report
@@ -27,12 +28,14 @@ class Cell:
     """One run of a command: its complete config, and its record so far (the newest attempt folder), if any.
 
     ``changed``: what was changed in its method, dotted key -> value. ``copies``: further folders of that attempt.
+    ``swept``: what the command varies, key or group -> its value here.
     """
 
     config: Config
     found: Path | None
     changed: Mapping[str, Any] = field(default_factory=dict)
     copies: tuple[Path, ...] = ()
+    swept: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -48,6 +51,11 @@ class Cell:
     def name(self) -> str:
         """What people call the run."""
         return run_name(self.config, self.changed, self.identity)
+
+    @property
+    def title(self) -> str:
+        """What people call it among the other cells of its command."""
+        return cell_name(self.name, self.swept, flatten(self.config) if self.swept else {}, self.changed)
 
     @cached_property
     def text(self) -> str:
@@ -80,7 +88,7 @@ class Cell:
         """Return the record to continue, or a new one."""
         if self.state == State.NEW:
             known = self.config, self.changed, self.identity, self.text
-            return create(*known, command, superseded=self.found, durable=durable)
+            return create(*known, command, superseded=self.found, swept=self.swept, durable=durable)
         assert self.found is not None
         return Record.open(self.found, durable=durable)
 
@@ -93,16 +101,20 @@ class Cell:
 
 
 def cells(
-    configs: Iterable[Config], changed: Iterable[Mapping[str, Any]] = repeat({}), there: Look | None = None
+    configs: Iterable[Config],
+    changed: Iterable[Mapping[str, Any]] = repeat({}),
+    there: Look | None = None,
+    *,
+    swept: Iterable[Mapping[str, str]] = repeat({}),
 ) -> list[Cell]:
     """Return the distinct runs of the configs, each with its record if there is one below its output root.
 
-    ``changed``: what was changed in the method of each. ``there``: what lies below the roots, if that is known. Of
-    configs that are the same run the first one counts.
+    ``changed``: what was changed in the method of each. ``there``: what lies below the roots, if that is known.
+    ``swept``: what their command varies. Of configs that are the same run the first one counts.
     """
     distinct: dict[str, Cell] = {}
-    for config, what in zip(configs, changed, strict=False):
-        cell = Cell(config, None, what)
+    for config, what, varied in zip(configs, changed, swept, strict=False):
+        cell = Cell(config, None, what, swept=varied)
         distinct.setdefault(cell.id, cell)
     return looked_up(distinct.values(), there)
 
@@ -125,11 +137,11 @@ def enter(cells: Sequence[Cell], command: str) -> None:
     """Make sure that the groups of these cells hold all of them, also runs that lie elsewhere; ConfigError."""
     for cell in cells:
         if cell.found is not None and cell.config.output.resume != "never":
-            resume.enter(cell.config, cell.id, cell.name, cell.found, command)
+            resume.enter(cell.config, cell.id, cell.title, cell.found, command)
 
 
 def report(folder: Path) -> str:
     """Return the report of a finished run, from its record alone."""
     about, summary = read_run(folder), read_summary(folder)
     run = called(folder, about)
-    return run_report(run, about.get("name", run), folder, summary or {}, read_status(folder) or {})
+    return run_report(run, recorded_name(about, run), folder, summary or {}, read_status(folder) or {})

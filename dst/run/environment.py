@@ -10,6 +10,9 @@ JOB: Final = "DST_JOB"
 CODE: Final = "DST_CODE"
 """The digest of the code with which a job was submitted."""
 
+FROZEN: Final = ".code"
+"""The folder below an output root with a copy of each version of the package with which runs were submitted."""
+
 
 def wait_without_spinning() -> None:
     """Let idle OpenMP threads sleep, unless the environment says otherwise.

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dst.config.compose import to_yaml
@@ -62,13 +63,15 @@ def create(
     command: str,
     superseded: Path | None = None,
     *,
+    swept: Mapping[str, str] = MappingProxyType({}),
     durable: bool = True,
 ) -> Record:
     """Make the record of a new run: its frozen config, and what is known about it before it begins.
 
     ``changed``: what was changed in the method. ``identity`` and ``text``: those of the frozen config; a caller that
     makes many records has them already.
-    ``superseded``: the run's newest attempt folder so far; the next one is made beside it.
+    ``superseded``: the run's newest attempt folder so far; the next one is made beside it. ``swept``: what the command
+    varies, key or group -> its value here.
     Raises ConfigError if the record cannot be made there.
     """
     root, run = Path(config.output.root), id_of(identity)
@@ -80,7 +83,7 @@ def create(
     _check_group(config)
     given = {"command": command, "cwd": os.getcwd(), "root": os.path.abspath(root), "attempt_folder": attempt}
     given |= {"config_digest": sha256(text), "code": code_version()}
-    about = {**_known(config, changed, identity), **given}
+    about = {**_known(config, changed, identity), **({"swept": dict(swept)} if swept else {}), **given}
     try:
         return Record.create(folder, config_yaml=text, run=about, durable=durable)
     except RecordError:
@@ -147,7 +150,7 @@ def _known(config: Config, changed: Mapping[str, Any], identity: Mapping[str, An
         "id": id_of(identity),
         "name": run_name(config, changed, identity),
         "changed": dict(changed),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "identity": identity,
         "config": flatten(frozen(config)),
         "determinism": config.hardware.determinism,

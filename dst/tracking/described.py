@@ -1,23 +1,18 @@
 """Where a run goes in wandb, and what it is called there, from its record alone and within wandb's limits."""
 
-import re
-import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from dst.options import shown
 from dst.records.label import method_of, wrappers_of
 from dst.records.read import read_attempts, read_run
 from dst.records.same import called
 from dst.records.store import RecordError
+from dst.records.swept import recorded_name
 from dst.tracking.limits import LONGEST_NAME, LONGEST_TAG, shortened, wrong_name
 
 _DEFAULT_PROJECT: Final = "dst"
-
-_SWEEPS: Final = re.compile(r"(range|choice|glob|interval|shuffle|sort|tag)\(")
-_WITHIN: Final = re.compile(r"""\[[^][]*\]|\([^()]*\)|\{[^{}]*\}|'[^']*'|"[^"]*\"""")
 
 
 class WrongNameError(RecordError):
@@ -54,40 +49,13 @@ def description(folder: Path) -> dict[str, Any]:
     wanted = [shortened(str(tag), LONGEST_TAG) for tag in [*tags, *(config.get("tracking.tags") or [])] if tag]
     return {
         "id": called(folder, about),
-        "name": shortened(_name(about, folder), LONGEST_NAME),
+        "name": shortened(recorded_name(about, called(folder, about)), LONGEST_NAME),
         "group": shortened(str(config.get("output.group") or "default"), LONGEST_NAME),
         "tags": list(dict.fromkeys(wanted)),
         "notes": str(config.get("tracking.notes") or "") or None,
         "job_type": "train",
         "config": {**nested(config), "method": method},
     }
-
-
-def _name(about: Mapping[str, Any], folder: Path) -> str:
-    """Return the name of a run, with what its command swept beside: cells of one sweep have names of their own."""
-    config, name = about["config"], str(about.get("name") or folder.name)
-    beside = (f"{key}={shown(config[key])}" for key in _swept(about) if key in config.keys() - about.get("changed", {}))
-    told = tuple(f".{word}" for word in name.split())
-    return " ".join([name, *(text for text in beside if not f".{text}".endswith(told))])
-
-
-def _swept(about: Mapping[str, Any]) -> list[str]:
-    """Return the keys that the command of a run gives several values, in its order."""
-    try:
-        words = shlex.split(str(about.get("command", "")))
-    except ValueError:  # a command that was cut off or changed by hand
-        return []
-    given = (word.partition("=") for word in words if "=" in word)
-    return list(dict.fromkeys(key.lstrip("+") for key, _, value in given if _is_sweep(value)))
-
-
-def _is_sweep(value: str) -> bool:
-    """Say whether the value of an override, as it was typed, stands for several."""
-    while (plain := _WITHIN.sub("", value)) != value:
-        if _SWEEPS.match(value):
-            return True
-        value = plain
-    return "," in value
 
 
 def nested(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import dst
 from dst.files import telling_space
 from dst.signals import REQUESTS, blocked
+from dst.tracking.mirrored import SCRATCH
 
 _EXIT_S = 1.0
 """How long a process that has finished may take to end."""
@@ -48,7 +49,7 @@ class Sending:
         self._timeout_s = timeout_s
         self._unread, self._has_spoken = b"", False
         with telling_space(Path(tempfile.gettempdir(), "dst-wandb")):
-            self._temporary = tempfile.mkdtemp(prefix="dst-wandb-")  # it holds a socket, whose path must be short
+            self._temporary = tempfile.mkdtemp(prefix=SCRATCH)  # it holds a socket, whose path must be short
         options = {"timeout-s": timeout_s, "project": project, "entity": entity}
         words = [f"--{name}={value}" for name, value in options.items() if value is not None]
         try:

@@ -18,6 +18,9 @@ from dst.records.store import COMPUTE, LAYERS, METRICS, NETWORKS, RESUME_EVENT, 
 PLACE: Final = "wandb"
 """The mirror's folder within a run folder: it has the book, and the lock of the process that sends."""
 
+SCRATCH: Final = "dst-wandb-"
+"""The beginning of the names of the temporary folders of processes that send."""
+
 _BOOK: Final = "sent.json"
 
 _FILES: Final = ("run.json", METRICS, LAYERS, COMPUTE, NETWORKS, "summary.json")

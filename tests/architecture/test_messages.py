@@ -81,7 +81,7 @@ def test_the_search_finds_keys_and_nothing_else(source, found):
 
 
 ALIGNED = (
-    *("dst/cli.py", "dst/launcher/sync.py", "dst/run/report.py", "dst/tracking/progress.py"),
+    *("dst/cli.py", "dst/launcher/clean.py", "dst/launcher/sync.py", "dst/run/report.py", "dst/tracking/progress.py"),
     "dst/data/published.py",
 )
 """Files with text that is aligned: help, tables, a progress line, sums in a file."""

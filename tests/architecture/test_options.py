@@ -30,6 +30,7 @@ FREE = {
     *["model.weights", "sparsity.label", "sparsity.init.path", "sparsity.distribution.path"],
     *["sparsity.scope.include", "sparsity.scope.exclude", "data.categorical"],
     *[f"hardware.slurm.{name}" for name in ("partition", "account", "qos", "constraint", "setup", "options")],
+    *["hardware.slurm.python", "hardware.slurm.srun_options"],
     *[f"tracking.{name}" for name in ("project", "entity", "tags", "notes")],
 }
 """Keys whose texts are free."""

@@ -221,7 +221,7 @@ def test_what_is_said_behind_a_label_tells_two_methods_apart_and_nothing_else():
 def test_a_label_that_is_given_stands_alone_and_what_was_changed_is_known():
     given = ["sparsity={drop: {name: random}, label: mine}"], ["sparsity.label=mine", "sparsity.drop.name=random"]
     for overrides in given:
-        ((_, config, changed),) = compose_command(CONF, ["sparsity=rigl", *overrides], multirun=False).cells
+        ((_, config, changed, _),) = compose_command(CONF, ["sparsity=rigl", *overrides], multirun=False).cells
         assert (config.sparsity.label, changed) == ("mine", {"sparsity.label": "mine", "sparsity.drop.name": "random"})
         assert methods("sparsity=rigl", *overrides) == ["mine"]
     assert methods("sparsity=rigl", "sparsity.label=rigl", "sparsity.drop.name=random") == ["rigl"]

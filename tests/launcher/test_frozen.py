@@ -16,9 +16,9 @@ from dst.files import sha256
 from dst.launcher import frozen as frozen_module
 from dst.launcher import node, requeue
 from dst.launcher import submit as submitting
-from dst.launcher.executors import imports
 from dst.launcher.frozen import freeze, freeze_again, frozen_code, read_frozen, submitted_code
 from dst.launcher.observe import observe
+from dst.launcher.request import imports
 from dst.records.lock import locked
 from dst.records.provenance import code_digest, code_version
 from dst.records.read import read_json, read_status

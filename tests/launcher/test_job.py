@@ -13,7 +13,7 @@ from dst.launcher.slurm import Notice
 from dst.records.lock import locked
 from dst.records.read import read_attempts, read_launch, read_status
 from dst.records.store import Record
-from tests.processes import REPOSITORY
+from tests.processes import REPOSITORY, wait_until
 
 
 @pytest.fixture
@@ -208,6 +208,34 @@ def test_nothing_that_becomes_of_one_run_hurts_its_neighbours(supervisor, run, m
     told = capsys.readouterr()
     assert "gone: it could not be started: FileNotFoundError" in told.err
     assert "gone_later ended with exit code -40" in told.out
+
+
+def test_a_run_that_was_given_to_another_job_is_left_to_it(supervisor, run, monkeypatch, capsys):
+    """Its own job was believed to be lost, or was requeued by hand after the run had been submitted again."""
+    started = []
+    monkeypatch.setattr(supervisor, "_start", started.append)
+    for owner in ("8_1", "7", None):
+        Record.open(job.Path(run.folder)).write_launch({"cluster": "slurm", "job": owner})
+        supervisor._start_or_tell(run)
+    assert started == [run, run]
+    assert supervisor.codes[run.folder] == 2
+    assert "run: not started, since it was submitted again as job 8_1" in capsys.readouterr().out
+    assert read_status(job.Path(run.folder))["state"] == "preempted"
+
+
+def test_a_process_whose_parent_is_gone_is_asked_to_stop(tmp_path):
+    """Killed before or after the process has said that it wants to know."""
+    says = "import signal, time; from dst.signals import stop_with; import sys"
+    heard = "signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[2], 'w').close(), sys.exit()))"
+    child = f"{says}; {heard}; stop_with(int(sys.argv[1])); time.sleep(30)"
+    shell = f'{sys.executable} -c "$0" $1 "$2" & sleep 1; kill -9 $$'
+    begun = [
+        subprocess.Popen(["sh", "-c", shell.replace("$1", who), child, "", str(tmp_path / name)], cwd=REPOSITORY)
+        for name, who in {"later": "$$", "before": "1"}.items()
+    ]
+    for name, shell_process in zip(("later", "before"), begun, strict=True):
+        assert shell_process.wait() == -signal.SIGKILL
+        wait_until((tmp_path / name).exists, "not asked", 10)
 
 
 def test_a_log_that_cannot_be_written_does_not_end_a_job():

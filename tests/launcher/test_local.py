@@ -242,18 +242,28 @@ def test_a_changed_frozen_config_is_refused(here):
 
 
 def test_two_commands_at_once_submit_a_run_once_and_return(here, capsys):
-    """Their output is read to its end, which the jobs they leave behind must not hold back."""
-    command = [sys.executable, str(REPOSITORY / "run.py"), *LOCAL, *ENDLESS, "seed=0"]
+    """Their output is read to its end, which the jobs they leave behind must not hold back.
+
+    A job whose process is killed, by which it is known, saves and ends: its runs may be submitted again.
+    """
+    options = ("seed=0,1", "hydra.launcher.max_parallel=1")
+    command = [sys.executable, str(REPOSITORY / "run.py"), *LOCAL, *ENDLESS, *options]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     try:
         told = sorted(process.communicate(timeout=90)[0].splitlines()[0] for process in both)
-        assert told == ["1 runs: 1 submitted", "1 runs: 1 under way already, 0 submitted"]
-        folder = run_folder(here / "outputs")
-        wait_until(lambda: is_moving(folder, 1), "not running")
+        assert told == ["2 runs: 2 submitted", "2 runs: 2 under way already, 0 submitted"]
+        folders = find_runs(here / "outputs")
+        wait_until(lambda: any(is_moving(folder, 1) for folder in folders), "not running")
+        job = int(read_launch(folders[0])["job"])
+        os.kill(job, signal.SIGKILL)
+        wait_until(lambda: not any(run.is_taken for run in observe(folders)), "the job does not end")
     finally:
         assert cancel.main(["outputs"]) == 0
-    wait_until(lambda: not observe([folder])[0].is_taken, "the job does not end")
-    assert len(read_attempts(folder)) == 1
+    (begun,) = (folder for folder in folders if read_attempts(folder))
+    assert (len(read_attempts(begun)), state(begun)) == (1, "preempted")
+    why = f"its job's process {job} is gone after step {read_status(begun)['step']}; stopped"
+    wait_until(lambda: read_status(begun)["error"] == why, f"not {why}")
+    assert sorted(run.state for run in observe(folders)) == ["lost", "preempted"]
 
 
 def test_status_tells_everything_as_json_and_starts_fast(here, capsys):

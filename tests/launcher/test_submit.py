@@ -1,6 +1,7 @@
 """What is asked of SLURM, and what becomes of runs that it does not take."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,13 @@ from dst.config import identity as identities
 from dst.config import schema
 from dst.config.checks import check
 from dst.config.launcher import LauncherSettings
-from dst.config.schema import Hardware, complete
+from dst.config.schema import ConfigError, Hardware, complete
 from dst.launcher import executors, requeue, slurm, sweep
 from dst.launcher import observe as observing
 from dst.launcher import submit as submitting
-from dst.launcher.executors import Submission, SubmissionError, sbatch_parameters
+from dst.launcher.executors import Submission, SubmissionError
 from dst.launcher.observe import observe
+from dst.launcher.request import jobs_of, sbatch_parameters, undisturbed
 from dst.launcher.slurm import SlurmJob
 from dst.records.catalog import find_runs
 from dst.records.lock import locked
@@ -94,6 +96,17 @@ def test_freezing_a_sweep_pays_once_for_each_cell(tmp_path, monkeypatch):
     assert len(find_runs(tmp_path / "outputs")) == 20
 
 
+@pytest.mark.parametrize("multirun", [False, True])
+def test_a_command_that_is_refused_leaves_nothing_behind(tmp_path, monkeypatch, multirun):
+    """Not even the data set that was decoded to see whether the run fits it."""
+    monkeypatch.chdir(tmp_path)
+    launcher = ["hydra/launcher=local"] if multirun else []
+    cache = f"data.cache=outputs/.cache/{multirun}"  # a process loads a set once from each place
+    with pytest.raises(ConfigError, match="no update in all"):
+        sweep.run_cells(REPOSITORY / "conf", ["schedule.batch_size=100000", cache, *launcher], multirun=multirun)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_packed_runs_get_processors_for_all():
     assert asked("hardware=slurm", "hardware.threads=2", runs_per_job=4)["cpus_per_task"] == 8
 
@@ -119,11 +132,88 @@ def test_the_example_of_a_site_asks_for_all_it_says():
         ("ntasks=2", "is what hardware.processes says"),
         ("no-requeue", "would be ignored, or break requeueing"),
         ("--job-name=mine", "the launcher sets job-name"),
+        ("mem-per-cpu=1G", "speaks against hardware.slurm.memory_gb"),
     ],
 )
 def test_an_option_that_has_its_own_key_is_refused(option, told):
-    (problem,) = check(config(f"hardware.slurm.options=['mail-type=FAIL','{option}']"))
+    wanted = "hardware.slurm.memory_gb=1"
+    (problem,) = check(config(wanted, f"hardware.slurm.options=['mail-type=FAIL','{option}']"))
     assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["hardware.slurm.srun_options=['cpu-bind=cores','--output=/dev/null']"], "the launcher sets output"),
+        (["hardware.slurm.srun_options=['cpus-per-task=4']"], "is what hardware.slurm.cpus says"),
+        (["hardware.slurm.srun_options=['--']"], "is no option of srun"),
+        (["hardware.slurm.python=' '"], "hardware.slurm.python is empty"),
+    ],
+)
+def test_what_would_not_start_a_program_is_refused(options, told):
+    (problem,) = check(config(*options))
+    assert told in problem
+
+
+def test_options_of_srun_are_added_to_those_of_the_launcher():
+    found = asked("hardware=slurm", "hardware.slurm.srun_options=['container-image=my.sqsh','--exclusive']")
+    assert found["srun_args"][-2:] == ["--container-image=my.sqsh", "--exclusive"]
+
+
+@pytest.mark.parametrize(("gigabytes", "megabytes"), [(0.0001, "1M"), (1, "1024M"), (1.0001, "1025M"), (0.5, "512M")])
+def test_memory_is_rounded_up(gigabytes, megabytes):
+    """To SLURM, 0M is all the memory of a node."""
+    assert asked("hardware=slurm", f"hardware.slurm.memory_gb={gigabytes}")["mem"] == megabytes
+
+
+def test_what_the_environment_says_against_a_request_is_hidden_from_sbatch(monkeypatch):
+    """Its variables overrule a job's script; those of a job that this process belongs to make srun refuse the next."""
+    own = [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]
+    for name in own:
+        monkeypatch.delenv(name)
+    for name in ("SBATCH_TIMELIMIT", "SBATCH_ACCOUNT", "SBATCH_NICE", "SBATCH_NO_REQUEUE", "SLURM_MEM_PER_CPU"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SLURM_CPU_BIND", "cores")
+
+    def left(*overrides):
+        with undisturbed(asked("hardware=slurm", *overrides)):
+            return {name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))}
+
+    before = dict(os.environ)
+    assert left() == {"SBATCH_ACCOUNT", "SBATCH_NICE", "SLURM_CONF", "SLURM_CPU_BIND"}
+    assert left("hardware.slurm.account=a", "hardware.slurm.options=['nice=5']") == {"SLURM_CONF", "SLURM_CPU_BIND"}
+    monkeypatch.setenv("SBATCH_MEM_PER_CPU", "1G")
+    assert "SBATCH_MEM_PER_CPU" in left()
+    assert "SBATCH_MEM_PER_CPU" not in left("hardware.slurm.memory_gb=1")
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.setenv(name, "7")
+    assert left() == {"SBATCH_ACCOUNT", "SBATCH_NICE", "SBATCH_MEM_PER_CPU", "SLURM_CONF"}
+    assert before.items() <= os.environ.items()
+
+
+def runs_of(*counts):
+    """Return so many runs of each of several kinds of jobs."""
+    kinds = [config("hardware=slurm", f"hardware.threads={number}") for number, _ in enumerate(counts, start=1)]
+    return [(f"{kind}.{run}", kinds[kind]) for kind, count in enumerate(counts) for run in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "sizes"),
+    [
+        ([5], {}, [[1] * 5]),
+        ([5], {"runs_per_job": 2}, [[2, 2, 1]]),
+        ([7], {"max_submitted": 3}, [[3, 3, 1]]),
+        ([7], {"max_submitted": 3, "runs_per_job": 4}, [[4, 3]]),
+        ([7], {"max_submitted": 1, "runs_per_job": 4}, [[7]]),
+        ([6, 2], {"max_submitted": 4}, [[2, 2, 2], [2]]),
+        ([6, 2], {"max_submitted": 1}, [[6], [2]]),  # submitted again together, each by itself within its limit
+    ],
+)
+def test_there_are_no_more_jobs_than_may_be_submitted(counts, options, sizes):
+    found = jobs_of(runs_of(*counts), LauncherSettings("slurm", **options))
+    assert [[len(job) for job in jobs] for jobs, _ in found] == sizes
+    assert [run for jobs, _ in found for job in jobs for run in job] == [run for run, _ in runs_of(*counts)]
 
 
 def test_on_this_machine_runs_share_processors_and_gpus(monkeypatch):
@@ -167,7 +257,8 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     told = capsys.readouterr().err
     assert told.startswith("left alone, since they cannot be submitted: 1 runs\n  outputs/default/" + new.id)
     assert "2 of 4 runs were not submitted: slurm did not take the job: sbatch: error: QOSMax" in told
-    assert told.endswith("; the same command submits them; the other 2 go on\n")
+    assert "; the same command submits them; the other 2 go on as job 7\n" in told
+    assert told.endswith("hydra.launcher.runs_per_job=K each has K runs at once\n")
     monkeypatch.setattr(observing.slurm, "jobs", lambda ids: {job: SlurmJob("PENDING") for job in ids})
     found = {run.state: run for run in observe(find_runs(tmp_path / "outputs"))}
     assert found.keys() == {"queued", "not submitted"}
@@ -182,6 +273,21 @@ def test_runs_that_are_not_taken_are_on_record_as_such(tmp_path, monkeypatch, ca
     assert (again.submitted, again.stopping) == ([], 1)
     assert requeue.main(["outputs", "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 runs would be submitted\n")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_too_many"),
+    [
+        ("QOSMaxSubmitJobPerUserLimit sbatch: error: Job violates accounting/QOS policy (job submit limit, ...)", True),
+        ("AssocMaxSubmitJobLimit", True),
+        ("sbatch: error: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", True),
+        ("QOSMaxWallDurationPerJobLimit sbatch: error: Job violates ... policy (job submit limit, ...)", False),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("sbatch: error: invalid partition specified: gpu", False),
+    ],
+)
+def test_a_queue_that_is_full_is_told_from_other_refusals(refusal, is_too_many):
+    assert executors.is_too_many(refusal) == is_too_many
 
 
 def test_a_sweep_here_begins_no_run_anew_that_another_process_has_begun_meanwhile(tmp_path, monkeypatch, capsys):
@@ -208,7 +314,7 @@ def test_what_a_command_has_done_is_counted_as_it_was_decided(tmp_path, monkeypa
         assert sweep._submit(looked_up(known), SLURM) == 0
     out = capsys.readouterr().out
     assert out.startswith("3 runs: 1 finished already, 1 under way already, 1 submitted\n")
-    assert f"  watch:   python -m dst.launcher.status {tmp_path}/outputs\n" in out  # wherever it is given
+    assert f"  watch: python -m dst.launcher.status {tmp_path}/outputs\n" in out  # wherever it is given
 
 
 def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkeypatch):
@@ -249,6 +355,8 @@ def test_what_is_wrong_with_some_cells_does_not_keep_the_others(tmp_path, monkey
         (LauncherSettings("local", runs_per_job=2), ["hardware.processes=2"], "only runs of one process share a job"),
         (LauncherSettings("local", max_parallel=2), ["hardware.processes=2"], "go one after another"),
         (LauncherSettings("slurm"), ["hardware.processes=3", "hardware.slurm.nodes=2"], "cannot be shared out evenly"),
+        (LauncherSettings("local", max_submitted=2), [], "max_submitted=2 would be ignored: on this machine"),
+        (LauncherSettings("slurm", max_submitted=0), [], "hydra.launcher.max_submitted=0: must be >= 1"),
         (LauncherSettings("local", max_parallel=0), [], "hydra.launcher.max_parallel=0: must be >= 1"),
     ],
 )

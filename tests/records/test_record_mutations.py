@@ -295,7 +295,10 @@ def test_a_field_of_the_wrong_type_is_no_state(folders, copy):
     killed, _ = folders
     problems = Problems()
     needed = ("state", "attempt", "step", "total_steps", "error", "heartbeat", "host", "pid")
-    may_be_nothing = ("total_steps", "error", "job", "process_started", "traceback", "settings.max_parallel")
+    may_be_nothing = (
+        *("total_steps", "error", "job", "process_started", "traceback"),
+        *("settings.max_parallel", "settings.max_submitted"),
+    )
     free = ("cluster", "settings.cluster", "error", "host", "traceback", "process_started")
     for name in ("status.json", "launch.json"):
         for mutation in changed(read_json(killed / name), name, lambda tree: json.dumps(tree).encode()):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from dst.launcher import slurm
 from dst.launcher.observe import observe
 from dst.records.catalog import find_runs
+from dst.records.read import read_launch
 from tests.processes import REPOSITORY, run, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -170,3 +172,27 @@ def test_a_time_limit_can_be_told_in_every_partition(cluster, tmp_path, partitio
     assert found is not None
     assert not found.is_preemption
     assert found.left_s == pytest.approx(180, abs=60)
+
+
+def test_a_sweep_that_is_submitted_by_a_job(cluster, tmp_path):
+    """What its environment says of its own memory would keep srun from starting the runs.
+
+    They are two jobs of three runs, with a Python that another program starts, as in a container.
+    """
+    container = tmp_path / "a container"
+    container.write_text('#!/bin/sh\necho started >> "$0.used"\nexec "$@"\n')
+    container.chmod(0o755)
+    options = (
+        *("hardware.slurm.memory_gb=0.0001", "hydra.launcher.max_submitted=2"),
+        f"hardware.slurm.python='\\'{container}\\' {sys.executable}'",
+        "hardware.slurm.srun_options=['cpu-bind=none']",
+    )
+    words = [word for word in SWEEP if not word.startswith(("hardware.slurm.options", "seed"))]
+    command = shlex.join([sys.executable, str(REPOSITORY / "run.py"), *words, "seed=0,1,2", *options])
+    cluster.wait_for(cluster.sbatch(command, "--mem-per-cpu=100M", cwd=tmp_path), "COMPLETED")
+    folders = find_runs(tmp_path / "outputs")
+    jobs = {read_launch(folder)["job"] for folder in folders}
+    assert (len(folders), len(jobs)) == (3, 2)
+    assert {job["MinMemoryNode"] for job in cluster.jobs(jobs.pop().partition("_")[0])} == {"1M"}
+    wait_until(lambda: states(tmp_path) == {"done": 3}, f"not done: {states(tmp_path)}", 240)
+    assert Path(f"{container}.used").read_text().split() == ["started"] * 2

@@ -66,25 +66,11 @@ def test_what_wraps_the_method_is_a_tag(tmp_path):
         assert description(tmp_path / "abc")["tags"] == ["mlp", "digits", "rigl", "agent", "sup_tickets", "mine"]
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ("-m sparsity=rigl,set schedule.lr.peak=0.1,0.2", " schedule.lr.peak=0.1"),
-        ("-m +experiment=itop/mini 'model.hidden=[16],[32]' seed=0,1", " model.hidden=[16]"),
-        ("-m sparsity.density=0.1,0.2 'schedule.epochs=range(1,4)'", " schedule.epochs=3"),
-        ("-m sparsity.grow.name=random,gradient", ""),  # what is changed in a method is in the name already
-        ("-m schedule.epochs=choice(1,2) schedule.epochs=choice(1,2)", " schedule.epochs=3"),
-        ("'model.hidden=[16,32]' schedule.epochs=3 'tracking.notes=\"a,b\"'", ""),  # nothing is swept
-        ("-m unknown=1,2 data=digits,mnist 'broken", ""),
-    ],
-)
-def test_what_was_swept_is_in_the_name(words, told, tmp_path):
-    config = {"schedule.lr.peak": 0.1, "model.hidden": [16], "schedule.epochs": 3, "tracking.notes": "a,b"}
-    config |= {"sparsity.density": 0.1, "seed": 0, "sparsity.grow.name": "random"}
-    about = {"name": "digits mlp rigl grow=random density=0.1 seed=0", "changed": {"sparsity.grow.name": "random"}}
-    run = {**ABOUT, **about, "config": {**CONFIG, **config}, "command": f"python run.py {words}"}
+def test_what_was_swept_is_in_the_name(tmp_path):
+    run = {**ABOUT, "swept": {"seed": "0", "schedule": "digits", "schedule.epochs": "03"}}
+    run["config"] = {**CONFIG, "schedule.epochs": 3, "seed": 0}
     with Record.create(tmp_path / "abc", config_yaml="", run=run):
-        assert description(tmp_path / "abc")["name"] == about["name"] + told
+        assert description(tmp_path / "abc")["name"] == "a run seed=0 schedule=digits schedule.epochs=3"
 
 
 def test_whoever_reads_run_json_is_told_which_field_is_damaged(tmp_path):
