@@ -242,7 +242,7 @@ class Hardware:
     channels_last: training_options.ChannelsLast = False
     compile: Annotated[bool, "compile the model with torch.compile"] = False
     fused: kernel_options.Fused = "none"
-    workers: Annotated[int, ASIDE, Range(0), "processes that load streamed data"] = 0
+    workers: Annotated[int, ASIDE, Range(0, 256), "processes that load streamed data"] = 0
     processes: Annotated[int, Range(1, 1024), "processes that share every batch, one GPU each"] = 1
     sync_batch_norm: Annotated[bool, "take batch statistics over all processes instead of in each"] = False
     slurm: Slurm = field(default_factory=Slurm)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dst.data import published
+from dst.data.bounds import check_memory
 from dst.data.bundled import BUNDLED, read_bundled
 from dst.data.content import check_unchanged, files_digest
 from dst.data.dataset import DataError, Dataset, Reader, Samples, Split
@@ -160,6 +161,8 @@ def _of_files(name: str, train: Files, test: Files, classes: int, content: str, 
     if storage == "resident":
         dataset = _cached(path, name, content)
         if dataset is None:
+            needed = _decoded_bytes(path, train, test)
+            check_memory(f"{name}: all images decoded", needed, "storage=stream decodes them when they are needed")
             both, n = decode_all(train.joined(test), name), len(train)
             check_unchanged(train, test)
             train_split = Split(both.images[:n], both.labels[:n])

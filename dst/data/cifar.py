@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dst.data import published
+from dst.data.bounds import read_bounded
 from dst.data.dataset import DataError, NotHereError, Split
 from dst.data.download import fetch
 
@@ -54,7 +55,7 @@ def _read(name: str, dataset: str, folder: Path, download: bool, digest: str | N
     if missing:
         _fetch(dataset, folder, missing, download)
     try:
-        content = {file: (folder / file).read_bytes() for file in published.SUMS[name]}
+        content = {file: read_bounded(folder / file) for file in published.SUMS[name]}
     except OSError as error:
         raise DataError(f"cannot read {dataset}: {error}") from error
     sums = {file: published.md5(data) for file, data in content.items()}

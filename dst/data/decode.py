@@ -1,5 +1,6 @@
 """Decode image files: to three channels of eight bits, or to an error that names the file and its fault."""
 
+import os
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dst.data.bounds import MOST_BYTES, check_pixels
 from dst.data.dataset import DataError
+from dst.files import size
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """Endings, in lower case, of the files that are decoded."""
@@ -17,6 +20,9 @@ AGAIN = "replace it with a whole copy, or delete it"
 """The remedy for an image file that cannot be used."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Kinds of a JPEG's segments that say its size."""
+
 _BESIDE_DATA = 12  # bytes of a PNG chunk: length, kind and checksum, four each
 CHANNELS = 3
 """Channels of a decoded image."""
@@ -37,12 +43,19 @@ def pixels(path: Path) -> Tensor:
     content of the file decides its kind, not its name.
     """
     try:
-        data = path.read_bytes()
+        data = _content(path)
         return _png(data) if data.startswith(_PNG[:4]) else _other(data)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     except Exception as error:  # a decoder may raise anything on a damaged file
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if (found := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise ValueError(f"it has {size(found)}, more than the {size(MOST_BYTES)} that an image may have")
+        return file.read()
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -67,6 +80,7 @@ def _png(data: bytes) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
     _check_chunks(memoryview(data))
+    check_pixels(int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
     try:
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
             image.load()
@@ -103,10 +117,34 @@ def _other(data: bytes) -> Tensor:
         raise ValueError("it is empty")
     if not (data.startswith((b"\xff\xd8\xff", b"GIF8")) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")):
         raise ValueError(f"it is neither JPEG nor PNG but begins with {data[:8]!r}")
+    _check_size(data)
     try:
         image: Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:  # its message begins with a place in torchvision's source
         raise ValueError(str(error).splitlines()[0].rpartition(", ")[2]) from error
-    if image.dim() != 3:
-        raise ValueError(f"it is an animation of {len(image)} images")
     return image
+
+
+def _check_size(data: bytes) -> None:
+    """Raise ValueError for an image that is too large, or an animation, before its pixels are decoded."""
+    if data.startswith(b"\xff\xd8"):
+        return check_pixels(*_jpeg_size(data))
+    from PIL import Image
+
+    with Image.open(BytesIO(data), formats=["GIF", "WEBP"]) as image:
+        check_pixels(image.height, image.width)
+        if (count := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"it is an animation of {count} images")
+    return None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Return height and width that a JPEG's header says; zeros if it says none, as decoding will tell."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind in _FRAMES:
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        is_filling = kind == 0xFF
+        at += 1 if is_filling else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0, 0

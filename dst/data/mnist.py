@@ -1,6 +1,5 @@
 """MNIST and Fashion-MNIST from their original idx files, in the folders where torchvision keeps them."""
 
-import gzip
 import math
 import zlib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from dst.data import published
+from dst.data.bounds import read_bounded
 from dst.data.dataset import DataError, NotHereError, Split
 from dst.data.download import fetch
 
@@ -94,7 +94,7 @@ def _split(folder: Path, names: tuple[str, str], content: Mapping[str, bytes]) -
 def _content(path: Path) -> bytes:
     """Return the content of a file, unpacked."""
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return read_bounded(path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; delete {path} and fetch it again (download=True)") from error
 

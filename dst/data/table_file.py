@@ -6,6 +6,7 @@ do not count. The columns other than those of categories and the target hold num
 
 import csv
 import io
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from dst.data.bounds import memory
 from dst.data.bundled import BUNDLED
 from dst.data.dataset import DataError, NotHereError
 from dst.data.table import Table
-from dst.files import sha256
+from dst.files import sha256, size
 from dst.options import suggest
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 MISSING: Final = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>")
 """What stands for a missing value in a file."""
+
+_SHARE: Final = 4
+"""Text and columns of a table take some times as much memory as its file has bytes."""
 
 _SHOWN: Final = 5  # as many columns, classes and lines a message names
 
@@ -41,7 +46,7 @@ def read_bytes(path: Path) -> bytes:
         file = path.expanduser()
         if file.exists() and not file.is_file():
             raise DataError(f"path={path}: this is a folder or a device; give a CSV or parquet file")
-        return file.read_bytes()
+        return _read(file, path)
     except RuntimeError as error:
         told = f"path={path}: there is no such user's folder"
         raise DataError(f"{told}; write ./{path} for a file of this name") from error
@@ -50,6 +55,17 @@ def read_bytes(path: Path) -> bytes:
         raise NotHereError(f"{told}: {suggest(str(path), BUNDLED)}") from error
     except OSError as error:
         raise DataError(f"path={path}: cannot read it: {error.strerror}") from error
+
+
+def _read(file: Path, path: Path) -> bytes:
+    most = memory() // _SHARE
+    with file.open("rb") as opened:
+        if (found := os.fstat(opened.fileno()).st_size) > most:
+            raise DataError(
+                f"path={path}: it has {size(found)}, and a table that is read whole may have {size(most)} here, a "
+                f"{_SHARE}th of the memory: give fewer rows or columns, or a machine with more memory"
+            )
+        return opened.read()
 
 
 def read_table(path: Path, target: str | None, categorical: Sequence[str]) -> tuple[Table, int]:

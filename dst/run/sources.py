@@ -6,6 +6,7 @@ up once, on the machine that submits the run. They travel with its config, and t
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,10 +140,11 @@ def _data_digest(config: Config) -> str:
                 return table_digest(str(data.path))
             return content_digest(data.name, read, root=data.root, cache=data.cache, download=data.download)
     except NotHereError as error:
+        where = shlex.quote(str(data.path or data.root))
         raise ConfigError(
             [
                 f"{error}. Or, if only other machines see it, say by data.digest=DIGEST which content is meant, as "
-                f"python -m dst.run.sources {data.name} {data.path or data.root} prints it there (a run identifies "
+                f"python -m dst.run.sources {data.name} {where} prints it there (a run identifies "
                 "its data by that)"
             ]
         ) from error

@@ -6,6 +6,7 @@ the other process reads the record. A hanging server costs no time until the end
 
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -169,5 +170,6 @@ class WandbMirror:
     def _warn(self, told: list[str]) -> None:
         if told and not self._has_warned:
             self._has_warned = True
-            later = f"its record is complete, send it later with: python -m dst.launcher.sync {self._folder}"
+            command = f"python -m dst.launcher.sync {shlex.quote(str(self._folder))}"
+            later = f"its record is complete, send it later with: {command}"
             tqdm.write(f"warning: wandb: {told[0]}; the run goes on and {later}", file=sys.stderr)

@@ -323,6 +323,7 @@ WRONG = {
     "seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
     "seed=0,1": "seed=0,1 gives several values: to sweep over them, add --multirun",
     "sparsity.density=0": "sparsity.density=0.0: must be in (0, 1)",
+    "hardware.workers=100000": "hardware.workers=100000: must be in [0, 256]",
     "sparsity.density=1.5": "sparsity.density=1.5: must be in (0, 1)",
     "sparsity.density=-1": "sparsity.density=-1.0: must be in (0, 1)",
     "sparsity.density=nan": "sparsity.density=nan: must be a finite number in (0, 1)",

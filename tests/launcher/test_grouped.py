@@ -68,3 +68,6 @@ def test_commands_that_are_printed_can_be_pasted():
     lines = sweep._summary([Cell(config, None)], submitted, LauncherSettings("local")).splitlines()
     pasted = [shlex.split(line.partition(": ")[2]) for line in lines if "python -m" in line]
     assert pasted == [["python", "-m", f"dst.launcher.{name}", root] for name in ("status", "cancel")]
+    (told,) = problems("data=image_folder", "data.root=/no such/folder", "data.size=8")
+    command = told.partition("as python")[2].partition(" prints it there")[0]
+    assert shlex.split(command) == ["-m", "dst.run.sources", "image_folder", "/no such/folder"]

@@ -49,7 +49,7 @@ def test_keys_that_would_be_ignored(text):
         (["tracking.project=' '"], "has 0 characters; wandb takes 1 to 128"),
         ([f"tracking.project={'x' * 129}"], "has 129 characters; wandb takes 1 to 128"),
         (["tracking=wandb_online", "tracking.entity='us:them'"], "tracking.entity=us:them contains ':'"),
-        (["tracking.entity=''"], "tracking.entity= has 0 characters"),
+        (["tracking.entity=''"], "tracking.entity='' has 0 characters"),
         ([f"output.group={'x' * 129}"], "has 129 characters; wandb takes 1 to 128 as a group: choose a shorter one"),
         (["tracking.timeout_s=5"], "would be ignored: nothing is sent while the run trains"),
     ],
