@@ -69,7 +69,7 @@ class Lock:
     @property
     def is_own(self) -> bool:
         """Say whether nobody else has taken it over, nor made another one in its place."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is gone, or cannot be seen now: neither is a sign of another process
             if not os.path.samestat(os.fstat(self._handle), os.stat(self._folder / NAME)):
                 return False
         found, turn = read_holder(self._folder), read_turn(self._folder)
@@ -91,9 +91,9 @@ class Lock:
 
     def leave(self) -> None:
         """Name no holder any more, unless another process is named."""
-        if self.is_own:
-            write_none(self._handle, self._own.turn)
-            with suppress(OSError):
+        with suppress(OSError):  # what was done under it is done, and its process will be gone
+            if self.is_own:
+                write_none(self._handle, self._own.turn)
                 _claim(self._folder, self._own.turn).unlink(missing_ok=True)
 
 

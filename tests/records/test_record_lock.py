@@ -158,6 +158,37 @@ def test_clocks_may_differ(tmp_path, monkeypatch):
     assert holder(tmp_path) is not None
 
 
+def test_a_file_system_that_fails_for_a_moment_neither_stops_the_heart_nor_ends_the_run(tmp_path, monkeypatch):
+    """Else the lock would look stale soon, and another host would take it from a live process."""
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
+    real, failed = os.stat, []
+
+    def stale(path, *more, **options):
+        if os.fspath(path) == str(tmp_path / "lock") and len(failed) < 3:
+            failed.append(path)
+            raise OSError(lock.errno.ESTALE, "Stale file handle")
+        return real(path, *more, **options)
+
+    with locked(tmp_path) as held:
+        monkeypatch.setattr(lock.os, "stat", stale)
+        held.check()
+        deadline = time.monotonic() + 10
+        while len(failed) < 3:
+            assert time.monotonic() < deadline
+        os.utime(tmp_path / "lock", (0, 0))
+        while (tmp_path / "lock").stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+
+
+def test_a_lock_that_cannot_be_given_back_spoils_no_run_that_is_done(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(lock.errno.EIO, "Input/output error")
+
+    with locked(tmp_path):
+        monkeypatch.setattr(lock, "write_none", refuse)
+    assert holder(tmp_path) is None
+
+
 # -- whom it waits for -------------------------------------------------------------------------------------------------
 
 
