@@ -38,7 +38,7 @@ FIGURES: Final = {
 """Columns of means over the seeds -> the summary's values that they average."""
 
 _NOTHING: Final = ("null", "none", "None", "")
-HIDDEN: Final = ("identity", "attempt_folder", "copies")
+HIDDEN: Final = ("identity", "attempt_folder", "attempt", "copies")
 """Columns of a catalog that nobody asks for or wants to save."""
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS: Final = (
-    "id", "name", "group", "folder", "attempt_folder", "copies", "state", "step", "error", "created", "schema",
-    "identity", "method", "correction", "procedure", "command",
+    "id", "name", "group", "folder", "attempt_folder", "copies", "state", "attempt", "step", "error", "created",
+    "schema", "identity", "method", "correction", "procedure", "command",
 )  # fmt: skip
 """Columns that every catalog has, before those of the config and the summary."""
 
@@ -54,10 +54,9 @@ def newest(frame: "pd.DataFrame") -> "pd.DataFrame":
         return frame.reset_index(drop=True)
     import pandas as pd  # here: as below
 
-    wanted = zip(*(frame[name] for name in ("id", "folder", "attempt_folder", "state", "created", "step")), strict=True)
+    wanted = frame.reindex(columns=["id", "folder", "attempt_folder", *_RANKED]).itertuples(index=False)
     ranks = [
-        rank(run, Path(folder), attempt, {"state": state, "created": created, "step": step})
-        for run, folder, attempt, state, created, step in wanted
+        rank(run, Path(folder), attempt, dict(zip(_RANKED, row, strict=True))) for run, folder, attempt, *row in wanted
     ]
     order = frame.loc[[at for _, at in sorted(zip(ranks, frame.index, strict=True))]]
     kept = order.drop_duplicates("id", keep="last").sort_index()
@@ -82,6 +81,7 @@ def copies_in(cell: Any) -> list[str]:
 
 
 _PLACES: Final = ["id", "attempt_folder", "folder", "copies"]
+_RANKED: Final = ("state", "created", "attempt", "step")
 
 
 def _placed(root: Path, runs: Iterable[GroupRun]) -> list[Row]:

@@ -65,7 +65,7 @@ def _read(folder: Path) -> Row:
         return {"state": State.UNREADABLE.value, "error": str(error)}
     identity = about.get("identity", {})
     row: Row = {name: about[name] for name in _ABOUT if name in about}
-    row |= {name: status[name] for name in ("step", "error") if name in status}
+    row |= {name: status[name] for name in ("attempt", "step", "error") if name in status}
     row |= {"state": status["state"].value} if "state" in status else {}
     row |= {"identity": _json(identity), "method": method_of(about)}
     row |= {kind: wrapper(kind, identity) for kind in WRAPPERS}

@@ -21,7 +21,7 @@ _RUN_ID: Final = re.compile("[0-9a-f]{12}")
 _MOST_ATTEMPTS: Final = 999
 """A larger number behind the dot of a folder's name is no attempt; people write dates there."""
 
-Rank = tuple[int, bool, str, bool, int, str]
+Rank = tuple[int, bool, str, int, int, bool, str]
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,24 @@ def copies(held: Sequence[Held]) -> tuple[Path, ...]:
 def rank(run: str, folder: Path, attempt: int, row: Mapping[str, Any]) -> Rank:
     """Return what decides which folder of a run counts.
 
-    The newest attempt does; of that a finished one, then the one made last, then the one whose folder has the name that
-    the run gave it, then the one that has come furthest. ``row``: what its record says.
+    The newest attempt folder does; of that a finished one, then the one made last, then the one that was begun or
+    continued most often (a copy is not, whatever step it stood at), then the one that has come furthest, then the one
+    whose folder has the name that the run gave it. ``row``: what its record says.
     """
-    created, step = row.get("created"), row.get("step")
+    created = row.get("created")
     return (
         attempt,
         row.get("state") in OVER,
         created if isinstance(created, str) else "",
+        _count(row.get("attempt")),
+        _count(row.get("step")),
         id_in(folder.name) == run,
-        int(step) if isinstance(step, int | float) and step == step else 0,  # not a missing value of pandas
         str(folder),
     )
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and value == value else 0  # not a missing value of pandas
 
 
 def renamed_note(run: str, folder: Path) -> str:

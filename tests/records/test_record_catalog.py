@@ -83,6 +83,7 @@ def test_the_catalog_has_config_and_summary_of_every_run(tmp_path, add):
         "attempt_folder": 1,
         "copies": None,
         "state": "done",
+        "attempt": 1,
         "step": 5,
         "created": "2026-01-01T00:00:00",
         "schema": 2,

@@ -83,7 +83,8 @@ def plain_row(root, run):
         **{"id": run.id, "name": run.name, "group": Path(os.path.relpath(run.group, root)).as_posix()},
         **{"folder": str(run.folder), "attempt_folder": run.attempt},
         "copies": json.dumps([*map(str, run.copies)]) if run.copies else None,
-        **{"state": run.state.value if run.state else "unknown", "step": None, "error": run.why, "created": None},
+        **{"state": run.state.value if run.state else "unknown", "attempt": None, "step": None, "error": run.why},
+        **{"created": None},
         **{"schema": None, "identity": "{}", "method": None, **dict.fromkeys(WRAPPERS), "command": run.command},
     }
     if run.state is not None:
@@ -94,7 +95,7 @@ def plain_row(root, run):
         return row | {"state": "unreadable", "error": str(error)}
     identity = about.get("identity", {})
     row |= {name: about[name] for name in ("id", "name", "created", "schema") if name in about}
-    row |= {name: told[name] for name in ("step", "error") if name in told}
+    row |= {name: told[name] for name in ("attempt", "step", "error") if name in told}
     row |= {"state": told["state"].value} if "state" in told else {}
     row |= {"identity": json.dumps(identity, sort_keys=True), "method": method_of(about)}
     row |= {kind: wrapper(kind, identity) for kind in WRAPPERS} | {"command": run.command or about.get("command")}

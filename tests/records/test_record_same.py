@@ -11,9 +11,9 @@ from dst.records.store import Record
 RUN = "0123456789ab"
 
 
-def made(folder, *, state="done", step=5, created="2026-01-01T00:00:00+00:00", **about):
+def made(folder, *, state="done", attempt=1, step=5, created="2026-01-01T00:00:00+00:00", **about):
     record = Record.create(folder, config_yaml="", run={"id": RUN, "name": "a run", "created": created, **about})
-    record.write_status(state, attempt=1, step=step)
+    record.write_status(state, attempt=attempt, step=step)
     return folder
 
 
@@ -30,14 +30,23 @@ def test_of_the_folders_of_a_run_one_counts(tmp_path):
     made(tmp_path / "newest, renamed", attempt_folder=2, state="failed", step=1)
     made(tmp_path / f"{RUN}.20260101", step=9)  # no attempt, a date
     made(tmp_path / f"{RUN} copy", state="failed", step=99, created="2027-01-01T00:00:00+00:00")
-    # The newest attempt; then finished ones, the last made first; own names; how far they came; what never ended.
-    finished = ["later", RUN, f"{RUN}.20260101", f"{RUN}_backup"]
+    # The newest attempt; then finished ones, the last made first; how far they came; own names; what never ended.
+    finished = ["later", f"{RUN}.20260101", RUN, f"{RUN}_backup"]
     assert order(tmp_path) == ["newest, renamed", *finished, f"{RUN} copy"]
     attempts = catalog(tmp_path, all_attempts=True)
     assert [(row.attempt_folder, Path(row.folder).name) for row in attempts.itertuples()] == [
         (1, "later"),
         (2, "newest, renamed"),
     ]
+
+
+def test_an_older_copy_never_counts_beside_the_run_that_went_on(tmp_path):
+    made(tmp_path / "best", state="preempted", attempt=2, step=900)  # renamed, and continued there
+    made(tmp_path / RUN, state="running", attempt=1, step=950)  # restored as it was killed, beyond its last checkpoint
+    made(tmp_path / f"{RUN} copy", state="running", attempt=2, step=700)
+    assert order(tmp_path) == ["best", f"{RUN} copy", RUN]
+    (row,) = catalog(tmp_path).itertuples()
+    assert Path(row.folder).name == "best"
 
 
 def test_an_older_record_says_by_its_own_name_which_attempt_it_is(tmp_path):
@@ -76,7 +85,7 @@ def test_the_catalogs_of_two_trees_have_each_run_once_and_name_its_copies(tmp_pa
 @pytest.mark.parametrize(("name", "run"), [("abc", "abc"), ("abc.2", "abc"), ("abc.1", "abc"), ("abc.x", "abc.x")])
 def test_the_id_in_a_folders_name(name, run):
     assert id_in(name) == run
-    assert rank(run, Path(name), 1, {})[3]
+    assert rank(run, Path(name), 1, {})[-2]
 
 
 def test_names_are_shown_in_one_line():
