@@ -10,13 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from stat import S_ISDIR
+from typing import Final
 
+from dst.files import size
 from dst.launcher.arguments import command, runs_below
 from dst.launcher.observe import JOB_FILES, observe
+from dst.records.groups import GroupRun
 from dst.records.lock import LockedError, locked
 from dst.records.read import read_launch, read_run
 from dst.records.states import OVER, State
@@ -31,9 +34,9 @@ copies of the code (.code), logs of jobs (.launch), decoded data sets (.cache), 
 wandb. Runs and their records stay. Finished runs need none of it; data sets are decoded again where they are needed."""
 
 _CACHE: Final = ".cache"
-_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _NEW_S: Final = 3600.0
-"""A temporary folder that is younger may be that of a process that is just being started."""
+"""A temporary folder in which something is younger may be in use: by a process that is just being started, or by one on
+another host."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     root: Path = options.dir
     with ExitStack() as stack:
         try:
-            if options.remove and (root / JOB_FILES).is_dir():  # nothing is submitted meanwhile
-                stack.enter_context(locked(root / JOB_FILES))
+            if options.remove and any((root / name).is_dir() for name in (FROZEN, JOB_FILES)):
+                (root / JOB_FILES).mkdir(exist_ok=True)
+                stack.enter_context(locked(root / JOB_FILES))  # nothing is submitted meanwhile
             needs = _needs(root)
         except LockedError as error:
             print(f"error: another command submits runs to {root} ({error.holder}): try again later", file=sys.stderr)
@@ -75,6 +79,7 @@ def _needs(root: Path) -> _Needs | None:
     found = runs_below(root)
     if found is None:
         return None
+    _check_links(root, found)
     observed = observe([run.folder for run in found if run.state is None])
     states = [*((run.state, run.why) for run in found), *((run.state, run.why) for run in observed)]
     if damaged := [str(why) for state, why in states if state == State.UNREADABLE]:
@@ -88,6 +93,14 @@ def _needs(root: Path) -> _Needs | None:
     return _Needs(frozenset(code | begun), frozenset(logs), frozenset(data))
 
 
+def _check_links(root: Path, found: Iterable[GroupRun]) -> None:
+    """Raise OSError if a link beside the runs leads nowhere now: runs may lie there, on a disk that is not mounted."""
+    for folder in sorted({root, *(run.group for run in found)}):
+        for path in _inside(folder):
+            if path.is_symlink() and not path.exists():
+                raise OSError(f"{path} leads nowhere now, and runs may lie there: mount its disk, or remove the link")
+
+
 def _unneeded(root: Path, needs: _Needs) -> Iterator[tuple[Path, str]]:
     """Yield what lies in an output root that no unfinished run needs, and what it is."""
     for path in _inside(root / FROZEN):
@@ -99,7 +112,7 @@ def _unneeded(root: Path, needs: _Needs) -> Iterator[tuple[Path, str]]:
     for path in _inside(root / _CACHE):
         named = path.name.lstrip(".")  # hidden while it is being written
         if not any(named.startswith((f"{name}-", f"{name}.")) for name in needs.data):
-            yield path, "decoded data"
+            yield path, "decoded data, made again from the raw data"
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -109,11 +122,22 @@ def _inside(folder: Path) -> list[Path]:
 def _left_of_wandb() -> Iterator[tuple[Path, str]]:
     """Yield temporary folders of senders to wandb whose processes were killed."""
     there = Path(tempfile.gettempdir()).glob(f"{SCRATCH}*")
-    left = [path for path in there if path.stat().st_uid == os.getuid() and time.time() - path.stat().st_mtime > _NEW_S]
+    left = [path for path in there if _is_abandoned(path)]
     used = b"".join(_environments()) if left else b""
     for path in left:
         if os.fsencode(path) not in used:
             yield path, "left of a sender to wandb"
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Say whether a temporary folder is this user's, and nothing in it was changed lately."""
+    with suppress(FileNotFoundError):  # it has just been removed
+        is_own, touched = scratch.stat().st_uid == os.getuid(), [scratch.stat().st_mtime]
+        for path in scratch.rglob("*") if is_own else ():
+            with suppress(FileNotFoundError):
+                touched.append(path.lstat().st_mtime)
+        return is_own and time.time() - max(touched) > _NEW_S
+    return False
 
 
 def _environments() -> Iterator[bytes]:
@@ -129,18 +153,20 @@ def _report(unneeded: Iterable[tuple[Path, str]], *, remove: bool) -> int:
     """Print, and remove if asked to; return the exit code."""
     total, count, failed = 0, 0, False
     for path, what in unneeded:
-        size = _size(path)
         try:
+            its = _size(path)
             if remove:
                 _remove(path)
+        except FileNotFoundError:  # it has just gone, as a file does that is being written
+            continue
         except OSError as error:
             failed = True
             print(f"error: cannot remove {path}: {error}", file=sys.stderr)
             continue
-        total, count = total + size, count + 1
-        print(f"{'removed' if remove else 'would remove'}  {_told(size):>8}  {path}  ({what})")
+        total, count = total + its, count + 1
+        print(f"{'removed' if remove else 'would remove'}  {size(its):>10}  {path}  ({what})")
     hint = "" if remove or not count else "; --remove removes them"
-    print(f"{count} {'removed' if remove else 'not needed'}, {_told(total)}{hint}")
+    print(f"{count} {'removed' if remove else 'not needed'}, {size(total)}{hint}")
     return 1 if failed else 0
 
 
@@ -152,18 +178,15 @@ def _remove(path: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    files: list[Any] = [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())]
-    return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
-
-
-def _told(size: float) -> str:
-    """Return a number of bytes as people read it."""
-    for unit in _UNITS[:-1]:
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.0f} {_UNITS[-1]}"
+    """Return the bytes of a file, or of all files in a folder that are there while it is looked at."""
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_size
+    total = 0
+    for file in path.rglob("*"):
+        with suppress(FileNotFoundError):
+            at = file.lstat()
+            total += 0 if S_ISDIR(at.st_mode) else at.st_size
+    return total
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,9 +63,9 @@ def test_only_what_no_unfinished_run_needs_is_removed_and_only_if_asked_for(root
     assert below(root) == before
     assert clean.main([str(root), "--remove"]) == 0
     assert before - below(root) == UNNEEDED
-    assert "removed       5 B  " in capsys.readouterr().out
+    assert "removed       5.0 B  " in capsys.readouterr().out
     assert clean.main([str(root)]) == 0
-    assert capsys.readouterr().out == "0 not needed, 0 B\n"
+    assert capsys.readouterr().out == "0 not needed, 0.0 B\n"
 
 
 def test_nothing_is_removed_while_it_is_unknown_what_is_needed(root, capsys):
@@ -83,3 +84,40 @@ def test_nothing_is_removed_while_runs_are_submitted(root, capsys):
         assert clean.main([str(root), "--remove"]) == 1
     assert f"error: another command submits runs to {root} (host " in capsys.readouterr().err
     assert (root / ".code" / "over").exists()
+
+
+def test_nothing_is_removed_while_a_link_leads_nowhere(root, capsys):
+    """A group on a disk that is not mounted may hold runs that need what seems unneeded."""
+    (root / "big").symlink_to(root.parent / "not mounted" / "big")
+    before = below(root)
+    assert clean.main([str(root), "--remove"]) == 1
+    assert f"{root}/big leads nowhere now, and runs may lie there" in capsys.readouterr().err
+    assert before <= below(root)
+    (root / "big").unlink()
+    (root / "group" / "moved").symlink_to(root.parent / "not mounted" / "moved")
+    assert clean.main([str(root), "--remove"]) == 1
+
+
+def test_what_goes_while_it_is_looked_at_ends_nothing(root, monkeypatch, capsys):
+    """As a half-written file does, and the folder of a sender that ends."""
+    real = Path.lstat
+
+    def lstat(path):
+        if path.name in ("file", "mnist-cd.bin"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert clean.main([str(root)]) == 0
+    told = capsys.readouterr()
+    assert told.out.endswith("4 not needed, 7.0 B; --remove removes them\n")
+    assert not told.err
+
+
+def test_the_folder_of_a_sender_on_another_host_is_left_alone(root):
+    """No process here has it in its environment, but something in it has just been written."""
+    (root.parent / "tmp" / "dst-wandb-left" / "run").mkdir()
+    (root.parent / "tmp" / "dst-wandb-left" / "run" / "log").write_text("")
+    os.utime(root.parent / "tmp" / "dst-wandb-left", (time.time() - DAY_S,) * 2)
+    clean.main([str(root), "--remove"])
+    assert (root.parent / "tmp" / "dst-wandb-left").exists()
