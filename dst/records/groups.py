@@ -105,7 +105,7 @@ def _entered(path: Path, elsewhere: "_Elsewhere") -> GroupRun:
     """Return the run of an entry, in the folder that counts, which may be newer than the entry or renamed since."""
     try:
         entry = read_entry(path)
-        folder = elsewhere.counting(entry)
+        folder = elsewhere.counting(entry, path.parent)
         is_there = (folder / "run.json").exists()
     except (OSError, RecordError) as error:
         return GroupRun(path.name.removesuffix(SUFFIX), path, path.parent, state=State.UNREADABLE, why=str(error))
@@ -118,15 +118,28 @@ class _Elsewhere:
 
     def __init__(self) -> None:
         self._beside = cache(counting_in)
-        self._below = cache(lambda root: by_id(walk(root).runs))
+        self._below = cache(_runs_below)
 
-    def counting(self, entry: Entry) -> Path:
-        """Return the folder that counts: in the group that the entry names or, if there is none, below its root."""
+    def counting(self, entry: Entry, group: Path) -> Path:
+        """Return the folder that counts: in the group that the entry names or, if there is none, below its root.
+
+        ``group``: that of the entry. It may have been copied away, and what seems to be the root be a home folder. So
+        other groups are looked for no deeper than these two lie.
+        """
         folder = self._beside(entry.folder.parent).get(entry.id, entry.folder)
         if (folder / "run.json").exists() or entry.root is None:
             return folder
-        moved = self._below(entry.root).get(entry.id)
+        depth = max(len(Path(os.path.relpath(below, entry.root)).parts) for below in (entry.folder, group / entry.id))
+        moved = self._below(entry.root, depth).get(entry.id)
         return folder if moved is None else ranked({entry.id: moved})[entry.id][0].folder
+
+
+def _runs_below(root: Path, deepest: int) -> dict[str, list[Path]]:
+    """Return the runs so deep below a folder by their ids; none if it cannot be read."""
+    try:
+        return by_id(walk(root, deepest).runs)
+    except OSError:
+        return {}
 
 
 def counting_in(group: Path) -> dict[str, Path]:

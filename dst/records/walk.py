@@ -4,6 +4,7 @@ A run has a dozen files or more, and a tree many thousands of runs. Whether a fo
 as its stamp is the same nothing was added, removed or renamed in it, so it still is one.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -52,13 +53,14 @@ class _Group:
         return index.present(self.path, {**self.known, **new})
 
 
-def walk(root: Path) -> Found:
+def walk(root: Path, deepest: float = math.inf) -> Found:
     """Return what lies at or below a folder: nothing if there is no such folder; ``OSError`` if it cannot be read.
 
     Hidden folders and the inside of run folders are left out; links to folders are followed, each folder once.
+    ``deepest``: how many folders below it runs are looked for.
     """
-    began, walking = time.monotonic(), _Walk()
-    walking.visit(os.fspath(root), None)
+    began, walking = time.monotonic(), _Walk(deepest)
+    walking.visit(os.fspath(root), None, 0)
     while walking.pending:
         walking.visit(*walking.pending.pop())
     for group in walking.groups:
@@ -67,15 +69,16 @@ def walk(root: Path) -> Found:
 
 
 class _Walk:
-    """A walk under way. ``pending``: folders to visit, the next one last, each with the one that holds it."""
+    """A walk under way. ``pending``: folders to visit, the next one last, each with what holds it, and its depth."""
 
-    def __init__(self) -> None:
+    def __init__(self, deepest: float) -> None:
         self.found = Found()
         self.groups: list[_Group] = []
-        self.pending: list[tuple[str, _Group | None]] = []
+        self.pending: list[tuple[str, _Group | None, int]] = []
         self._seen: set[Identity] = set()
+        self._deepest = deepest
 
-    def visit(self, path: str, parent: _Group | None) -> None:
+    def visit(self, path: str, parent: _Group | None, depth: int) -> None:
         """Add a folder to what was found, or list it, unless it was visited before or has just vanished."""
         try:
             at = os.stat(path)
@@ -85,8 +88,8 @@ class _Walk:
             self._seen.add(identity)
             if _is_run(path, at, parent):
                 self.found.runs[Path(path)] = identity
-            else:
-                self._look_into(path, identity)
+            elif depth < self._deepest:
+                self._look_into(path, identity, depth)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -95,7 +98,7 @@ class _Walk:
             if not isinstance(error, NotADirectoryError):  # it has just become a file
                 self.found.closed[Path(path)] = error
 
-    def _look_into(self, path: str, identity: Identity) -> None:
+    def _look_into(self, path: str, identity: Identity, depth: int) -> None:
         """List a folder. If it holds ``run.json`` after all (by a link, or it allows listing only), it is a run."""
         with os.scandir(path) as listed:
             is_folder = {entry.name: _is_folder(entry) for entry in listed}
@@ -107,7 +110,7 @@ class _Walk:
         known = index.load(path, _KIND, _VERSION) if len(below) >= index.WORTH else None
         self.groups.append(_Group(path, known or {}))
         base = path if path.endswith("/") else f"{path}/"
-        self.pending += [(base + name, self.groups[-1]) for name in reversed(below)]
+        self.pending += [(base + name, self.groups[-1], depth + 1) for name in reversed(below)]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

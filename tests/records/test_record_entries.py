@@ -168,6 +168,20 @@ def test_an_entry_finds_a_run_that_was_renamed_or_moved_to_another_group(root):
     assert notes[0] == f"run a is in {root}/default/best, which was renamed"
 
 
+def test_a_group_that_was_copied_away_has_no_home_folder_searched_to_its_bottom(root, monkeypatch):
+    """What seems to be its root may hold millions of files, and folders that nobody may read."""
+    home = root.parent / "home"
+    (home / "project" / "src" / "deep" / "er").mkdir(parents=True)
+    shutil.copytree(root / "paper" / "one", home / "study" / "one")
+    shutil.rmtree(root)
+    listed, scan = [], os.scandir
+    monkeypatch.setattr("dst.records.walk.os.scandir", lambda path: listed.append(str(path)) or scan(path))
+    found = runs_of(home / "study" / "one")
+    assert [(one.id, one.state) for one in found] == [("a", "missing"), ("b", "missing"), ("c", None)]
+    assert str(home / "project" / "src") in listed
+    assert str(home / "project" / "src" / "deep") not in listed
+
+
 def test_an_entry_says_where_its_command_was_given(root):
     path = entry_path(root / "paper/one", "z")
     write_entry(path, Entry("z", "run z", root / "default/z", "python run.py seed=9", "/home/me/a b"), root=root)
