@@ -59,7 +59,7 @@ def submitted_code(folder: Path) -> Path:
     launch = read_launch(folder) or {}
     begun = read_run(folder).get("code", {}).get("digest")
     version = Path(launch["code"]).name if launch.get("code") else str(begun)
-    for above in folder.resolve().parents:
+    for above in (*folder.absolute().parents, *folder.resolve().parents):  # its group may be a link to another disk
         if (above / FROZEN / version / PACKAGE.name).is_dir():
             return above / FROZEN / version
     raise ConfigError(

@@ -40,7 +40,8 @@ def build_below(root: Path) -> None:
     lock.enter_context(locked(own))
     _remove_abandoned(ours)
     if (ours / _WHOLE).is_dir():
-        shutil.copytree(ours / _WHOLE, own, dirs_exist_ok=True)
+        # Without what another process has begun to keep: it may go at any moment, or be what a kill has left.
+        shutil.copytree(ours / _WHOLE, own, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp"))
     os.environ[_VARIABLE], _own = str(own), own
     atexit.register(_leave, own, lock)
 

@@ -33,6 +33,7 @@ class StopFlag:
         self._previous: dict[int, Any] = {}
         self._is_poked = False
         self._is_over = threading.Event()
+        self._poker: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         interrupt_if_asked()
@@ -44,6 +45,8 @@ class StopFlag:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._is_over.set()
+        if self._poker is not None:
+            self._poker.join()  # what it sends after the handlers are gone would end the process
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -52,8 +55,9 @@ class StopFlag:
             self._is_poked = False
             give_up()
             return
-        if self.requested is None:
-            threading.Thread(target=self._poke, daemon=True).start()
+        if self._poker is None:
+            self._poker = threading.Thread(target=self._poke, daemon=True)
+            self._poker.start()
         self.requested = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(number, self._previous[number])

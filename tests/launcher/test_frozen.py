@@ -172,6 +172,14 @@ def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, sub
     assert len(submitted) == len(told)
 
 
+def test_a_run_in_a_group_that_is_a_link_is_requeued_with_its_code(failed, submitted, tmp_path):
+    (tmp_path / "big disk").mkdir()
+    (tmp_path / "outputs" / "default").rename(tmp_path / "big disk" / "default")
+    (tmp_path / "outputs" / "default").symlink_to(tmp_path / "big disk" / "default")
+    assert requeue.main(["outputs"]) == 0
+    assert [Path(run.folder).name for run, _ in submitted] == [Path(failed.folder).name]
+
+
 def second_attempt(old, newer):
     """Make a second attempt folder of a run, and return it."""
     shutil.copytree(old, newer)

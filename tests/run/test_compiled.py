@@ -53,7 +53,10 @@ def test_what_is_whole_is_kept_and_what_a_kill_left_is_built_again(tmp_path):
     assert process(tmp_path, "a.so", "end") == []
     assert (ours / "whole" / "ab" / "a.so").read_text() == "whole"
     os.utime(left, (0, 0))
+    half = ours / "whole" / "ab" / ".b.so.0a1b2c3d.tmp"  # of a process that was killed while it kept a file
+    half.write_text("ha")
     assert process(tmp_path, "b.so", "end") == ["ab/a.so"]
+    half.unlink()
     assert [path.name for path in ours.iterdir()] == ["whole"]
     assert sorted(path.name for path in (ours / "whole" / "ab").iterdir()) == ["a.so", "b.so"]
     assert not (tmp_path / "another").exists()

@@ -40,3 +40,25 @@ def test_other_signals_that_would_end_it_are_named(name):
     with StopFlag(), pytest.raises(KilledError, match=f"killed by {name}"):
         signal.raise_signal(signal.Signals[name])
     assert signal.getsignal(signal.Signals[name]) == signal.SIG_DFL
+
+
+def test_no_poke_comes_once_the_handlers_are_gone(monkeypatch):
+    """It would end the process: by then SIGUSR2 does what it does outside."""
+    late = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: late.append("late"))
+    send = signal.pthread_kill
+
+    def slowly(*thread_and_number):
+        time.sleep(0.2)
+        send(*thread_and_number)
+
+    monkeypatch.setattr(stopping, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(stopping.signal, "pthread_kill", slowly)
+    try:
+        with StopFlag():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.1)  # the poke is on its way
+        time.sleep(0.3)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert late == []
