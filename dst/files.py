@@ -23,7 +23,7 @@ class OtherContentError(ValueError):
 
 @contextmanager
 def replacing(
-    *paths: Path, durable: bool = True, shared: bool = True, needed: int = 0
+    *paths: Path, durable: bool = True, shared: bool = True, needed: int = 0, new: bool = False
 ) -> Iterator[list[BufferedRandom]]:
     """Give a file to fill for each path; at the end of the block they replace what is there, in this order.
 
@@ -34,7 +34,8 @@ def replacing(
     only the process) goes down soon. ``shared``: other processes may replace the same paths at the same time, so the
     temporary files get names of their own; otherwise they are ``<name>.tmp``, and what a kill has left of an earlier
     one is overwritten. All paths lie in one folder. ``needed``: the bytes of all, as far as it is known before; a full
-    disk is told with them (``telling_space``).
+    disk is told with them (``telling_space``). ``new``: nothing may be there; FileExistsError if another process made a
+    file of that name, however shortly before.
     """
     partials = [_own_name(path) if shared else path.with_name(f"{path.name}.tmp") for path in paths]
     try:
@@ -46,7 +47,7 @@ def replacing(
                 if durable:
                     os.fsync(file.fileno())
         for partial, path in zip(partials, paths, strict=True):
-            os.replace(partial, path)
+            (_add if new else os.replace)(partial, path)
     except BaseException as error:
         for partial in partials:
             with suppress(OSError):
@@ -56,6 +57,18 @@ def replacing(
             raise error
     if durable:
         sync_folder(paths[0].parent)
+
+
+def _add(partial: Path, path: Path) -> None:
+    """Give a file its name; FileExistsError if there is one of that name."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.replace(partial, path)
+    else:
+        partial.unlink()
 
 
 _WORTH_S: Final = 60.0
@@ -95,10 +108,10 @@ def write_or_keep(write: Callable[[], None]) -> None:
         _kept.append(write)
 
 
-def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+def replace_text(path: Path, text: str, *, durable: bool = True, new: bool = False) -> None:
     """Replace the content of a file by a text, in UTF-8; see ``replacing``."""
     data = text.encode()
-    with replacing(path, durable=durable, needed=len(data)) as (file,):
+    with replacing(path, durable=durable, needed=len(data), new=new) as (file,):
         file.write(data)
 
 

@@ -49,14 +49,18 @@ class Record:
 
         ``RecordError`` if the folder holds a record already; ``OSError`` if it cannot be written.
         """
+        taken = f"{folder} holds a record already: continue it with Record.open, or choose a new folder"
         if (folder / "run.json").exists():
-            raise RecordError(f"{folder} holds a record already: continue it with Record.open, or choose a new folder")
+            raise RecordError(taken)
         if (folder / "checkpoints").exists():
             raise RecordError(f"{folder} holds checkpoints but no record (run.json): restore it, or remove the folder")
         folder.mkdir(parents=True, exist_ok=True)
         record = cls(folder, durable=durable)
         record.write_config(config_yaml)
-        record.write_run(run)  # last: it is what makes the folder a run
+        try:  # last: it is what makes the folder a run; what another start has just written there stays
+            replace_text(folder / "run.json", _json(run, indent=2), durable=durable, new=True)
+        except FileExistsError as error:
+            raise RecordError(taken) from error
         return record
 
     @classmethod

@@ -33,6 +33,31 @@ def test_create_refuses_to_overwrite_a_record(record):
     assert read_json(record.folder / "run.json") == {"id": "abc"}
 
 
+def test_of_two_that_create_a_record_at_once_one_leaves_it_to_the_other(tmp_path, monkeypatch):
+    """Else it would wipe out what the other one has begun with, and that run could not be continued."""
+    begun, write = {"id": "abc", "dataset": {"digest": "0"}}, Record.write_config
+
+    def write_meanwhile(record, text):
+        write(record, text)
+        (record.folder / "run.json").write_text(json.dumps(begun))
+
+    monkeypatch.setattr(Record, "write_config", write_meanwhile)
+    with pytest.raises(RecordError, match="holds a record already"):
+        Record.create(tmp_path, config_yaml="", run={"id": "abc"})
+    assert read_json(tmp_path / "run.json") == begun
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "run.json"]
+
+
+def test_create_needs_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    Record.create(tmp_path, config_yaml="", run={"id": "abc"})
+    assert read_json(tmp_path / "run.json") == {"id": "abc"}
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "run.json"]
+
+
 def test_create_takes_over_a_folder_that_never_became_a_run(tmp_path):
     (tmp_path / "config.yaml").write_text("torn")
     Record.create(tmp_path, config_yaml="whole", run={})
