@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Final
@@ -74,26 +75,38 @@ def _add(partial: Path, path: Path) -> None:
 _WORTH_S: Final = 60.0
 """What took longer to find out is written in any case: nobody wants to wait for it twice."""
 
-_kept: list[Callable[[], None]] | None = None
+
+@dataclass
+class _Block:
+    """A block whose writes are kept back, and when it began."""
+
+    began: float
+    kept: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def has_worth(self) -> bool:
+        return time.monotonic() - self.began >= _WORTH_S
+
+
+_block: _Block | None = None
 
 
 @contextmanager
 def kept_back() -> Iterator[None]:
     """Keep back what ``write_or_keep`` is given until the end of the block; write nothing if it ends by an error.
 
-    Unless the block took a minute or more.
+    Unless the block took a minute or more: from then on all is written at once, since a kill would lose it.
     """
-    global _kept
-    before, began, is_refused = _kept, time.monotonic(), True
-    kept: list[Callable[[], None]] = []
-    _kept = kept
+    global _block
+    before, is_refused = _block, True
+    own = _block = _Block(time.monotonic())
     try:
         yield
         is_refused = False
     finally:
-        _kept = before
-        if not is_refused or time.monotonic() - began >= _WORTH_S:
-            for write in kept:
+        _block = before
+        if not is_refused or own.has_worth:
+            for write in own.kept:
                 write_or_keep(write)
 
 
@@ -102,10 +115,10 @@ def write_or_keep(write: Callable[[], None]) -> None:
 
     For notes and caches of what was read: a command that is refused leaves nothing behind.
     """
-    if _kept is None:
+    if _block is None or _block.has_worth:
         write()
     else:
-        _kept.append(write)
+        _block.kept.append(write)
 
 
 def replace_text(path: Path, text: str, *, durable: bool = True, new: bool = False) -> None:

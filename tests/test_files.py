@@ -157,7 +157,7 @@ def test_a_kill_between_writing_and_renaming_leaves_the_old_content(tmp_path, ca
 @pytest.mark.parametrize(("took_s", "left"), [(59.0, []), (61.0, ["note"])])
 def test_what_is_kept_back_is_not_written_after_an_error(tmp_path, monkeypatch, took_s, left):
     """Unless it took so long to find out that nobody wants to wait for it again."""
-    moments = iter([0.0, 0.0, took_s])
+    moments = iter([0.0, 0.0, 0.0, 0.0, took_s])
     monkeypatch.setattr(files.time, "monotonic", lambda: next(moments))
     with kept_back():
         write_or_keep((tmp_path / "now").touch)
@@ -174,6 +174,17 @@ def test_what_is_kept_back_is_not_written_after_an_error(tmp_path, monkeypatch, 
     assert os.listdir(tmp_path) == left
     write_or_keep((tmp_path / "later").touch)
     assert sorted(os.listdir(tmp_path)) == ["later", *left]
+
+
+def test_what_took_long_to_find_out_is_not_kept_back(tmp_path, monkeypatch):
+    """The process may be killed before the block ends."""
+    moments = iter([0.0, 59.0, 61.0])
+    monkeypatch.setattr(files.time, "monotonic", lambda: next(moments))
+    with kept_back():
+        write_or_keep((tmp_path / "early").touch)
+        write_or_keep((tmp_path / "late").touch)
+        assert os.listdir(tmp_path) == ["late"]
+    assert sorted(os.listdir(tmp_path)) == ["early", "late"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
