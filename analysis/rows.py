@@ -11,11 +11,8 @@ from analysis.runs import ACCURACY, SEED, comparable, is_done, plain
 from analysis.sweeps import folded
 from analysis.text import cell_text
 from dst.records.catalog import copies_in, newest, recorded
-from dst.records.same import copies_note
+from dst.records.same import copies_note, few
 from dst.records.states import State
-
-LISTED: Final = 8
-"""At most so many runs with copies are named."""
 
 MISSING: Final = "missing"
 """The column of tables that says what became of seeds without a figure."""
@@ -99,7 +96,7 @@ def _copied(runs: pd.DataFrame) -> list[str]:
     """Return a note for each run that has copies, the first few of them named."""
     places = zip(runs["id"], runs["folder"], map(copies_in, runs.get("copies", [None] * len(runs))), strict=True)
     notes = [copies_note(run, Path(folder), [*map(Path, copies)]) for run, folder, copies in places if copies]
-    return [*notes[:LISTED], *([f"and {len(notes) - LISTED} more runs have copies"] if len(notes) > LISTED else [])]
+    return few(notes, "more runs have copies")
 
 
 def rank(value: Any) -> tuple[int, Any]:

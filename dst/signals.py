@@ -41,10 +41,19 @@ def stop_with(parent: int) -> None:
 
     ``parent``: the process that started it, which may be gone already. Linux can do so, other systems only that.
     """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _ask_at_the_end_of_its_parent(signal.SIGTERM)
     if os.getppid() != parent:
         signal.raise_signal(signal.SIGTERM)
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when its parent dies, on Linux."""
+    _ask_at_the_end_of_its_parent(signal.SIGKILL)
+
+
+def _ask_at_the_end_of_its_parent(number: signal.Signals) -> None:
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 # -- waiting for what may never come -----------------------------------------------------------------------------------

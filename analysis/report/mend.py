@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from analysis.report.gather import Run
+from dst.records.entries import in_folder
 from dst.records.states import State
 
 
@@ -59,11 +60,6 @@ def for_seeds(run: Run, seeds: Iterable[int]) -> Mend:
     return Mend(
         "Run these seeds; cells that are done are skipped.", in_folder(_with_seeds(run.command, given), run.cwd)
     )
-
-
-def in_folder(command: str | None, cwd: str | None) -> str | None:
-    """Return a command with the folder in which it was given, for a shell."""
-    return command if command is None or cwd is None else f"cd {shlex.quote(cwd)} && {command}"
 
 
 def _with_seeds(command: str, seeds: str) -> str:

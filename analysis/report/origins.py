@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.report.gather import Run, grouped
-from analysis.report.mend import in_folder
+from dst.records.entries import in_folder
 
 
 @dataclass(frozen=True)

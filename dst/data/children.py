@@ -1,13 +1,11 @@
 """Work on numbered items in child processes, which may crash without this process."""
 
-import ctypes
 import faulthandler
 import math
 import multiprocessing
 import os
 import resource
 import signal
-import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -18,13 +16,12 @@ from typing import Any
 
 import torch
 
-from dst.signals import REQUESTS
+from dst.signals import REQUESTS, die_with_parent
 
 _AT_ONCE = 32
 _FEWEST = 500  # starting a process for fewer items costs more than it saves
 _MOST_UNREAD = 1 << 16  # bytes that a pipe holds
 _LONGEST_SAID = 200
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _FORK = multiprocessing.get_context("fork")  # imports are inherited: a process starts in milliseconds
 
 Work = Callable[[int], Any]
@@ -124,12 +121,6 @@ def _processors() -> int:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # In the children
-
-
-def die_with_parent() -> None:
-    """Let the system kill this process when its parent dies, on Linux."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _serve(work: Work, pipe: Connection, at: Any) -> None:

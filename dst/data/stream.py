@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dst.data.augment import Augment, Crops, Draws, resized_crop_box
-from dst.data.children import die_with_parent
 from dst.data.dataset import DataError
 from dst.data.decode import decode
 from dst.data.epochs import Epochs
@@ -26,7 +25,7 @@ from dst.data.files import Files
 from dst.data.normalise import Normalise
 from dst.data.prepare import sizes_differ
 from dst.data.resize import resized
-from dst.signals import REQUESTS, StalledError, blocked, waiting
+from dst.signals import REQUESTS, StalledError, blocked, die_with_parent, waiting
 
 Job = dict[str, list[int]]
 """The fields of ``Draws`` of one batch. As lists, because each tensor would travel in shared memory of its own."""

@@ -1,11 +1,11 @@
 """Runs that ``requeue`` does not submit by itself, and what it says of them: a person has to decide."""
 
-import shlex
 from pathlib import Path
 from typing import Final
 
 from dst.launcher.observe import Observed
 from dst.launcher.older import is_of_other_schema
+from dst.records.entries import in_folder
 from dst.records.read import read_attempts, read_launch, read_run
 from dst.records.states import State
 
@@ -24,8 +24,7 @@ def by_hand(run: Observed) -> str | None:
     about, what = read_run(folder), f"{run.state}: {folder} was not submitted as a job"
     if "command" not in about:
         return f"{what}; give its command again"
-    there = f"cd {shlex.quote(about['cwd'])} && " if "cwd" in about else ""
-    return f"{what}; its command goes on with it:\n  {there}{about['command']}"
+    return f"{what}; its command goes on with it:\n  {in_folder(about['command'], about.get('cwd'))}"
 
 
 def used_up(run: Observed) -> str | None:

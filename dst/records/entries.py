@@ -36,8 +36,13 @@ class Entry:
     @property
     def lack(self) -> str:
         """The message for the case that the run is missing."""
-        again = self.command if self.cwd is None else f"cd {shlex.quote(self.cwd)} && {self.command}"
+        again = in_folder(self.command, self.cwd)
         return f"run {self.id} ({self.name}) is missing: it is not in {self.folder} any more; again by: {again}"
+
+
+def in_folder(command: str | None, cwd: str | None) -> str | None:
+    """Return a command with the folder in which it was given, as far as both are known, for a shell."""
+    return command if command is None or cwd is None else f"cd {shlex.quote(cwd)} && {command}"
 
 
 def entry_path(group: Path, run_id: str) -> Path:

@@ -21,6 +21,9 @@ _RUN_ID: Final = re.compile("[0-9a-f]{12}")
 _MOST_ATTEMPTS: Final = 999
 """A larger number behind the dot of a folder's name is no attempt; people write dates there."""
 
+_LISTED: Final = 8
+"""At most so many notes of a kind are told."""
+
 Rank = tuple[int, bool, str, int, int, bool, str]
 
 
@@ -123,6 +126,11 @@ def copies_note(run: str, counts: Path, others: Sequence[Path]) -> str:
     """Return the note about copies of a run."""
     listed = ", ".join(one_line(str(folder)) for folder in others)
     return f"run {run} is also in {listed}: {one_line(str(counts))} counts"
+
+
+def few(notes: Sequence[str], more: str = "more") -> list[str]:
+    """Return the first of some notes, and how many more there are."""
+    return [*notes[:_LISTED], *([f"and {len(notes) - _LISTED} {more}"] if len(notes) > _LISTED else [])]
 
 
 def one_line(text: str) -> str:

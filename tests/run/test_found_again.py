@@ -120,8 +120,8 @@ def test_an_unfinished_run_that_was_renamed_goes_on_and_can_be_requeued(run, sto
     (place.parent / f"{run_id}.20260101").symlink_to(copy.resolve())  # a link is no further copy
     frozen = {folder.resolve(): (None, config) for folder in (place, copy)}
     assert superseded(frozen) == {copy.resolve(): place.resolve()}
-    assert requeue.main(["outputs", "--preempted", "--dry-run"]) in (0, 1)  # it was started by hand
-    assert "pilot" in capsys.readouterr().out
+    assert requeue.main(["outputs", "--preempted", "--dry-run"]) == 1  # it was started by hand, so its command is told
+    assert "preempted: outputs/default/pilot was not submitted as a job; its command" in capsys.readouterr().err
     start(*OTHER)
     assert "continuing from step 6" in capsys.readouterr().out
     assert read_status(place)["state"] == "done"
