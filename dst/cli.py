@@ -11,6 +11,7 @@ from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.environment import keep_memory, wait_without_spinning
 from dst.run.terminal import shown
+from dst.tracking.pulse import starting
 from dst.training.rank import own_rank
 
 _DESCRIPTION = """\
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str], conf: Path) -> int:
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return State.FAILED.exit_code
+    finally:
+        starting(None)  # in an interactive session the process goes on
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

@@ -57,8 +57,11 @@ def _stop_job(folder: Path, launch: dict[str, Any]) -> str | None:
 
 
 def _stop_run(folder: Path, launch: dict[str, Any]) -> str | None:
-    """A run that waits leaves its job, which passes it over; a process that carries out a run is asked to save it."""
-    if mark_cancelled(folder):
+    """A run that waits leaves its job, which passes it over; a process that carries out a run is asked to save it.
+
+    Also one that began just while it was marked, and so did not read that.
+    """
+    if mark_cancelled(folder) and holder(folder) is None:
         Record.open(folder, durable=False).write_launch({**launch, "job": None})
         return None
     found = holder(folder)

@@ -169,6 +169,14 @@ def test_of_two_runs_of_a_job_only_the_one_that_was_named_stops(sweep, capsys):
     assert told.count("cancelled 1 jobs of 1 runs") == 2
 
 
+def test_a_run_that_begins_just_while_it_is_cancelled_is_stopped(sweep, monkeypatch):
+    job, first, _ = sweep
+    monkeypatch.setattr(local, "mark_cancelled", lambda _: True)  # nobody held its lock yet
+    assert cancel.main([str(first)]) == 0
+    assert job.stdout.readline() == "75\n"
+    assert read_launch(first)["job"] == str(job.pid)
+
+
 def test_all_runs_of_a_job_stop_with_their_job(sweep, capsys):
     job, first, second = sweep
     assert cancel.main([str(first.parent)]) == 0

@@ -2,9 +2,12 @@ import time
 
 import pytest
 
+from dst import cli
+from dst.launcher import sweep
 from dst.tracking import pulse
 from dst.tracking.progress import progress
 from dst.tracking.pulse import starting
+from tests.processes import REPOSITORY
 
 
 @pytest.fixture
@@ -87,3 +90,16 @@ def test_what_a_command_does_before_it_trains_is_told_at_once_and_again(hasty, c
     time.sleep(0.2)
     assert capsys.readouterr() == ("", "")
     starting(None)
+
+
+def test_of_a_start_that_was_interrupted_nothing_more_is_told(monkeypatch):
+    """In an interactive session the process goes on, and would tell it for ever."""
+
+    def interrupted(*_, **__):
+        starting("preparing data", at_once=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_cells", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main([], conf=REPOSITORY / "conf")
+    assert pulse._starting is None
