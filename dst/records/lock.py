@@ -149,9 +149,12 @@ def _acquire(handle: int, folder: Path, own: Holder) -> Holder:
             raise LockedError(folder, found)
         time.sleep(0.1)
     found = read_holder(folder)
-    if found is not None and not (is_ours and found.host == this_host()):  # else we have its flock, so it is dead
+    is_foreign = found is not None and not (is_ours and found.host == this_host())  # else we have its flock: it is dead
+    if found is not None and is_foreign:
         _outwait(folder, found)
-    return own if is_ours else replace(own, turn=_take_turn(folder, found))
+    # One that was only cut off, on a host with an flock of its own, learns by the turn that another one has been here.
+    turn = read_turn(folder) + is_foreign if is_ours else _take_turn(folder, found)
+    return replace(own, turn=turn)
 
 
 def _outwait(folder: Path, found: Holder) -> None:

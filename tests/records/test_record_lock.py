@@ -189,6 +189,23 @@ def test_a_lock_that_cannot_be_given_back_spoils_no_run_that_is_done(tmp_path, m
     assert holder(tmp_path) is None
 
 
+def test_who_was_taken_over_learns_it_after_the_other_has_ended_too(tmp_path, monkeypatch):
+    """Where an flock is known to its own host only, and that host was cut off for a while."""
+    monkeypatch.setattr(lock, "_flock", lambda _: True)
+    monkeypatch.setattr(lock, "STALE_S", 0.2)
+    monkeypatch.setattr(lock, "this_host", lambda: "one")
+    with locked(tmp_path) as cut_off:
+        cut_off.check()
+        monkeypatch.setattr(lock, "this_host", lambda: "other")
+        for _ in range(2):  # it has the run, ends, and is started again
+            with locked(tmp_path) as now:
+                now.check()
+        with pytest.raises(LockLostError):
+            cut_off.check()
+    with locked(tmp_path) as now:
+        now.check()
+
+
 # -- whom it waits for -------------------------------------------------------------------------------------------------
 
 
