@@ -28,8 +28,11 @@ def notes(cells: Sequence[Cell], there: Look, program: Path) -> Iterator[str]:
 
     ``program``: the folder of the program, where people often start it.
     """
-    for folder, error in there.closed.items():
-        yield f"warning: {one_line(str(folder))} cannot be read ({error.strerror}): runs in it are not found"
+    closed = [
+        f"{one_line(str(folder))} cannot be read ({error.strerror}): runs in it are not found"
+        for folder, error in there.closed.items()
+    ]
+    yield from (f"warning: {text}" for text in few(closed, "more folders cannot be read"))
     for root in dict.fromkeys(cell.config.output.root for cell in cells):
         yield from _second_tree(Path(root), program)
     found = [

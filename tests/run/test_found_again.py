@@ -15,7 +15,8 @@ from dst.records.groups import runs_of
 from dst.records.read import read_attempts, read_run, read_status
 from dst.records.same import called
 from dst.run.cell import cells
-from dst.run.look import look
+from dst.run.look import Look, look
+from dst.run.notes import notes
 from dst.run.twins import twins
 from dst.run.verified import frozen_config
 from dst.training.loop import Training
@@ -233,3 +234,11 @@ def test_a_folder_that_cannot_be_read_stops_no_start(run, capsys, monkeypatch):
     assert err == "warning: outputs/private cannot be read (Permission denied): runs in it are not found\n"
     assert list(look(["outputs"]).closed) == [closed]
     assert superseded({run.resolve(): (None, frozen_config(run))}) == {}
+
+
+def test_of_many_folders_that_cannot_be_read_a_few_are_named():
+    """Such as those of another user, one for each run."""
+    closed = {Path(f"outputs/{n}"): PermissionError(13, "Permission denied") for n in range(100)}
+    told = list(notes([], Look({}, closed), Path()))
+    assert len(told) == 9
+    assert told[-1] == "warning: and 92 more folders cannot be read"
