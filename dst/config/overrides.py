@@ -261,7 +261,7 @@ def _explain(error: BaseException) -> str:
     parts: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        lines = [line.strip().rstrip(".") for line in str(cause).splitlines() if line.strip()]
         parts += [line for line in lines if not line.startswith(("reference_type", "object_type", "provider="))]
         cause = cause.__cause__
     told = "; ".join(dict.fromkeys(part.replace("full_key: ", "at key ") for part in parts)) or repr(error)
