@@ -40,7 +40,8 @@ def build_below(root: Path) -> None:
     lock.enter_context(locked(own))
     _remove_abandoned(ours)
     if (ours / _WHOLE).is_dir():
-        shutil.copytree(ours / _WHOLE, own, dirs_exist_ok=True)
+        # But for what another process is just putting there, which is gone in a moment.
+        shutil.copytree(ours / _WHOLE, own, ignore=shutil.ignore_patterns("*.tmp"), dirs_exist_ok=True)
     os.environ[_VARIABLE], _own = str(own), own
     atexit.register(_leave, own, lock)
 
