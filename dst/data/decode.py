@@ -3,7 +3,7 @@
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -83,7 +83,7 @@ def load_decoders() -> None:
 
 
 @contextmanager
-def _opened(source: Path | BytesIO, formats: Sequence[str] | None = None) -> "Iterator[Image.Image]":
+def _opened(source: Path | BytesIO, formats: list[str] | None = None) -> "Iterator[Image.Image]":
     """Open an image by Pillow, which would warn of half the size that an image may have here."""
     from PIL import Image, UnidentifiedImageError
 
