@@ -4,13 +4,10 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from dst.records.groups import GroupRun, runs_of
+from dst.records.same import listed
 from dst.run import given
-
-_LISTED: Final = 8
-"""At most this many notes are printed."""
 
 
 def command(name: str, description: str) -> argparse.ArgumentParser:
@@ -40,9 +37,8 @@ def folders_below(root: Path) -> list[Path] | None:
 
 
 def notes_on(runs: Iterable[GroupRun]) -> list[str]:
-    """Return what people should know about the folders of runs, the first few of each kind named."""
-    told = [f"note: {note}" for run in runs for note in run.notes]
-    return [*told[:_LISTED], *([f"note: and {len(told) - _LISTED} more"] if len(told) > _LISTED else [])]
+    """Return what people should know about the folders of runs, the first few of them."""
+    return listed([note for run in runs for note in run.notes])
 
 
 def runs_below(root: Path) -> list[GroupRun] | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dst.files import size
 from dst.launcher.arguments import command, runs_below
 from dst.launcher.observe import JOB_FILES, observe
 from dst.records.lock import LockedError, locked
@@ -31,7 +32,6 @@ copies of the code (.code), logs of jobs (.launch), decoded data sets (.cache), 
 wandb. Runs and their records stay. Finished runs need none of it; data sets are decoded again where they are needed."""
 
 _CACHE: Final = ".cache"
-_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _NEW_S: Final = 3600.0
 """A temporary folder that is younger may be that of a process that is just being started."""
 
@@ -108,12 +108,19 @@ def _inside(folder: Path) -> list[Path]:
 
 def _left_of_wandb() -> Iterator[tuple[Path, str]]:
     """Yield temporary folders of senders to wandb whose processes were killed."""
-    there = Path(tempfile.gettempdir()).glob(f"{SCRATCH}*")
-    left = [path for path in there if path.stat().st_uid == os.getuid() and time.time() - path.stat().st_mtime > _NEW_S]
+    left = [path for path in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*") if _is_old_and_own(path)]
     used = b"".join(_environments()) if left else b""
     for path in left:
         if os.fsencode(path) not in used:
             yield path, "left of a sender to wandb"
+
+
+def _is_old_and_own(path: Path) -> bool:
+    try:
+        about = path.lstat()
+    except FileNotFoundError:  # its sender has just ended
+        return False
+    return about.st_uid == os.getuid() and time.time() - about.st_mtime > _NEW_S
 
 
 def _environments() -> Iterator[bytes]:
@@ -129,18 +136,20 @@ def _report(unneeded: Iterable[tuple[Path, str]], *, remove: bool) -> int:
     """Print, and remove if asked to; return the exit code."""
     total, count, failed = 0, 0, False
     for path, what in unneeded:
-        size = _size(path)
         try:
+            taken = _bytes(path)
             if remove:
                 _remove(path)
+        except FileNotFoundError:  # somebody else has just removed it
+            continue
         except OSError as error:
             failed = True
             print(f"error: cannot remove {path}: {error}", file=sys.stderr)
             continue
-        total, count = total + size, count + 1
-        print(f"{'removed' if remove else 'would remove'}  {_told(size):>8}  {path}  ({what})")
+        total, count = total + taken, count + 1
+        print(f"{'removed' if remove else 'would remove'}  {size(taken):>10}  {path}  ({what})")
     hint = "" if remove or not count else "; --remove removes them"
-    print(f"{count} {'removed' if remove else 'not needed'}, {_told(total)}{hint}")
+    print(f"{count} {'removed' if remove else 'not needed'}, {size(total)}{hint}")
     return 1 if failed else 0
 
 
@@ -151,19 +160,10 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _size(path: Path) -> int:
+def _bytes(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
     files: list[Any] = [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())]
     return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
-
-
-def _told(size: float) -> str:
-    """Return a number of bytes as people read it."""
-    for unit in _UNITS[:-1]:
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.0f} {_UNITS[-1]}"
 
 
 if __name__ == "__main__":

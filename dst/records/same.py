@@ -21,6 +21,9 @@ _RUN_ID: Final = re.compile("[0-9a-f]{12}")
 _MOST_ATTEMPTS: Final = 999
 """A larger number behind the dot of a folder's name is no attempt; people write dates there."""
 
+_LISTED: Final = 8
+"""At most this many runs are named in the notes of a kind."""
+
 Rank = tuple[int, bool, str, bool, int, str]
 
 
@@ -117,6 +120,12 @@ def copies_note(run: str, counts: Path, others: Sequence[Path]) -> str:
     """Return the note about copies of a run."""
     listed = ", ".join(one_line(str(folder)) for folder in others)
     return f"run {run} is also in {listed}: {one_line(str(counts))} counts"
+
+
+def listed(told: Sequence[str]) -> list[str]:
+    """Return lines for notes, the first few of them, and how many more there are."""
+    more = [f"note: and {len(told) - _LISTED} more"] * (len(told) > _LISTED)
+    return [*(f"note: {text}" for text in told[:_LISTED]), *more]
 
 
 def one_line(text: str) -> str:

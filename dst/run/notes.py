@@ -12,15 +12,12 @@ from typing import Any, Final
 from dst.config.schema import get
 from dst.options import shown
 from dst.records.read import read_status
-from dst.records.same import copies_note, id_in, one_line, ranked, renamed_note
+from dst.records.same import copies_note, id_in, listed, one_line, ranked, renamed_note
 from dst.records.states import OVER, State
 from dst.records.store import RecordError
 from dst.run.cell import Cell
 from dst.run.look import Look
 from dst.run.twins import twins
-
-_LISTED: Final = 8
-"""At most this many runs are named in the notes of a kind."""
 
 _SEARCHED: Final = 50
 """Of so many new runs of a command, at most, others that are like them are sought."""
@@ -38,15 +35,9 @@ def notes(cells: Sequence[Cell], there: Look, program: Path) -> Iterator[str]:
     found = [
         (cell.id, cell.found, cell.copies) for cell in cells if cell.found and cell.config.output.resume != "never"
     ]
-    yield from _listed([renamed_note(run, folder) for run, folder, _ in found if id_in(folder.name) != run])
-    yield from _listed([copies_note(run, folder, copies) for run, folder, copies in found if copies])
-    yield from _listed([*_twins(cells, there)])
-
-
-def _listed(told: Sequence[str]) -> Iterator[str]:
-    yield from (f"note: {text}" for text in told[:_LISTED])
-    if len(told) > _LISTED:
-        yield f"note: and {len(told) - _LISTED} more"
+    yield from listed([renamed_note(run, folder) for run, folder, _ in found if id_in(folder.name) != run])
+    yield from listed([copies_note(run, folder, copies) for run, folder, copies in found if copies])
+    yield from listed([*_twins(cells, there)])
 
 
 def _second_tree(root: Path, program: Path) -> Iterator[str]:

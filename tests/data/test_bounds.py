@@ -180,7 +180,7 @@ def test_images_that_do_not_fit_into_memory_are_not_decoded_to_be_resident(tmp_p
     root = write_folder(tmp_path / "data", {"train": 4, "test": 2})
     options = {"root": str(root), "cache": str(tmp_path / "cache"), "size": 12, "download": False}
     monkeypatch.setattr(bounds, "memory", lambda: 1000)
-    told = r"image_folder: all images decoded takes 5.1 KiB of memory, and 1000.0 B are here: storage=stream"
+    told = r"image_folder: all images decoded takes 5.1 KiB of memory, and 1000 B are here: storage=stream"
     with pytest.raises(DataError, match=told):
         load("image_folder", image_folder, storage="resident", **options)
     assert len(load("image_folder", image_folder, storage="stream", **options).train) == 8
