@@ -152,6 +152,8 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
                     )
         elif told_of := replaced(name):
             problems.append(f"{text}: there is no key '{name}' any more{told_of}")
+        elif below := _taken_for_a_key(override, keys):
+            problems.append(f"{text}: {name} has keys of its own, of which one may be meant: {', '.join(below)}")
         elif name not in keys:
             near = suggest(name, [*keys, *known_groups]).partition("allowed:")[0]
             siblings = _siblings(name, keys) or [*known_groups, *(key for key in keys if "." not in key)]
@@ -230,6 +232,12 @@ def known_keys() -> list[str]:
         parts = key.split(".")
         found |= dict.fromkeys(".".join(parts[:i]) for i in range(1, len(parts)))
     return list(found)
+
+
+def _taken_for_a_key(override: Override, keys: Sequence[str]) -> list[str]:
+    """Return the keys at a place that has keys and is given a value of its own, such as ``sparsity.drop=random``."""
+    is_plain = all(isinstance(option, str | int | float) and "${" not in str(option) for option in _options(override))
+    return [key for key in keys if is_plain and key.rpartition(".")[0] == override.key_or_group]
 
 
 def _siblings(name: str, keys: Sequence[str]) -> list[str]:

@@ -333,3 +333,19 @@ def test_a_reference_that_leads_nowhere_is_told_with_its_key():
             with pytest.raises(ConfigError) as error:
                 compose_command(CONF, command, multirun=len(command) > 1)
             assert error.value.problems == [told]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("sparsity.drop=random", "sparsity.drop has keys of its own, of which one may be meant: sparsity.drop.name, "),
+        ("schedule.lr=0.1,0.2", "schedule.lr has keys of its own, of which one may be meant: schedule.lr.name, "),
+        ("hardware.slurm=a", "hardware.slurm has keys of its own, of which one may be meant: hardware.slurm.timeout"),
+    ],
+)
+def test_a_value_for_a_place_that_has_keys_is_told_with_these(typed, told):
+    with pytest.raises(ConfigError) as error:
+        compose_command(CONF, [typed], multirun=True)
+    assert error.value.problems[0].startswith(f"{typed}: {told}")
+    ((_, config),) = compose_cells(CONF, ["sparsity.drop={name:random}"], multirun=False)
+    assert config.sparsity.drop.name == "random"
