@@ -94,18 +94,17 @@ def process_of_this_machine(number):
     return {"host": socket.gethostname(), "process_started": observing.process_started(number)}
 
 
-@pytest.mark.parametrize("job", ["-1", "0", "1", str(os.getpid()), "+5", "5 ", "1_0", "4294967295", 5, True, None])
+@pytest.mark.parametrize("job", ["-1", "0", "1", "own", "+5", "5 ", "1_0", "4294967295", 5, True, None])
 def test_no_process_is_signalled_but_that_of_the_job(tmp_path, monkeypatch, job):
     """-1 are all processes of the user, 0 those of this terminal, 1 the machine's first; one is this very command."""
     signalled = []
     monkeypatch.setattr(os, "kill", lambda *asked: signalled.append(asked) if asked[1] else None)
-    record = waiting(tmp_path / "run", "local", job, **process_of_this_machine(int(job) if job in OWN else 1))
+    job = str(os.getpid()) if job == "own" else job
+    started = os.getpid() if job == str(os.getpid()) else 1
+    record = waiting(tmp_path / "run", "local", job, **process_of_this_machine(started))
     cancel.main([str(tmp_path)])
     assert signalled == []
     assert read_status(record.folder)["state"] != "done"
-
-
-OWN = (str(os.getpid()), "1")
 
 
 @pytest.mark.parametrize("job", ["--user=me", "-u", "0", "7_", "7_1 8", "7,8", "all", 7, None])
