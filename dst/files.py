@@ -180,10 +180,13 @@ def space(path: Path) -> int:
 
 def size(count: float) -> str:
     """Return a number of bytes as people read it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
         if count < 1024:
             return f"{count:.1f} {unit}"
-        count /= 1024
+    count /= 1024
     return f"{count:.1f} TiB"
 
 

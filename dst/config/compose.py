@@ -26,7 +26,6 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf._impl import _resolve_container_value
 
 from dst.config.launcher import LauncherSettings
 from dst.config.overrides import (
@@ -45,9 +44,10 @@ from dst.config.overrides import (
     without_launchers,
 )
 from dst.config.own_keys import check_own_keys
+from dst.config.references import referring_keys, resolve_all, resolve_at
 from dst.config.schema import Config, ConfigError, Sparsity, complete, flatten, leaves
 from dst.config.search import searched
-from dst.config.typed import at_home, for_hydra, parse_one
+from dst.config.typed import at_home, check_texts, for_hydra, parse_one
 from dst.options import suggest
 from dst.records.label import LABEL
 
@@ -80,7 +80,7 @@ def compose(conf: Path, overrides: Sequence[str], *, resolve: bool = True) -> Di
         config = _run(_by_hydra(texts))
         if resolve:
             with told():
-                OmegaConf.resolve(config)
+                resolve_all(config)
                 OmegaConf.to_container(config, throw_on_missing=True)
         return config
 
@@ -279,7 +279,7 @@ def _composed_once(choosing: Sequence[str]) -> _Chosen:
     method, launcher = _method(whole), _launcher_of(whole)
     raw = _run(whole)
     pickled = pickle.dumps(raw, pickle.HIGHEST_PROTOCOL)
-    referring = tuple(_referring(raw))
+    referring = tuple(referring_keys(raw))
     if not _leaf_keys().issuperset(referring):  # a whole node is another one
         return _Chosen(pickled, None, (), method, launcher)
     try:
@@ -287,16 +287,6 @@ def _composed_once(choosing: Sequence[str]) -> _Chosen:
     except ConfigError:  # what is missing or wrong may be set by an override
         return _Chosen(pickled, None, (), method, launcher)
     return _Chosen(pickled, pickle.dumps(typed, pickle.HIGHEST_PROTOCOL), referring, method, launcher)
-
-
-def _referring(node: DictConfig, above: str = "") -> Iterator[str]:
-    """Yield the dotted keys of interpolations, and of lists that have some in them."""
-    for name, value in ((str(key), value) for key, value in node.items_ex(resolve=False)):
-        items = range(len(value)) if OmegaConf.is_list(value) and not OmegaConf.is_interpolation(node, name) else ()
-        if OmegaConf.is_interpolation(node, name) or any(OmegaConf.is_interpolation(value, i) for i in items):
-            yield f"{above}{name}"
-        elif OmegaConf.is_dict(value):
-            yield from _referring(value, f"{above}{name}.")
 
 
 def _sets_a_leaf(override: Override) -> bool:
@@ -311,7 +301,7 @@ def _read_again(config: Config, raw: DictConfig, key: str) -> None:
     node: Any = raw
     for parent in parents:
         node, config = node[parent], getattr(config, parent)
-    _resolve_container_value(node, name)
+    resolve_at(raw, node, name)
     value = node[name]
     setattr(config, name, OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)
 
@@ -433,7 +423,7 @@ def _has_another_name(key: str, new: dict[str, Any], old: dict[str, Any]) -> boo
 def _to_typed(raw: DictConfig, moment: DictConfig | None = None) -> Config:
     """Return the config with its interpolations resolved, which changes ``raw``; ConfigError if that fails."""
     with told(), _at(raw, moment):
-        OmegaConf.resolve(raw)
+        resolve_all(raw)
         return cast(Config, OmegaConf.to_object(raw))
 
 
@@ -471,6 +461,7 @@ def _typed(conf: Path, typed: Sequence[str]) -> Iterator[tuple[list[str], list[O
         places = [conf, *further]
         known = groups(*places)
         parsed = parse(texts, known)
+        check_texts(typed)
         check_overrides(parsed, known)
         check_experiments(parsed, places)
         yield texts, parsed

@@ -152,6 +152,8 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
                     )
         elif told_of := replaced(name):
             problems.append(f"{text}: there is no key '{name}' any more{told_of}")
+        elif below := _taken_for_a_key(override, keys):
+            problems.append(f"{text}: {name} has keys of its own, of which one may be meant: {', '.join(below)}")
         elif name not in keys:
             near = suggest(name, [*keys, *known_groups]).partition("allowed:")[0]
             siblings = _siblings(name, keys) or [*known_groups, *(key for key in keys if "." not in key)]
@@ -232,6 +234,12 @@ def known_keys() -> list[str]:
     return list(found)
 
 
+def _taken_for_a_key(override: Override, keys: Sequence[str]) -> list[str]:
+    """Return the keys at a place that has keys and is given a value of its own, such as ``sparsity.drop=random``."""
+    is_plain = all(isinstance(option, str | int | float) and "${" not in str(option) for option in _options(override))
+    return [key for key in keys if is_plain and key.rpartition(".")[0] == override.key_or_group]
+
+
 def _siblings(name: str, keys: Sequence[str]) -> list[str]:
     """Return the keys at the same place as a dotted name that does not exist, if the place exists."""
     parent = name.rpartition(".")[0]
@@ -261,7 +269,7 @@ def _explain(error: BaseException) -> str:
     parts: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        lines = [line.strip().rstrip(".") for line in str(cause).splitlines() if line.strip()]
         parts += [line for line in lines if not line.startswith(("reference_type", "object_type", "provider="))]
         cause = cause.__cause__
     told = "; ".join(dict.fromkeys(part.replace("full_key: ", "at key ") for part in parts)) or repr(error)

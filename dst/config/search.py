@@ -25,7 +25,7 @@ def searched(conf: Path, overrides: Sequence[str]) -> tuple[list[str], list[Path
 
     Raises ConfigError if one of them is no folder.
     """
-    ours = [text for text in overrides if text.startswith(f"{SEARCHPATH}=")]
+    ours = [text for text in overrides if text.lstrip("+").startswith(f"{SEARCHPATH}=")]
     if len(ours) > 1:
         raise ConfigError([f"{' and '.join(ours)}: {SEARCHPATH} is given {len(ours)} times; give one list of folders"])
     with told():

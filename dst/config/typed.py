@@ -7,7 +7,7 @@ a key that holds text gets the text that was typed: what Hydra would read otherw
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, Final, NamedTuple, get_args
 
@@ -25,13 +25,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dst.config.schema import Config, ConfigError, get, nodes, with_value
-from dst.options import Option, declared
+from dst.options import OneOf, Option, declared
+from dst.registry import MemberOf
 
 _UNREAD: Final = re.compile(r"""[^a-zA-Z0-9_/\\+.$%*@?|()\[\]{},:=\x20\t'"-]""")
 """Characters that Hydra's grammar has in quotes only."""
 _NUMBERS: Final = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL)
 _WHOLE: Final = (OverrideLexer.QUOTED_VALUE, OverrideLexer.INTERPOLATION)
 """Within these any character may stand."""
+_QUOTES: Final = ("'", '"')
 _OF_VALUES: Final = ("choice", "shuffle")
 """Functions whose arguments are values of the key; those of others, such as range, are numbers, or sorted as such."""
 
@@ -77,16 +79,65 @@ def quoted(value: str) -> str:
 
 
 def as_text(typed: str) -> str | None:
-    """Return how to type, in a shell, an override whose value is all that is behind ``=``; None if that cannot be."""
+    """Return how to type, in a shell, an override whose value is all that is behind ``=``; None if that cannot be.
+
+    Where a key holds a list of texts, the value is one, however many brackets and commas it was typed with.
+    """
     key, _, value = typed.partition("=")
-    if not value or key not in text_keys():
+    if not value or key not in _open_keys():
         return None
-    other = QuotedString(value, Quote.single if '"' in value else Quote.double)  # than the quotes of the shell
-    text = f"{key}={other.with_quotes()}"
+    items = _items(value) if _open_keys()[key] else None
+    wanted, told = (value, _in_other_quotes(value)) if items is None else (items, _listed(items))
+    text = f"{key}={told}"
+    if items is not None and any(item[:1] in _QUOTES or item[-1:] in _QUOTES for item in items):
+        return None  # a comma was in quotes, or these are of another kind
     try:
-        return shlex.quote(text) if parse_one(text).value() == value else None
+        return shlex.quote(text) if parse_one(text).value() == wanted else None
     except (HydraException, OmegaConfBaseException):
         return None
+
+
+def _items(value: str) -> list[str]:
+    """Return the texts of a list as it was typed, without quotes around them."""
+    items = [item.strip() for item in value.removeprefix("[").removesuffix("]").split(",")]
+    return [item[1:-1] if item[0] == item[-1] and item[0] in _QUOTES else item for item in items if item]
+
+
+def _listed(items: Iterable[str]) -> str:
+    return f"[{','.join(map(_in_other_quotes, items))}]"
+
+
+def _in_other_quotes(value: str) -> str:
+    """Return a text in quotes, of the kind that its shell need not escape, if it has a choice."""
+    return str(QuotedString(value, Quote.single if '"' in value else Quote.double).with_quotes())
+
+
+def check_texts(typed: Iterable[str]) -> None:
+    """Raise ConfigError, with the command that works, for each list given to a key of text, or text to one of lists."""
+    problems = [
+        f"{text}: {wanted}{f'; write {one}' if (one := as_text(text)) else ''}"
+        for text in typed
+        if (wanted := _wanted(text)) is not None
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _wanted(typed: str) -> str | None:
+    """Return what a key of text, or of a list of texts, has to be if an override gives it another kind of value."""
+    try:
+        tree = _tree(_stand_in(typed))
+    except HydraException:
+        return None
+    key, elements = tree.key().getText(), _elements(tree.value()) if tree.value() else []
+    if key not in _open_keys():
+        return None
+    if _open_keys()[key]:
+        plain = [element.primitive().getText() for element in elements if element.primitive()]
+        is_text = any(text.lower() != "null" and "${" not in text for text in plain)
+        return f"{key} is a list of texts" if is_text else None
+    is_list = any(element.listContainer() or element.dictContainer() for element in elements)
+    return f"{key} is a text, not a list or a mapping" if is_list else None
 
 
 @cache
@@ -185,6 +236,15 @@ def text_keys() -> frozenset[str]:
 
 
 _FURTHER: Final = ("experiment", "hydra.searchpath")
+
+
+@cache
+def _open_keys() -> dict[str, bool]:
+    """Return the dotted keys that may hold any text, no name of a choice -> whether they hold a list of texts."""
+    lists = set(_keys(lambda option: get_args(option.type) == (str,)))
+    choices = set(_keys(lambda option: any(isinstance(item, OneOf | MemberOf) for item in option.conditions)))
+    texts = set(_keys(lambda option: option.type is str or get_args(option.type) == (str,)))
+    return {key: key in lists for key in texts - choices}
 
 
 @cache

@@ -12,8 +12,8 @@ from dst.files import size
 MOST_BYTES: Final = 256 << 20
 """The largest file of an image, or of a set that is published as a few files, packed or not."""
 
-MOST_PIXELS: Final = 89_478_485
-"""The largest image, 256 MiB as it is decoded: Pillow warns of larger ones, which may be made to fill the memory."""
+MOST_PIXELS: Final = 178_956_970
+"""The largest image, 512 MiB as it is decoded: Pillow opens no larger ones, which may be made to fill the memory."""
 
 _LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -35,7 +35,7 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
 def check_pixels(height: int, width: int) -> None:
     """Raise ValueError for an image that is too large to be decoded."""
     if height * width > MOST_PIXELS:
-        raise ValueError(f"its header says {width:,} x {height:,} pixels, more than {MOST_PIXELS:,} in all")
+        raise ValueError(f"its header says {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}; scale it down")
 
 
 def memory() -> int:

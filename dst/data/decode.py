@@ -1,9 +1,13 @@
 """Decode image files: to three channels of eight bits, or to an error that names the file and its fault."""
 
 import os
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +16,9 @@ from torch import Tensor
 from dst.data.bounds import MOST_BYTES, check_pixels
 from dst.data.dataset import DataError
 from dst.files import size
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """Endings, in lower case, of the files that are decoded."""
@@ -54,16 +61,16 @@ def pixels(path: Path) -> Tensor:
 def _content(path: Path) -> bytes:
     with path.open("rb") as file:
         if (found := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-            raise ValueError(f"it has {size(found)}, more than the {size(MOST_BYTES)} that an image may have")
+            raise ValueError(
+                f"it has {size(found)}, more than the {size(MOST_BYTES)} that an image may have; scale it down"
+            )
         return file.read()
 
 
 def size_of(path: Path) -> tuple[int, int]:
     """Return height and width of an image by its header; ``ValueError`` if that does not say them."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return image.height, image.width
     except Exception as error:
         raise ValueError(f"{path}: its header tells no size") from error
@@ -75,22 +82,32 @@ def load_decoders() -> None:
     import torchvision.io  # noqa: F401
 
 
-def _png(data: bytes) -> Tensor:
-    """Decode a PNG by Pillow, since a damaged one crashes torchvision's decoder."""
+@contextmanager
+def _opened(source: Path | BytesIO, formats: list[str] | None = None) -> "Iterator[Image.Image]":
+    """Open an image by Pillow, which would warn of half the size that an image may have here."""
     from PIL import Image, UnidentifiedImageError
 
-    _check_chunks(memoryview(data))
-    check_pixels(int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
     try:
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-            image.info.pop("transparency", None)  # else Pillow warns that it is dropped
-            if image.mode.startswith("I"):  # 16 bits of grey; ``convert`` would clip at 255
-                pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(CHANNELS, axis=2)
-            else:
-                pixels = np.array(image.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(source, formats=formats)
     except UnidentifiedImageError as error:
         raise ValueError("its header makes no sense") from error
+    with opened as image:
+        yield image
+
+
+def _png(data: bytes) -> Tensor:
+    """Decode a PNG by Pillow, since a damaged one crashes torchvision's decoder."""
+    _check_chunks(memoryview(data))
+    check_pixels(int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"))
+    with _opened(BytesIO(data), ["PNG"]) as image:
+        image.load()
+        image.info.pop("transparency", None)  # else Pillow warns that it is dropped
+        if image.mode.startswith("I"):  # 16 bits of grey; ``convert`` would clip at 255
+            pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(CHANNELS, axis=2)
+        else:
+            pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -129,9 +146,7 @@ def _check_size(data: bytes) -> None:
     """Raise ValueError for an image that is too large, or an animation, before its pixels are decoded."""
     if data.startswith(b"\xff\xd8"):
         return check_pixels(*_jpeg_size(data))
-    from PIL import Image
-
-    with Image.open(BytesIO(data), formats=["GIF", "WEBP"]) as image:
+    with _opened(BytesIO(data), ["GIF", "WEBP"]) as image:
         check_pixels(image.height, image.width)
         if (count := getattr(image, "n_frames", 1)) > 1:
             raise ValueError(f"it is an animation of {count} images")

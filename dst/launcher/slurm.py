@@ -119,8 +119,8 @@ def _parent(job: str) -> str:
 
 
 def _rows(columns: int, text: str) -> list[list[str]]:
-    """Return the rows of a table with cells separated by ``|``."""
-    rows = [line.strip().split("|") for line in text.splitlines()]
+    """Return the rows of a table with cells separated by ``|``, which the last one may have in it."""
+    rows = [line.strip().split("|", columns - 1) for line in text.splitlines()]
     return [row for row in rows if len(row) == columns]
 
 

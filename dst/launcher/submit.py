@@ -1,7 +1,6 @@
 """From the cells of a sweep to submitted jobs. Runs that are over or under way are left alone."""
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from dst.launcher.frozen import check_copy, freeze, freeze_again, frozen_code, s
 from dst.launcher.observe import JOB_FILES, Observed, observe
 from dst.launcher.request import Run, kind_of_job
 from dst.records.lock import LockedError, locked
+from dst.records.provenance import pasteable
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
 from dst.records.same import attempt_of, ranked
@@ -149,8 +149,7 @@ def _remedy(cell: Cell, run: Observed) -> list[str]:
         check_continuable(folder, cell.config, code=submitted_code(folder).name)
     except ConfigError:
         return []
-    also = "" if run.state in REQUEUED else " --preempted"
-    command = f"python -m dst.launcher.requeue {shlex.quote(str(folder))}{also}"
+    command = pasteable("dst.launcher.requeue", folder, *([] if run.state in REQUEUED else ["--preempted"]))
     return [f"to continue it with the code of its submission: {command}"]
 
 

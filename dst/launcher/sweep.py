@@ -18,7 +18,7 @@ from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
 from dst.files import kept_back
 from dst.launcher.grouped import grouped, listed, own_overrides
 from dst.records.label import LABEL
-from dst.records.provenance import PACKAGE
+from dst.records.provenance import PACKAGE, pasteable
 from dst.records.read import read_run, read_summary
 from dst.records.states import State, worst
 from dst.records.store import RecordError
@@ -267,7 +267,7 @@ def _refuse_second(cells: Sequence[Cell]) -> None:
     found = [cell.found for cell in cells if cell.found is not None and cell.config.output.resume == "never"]
     problems = [
         f"output.resume=never: run {run.folder} is {run.state}{f', as job {run.job}' if run.has_job else ''}: "
-        f"cancel it first (python -m dst.launcher.cancel {shlex.quote(str(run.folder))}, or Ctrl-C where it "
+        f"cancel it first ({pasteable('dst.launcher.cancel', run.folder)}, or Ctrl-C where it "
         "runs), or wait for its end"
         for run in observe(found)
         if run.is_taken
@@ -353,12 +353,12 @@ def _summary(cells: Sequence[Cell], submitted: "Submitted", settings: "LauncherS
     if submitted.stopping:
         lines.append(f"  {submitted.stopping} of those under way are just stopping: give the command again then")
     if submitted.submission is not None:
-        root = shlex.quote(os.path.abspath(cells[0].config.output.root))  # to be given in any folder
+        root = os.path.abspath(cells[0].config.output.root)
         where = "to SLURM as" if settings.cluster == "slurm" else "to this machine as"
         lines += [
             f"  {where} {jobs_told(submitted.submission.jobs)}; logs in {submitted.submission.logs}",
-            f"  watch: python -m dst.launcher.status {root}",
-            f"  cancel: python -m dst.launcher.cancel {root}",
+            f"  watch: {pasteable('dst.launcher.status', root)}",
+            f"  cancel: {pasteable('dst.launcher.cancel', root)}",
         ]
     return "\n".join(lines)
 

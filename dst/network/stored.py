@@ -3,11 +3,14 @@
 import io
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+_LISTED: Final = 6
+"""At most this many names are listed."""
 
 _PICKLED: Final = re.compile(r"GLOBAL ([a-zA-Z_][\w.]+)")
 """How torch names the class of an object that it does not make."""
@@ -30,7 +33,7 @@ def tensors_in(state: Mapping[str, Any], name: str, path: object) -> dict[str, T
     """Return the tensors by name that a state holds as ``name``; ValueError, saying what was found, if it has none."""
     found = state.get(name)
     if found is None:
-        there = ", ".join(map(str, list(state)[:6])) or "nothing"
+        there = ", ".join(map(str, list(state)[:_LISTED])) or "nothing"
         told = "there are no masks" if name == "masks" else f"there is no {name}"
         raise ValueError(f"{told} in {path}, it has {there}: give the checkpoint of a run")
     if not isinstance(found, Mapping):
@@ -39,6 +42,23 @@ def tensors_in(state: Mapping[str, Any], name: str, path: object) -> dict[str, T
         if not isinstance(value, Tensor):
             raise ValueError(f"'{name}' in {path} has a {type(value).__name__} as {key}, and no tensor")
     return dict(found)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def differing(theirs: Mapping[str, Sequence[int]], ours: Mapping[str, Sequence[int]]) -> str:
+    """Return how the first of two collections of shapes differ, or are on one side only; empty if all are alike."""
+    there, here = ({name: tuple(shape) for name, shape in shapes.items()} for shapes in (theirs, ours))
+    names = sorted({name for name, _ in there.items() ^ here.items()})
+    told = [f"{name} is {_size(there.get(name))} there and {_size(here.get(name))} here" for name in names[:_LISTED]]
+    return ", ".join([*told, *([f"{len(names) - _LISTED} more"] if len(names) > _LISTED else [])])
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
 def _kind(content: bytes, error: Exception) -> str:

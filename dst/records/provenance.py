@@ -1,6 +1,8 @@
 """Where a run comes from: its code, libraries and machine."""
 
+import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -18,6 +20,14 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
 
 
 _SOURCES: Final = (".py", ".c", ".h")
+
+
+def pasteable(module: str, *words: object) -> str:
+    """Return the command that starts a module of this code, as it can be pasted into a shell in this folder."""
+    command = shlex.join(["python", "-m", module, *map(str, words)])
+    searched = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    is_found = any(Path(folder).resolve() == PACKAGE.parent for folder in searched)
+    return command if is_found else f"PYTHONPATH={shlex.quote(str(PACKAGE.parent))} {command}"
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from dst.fractions import step_at
 from dst.kernels.blocks import OCTET
 from dst.kernels.fused import fuse
 from dst.metrics.flops import forward_flops
+from dst.network.stored import differing, shapes_of
 from dst.options import refuse
 from dst.records.lock import this_host
 from dst.run.build import (
@@ -366,13 +367,13 @@ def _check_sources(config: Config, model: nn.Module) -> None:
     """Raise ConfigError if the weights of another run, to start from, are not there or do not fit."""
     if config.model.weights is None:
         return
-    if differing := _differing(stored(config, "model.weights"), model.state_dict()):
-        raise ConfigError([f"model.weights={config.model.weights} is of another model: {differing}"])
+    if misfit := differing(shapes_of(stored(config, "model.weights")), shapes_of(model.state_dict())):
+        raise ConfigError([f"model.weights={config.model.weights} is of another model: {misfit}"])
 
 
 def _misfits(config: Config, layers: list[Layer]) -> Iterator[str]:
     """Yield why the masks of other runs cannot be used: they are of another model, or not the final ones."""
-    here = {layer.name: layer.weight for layer in layers}
+    here = {layer.name: layer.weight.shape for layer in layers}
     for key in ("sparsity.init.path", "sparsity.distribution.path"):
         if get(config, key) is None:
             continue
@@ -381,19 +382,7 @@ def _misfits(config: Config, layers: list[Layer]) -> Iterator[str]:
         except ConfigError as error:
             yield from error.problems
             continue
-        if differing := _differing(masks, here):
-            yield f"{key}={get(config, key)}: its masks are of another model or scope: {differing}"
+        if misfit := differing(shapes_of(masks), here):
+            yield f"{key}={get(config, key)}: its masks are of another model or scope: {misfit}"
     if config.sparsity.distribution.path is not None:
         yield from unfinished(config, "sparsity.distribution.path")
-
-
-def _differing(theirs: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> str:
-    """Return how the first tensors differ in shape, or are on one side only; empty if all are alike."""
-    there, here = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (theirs, ours))
-    names = sorted({name for name, _ in there.items() ^ here.items()})
-    told = [f"{name} is {_size(there.get(name))} there and {_size(here.get(name))} here" for name in names[:6]]
-    return ", ".join([*told, *([f"{len(names) - 6} more"] if len(names) > 6 else [])])
-
-
-def _size(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dst.files import read_verified
-from dst.network.stored import load, tensors_in
+from dst.network.stored import differing, load, shapes_of, tensors_in
 
 
 def read_masks(path: str, digest: str | None, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -19,15 +19,9 @@ def read_masks(path: str, digest: str | None, shapes: Mapping[str, Sequence[int]
     """
     state = load(read_verified(Path(path), digest), path)
     masks = masks_in(state, path)
-    there = {name: tuple(mask.shape) for name, mask in masks.items()}
-    here = {name: tuple(shape) for name, shape in shapes.items()}
-    if there != here:
-        told = ", ".join(
-            f"{name} is {_size(there.get(name))} there and {_size(here.get(name))} here"
-            for name in sorted({name for name, _ in there.items() ^ here.items()})[:6]
-        )
+    if misfit := differing(shapes_of(masks), shapes):
         raise ValueError(
-            f"the masks in {path} do not fit this model and scope: {told}. Take masks of the same model and scope"
+            f"the masks in {path} do not fit this model and scope: {misfit}. Take masks of the same model and scope"
         )
     return masks
 
@@ -56,7 +50,3 @@ def _boolean(name: str, mask: Tensor, path: object) -> Tensor:
             f"{value:g}. Give masks (mask.bool()), not scores or weights"
         )
     return boolean
-
-
-def _size(shape: Sequence[int] | None) -> str:
-    return "x".join(map(str, shape)) if shape is not None else "missing"

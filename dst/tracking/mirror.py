@@ -6,7 +6,6 @@ the other process reads the record. A hanging server costs no time until the end
 
 import os
 import select
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 import dst
 from dst.files import telling_space
+from dst.records.provenance import pasteable
 from dst.signals import REQUESTS, blocked
 from dst.tracking.mirrored import SCRATCH
 
@@ -170,6 +170,6 @@ class WandbMirror:
     def _warn(self, told: list[str]) -> None:
         if told and not self._has_warned:
             self._has_warned = True
-            command = f"python -m dst.launcher.sync {shlex.quote(str(self._folder))}"
+            command = pasteable("dst.launcher.sync", self._folder)
             later = f"its record is complete, send it later with: {command}"
             tqdm.write(f"warning: wandb: {told[0]}; the run goes on and {later}", file=sys.stderr)

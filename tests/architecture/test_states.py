@@ -20,7 +20,6 @@ OTHER_MEANINGS = {
     ("dst/records/lock_file.py", "unknown"): ("the host of a lock whose content is damaged", 1),
     ("dst/records/read.py", "missing"): ("a field that is not there", 1),
     ("dst/run/terminal.py", "lost"): ("an attribute of a stream", 1),
-    ("dst/sparsity/masks_file.py", "missing"): ("a mask that is not there", 1),
 }
 """Words that are states elsewhere: (file, word) -> what it means there, and how often it is written."""
 

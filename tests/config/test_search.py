@@ -74,6 +74,15 @@ def test_what_is_no_folder_is_told(path, told):
         compose_command(CONF, [f"hydra.searchpath={path}"], multirun=True)
 
 
+@pytest.mark.parametrize("prefix", ["+", "++"])
+def test_a_prefix_makes_no_other_key_of_it(mine, prefix):
+    path = f"{prefix}hydra.searchpath=[{mine}]"
+    with pytest.raises(ConfigError, match="is given 2 times; give one list of folders"):
+        compose_command(CONF, [path, f"hydra.searchpath=[{mine}]"], multirun=False)
+    ((_, config),) = compose_cells(CONF, [path, "seed=4"], multirun=False)
+    assert config.seed == 4
+
+
 def test_a_package_may_have_config_files():
     ((_, config),) = compose_cells(CONF, ["hydra.searchpath=[pkg://tests.config]", "seed=4"], multirun=False)
     assert config.seed == 4

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from dst.config.compose import _hydra, compose, compose_command
 from dst.config.schema import Config, ConfigError, flatten, get
-from dst.config.typed import at_home, for_hydra, keys_given, parse_one, path_keys, text_keys
+from dst.config.typed import as_text, at_home, for_hydra, keys_given, parse_one, path_keys, text_keys
 from tests.composed import compose_cells
 from tests.config.test_compose import CONF, a_command
 from tests.messages import malformed
@@ -275,3 +275,77 @@ def test_where_a_command_is_another_one_than_in_hydra_the_departure_has_a_name()
         departed |= {name: departed[name] + 1 for name in named}
     assert same > 3
     assert all(departed.values()), departed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lists of texts, and references
+
+
+@pytest.mark.parametrize("text", ["[a=b,c]", "[it's, x(1)]", "a=b,c", "[a,]", '["x y",c=d]'])
+def test_a_list_of_texts_that_cannot_be_read_is_shown_as_it_can_be_pasted(text):
+    wanted = {"[it's, x(1)]": ["it's", "x(1)"], "[a,]": ["a"], '["x y",c=d]': ["x y", "c=d"]}.get(text, ["a=b", "c"])
+    pasted = shlex.split(as_text(f"tracking.tags={text}"))
+    ((_, config),) = compose_cells(CONF, pasted, multirun=False)
+    assert config.tracking.tags == wanted
+    with pytest.raises(ConfigError, match=r" Write as text: 'tracking.tags=\["):
+        compose_command(CONF, [f"tracking.tags={text}"], multirun=False)
+
+
+def test_what_has_a_comma_in_quotes_is_not_cut_there():
+    assert as_text('tracking.tags=["a,b",c=d]') is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("output.group=[a]", """output.group is a text, not a list or a mapping; write 'output.group="[a]"'"""),
+        ("output.group={a:b}", """output.group is a text, not a list or a mapping; write 'output.group="{a:b}"'"""),
+        (
+            "hardware.slurm.constraint=[a&b]",
+            """is a text, not a list or a mapping; write 'hardware.slurm.constraint="[a&b]"'""",
+        ),
+        ("tracking.tags=é", """tracking.tags is a list of texts; write 'tracking.tags=["é"]'"""),
+        ("tracking.tags=a,b", """tracking.tags is a list of texts; write 'tracking.tags=["a","b"]'"""),
+    ],
+)
+def test_a_list_for_a_text_and_a_text_for_a_list_are_told_with_the_command_that_works(typed, told):
+    for multirun in (False, True):
+        with pytest.raises(ConfigError) as error:
+            compose_command(CONF, [typed], multirun=multirun)
+        (problem,) = error.value.problems
+        assert problem.startswith(f"{typed}: ")
+        assert problem.endswith(told)
+        assert malformed(problem) is None
+
+
+@pytest.mark.parametrize("typed", ["sparsity=rigl,set", "hardware.device=cpu,cuda", "data.name=digits,mnist"])
+def test_a_choice_is_not_offered_as_a_text(typed):
+    assert as_text(typed) is None
+
+
+def test_a_reference_that_leads_nowhere_is_told_with_its_key():
+    for typed, told in {
+        "output.root=${nope}": "output.root=${nope}: Interpolation key 'nope' not found",
+        "data.mean=[${nope}]": "data.mean=['${nope}']: Interpolation key 'nope' not found",
+        "seed=${seed}": "seed=${seed}: Recursive interpolation detected",
+    }.items():
+        for command in ([typed], [typed, "sparsity.density=0.1,0.2"]):
+            with pytest.raises(ConfigError) as error:
+                compose_command(CONF, command, multirun=len(command) > 1)
+            assert error.value.problems == [told]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("sparsity.drop=random", "sparsity.drop has keys of its own, of which one may be meant: sparsity.drop.name, "),
+        ("schedule.lr=0.1,0.2", "schedule.lr has keys of its own, of which one may be meant: schedule.lr.name, "),
+        ("hardware.slurm=a", "hardware.slurm has keys of its own, of which one may be meant: hardware.slurm.timeout"),
+    ],
+)
+def test_a_value_for_a_place_that_has_keys_is_told_with_these(typed, told):
+    with pytest.raises(ConfigError) as error:
+        compose_command(CONF, [typed], multirun=True)
+    assert error.value.problems[0].startswith(f"{typed}: {told}")
+    ((_, config),) = compose_cells(CONF, ["sparsity.drop={name:random}"], multirun=False)
+    assert config.sparsity.drop.name == "random"

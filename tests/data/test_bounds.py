@@ -3,6 +3,7 @@
 import gzip
 import os
 import resource
+import warnings
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -114,9 +115,31 @@ BOMBS = {
 def test_an_image_has_a_largest_number_of_pixels(kind, tmp_path):
     (tmp_path / "image.jpg").write_bytes(BOMBS[kind]())
     decode.load_decoders()
-    ours = r"its header says \d\d,000 x \d\d,000 pixels, more than 89,478,485"
+    ours = r"its header says \d\d,000 x \d\d,000 pixels, more than 178,956,970; scale it down"
     told = rf"cannot decode \S+ \(({ours}|Image size .* exceeds limit of 178956970 pixels)"  # or in Pillow's words
     with little_memory(), pytest.raises(DataError, match=told):
+        decode.decode(tmp_path / "image.jpg")
+
+
+def test_an_image_of_a_large_camera_is_no_bomb_and_nothing_warns_of_it(tmp_path):
+    """100 million pixels, of which Pillow warns; none of them is decoded here, and those of the PNG are not there."""
+    size = (8736, 11648)
+    others = {"gif": _of_pillow("GIF", *size), "webp": _of_pillow("WEBP", *size), "jpeg": _jpeg(*size)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for kind, data in {"png": _png(*size), **others}.items():
+            (tmp_path / kind).write_bytes(data)
+            assert decode.size_of(tmp_path / kind) == size
+        for data in others.values():
+            decode._check_size(data)
+        with pytest.raises(DataError, match=r"png \(image file is truncated"):
+            decode.decode(tmp_path / "png")
+
+
+@pytest.mark.parametrize("data", [b"GIF89a", b"GIF8" * 9, b"RIFF\x10\0\0\0WEBP"])
+def test_a_header_that_makes_no_sense_is_told_in_words(data, tmp_path):
+    (tmp_path / "image.jpg").write_bytes(data)
+    with pytest.raises(DataError, match=r"image.jpg \([a-z ]+\): replace it"):
         decode.decode(tmp_path / "image.jpg")
 
 
@@ -157,7 +180,7 @@ def test_images_that_do_not_fit_into_memory_are_not_decoded_to_be_resident(tmp_p
     root = write_folder(tmp_path / "data", {"train": 4, "test": 2})
     options = {"root": str(root), "cache": str(tmp_path / "cache"), "size": 12, "download": False}
     monkeypatch.setattr(bounds, "memory", lambda: 1000)
-    told = r"image_folder: all images decoded takes 5.1 KiB of memory, and 1000.0 B are here: storage=stream"
+    told = r"image_folder: all images decoded takes 5.1 KiB of memory, and 1000 B are here: storage=stream"
     with pytest.raises(DataError, match=told):
         load("image_folder", image_folder, storage="resident", **options)
     assert len(load("image_folder", image_folder, storage="stream", **options).train) == 8

@@ -68,6 +68,16 @@ def test_only_what_no_unfinished_run_needs_is_removed_and_only_if_asked_for(root
     assert capsys.readouterr().out == "0 not needed, 0.0 B\n"
 
 
+def test_what_somebody_else_has_just_removed_is_passed_over(root, monkeypatch, capsys):
+    def gone(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(clean, "_remove", gone)
+    assert clean.main([str(root), "--remove"]) == 0
+    assert capsys.readouterr() == ("0 removed, 0 B\n", "")
+    assert not clean._is_old_and_own(root / "gone")
+
+
 def test_nothing_is_removed_while_it_is_unknown_what_is_needed(root, capsys):
     before = below(root)
     with locked(root / ".launch"):

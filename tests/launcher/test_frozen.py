@@ -20,7 +20,7 @@ from dst.launcher.frozen import freeze, freeze_again, frozen_code, read_frozen, 
 from dst.launcher.observe import observe
 from dst.launcher.request import imports
 from dst.records.lock import locked
-from dst.records.provenance import code_digest, code_version
+from dst.records.provenance import code_digest, code_version, pasteable
 from dst.records.read import read_json, read_status
 from dst.records.store import Record
 from dst.run.cell import Cell, cells
@@ -164,7 +164,7 @@ def test_what_requeueing_would_not_submit_is_not_told_to_be_requeued(failed, sub
     folder = Path(failed.folder)
     Record.open(folder).write_status(state, attempt=1, step=0)
     (observed,) = observe([folder])
-    command = "to continue it with the code of its submission: python -m dst.launcher.requeue "
+    command = f"to continue it with the code of its submission: {pasteable('dst.launcher.requeue')} "
     told = [] if remedy is None else [f"{command}{folder}{remedy}"]
     assert submitting._remedy(Cell(config(), folder), observed) == told
     for line in told:

@@ -195,6 +195,11 @@ def test_a_queue_that_cannot_be_asked_is_no_empty_queue(monkeypatch):
     assert slurm.jobs(["7_1", "7_2"]) == {"7_1": SlurmJob("PENDING", reason="Priority"), "7_2": SlurmJob("RUNNING")}
 
 
+def test_a_reason_with_a_line_in_it_makes_no_job_dead(monkeypatch):
+    monkeypatch.setattr(slurm, "_output", lambda *command: "7|PENDING|a|b\n" if command[0] == "squeue" else "")
+    assert slurm.jobs(["7"]) == {"7": SlurmJob("PENDING", reason="a|b")}
+
+
 @pytest.mark.parametrize(
     ("queue", "accounting", "states"),
     [

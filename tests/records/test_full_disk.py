@@ -63,7 +63,7 @@ def test_a_record(tmp_path):
     os.symlink("/dev/full", record.folder / "metrics.jsonl")
     with pytest.raises(OSError, match=SPACE) as error:
         record.log(step=1, epoch=0.1, attempt=1, values={"train/loss": 3.0})
-    assert told(error) == ("metrics.jsonl", "59.0 B")
+    assert told(error) == ("metrics.jsonl", "59 B")
 
 
 def test_a_cache_of_data(tmp_path, caplog):
@@ -108,5 +108,5 @@ def test_wandbs_scratch(tmp_path, monkeypatch, capsys):
 
 def test_sizes():
     assert [size(count) for count in (0, 1023, 1536, 5 << 20, 3 << 30, 2 << 40)] == [
-        *("0.0 B", "1023.0 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB"),
+        *("0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB"),
     ]

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -70,3 +71,25 @@ def test_versions_are_those_installed_and_absence_is_said():
     assert provenance.library_versions()["torch"] == torch.__version__.partition("+")[0]
     assert provenance._version("no-such-library") is None
     assert set(provenance.machine()) == {"host", "platform", "machine"}
+
+
+def test_a_command_can_be_pasted_where_it_is_printed(tmp_path, monkeypatch):
+    (tmp_path / "a b").mkdir()
+    monkeypatch.chdir(tmp_path / "a b")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    words = ("dst.launcher.status", tmp_path / "é b")
+    bare = f"python -m dst.launcher.status '{tmp_path}/é b'"
+    assert provenance.pasteable(*words) == f"PYTHONPATH={provenance.PACKAGE.parent} {bare}"
+    monkeypatch.setenv("PYTHONPATH", f"/x:{provenance.PACKAGE.parent}")
+    assert provenance.pasteable(*words) == bare
+    monkeypatch.setenv("PYTHONPATH", "/x")
+    monkeypatch.chdir(provenance.PACKAGE.parent)
+    assert provenance.pasteable(*words) == bare
+    shown = subprocess.run(
+        provenance.pasteable("dst.run.sources", "--help").replace("python", sys.executable, 1),
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr

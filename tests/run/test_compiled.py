@@ -71,3 +71,17 @@ def test_the_environment_may_say_where_and_torch_may_not(asked, tmp_path, monkey
     compiled.build_below(tmp_path)
     assert (tmp_path / ".inductor").exists() == (asked is None)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path) if asked is None else "set by torch")
+
+
+def test_what_another_process_is_just_putting_there_is_not_taken(tmp_path, monkeypatch):
+    """It is gone, under its own name, before it can be copied: here, a link that leads nowhere."""
+    whole = tmp_path / ".inductor" / str(os.getuid()) / "whole"
+    whole.mkdir(parents=True)
+    (whole / "a.so").write_text("whole")
+    (whole / ".b.so.0123abcd.tmp").symlink_to(whole / "gone")
+    monkeypatch.setattr(compiled, "_own", None)
+    monkeypatch.setattr(compiled, "_ASKED", None)
+    monkeypatch.setattr(atexit, "register", lambda *arguments: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    compiled.build_below(tmp_path)
+    assert sorted(path.name for path in compiled._own.iterdir()) == ["a.so", "lock"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dst.config.schema import Config, ConfigError, with_value
+from dst.network.stored import differing, shapes_of
 from dst.run.sources import checkpoint, stored
 from dst.sparsity.masks_file import read_masks
 from dst.training.checkpoint import Checkpoints
@@ -124,9 +125,7 @@ def test_a_path_that_is_no_run_folder_says_which_is(key, tmp_path):
 
 
 def test_weights_of_another_model_are_refused_with_both_shapes():
-    from dst.run.feasible import _differing
-
-    ours = {"fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)}
-    assert _differing({"fc.weight": torch.ones(3, 5), "out": torch.ones(1)}, ours) == (
+    ours = {"fc.weight": (3, 4), "fc.bias": (3,)}
+    assert differing(shapes_of({"fc.weight": torch.ones(3, 5), "out": torch.ones(1)}), ours) == (
         "fc.bias is absent there and 3 here, fc.weight is 3x5 there and 3x4 here, out is 1 there and absent here"
     )

@@ -407,7 +407,7 @@ def test_an_own_loop_takes_the_densities_of_what_it_has_stored(tmp_path):
     ("options", "told"),
     [
         ({"hidden": [16, 11]}, "fc2 is 12x16 there and 11x16 here, fc3 is 10x12 there and 10x11 here"),
-        ({"hidden": [16]}, "fc2 is 12x16 there and 10x16 here, fc3 is 10x12 there and missing here"),
+        ({"hidden": [16]}, "fc2 is 12x16 there and 10x16 here, fc3 is 10x12 there and absent here"),
     ],
 )
 def test_the_densities_of_another_model_are_refused(tmp_path, options, told):

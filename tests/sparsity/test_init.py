@@ -139,7 +139,7 @@ def test_masks_of_another_model_are_refused(tmp_path):
         sparse(nn.Sequential(linear([1.0, 2.0])), density=0.5, distribution="uniform").state_dict(),
         tmp_path / "other.pt",
     )
-    told = r"other.pt do not fit this model and scope: 0 is 1x2 there and 1x3 here, 1 is missing there and 3x1 here"
+    told = r"other.pt do not fit this model and scope: 0 is 1x2 there and 1x3 here, 1 is absent there and 3x1 here"
     model = nn.Sequential(linear([1.0, 2.0, 3.0]), linear([1.0], [2.0], [3.0]))
     with pytest.raises(ValueError, match=told):
         sparse(model, init=partial(inits.file, path=str(tmp_path / "other.pt")))
