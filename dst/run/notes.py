@@ -54,7 +54,7 @@ def _second_tree(root: Path, program: Path) -> Iterator[str]:
     here = Path.cwd()
     for folder in (*here.parents, program):
         with suppress(OSError):
-            if folder.resolve() != here and (folder / root).is_dir():
+            if folder.resolve() != here and any(not path.name.startswith(".") for path in (folder / root).iterdir()):
                 where, other = one_line(str(here / root)), shlex.quote(f"output.root={folder / root}")
                 yield f"note: records go to {where}, which is new; to go on in another: {other}"
                 return

@@ -8,6 +8,7 @@ import pytest
 
 from dst.records.read import read_status
 from tests.chaos.test_resume import SMALL, assert_same
+from tests.composed import last_given
 from tests.processes import REPOSITORY, run, run_folder, run_together, traces
 
 pytestmark = pytest.mark.slow
@@ -121,7 +122,7 @@ def test_refusals_end_all_and_are_told_once(options, tmp_path):
 
 def test_torchrun_starts_it(options, reference, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / "run.py")]
-    result = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, *last_given(options)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result
     assert_same(tmp_path, reference)
     assert result.stdout.count(f"training, {STEPS} steps") == 1

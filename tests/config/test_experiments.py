@@ -121,7 +121,8 @@ def test_experiments_are_swept_and_what_stands_beside_them_wins():
         [f"+experiment={name}", f"seed={seed}", "schedule.epochs=2"] for name, seed in typed
     ]
     assert [(found.config.seed, found.config.schedule.epochs) for found in cells] == [(0, 2), (1, 2)] * 2
-    assert cells == [cell(*found.overrides) for found in cells]
+    assert [found.config for found in cells] == [cell(*found.overrides).config for found in cells]
+    assert [dict(found.swept) for found in cells] == [{"experiment": name, "seed": str(seed)} for name, seed in typed]
 
 
 def test_a_group_or_a_key_typed_beside_an_experiment_wins_in_any_order():

@@ -152,7 +152,7 @@ def test_runs_pass_all_checks_as_a_shell_understands_them(command, place, preten
     else:
         cells = compose_command(CONF, overrides, multirun="-m" in flags).cells
         assert cells
-        for _, config, _ in cells:
+        for config in (cell.config for cell in cells):
             assert check(config) == []
             if config.data.name in UNSEEN:
                 config.data.digest = "0" * 64

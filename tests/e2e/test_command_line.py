@@ -402,7 +402,7 @@ def test_a_sweep_trains_only_what_is_new(tmp_path):
 def test_one_bad_cell_means_that_nothing_runs(tmp_path):
     result = run("-m", "sparsity.density=0.1,2", "seed=0,1", *TINY, cwd=tmp_path)
     assert result.code == 2
-    assert result.output.count("sparsity.density=2.0: must be in (0, 1)") == 2
+    assert "sparsity.density=2.0: must be in (0, 1) (in 2 of 4 cells: " in result.output
     assert tree(tmp_path) == []
 
 

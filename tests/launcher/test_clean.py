@@ -63,9 +63,9 @@ def test_only_what_no_unfinished_run_needs_is_removed_and_only_if_asked_for(root
     assert below(root) == before
     assert clean.main([str(root), "--remove"]) == 0
     assert before - below(root) == UNNEEDED
-    assert "removed       5.0 B  " in capsys.readouterr().out
+    assert "removed         5 B  " in capsys.readouterr().out
     assert clean.main([str(root)]) == 0
-    assert capsys.readouterr().out == "0 not needed, 0.0 B\n"
+    assert capsys.readouterr().out == "0 not needed, 0 B\n"
 
 
 def test_what_somebody_else_has_just_removed_is_passed_over(root, monkeypatch, capsys):
@@ -75,7 +75,7 @@ def test_what_somebody_else_has_just_removed_is_passed_over(root, monkeypatch, c
     monkeypatch.setattr(clean, "_remove", gone)
     assert clean.main([str(root), "--remove"]) == 0
     assert capsys.readouterr() == ("0 removed, 0 B\n", "")
-    assert not clean._is_old_and_own(root / "gone")
+    assert not clean._is_abandoned(root / "gone")
 
 
 def test_nothing_is_removed_while_it_is_unknown_what_is_needed(root, capsys):
@@ -120,7 +120,7 @@ def test_what_goes_while_it_is_looked_at_ends_nothing(root, monkeypatch, capsys)
     monkeypatch.setattr(Path, "lstat", lstat)
     assert clean.main([str(root)]) == 0
     told = capsys.readouterr()
-    assert told.out.endswith("4 not needed, 7.0 B; --remove removes them\n")
+    assert told.out.endswith("4 not needed, 7 B; --remove removes them\n")
     assert not told.err
 
 

@@ -16,7 +16,7 @@ from dst.records.read import read_attempts, read_run, read_status
 from dst.records.same import called
 from dst.run.cell import cells
 from dst.run.look import Look, look
-from dst.run.notes import notes
+from dst.run.notes import _second_tree, notes
 from dst.run.twins import twins
 from dst.run.verified import frozen_config
 from dst.training.loop import Training
@@ -198,6 +198,14 @@ def test_a_second_tree_is_told_and_where_a_command_was_given_is_on_record(run, c
     assert f"{told}{tmp_path}/outputs" in capsys.readouterr().err
     start(*TINY)
     assert capsys.readouterr().err == ""
+
+
+def test_a_cache_of_decoded_data_is_no_second_tree(tmp_path, monkeypatch):
+    (tmp_path / "program" / "outputs" / ".cache").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert [*_second_tree(Path("outputs"), tmp_path / "program")] == []
+    (tmp_path / "program" / "outputs" / "default").mkdir()
+    assert len([*_second_tree(Path("outputs"), tmp_path / "program")]) == 1
 
 
 def test_a_source_that_was_renamed_or_moved_is_found(run, capsys):
