@@ -152,7 +152,7 @@ def check_overrides(parsed: Sequence[Override], known_groups: dict[str, list[str
                     )
         elif told_of := replaced(name):
             problems.append(f"{text}: there is no key '{name}' any more{told_of}")
-        elif below := _taken_for_a_key(override, keys):
+        elif name in keys and (below := _taken_for_a_key(override, keys)):
             problems.append(f"{text}: {name} has keys of its own, of which one may be meant: {', '.join(below)}")
         elif name not in keys:
             near = suggest(name, [*keys, *known_groups]).partition("allowed:")[0]
