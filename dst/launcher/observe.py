@@ -247,7 +247,7 @@ def _eta(status: dict[str, Any]) -> float | None:
     if steps <= 0 or not status.get("total_steps") or "started" not in status:
         return None
     # Dates of earlier versions of this code may lie in the wrong order: the clock was set back in between.
-    seconds = status.get("elapsed_s", status["heartbeat"] - status["started"])
+    seconds = status["elapsed_s"] if "elapsed_s" in status else status.get("heartbeat", 0.0) - status["started"]
     if seconds <= 0:
         return None
     return float(seconds / steps * (status["total_steps"] - status["step"]))

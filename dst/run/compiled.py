@@ -33,9 +33,13 @@ def build_below(root: Path) -> None:
     global _own
     if _own is not None or _ASKED:
         return
-    ours = root.absolute() / FOLDER / str(os.getuid())  # what somebody else built is not executed
+    ours = root.absolute() / FOLDER / str(os.getuid())
+    ours.mkdir(parents=True, exist_ok=True)
+    if ours.lstat().st_uid != os.getuid():
+        return  # what somebody else put there is not executed
+    ours.chmod(0o700)
     own = ours / f"{this_host()}-{os.getpid()}-{secrets.token_hex(4)}"
-    own.mkdir(mode=0o700, parents=True)
+    own.mkdir(mode=0o700)
     lock = ExitStack()
     lock.enter_context(locked(own))
     _remove_abandoned(ours)

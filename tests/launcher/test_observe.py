@@ -372,6 +372,8 @@ RUNNING = {"state": "running", "attempt": 1, "step": 30, "started_step": 10, "to
         ({"heartbeat": 1040.0}, 40.0),
         ({"heartbeat": 40.0}, None),  # by dates alone, of earlier versions of this code, nothing can be said then
         ({"heartbeat": 40.0, "elapsed_s": 40.0}, 40.0),
+        ({"elapsed_s": 40.0}, 40.0),
+        ({}, None),
         ({"heartbeat": 4600.0, "elapsed_s": 10.0}, 10.0),  # it was set forward
         ({"heartbeat": 1000.0, "elapsed_s": 0.0}, None),
     ],

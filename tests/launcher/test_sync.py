@@ -276,7 +276,7 @@ def test_runs_that_go_on_or_have_not_begun_are_left_out(tmp_path, sendings, caps
     with locked(running, "7"):
         assert main([str(tmp_path)]) == 0
         out = capsys.readouterr().out
-        assert f"running (host {socket.gethostname()}, process {os.getpid()}, job 7)" in out
+        assert f"running (host {socket.gethostname()}, process {os.getpid()}, job 7, since " in out
         assert "--running sends what there is\nleft out    " in out
         assert out.endswith("  it has not begun\n2 left out\n")
         assert sync(capsys, tmp_path, "--running") == (0, {"aaa": "sent", "bbb": "left out"})

@@ -85,3 +85,23 @@ def test_what_another_process_is_just_putting_there_is_not_taken(tmp_path, monke
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     compiled.build_below(tmp_path)
     assert sorted(path.name for path in compiled._own.iterdir()) == ["a.so", "lock"]
+
+
+def test_what_somebody_else_can_put_there_is_not_executed(tmp_path, monkeypatch):
+    """In a root that a group shares with umask 002 a folder would be open to the group."""
+    monkeypatch.setattr(compiled, "_own", None)
+    monkeypatch.setattr(compiled, "_ASKED", False)
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    ours = tmp_path / ".inductor" / str(os.getuid())
+    ours.mkdir(parents=True)
+    ours.chmod(0o775)
+    monkeypatch.setattr(os, "getuid", lambda: ours.lstat().st_uid + 1)
+    foreign = ours.with_name(str(os.getuid()))
+    foreign.mkdir()
+    compiled.build_below(tmp_path)
+    assert (os.environ["TORCHINDUCTOR_CACHE_DIR"], [*foreign.iterdir()]) == ("elsewhere", [])
+    monkeypatch.setattr(os, "getuid", lambda: ours.lstat().st_uid)
+    compiled.build_below(tmp_path)
+    assert ours.stat().st_mode & 0o777 == 0o700
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(ours))
