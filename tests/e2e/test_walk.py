@@ -72,9 +72,9 @@ def states(root: Path) -> list[str]:
 
 
 def rows(shown: str) -> list[str]:
-    """Return the methods of the rows of a table, in their order; a row begins with the data or says them."""
+    """Return the methods of the rows of a table, sorted; a row begins with the data."""
     lines = [line.split() for line in shown.splitlines() if line.lstrip().startswith("digits")]
-    return [words[2] for words in lines if words[1] == "mlp"]
+    return sorted(words[2] for words in lines if words[1] == "mlp")
 
 
 def python(*words: str, cwd: Path = REPOSITORY, **env: str) -> subprocess.CompletedProcess[str]:

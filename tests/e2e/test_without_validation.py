@@ -56,8 +56,8 @@ def test_no_figure_of_validation_is_recorded_or_shown(finished, capsys):
     assert validated(folder) == []
     assert read_summary(folder)["selected_step"] == 46  # 2 epochs of 23
     lines = [line.split() for line in output.splitlines() if line.startswith("  step ")]
-    assert [line[1:2] + line[4:8] for line in lines] == [
-        [f"{step}/46", "accuracy", "-", "density", "0.0997"] for step in (23, 46)
+    assert [line[1:2] + line[4:9] for line in lines] == [
+        [f"{step}/46", "val", "accuracy", "-", "density", "0.0997"] for step in (23, 46)
     ]
     assert status([str(folder.parent)]) == 0
     assert f"{read_summary(folder)['test/accuracy']:.4f}" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_status_of_an_unfinished_run_shows_a_dash(tmp_path, capsys):
     assert run(ALL, *TINY, cwd=tmp_path, fault="signal:SIGTERM:30").code == 75
     assert status([str(tmp_path / "outputs")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  digits mlp")]
-    assert line.split()[-5:] == ["1", "30/46", "-", "-", "-"]  # attempt, step, to go, accuracy, job
+    assert line.split()[-6:] == ["1", "30/46", "-", "-", "-", "-"]  # attempt, step, to go, two accuracies, job
 
 
 def test_tables_and_plots_go_without(finished):

@@ -386,11 +386,12 @@ def _source() -> str:
 
 
 def _refusal(command: str) -> dict[str, Any]:
-    """Return the exit code of a command line and what it says on standard error."""
+    """Return the exit code of a command line and the error that it says; before it stands what it was doing."""
     told = io.StringIO()
     with redirect_stderr(told), redirect_stdout(io.StringIO()):
         code = command_line(shlex.split(command), conf=CONF)
-    return {"code": code, "message": told.getvalue().replace(os.getcwd(), ".").strip()}
+    text = told.getvalue().replace(os.getcwd(), ".")
+    return {"code": code, "message": text[text.find("configuration error") :].strip()}
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
