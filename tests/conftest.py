@@ -17,7 +17,12 @@ torch.set_num_threads(1)
 
 def pytest_configure():
     """Hear what a shell lets these tests ignore (nohup, a command in the background): what they start inherits it."""
-    for number, heard in {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}.items():
+    heard_outside = {
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGQUIT: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    for number, heard in heard_outside.items():
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, heard)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dst.records.catalog import catalog, newest
-from dst.records.same import by_id, called, id_in, listed, one_line, rank, ranked
+from dst.records.same import by_id, called, few, id_in, one_line, rank, ranked
 from dst.records.store import Record
 
 RUN = "0123456789ab"
@@ -93,5 +93,5 @@ def test_names_are_shown_in_one_line():
 
 
 def test_the_first_few_notes_are_told_and_how_many_more_there_are():
-    assert listed(["a"]) == ["note: a"]
-    assert listed([str(number) for number in range(10)])[-2:] == ["note: 7", "note: and 2 more"]
+    assert few(["a"]) == ["a"]
+    assert few([str(number) for number in range(10)])[-2:] == ["7", "and 2 more"]
