@@ -11,8 +11,9 @@ from analysis.runs import ACCURACY, SEED, comparable, is_done, plain
 from analysis.sweeps import folded
 from analysis.text import cell_text
 from dst.records.catalog import copies_in, newest, recorded
-from dst.records.same import copies_note, few
+from dst.records.same import copies_note
 from dst.records.states import State
+from dst.words import few
 
 MISSING: Final = "missing"
 """The column of tables that says what became of seeds without a figure."""
@@ -96,7 +97,7 @@ def _copied(runs: pd.DataFrame) -> list[str]:
     """Return a note for each run that has copies, the first few of them named."""
     places = zip(runs["id"], runs["folder"], map(copies_in, runs.get("copies", [None] * len(runs))), strict=True)
     notes = [copies_note(run, Path(folder), [*map(Path, copies)]) for run, folder, copies in places if copies]
-    return few(notes, "more runs have copies")
+    return few(notes, more="more runs have copies")
 
 
 def rank(value: Any) -> tuple[int, Any]:

@@ -9,6 +9,8 @@ from typing import Any, Final, TextIO
 
 import pandas as pd
 
+from dst.words import some
+
 NOTHING: Final = "—"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 _ASCII: Final = str.maketrans({NOTHING: "-", "±": "+-", "…": "..."})
@@ -75,8 +77,7 @@ def counted(n: int, expected: int) -> str:
 
 def listed(values: Sequence[str], most: int = 6) -> str:
     """Return values as one text, and of a long list its beginning."""
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(values[:most]) + more
+    return some(values, most)
 
 
 def _safe(value: Any) -> Any:

@@ -96,12 +96,12 @@ def give_up() -> None:
 class _Interrupts:
     """What Ctrl-C does in the process ``owner``; ``pending``: one was raised and has not ended the program yet."""
 
-    def __init__(self) -> None:
-        self.owner = 0
+    def __init__(self, owner: int = 0, told: str = "") -> None:
+        self.owner = owner
         self.pending = False
         self.is_held, self.was_held = False, False
         self.code = INTERRUPTED
-        self.told = ""
+        self.told = told
 
     def answer(self, number: int, frame: FrameType | None) -> None:
         """Raise KeyboardInterrupt the first time, and end the process the next time or once its end is settled."""
@@ -131,11 +131,11 @@ def answer_interrupts(told: str) -> None:
 
     Not where it is no program of its own: in an interactive session, in a thread, or where Ctrl-C is ignored.
     """
+    global _interrupts
     is_guest = hasattr(sys, "ps1") or threading.current_thread() is not threading.main_thread()
     if is_guest or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
-    _interrupts.__init__()  # type: ignore[misc]
-    _interrupts.owner, _interrupts.told = os.getpid(), told
+    _interrupts = _Interrupts(os.getpid(), told)
     atexit.register(_deafen)
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGINT, _interrupts.answer)

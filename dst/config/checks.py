@@ -3,7 +3,7 @@
 Only what can be seen without data and without torch; ``dst.run.feasible.check`` sees the rest.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from dst import registry
@@ -93,25 +93,26 @@ def _check_slurm(config: Config) -> Iterator[str]:
             f"(hardware.slurm.timeout_min={wanted.timeout_min}): a run would be stopped before it begins"
         )
     for option in wanted.options:
-        name = _named(option)
-        if not name:
-            yield f"hardware.slurm.options: {option!r} is no option of sbatch, e.g. mail-type=FAIL"
-        elif name in _SLURM_KEYS:
-            yield f"hardware.slurm.options: {option!r} is what hardware.{_SLURM_KEYS[name]} says; set that"
-        elif name in _SLURM_OWN:
-            yield f"hardware.slurm.options: {option!r} would be ignored, or break requeueing: the launcher sets {name}"
-        elif name in _MEMORY and wanted.memory_gb is not None:
+        yield from _check_option(
+            "options", option, "sbatch, e.g. mail-type=FAIL", _SLURM_OWN, "be ignored, or break requeueing"
+        )
+        if _named(option) in _MEMORY and wanted.memory_gb is not None:
             yield f"hardware.slurm.options: {option!r} speaks against hardware.slurm.memory_gb; leave one of them out"
     for option in wanted.srun_options:
-        name = _named(option)
-        if not name:
-            yield f"hardware.slurm.srun_options: {option!r} is no option of srun, e.g. cpu-bind=cores"
-        elif name in _SLURM_KEYS:
-            yield f"hardware.slurm.srun_options: {option!r} is what hardware.{_SLURM_KEYS[name]} says; set that"
-        elif name in _SRUN_OWN:
-            yield f"hardware.slurm.srun_options: {option!r} would hide output or ends: the launcher sets {name}"
+        yield from _check_option("srun_options", option, "srun, e.g. cpu-bind=cores", _SRUN_OWN, "hide output or ends")
     if wanted.python is not None and not wanted.python.strip():
         yield "hardware.slurm.python is empty: give the words that start Python, or null for that of the command"
+
+
+def _check_option(key: str, option: str, program: str, launchers: Collection[str], effect: str) -> Iterator[str]:
+    """Yield what is wrong with an option of one of SLURM's programs; ``launchers``: those that the launcher sets."""
+    name, given = _named(option), f"hardware.slurm.{key}: {option!r}"
+    if not name:
+        yield f"{given} is no option of {program}"
+    elif name in _SLURM_KEYS:
+        yield f"{given} is what hardware.{_SLURM_KEYS[name]} says; set that"
+    elif name in launchers:
+        yield f"{given} would {effect}: the launcher sets {name}"
 
 
 def _named(option: str) -> str:

@@ -6,7 +6,7 @@ answer to it.
 
 import pickle
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
@@ -39,6 +39,7 @@ from dst.config.overrides import (
     is_of_method,
     known_keys,
     override_text,
+    own_overrides,
     parse,
     told,
     without_launchers,
@@ -116,7 +117,7 @@ def compose_command(conf: Path, overrides: Sequence[str], *, multirun: bool) -> 
         if multirun:
             cells, composer = cells_of(parsed), Composer()
             composed = _composed(composer, cells)
-            _check_one_launcher(composer, parsed, cells)
+            _check_one_launcher(composer, cells)
             first, *_ = [_compared(composer, cell) for cell in _ends(cells)]
             return Composed(composed, _launcher(first, cells[0]))
         check_single(parsed)
@@ -146,10 +147,9 @@ def compose_each(conf: Path, cells: Sequence[Sequence[str]]) -> list[ComposedCel
 def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[ComposedCell]:
     """Return cells with their configs; ConfigError with the problems of all."""
     composed, problems = [], []
-    common = set[str]().union(*cells[:1]).intersection(*cells)
-    for cell in cells:
+    for cell, own in zip(cells, own_overrides(cells), strict=True):
         try:
-            composed.append(composer.cell(cell)._replace(swept=_swept(cell, common)))
+            composed.append(composer.cell(cell)._replace(swept=_values(own)))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -157,10 +157,9 @@ def _composed(composer: "Composer", cells: Sequence[list[str]]) -> list[Composed
     return composed
 
 
-def _swept(cell: Sequence[str], common: Collection[str]) -> dict[str, str]:
-    """Return the overrides of a cell that not all cells have in ``common``, in their order."""
-    given = (text.partition("=") for text in cell if text not in common)
-    return {key.lstrip("+"): value for key, _, value in given}
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    """Return overrides by key or group, in their order."""
+    return {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
 
 
 def _ends(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:
@@ -339,13 +338,11 @@ def _launcher_of(composed: DictConfig) -> tuple[str, str]:
     return str(composed.hydra.runtime.choices.get(LAUNCHER)), OmegaConf.to_yaml(composed.hydra.launcher)
 
 
-def _check_one_launcher(composer: Composer, parsed: Sequence[Override], cells: Sequence[Sequence[str]]) -> None:
+def _check_one_launcher(composer: Composer, cells: Sequence[Sequence[str]]) -> None:
     """Raise ConfigError unless the files of all cells choose the same launcher with the same settings."""
-    swept = {str(override.get_key_element()) for override in parsed if override.is_sweep_override()}
     by_launcher: dict[tuple[str, str], str] = {}
-    for cell in cells:
-        own = " ".join(text for text in cell if text.partition("=")[0] in swept)
-        by_launcher.setdefault(composer.launcher(cell), own)
+    for cell, own in zip(cells, own_overrides(cells), strict=True):
+        by_launcher.setdefault(composer.launcher(cell), " ".join(own))
     if len(by_launcher) > 1:
         told = "; ".join(f"{own}: {name}" for (name, _), own in by_launcher.items())
         raise ConfigError([f"a sweep has one launcher, its cells choose several ({told}); add {LAUNCHER}=... for all"])

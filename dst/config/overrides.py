@@ -99,6 +99,12 @@ def cells_of(parsed: Sequence[Override]) -> list[list[str]]:
     return cells
 
 
+def own_overrides(cells: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return for each cell what tells it from the others: those of its overrides that not all have."""
+    common = set[str]().union(*cells[:1]).intersection(*cells)
+    return [[text for text in cell if text not in common] for cell in cells]
+
+
 def is_of_method(override: Override) -> bool:
     """Say whether an override changes the method rather than choosing it."""
     key = str(override.key_or_group)

@@ -232,7 +232,7 @@ def _given(element: Any, key: str) -> list[str]:
 def text_keys() -> frozenset[str]:
     """Return the dotted keys whose values are text, or lists of it, and the groups, whose options are names."""
     groups = {key for key, _, _ in nodes(Config()) if key and "." not in key}
-    return frozenset({*_keys(lambda option: option.type is str or get_args(option.type) == (str,)), *groups, *_FURTHER})
+    return frozenset({*_keys(_holds_text), *groups, *_FURTHER})
 
 
 _FURTHER: Final = ("experiment", "hydra.searchpath")
@@ -241,9 +241,8 @@ _FURTHER: Final = ("experiment", "hydra.searchpath")
 @cache
 def _open_keys() -> dict[str, bool]:
     """Return the dotted keys that may hold any text, no name of a choice -> whether they hold a list of texts."""
-    lists = set(_keys(lambda option: get_args(option.type) == (str,)))
+    lists, texts = set(_keys(_holds_texts)), set(_keys(_holds_text))
     choices = set(_keys(lambda option: any(isinstance(item, OneOf | MemberOf) for item in option.conditions)))
-    texts = set(_keys(lambda option: option.type is str or get_args(option.type) == (str,)))
     return {key: key in lists for key in texts - choices}
 
 
@@ -251,6 +250,14 @@ def _open_keys() -> dict[str, bool]:
 def path_keys() -> tuple[str, ...]:
     """Return the dotted keys whose values are paths."""
     return tuple(_keys(lambda option: option.path))
+
+
+def _holds_text(option: Option) -> bool:
+    return option.type is str or _holds_texts(option)
+
+
+def _holds_texts(option: Option) -> bool:
+    return get_args(option.type) == (str,)
 
 
 def _keys(wanted: Callable[[Option], bool]) -> Iterator[str]:

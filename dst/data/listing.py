@@ -12,6 +12,7 @@ from pathlib import Path
 from dst.data.dataset import DataError
 from dst.data.decode import AGAIN, SUFFIXES
 from dst.data.files import Entry
+from dst.words import some
 
 _LOG = logging.getLogger(__name__)
 
@@ -20,7 +21,6 @@ _NOT_READ = (
     *(".jif", ".jp2", ".jpe", ".jpx", ".jxl", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".svg", ".tga", ".tif", ".tiff"),
     ".webp",
 )
-_SHOWN = 8
 _PROBLEMS_SHOWN = 20
 
 Folder = tuple[int, int]
@@ -152,11 +152,10 @@ def _unreachable(item: "os.DirEntry[str]", error: OSError) -> str:
 def unusable(problems: Sequence[str]) -> DataError:
     """Return the error that names unusable files, each as ``path (reason)``; if there are very many, the first ones."""
     count = len(problems)
-    named = ", ".join(problems[:_PROBLEMS_SHOWN])
+    named = some(problems, _PROBLEMS_SHOWN)
     if count == 1:
         return DataError(f"a path that should be an image cannot be used: {named}; {AGAIN}")
-    more = f" and {count - _PROBLEMS_SHOWN} more" if count > _PROBLEMS_SHOWN else ""
-    return DataError(f"{count} paths that should be images cannot be used: {named}{more}; for each: {AGAIN}")
+    return DataError(f"{count} paths that should be images cannot be used: {named}; for each: {AGAIN}")
 
 
 def same_classes(root: Path, train: Mapping[str, object], other: Mapping[str, object], part: str) -> None:
@@ -176,12 +175,6 @@ def content(folder: Path) -> str:
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     return f"it has {some(names) or 'nothing'}"
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first few names and the number of others, in words."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _listed(folder: Path) -> list["os.DirEntry[str]"]:

@@ -17,8 +17,9 @@ from dst.data.children import Answer, Work, in_children
 from dst.data.dataset import DataError, Split
 from dst.data.decode import load_decoders, pixels
 from dst.data.files import Files, file_keys
-from dst.data.listing import some, unusable
+from dst.data.listing import unusable
 from dst.files import replacing, write_or_keep
+from dst.words import some
 
 _LOG = logging.getLogger(__name__)
 

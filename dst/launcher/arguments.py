@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dst.records.groups import GroupRun, runs_of
-from dst.records.same import few
 from dst.run import given
+from dst.words import few
 
 
 def command(name: str, description: str) -> argparse.ArgumentParser:

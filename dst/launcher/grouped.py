@@ -2,14 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-LISTED = 8
-"""At most this many cells, or groups of them, are listed."""
-
-
-def own_overrides(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return for each cell what tells it from the others: those of its overrides that not all have."""
-    common = set.intersection(*map(set, cells)) if cells else set()
-    return [" ".join(text for text in cell if text not in common) for cell in cells]
+from dst.words import few
 
 
 def grouped(problems: Iterable[tuple[str, str]], cells: int) -> list[str]:
@@ -28,5 +21,4 @@ def grouped(problems: Iterable[tuple[str, str]], cells: int) -> list[str]:
 
 def listed(names: Sequence[str], between: str = ", ") -> str:
     """Return the first of some names, and how many more there are."""
-    more = [f"and {len(names) - LISTED} more"] * (len(names) > LISTED)
-    return between.join([*names[:LISTED], *more])
+    return between.join(few(names))

@@ -13,11 +13,11 @@ from dst.launcher.arguments import command, notes_on, runs_below
 from dst.launcher.observe import NO_ANSWER, Observed, observe
 from dst.records.groups import GroupRun
 from dst.records.lock import this_host
-from dst.records.same import one_line
 from dst.records.states import OBSERVED, State
 from dst.run import given
 from dst.run.report import duration, table
 from dst.run.terminal import lost, program
+from dst.words import one_line
 
 _DESCRIPTION = """\
 Show the runs below DIR: state, attempt, step, time to go, accuracies, job, and why a run failed.

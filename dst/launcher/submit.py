@@ -27,6 +27,7 @@ from dst.records.store import RecordError
 from dst.run.cell import Cell, enter, looked_up
 from dst.run.look import look
 from dst.run.resume import check_continuable, check_unchanged
+from dst.words import few, some
 
 _POLL_S: Final = 2.0
 _REST: Final = 20.0
@@ -36,7 +37,6 @@ _SLURM_POLL_S: Final = 5.0
 _LOCK_POLL_S: Final = 0.2
 _PATIENCE_S: Final = 5.0
 """How long this command waits for another submission before it says so."""
-_JOBS_LISTED: Final = 8
 _LISTED: Final = 20
 """At most this many of the runs that were left alone are named."""
 
@@ -67,9 +67,8 @@ class Submitted:
 def _told(left: Mapping[Path, str]) -> str:
     if not left:
         return ""
-    lines = [f"  {folder}: {why}" for folder, why in left.items()]
-    more = [f"  and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
-    return "\n".join([f"left alone, since they cannot be submitted: {len(lines)} runs", *lines[:_LISTED], *more])
+    lines = few([f"{folder}: {why}" for folder, why in left.items()], _LISTED)
+    return "\n  ".join([f"left alone, since they cannot be submitted: {len(left)} runs", *lines])
 
 
 def submit(cells: Sequence[Cell], settings: LauncherSettings, command: str) -> Submitted:
@@ -296,8 +295,7 @@ def _as_jobs(folders: Sequence[Path]) -> str:
 
 def jobs_told(jobs: Sequence[str]) -> str:
     """Return jobs as words for a message, at most some of them: ``job 7``, or ``jobs 7, 8 and 2 more``."""
-    more = f" and {len(jobs) - _JOBS_LISTED} more" * (len(jobs) > _JOBS_LISTED)
-    return f"job{'s' * (len(jobs) > 1)} {', '.join(jobs[:_JOBS_LISTED])}{more}"
+    return f"job{'s' * (len(jobs) > 1)} {some(jobs)}"
 
 
 def wait(folders: Sequence[Path]) -> list[Observed]:

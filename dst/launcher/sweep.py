@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from dst.config.checks import check, check_launcher
 from dst.config.compose import Composed, ComposedCell, compose_command, compose_each
 from dst.config.identity import run_id
+from dst.config.overrides import own_overrides
 from dst.config.schema import Config, ConfigError, Optimizer, complete, flatten
 from dst.files import kept_back
-from dst.launcher.grouped import grouped, listed, own_overrides
+from dst.launcher.grouped import grouped, listed
 from dst.records.label import LABEL
 from dst.records.provenance import PACKAGE, pasteable
 from dst.records.read import read_run, read_summary
@@ -152,7 +153,7 @@ def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
         same[run].append(cell)
     told = []
     for group in same.values():
-        differing = own_overrides(group)
+        differing = list(map(" ".join, own_overrides(group)))
         if len(group) > 1:
             told.append(", ".join(differing if all(differing) else map(" ".join, group)))
     return listed(list(dict.fromkeys(told)), between="; ")
@@ -160,7 +161,7 @@ def _alike(cells: Sequence[Sequence[str]], ids: Iterable[str]) -> str:
 
 def _names(composed: Sequence[ComposedCell]) -> list[str]:
     """Return the names of cells in messages: what is swept."""
-    return own_overrides([cell.overrides for cell in composed])
+    return list(map(" ".join, own_overrides([cell.overrides for cell in composed])))
 
 
 def _check_all(composed: Sequence[ComposedCell]) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from dst.launcher.arguments import command, folders_below
 from dst.records.lock import holder
 from dst.records.read import read_status
-from dst.records.same import one_line
 from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run import given
@@ -23,6 +22,7 @@ from dst.tracking.described import WrongNameError, destination
 from dst.tracking.limits import wrong_name
 from dst.tracking.mirror import Sending
 from dst.tracking.mirrored import PLACE, NotSentError, contents, read_book
+from dst.words import one_line
 
 
 class Verdict(StrEnum):

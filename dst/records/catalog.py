@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 from dst.records.groups import GroupRun, runs_of
 from dst.records.groups import find_runs as find_runs
 from dst.records.rows import Row, Told, told
-from dst.records.same import attempt_folder as attempt_folder
 from dst.records.same import rank
 from dst.records.states import WITHOUT_RECORD, State
 

@@ -16,13 +16,11 @@ from dst.records.read import read_run
 from dst.records.rows import Row, told
 from dst.records.states import OVER
 from dst.records.store import RecordError
+from dst.words import one_line
 
 _RUN_ID: Final = re.compile("[0-9a-f]{12}")
-_MOST_ATTEMPTS: Final = 999
-"""A larger number behind the dot of a folder's name is no attempt; people write dates there."""
-
-_LISTED: Final = 8
-"""At most so many notes of a kind are told."""
+_DIGITS: Final = 3
+"""A longer number behind the dot of a folder's name is no attempt; people write dates there."""
 
 Rank = tuple[int, bool, str, int, int, bool, str]
 
@@ -39,7 +37,7 @@ class Held:
 def attempt_folder(folder: Path) -> int:
     """Return which attempt folder of its run this is by its name: 1 for ``<run_id>``, 2 for ``<run_id>.2``, ...."""
     number = folder.name.rpartition(".")[2] if "." in folder.name else ""
-    return int(number) if number.isdecimal() and 0 < len(number) < 4 and 0 < int(number) <= _MOST_ATTEMPTS else 1
+    return int(number) if number.isdecimal() and len(number) <= _DIGITS and int(number) > 0 else 1
 
 
 def id_in(name: str) -> str:
@@ -126,16 +124,6 @@ def copies_note(run: str, counts: Path, others: Sequence[Path]) -> str:
     """Return the note about copies of a run."""
     listed = ", ".join(one_line(str(folder)) for folder in others)
     return f"run {run} is also in {listed}: {one_line(str(counts))} counts"
-
-
-def few(notes: Sequence[str], more: str = "more") -> list[str]:
-    """Return the first of some notes, and how many more there are."""
-    return [*notes[:_LISTED], *([f"and {len(notes) - _LISTED} {more}"] if len(notes) > _LISTED else [])]
-
-
-def one_line(text: str) -> str:
-    """Return a text, such as the name of a folder, in one line: what is not printable is escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _held(run: str, folder: Path, row: Row) -> Held:

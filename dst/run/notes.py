@@ -12,12 +12,13 @@ from typing import Any, Final
 from dst.config.schema import get
 from dst.options import shown
 from dst.records.read import read_status
-from dst.records.same import copies_note, few, id_in, one_line, ranked, renamed_note
+from dst.records.same import copies_note, id_in, ranked, renamed_note
 from dst.records.states import OVER, State
 from dst.records.store import RecordError
 from dst.run.cell import Cell
 from dst.run.look import Look
 from dst.run.twins import twins
+from dst.words import few, one_line
 
 _SEARCHED: Final = 50
 """Of so many new runs of a command, at most, others that are like them are sought."""
@@ -32,7 +33,7 @@ def notes(cells: Sequence[Cell], there: Look, program: Path) -> Iterator[str]:
         f"{one_line(str(folder))} cannot be read ({error.strerror}): runs in it are not found"
         for folder, error in there.closed.items()
     ]
-    yield from (f"warning: {text}" for text in few(closed, "more folders cannot be read"))
+    yield from (f"warning: {text}" for text in few(closed, more="more folders cannot be read"))
     for root in dict.fromkeys(cell.config.output.root for cell in cells):
         yield from _second_tree(Path(root), program)
     found = [

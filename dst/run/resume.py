@@ -20,11 +20,12 @@ from dst.records.entries import Entry, entry_path, write_entry
 from dst.records.lock import LockedError, locked
 from dst.records.provenance import code_version, library_versions, machine
 from dst.records.read import read_bytes, read_launch, read_run, read_status
-from dst.records.same import attempt_of, called, one_line
+from dst.records.same import attempt_of, called
 from dst.records.states import State
 from dst.records.store import Record, RecordError
 from dst.run.environment import JOB
 from dst.run.verified import changed_file
+from dst.words import one_line
 
 if TYPE_CHECKING:
     from dst.data.dataset import Dataset

@@ -20,12 +20,13 @@ from dst.data import published
 from dst.files import read_verified, sha256
 from dst.records.groups import counting_in
 from dst.records.read import read_status
-from dst.records.same import id_in, is_named_by_id, one_line, ranked
+from dst.records.same import id_in, is_named_by_id, ranked
 from dst.records.states import State
 from dst.records.store import RecordError
 from dst.run.look import look
 from dst.run.terminal import program
 from dst.run.terms import in_config_terms
+from dst.words import one_line
 
 CHECKPOINTS: Final = {
     "model.weights": "model.weights_digest",

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from dst.config.launcher import LauncherSettings
+from dst.config.overrides import own_overrides
 from dst.config.schema import Config, ConfigError
 from dst.launcher import sweep
 from dst.launcher.executors import Submission
-from dst.launcher.grouped import grouped, listed, own_overrides
+from dst.launcher.grouped import grouped, listed
 from dst.launcher.submit import Submitted
 from dst.launcher.sweep import run_cells
 from dst.run.cell import Cell
@@ -49,8 +50,8 @@ def test_what_only_the_data_shows_is_grouped_too(tmp_path):
 
 
 def test_what_tells_cells_apart():
-    assert own_overrides([["a=1", "b=2"], ["a=1", "b=3"]]) == ["b=2", "b=3"]
-    assert own_overrides([["a=1"]]) == [""]
+    assert own_overrides([["a=1", "b=2"], ["a=1", "b=3"]]) == [["b=2"], ["b=3"]]
+    assert own_overrides([["a=1"]]) == [[]]
     assert own_overrides([]) == []
     assert grouped([("a=1", "x"), ("a=2", "x"), ("a=2", "y")], 3) == [
         "x (in 2 of 3 cells: a=1, a=2)",

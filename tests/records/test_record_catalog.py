@@ -3,7 +3,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dst.records.catalog import COLUMNS, attempt_folder, catalog, find_runs
+from dst.records.catalog import COLUMNS, catalog, find_runs
+from dst.records.same import attempt_folder
 from dst.records.store import Record
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dst.records.catalog import catalog, newest
-from dst.records.same import by_id, called, few, id_in, one_line, rank, ranked
+from dst.records.same import by_id, called, id_in, rank, ranked
 from dst.records.store import Record
 
 RUN = "0123456789ab"
@@ -86,12 +86,3 @@ def test_the_catalogs_of_two_trees_have_each_run_once_and_name_its_copies(tmp_pa
 def test_the_id_in_a_folders_name(name, run):
     assert id_in(name) == run
     assert rank(run, Path(name), 1, {})[-2]
-
-
-def test_names_are_shown_in_one_line():
-    assert one_line("a\nb\x1b[2J\udcff é") == r"a\nb\x1b[2J\udcff é"
-
-
-def test_the_first_few_notes_are_told_and_how_many_more_there_are():
-    assert few(["a"]) == ["a"]
-    assert few([str(number) for number in range(10)])[-2:] == ["7", "and 2 more"]
