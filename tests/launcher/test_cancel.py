@@ -104,7 +104,7 @@ def test_no_process_is_signalled_but_that_of_the_job(tmp_path, monkeypatch, job)
     record = waiting(tmp_path / "run", "local", job, **process_of_this_machine(started))
     cancel.main([str(tmp_path)])
     assert signalled == []
-    assert read_status(record.folder)["state"] != "done"
+    assert read_status(record.folder)["state"] == "queued"
 
 
 @pytest.mark.parametrize("job", ["--user=me", "-u", "0", "7_", "7_1 8", "7,8", "all", 7, None])

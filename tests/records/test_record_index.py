@@ -27,6 +27,7 @@ from dst.records.label import WRAPPERS, method_of, wrapper
 from dst.records.read import read_run, read_status, read_summary
 from dst.records.store import Record, RecordError
 from dst.records.walk import walk
+from tests.closed import close
 from tests.old_records import BEFORE_PHASES, SCHEMA_1, unpack
 from tests.processes import REPOSITORY
 
@@ -343,24 +344,12 @@ def test_many_read_while_runs_are_made_and_go_on(tmp_path, eager):
 # -- a hostile tree ----------------------------------------------------------------------------------------------------
 
 
-def forbid(folder, monkeypatch):
-    """Let a folder be one that cannot be listed, also for the superuser."""
-    listing = os.scandir
-
-    def scandir(path):
-        if os.fspath(path) == str(folder):
-            raise PermissionError(13, "Permission denied", str(folder))
-        return listing(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    folder.chmod(0o000)
-
-
 def test_a_folder_that_cannot_be_read_is_listed_and_stops_nothing(tmp_path, monkeypatch, capsys):
     good = new_run(tmp_path / "good" / "run")
     closed = tmp_path / "private"
     closed.mkdir()
-    forbid(closed, monkeypatch)
+    close(closed, monkeypatch)
+    closed.chmod(0o000)
     try:
         frame = catalog(tmp_path).set_index("id")
         assert frame["state"].to_dict() == {"run": "done", "private": "unreadable"}

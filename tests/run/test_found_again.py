@@ -20,6 +20,7 @@ from dst.run.notes import _second_tree, notes
 from dst.run.twins import twins
 from dst.run.verified import frozen_config
 from dst.training.loop import Training
+from tests.closed import close
 from tests.processes import REPOSITORY, run_folder
 
 ANYHOW = (
@@ -228,14 +229,7 @@ def test_a_source_that_was_renamed_or_moved_is_found(run, capsys):
 
 def test_a_folder_that_cannot_be_read_stops_no_start(run, capsys, monkeypatch):
     (closed := run.parent.parent / "private").mkdir()
-    listing = os.scandir
-
-    def scandir(path):
-        if os.fspath(path) == str(closed):
-            raise PermissionError(13, "Permission denied", str(closed))
-        return listing(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    close(closed, monkeypatch)
     start(*TINY)
     out, err = capsys.readouterr()
     assert "is done already" in out
