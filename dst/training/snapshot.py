@@ -160,7 +160,7 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy without hooks, compiled if the model is."""
+    """Return a deep copy without hooks, compiled if the model is; the only mode that goes with that is the default."""
     twin = copy.deepcopy(model, without_hooks(model))
     if model._compiled_call_impl is not None:
         twin.compile()
