@@ -269,6 +269,7 @@ def test_the_device_and_the_host_share_a_correction():
         if run is runs[0]:
             run.correction.correct(batch)
         else:
+            snapshot(run).gradients.seed(batch.step)
             run.correction.change(batch)
             assert run.ledger.correction.total == booked
             run.correction.book_step(batch.samples)
