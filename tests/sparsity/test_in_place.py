@@ -147,3 +147,22 @@ def test_packed_layers_tell_of_every_new_form_and_forget_a_dense_weight_that_a_r
         assert not torch.equal(model(few), fresh(few))
         weights.replayed()
         assert torch.equal(model(few), fresh(few))
+
+
+def test_packed_layers_that_a_gpu_would_correct_as_a_whole_have_the_ages_of_their_own_weights(packing, monkeypatch):
+    found = []
+    for part in (GrownWeights, AllWeights):
+        monkeypatch.setattr(adam_age, "part_for", lambda device, size, part=part: part)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32))
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01, fused=True)
+        plan = UpdatePlan(every=3, total_steps=100)
+        sparsifier = Sparsifier(model, optimizer, density=0.1, plan=plan, compute=packing)
+        for _ in range(11):
+            optimizer.zero_grad()
+            model(torch.randn(32, 32)).square().mean().backward()
+            sparsifier.step()
+        assert len(sparsifier.weights.packed) == 2
+        assert any((born > 0).any() for born in sparsifier.weights.births.values())
+        found.append([*model.state_dict().values(), *sparsifier.topology.masks, *sparsifier.weights.births.values()])
+    assert all(map(torch.equal, *found))

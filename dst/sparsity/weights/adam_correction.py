@@ -194,7 +194,7 @@ class AllWeights:
     def births(layer: AgedLayer) -> Tensor:
         """Return the steps at which the weights were born, int32, in their order in memory."""
         births = torch.empty(layer.weight.numel(), dtype=torch.int32, device=layer.weight.device)
-        _shaped(births, layer.weight).copy_(layer.dense().view(layer.weight.shape))
+        _shaped(births, layer.weight).copy_(layer.held().view(layer.weight.shape))
         return births
 
     def __init__(self, layers: Sequence[AgedLayer], move: Tensor) -> None:
