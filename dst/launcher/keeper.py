@@ -2,8 +2,8 @@
 
 Each word is how much memory of a GPU a client may have. It says ``ready FOLDER`` or ``refused REASON`` on its output, a
 pipe, and ends the daemon once its input ends: after a word, if the job is over; without one, if the job's process is
-gone, whatever killed it. Its runs may still be saving then, so the daemon gets more time. If the keeper itself is
-killed, the system kills the daemon.
+gone, whatever killed it. Its runs may still be saving then, so the daemon first waits for them. If the keeper itself
+is killed, the system kills the daemon.
 
 Requests to stop are not meant for the daemon: SLURM sends them to all processes of a job, whose runs shall save first.
 """
@@ -33,7 +33,8 @@ _QUIT_S: Final = 10.0
 _SAVE_S: Final = 60.0
 """How long the runs of a job that was killed may take to save."""
 _POLL_S: Final = 0.05
-_LOG_LINES: Final = 8
+_LOG_LINES: Final = 40
+"""What MPS says of a fault, with all its clients."""
 
 
 class RefusedError(RuntimeError):
@@ -69,10 +70,13 @@ def _keep(folder: Path, environment: Mapping[str, str], limits: Sequence[str]) -
     try:
         _await_start(daemon, folder)
         for limit in limits:  # before the first client
-            _ask(environment, f"set_default_device_pinned_mem_limit {limit.replace('=', ' ')}", _QUIT_S)
+            _ask(environment, f"set_default_device_pinned_mem_limit {limit.replace('=', ' ')}")
         print(f"ready {folder}", flush=True)
-        is_over = sys.stdin.read()
-        _end(daemon, environment, _QUIT_S if is_over else _SAVE_S)
+        if not sys.stdin.read():
+            _await_clients(environment)
+        with suppress(RefusedError, subprocess.TimeoutExpired):
+            _ask(environment, "quit")
+            daemon.wait(_QUIT_S)
     finally:
         with suppress(ProcessLookupError):  # its servers, too
             os.killpg(daemon.pid, signal.SIGKILL)
@@ -105,16 +109,22 @@ def _await_start(daemon: "subprocess.Popen[bytes]", folder: Path) -> None:
         time.sleep(_POLL_S)
 
 
-def _end(daemon: "subprocess.Popen[bytes]", environment: Mapping[str, str], patience_s: float) -> None:
-    """Let the daemon end by itself, which it does after its clients."""
-    deadline = time.monotonic() + patience_s
-    with suppress(RefusedError, subprocess.TimeoutExpired):
-        _ask(environment, "quit", patience_s)
-        daemon.wait(max(0.0, deadline - time.monotonic()))
+def _await_clients(environment: Mapping[str, str]) -> None:
+    """Wait until the daemon serves nobody any more, but not for ever."""
+    deadline = time.monotonic() + _SAVE_S
+    with suppress(RefusedError):
+        while time.monotonic() < deadline and _clients(environment):
+            time.sleep(10 * _POLL_S)
 
 
-def _ask(environment: Mapping[str, str], word: str, patience_s: float) -> None:
-    """Give the daemon a command. Raises RefusedError if it does not take it."""
+def _clients(environment: Mapping[str, str]) -> list[str]:
+    servers = [word for word in _ask(environment, "get_server_list").split() if word.isdecimal()]
+    told = [_ask(environment, f"get_client_list {server}") for server in servers]
+    return [word for text in told for word in text.split() if word.isdecimal()]
+
+
+def _ask(environment: Mapping[str, str], word: str) -> str:
+    """Give the daemon a command, and return its answer. Raises RefusedError if it does not take it."""
     try:
         done = subprocess.run(
             [PROGRAM],
@@ -124,12 +134,13 @@ def _ask(environment: Mapping[str, str], word: str, patience_s: float) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=patience_s,
+            timeout=_QUIT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RefusedError(f"{PROGRAM}: {word}: {error}") from error
     if done.returncode:
         raise RefusedError(" ".join(f"{PROGRAM}: {word}: exit code {done.returncode} {done.stdout}".split()))
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from dst.launcher.keeper import LOGS, PIPES, PROGRAM, last_words
 
 LIMIT: Final = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 
-_STOP_S: Final = 20.0
-"""How long the keeper may take, which gives the daemon half of it."""
+_STOP_S: Final = 25.0
+"""How long the keeper may take, which waits for the daemon twice 10 s at most."""
 _MIB: Final = 1 << 20
 
 

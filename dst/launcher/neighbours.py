@@ -75,10 +75,10 @@ class Verdict:
     suspects: frozenset[str] = frozenset()
 
 
-def judged(faults: Mapping[str, Fault], killed: int = 0) -> Verdict:
-    """Judge runs that have ended together on one GPU; ``killed``: how many more ended there by a signal."""
+def judged(faults: Mapping[str, Fault], *, was_killed: bool = False) -> Verdict:
+    """Judge runs that have ended together on one GPU; ``was_killed``: another was, by a signal, at that time."""
     possible = [name for name, fault in faults.items() if fault is not Fault.SERVICE]
-    if len(possible) == 1 and not killed:
+    if len(possible) == 1 and not was_killed:
         return Verdict(possible[0])
     named = [name for name in possible if faults[name] is Fault.NAMED]
     return Verdict(None, frozenset(named or possible))

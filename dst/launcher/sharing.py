@@ -46,8 +46,8 @@ class Sharing:
         self._is_wanted = True
         """It is not started yet, or was ended after a fault; a run that starts needs it."""
         self._ended: list[Ended] = []
-        self._killed: Counter[Gpus] = Counter()
-        """How many clients a signal has ended on a GPU since its last fault."""
+        self._killed: dict[Gpus, float] = {}
+        """When a signal has ended a client on a GPU last."""
         self._stops: Counter[str] = Counter()
         self._apart: set[str] = set()
         """Runs that go on without MPS."""
@@ -86,7 +86,8 @@ class Sharing:
     def note_end(self, folder: str, gpus: Gpus, code: int, fault: Fault | None) -> bool:
         """Note that a client has ended, perhaps by a fault; return whether a later decision says what becomes of it."""
         if fault is None:
-            self._killed[gpus] += code < 0
+            if code < 0:
+                self._killed[gpus] = time.monotonic()
             return False
         self._ended.append(Ended(folder, gpus, code, fault))
         self._last = time.monotonic()
@@ -110,7 +111,8 @@ class Sharing:
 
     def _decided(self, gpus: Gpus) -> list[Decision]:
         together = [ended for ended in self._ended if ended.gpus == gpus]
-        verdict = judged({ended.folder: ended.fault for ended in together}, self._killed.pop(gpus, 0))
+        was_killed = gpus in self._killed and time.monotonic() - self._killed[gpus] < 2 * _SETTLE_S
+        verdict = judged({ended.folder: ended.fault for ended in together}, was_killed=was_killed)
         return [self._decision(ended, verdict) for ended in together]
 
     def _decision(self, ended: Ended, verdict: Verdict) -> Decision:

@@ -1,7 +1,7 @@
 """Stand-ins for two programs of NVIDIA, so that MPS can be tested without a GPU: its control daemon, and libcuda.
 
 Processes, pipes and signals are real. ``STAND_IN`` names a folder in which the daemon keeps notes: a line for each
-start, and the process of each server. Other variables make it misbehave.
+start, and what it was asked; it takes the list of its clients from there. Other variables make it misbehave.
 """
 
 import os
@@ -12,8 +12,12 @@ DAEMON = """#!/bin/sh
 if [ "$1" != -f ]; then
     read -r word
     echo "$word" >> "$STAND_IN/asked"
-    [ "$word" != quit ] || echo "$word" > "$CUDA_MPS_PIPE_DIRECTORY/control"
-    exit
+    case "$word" in
+        get_server_list) echo 17 ;;
+        "get_client_list 17") cat "$STAND_IN/clients" ;;
+        quit) echo quit > "$CUDA_MPS_PIPE_DIRECTORY/control" ;;
+    esac
+    exit 0
 fi
 if [ -n "$STAND_IN_REFUSES" ]; then
     echo "An instance of this daemon is already running" >&2

@@ -82,10 +82,14 @@ def test_a_daemon_that_does_not_quit_is_killed_with_its_servers(notes, monkeypat
 
 
 def test_nothing_is_left_of_a_job_that_is_killed(notes):
-    """Neither of its daemon nor of the servers; the keeper hears that it is gone."""
+    """Neither of its daemon nor of the servers; the keeper hears that it is gone, and lets its runs save."""
+    (notes / "clients").write_text("4711\n")
     code = "import os; from dst.launcher.mps import Mps; Mps(('0',), 2); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=REPOSITORY).returncode == -signal.SIGKILL
     ((daemon, server, *_, folder),) = starts(notes)
+    wait_until(lambda: (notes / "asked").read_text().count("get_client_list 17") > 1, "nobody asks for clients", 10)
+    assert lives(daemon)
+    (notes / "clients").write_text("")
     wait_until(lambda: not lives(daemon) and not lives(server) and not Path(folder).exists(), "they live", 10)
 
 

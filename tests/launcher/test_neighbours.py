@@ -64,18 +64,18 @@ def test_what_others_say_of_a_fault(output, fault):
 
 
 @pytest.mark.parametrize(
-    ("faults", "killed", "verdict"),
+    ("faults", "was_killed", "verdict"),
     [
-        ({"a": NAMED}, 0, Verdict("a")),
-        ({"a": VAGUE, "b": SERVICE}, 0, Verdict("a")),
-        ({"a": NAMED, "b": SERVICE, "c": SERVICE}, 0, Verdict("a")),
+        ({"a": NAMED}, False, Verdict("a")),
+        ({"a": VAGUE, "b": SERVICE}, False, Verdict("a")),
+        ({"a": NAMED, "b": SERVICE, "c": SERVICE}, False, Verdict("a")),
         # All have been told the same, or what one was told may be the consequence of the other's.
-        ({"a": VAGUE, "b": VAGUE}, 0, Verdict(None, frozenset("ab"))),
-        ({"a": NAMED, "b": NAMED, "c": VAGUE}, 0, Verdict(None, frozenset("ab"))),
-        ({"a": NAMED, "b": VAGUE}, 0, Verdict(None, frozenset("a"))),
-        ({"a": VAGUE, "b": SERVICE}, 1, Verdict(None, frozenset("a"))),
-        ({"a": SERVICE, "b": SERVICE}, 0, Verdict(None)),
+        ({"a": VAGUE, "b": VAGUE}, False, Verdict(None, frozenset("ab"))),
+        ({"a": NAMED, "b": NAMED, "c": VAGUE}, False, Verdict(None, frozenset("ab"))),
+        ({"a": NAMED, "b": VAGUE}, False, Verdict(None, frozenset("a"))),
+        ({"a": VAGUE, "b": SERVICE}, True, Verdict(None, frozenset("a"))),
+        ({"a": SERVICE, "b": SERVICE}, False, Verdict(None)),
     ],
 )
-def test_only_who_must_have_caused_it_is_blamed(faults, killed, verdict):
-    assert judged(faults, killed) == verdict
+def test_only_who_must_have_caused_it_is_blamed(faults, was_killed, verdict):
+    assert judged(faults, was_killed=was_killed) == verdict
