@@ -439,7 +439,7 @@ def _note_stopped(run: FrozenRun, cause: str, then: str) -> None:
         status = read_status(Path(run.folder)) or {}
         state = State.PREEMPTED if status.get("attempt") else State.QUEUED
         told = f"{cause} after step {status.get('step', 0)}; {then}"
-        if restate(Path(run.folder), state, told, keep_attempt=True):
+        if restate(Path(run.folder), state, told, keep_attempt=True) and "started" in status:  # by this attempt
             _note_end(run, state=state, cause=cause)
 
 

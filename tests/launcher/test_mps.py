@@ -151,22 +151,27 @@ def as_job(notes, monkeypatch):
 def begin(as_job, tmp_path):
     """Return a function that carries out a job whose runs end as told, attempt by attempt, and returns their codes.
 
-    A run that ends with a text has failed with this CUDA error, the others are done.
+    A run that ends with a text has failed with this CUDA error, the others are done. ``found``: for each run and
+    attempt the state before, why it was stopped, and the runs whose first fault was still to come.
     """
-    popen = subprocess.Popen
+    popen, begun = subprocess.Popen, {}
 
     def carry_out(ends, **options):
         def start(command, **more):
             folder = Path(command[4])
             attempt = len(read_attempts(folder)) + 1
             text = ends[folder.name][attempt - 1]
+            before = read_status(folder)
+            to_come = [name for (name, last), p in begun.items() if last == 1 and p.poll() is None and ends[name][0]]
+            carry_out.found[folder.name, attempt] = (before["state"], before["error"], to_come)
             record = Record.open(folder)
-            record.write_status("failed" if text else "done", attempt=attempt, step=7, error=text)
+            record.write_status("failed" if text else "done", attempt=attempt, step=7, error=text, started=1.0)
             record.log_attempt(attempt, state="failed" if text else "done")
             (folder / "told.txt").write_text(AS_TORCH_SAYS.format(text) if text else "")
-            shown = 'echo "in ${CUDA_MPS_PIPE_DIRECTORY:+MPS} GPU $CUDA_VISIBLE_DEVICES" >> "$0/shown"; sleep 0.1'
-            # Its neighbours must have begun before it ends.
-            return popen(["sh", "-c", f'{shown}; cat "$0/told.txt"; exit {int(bool(text))}', str(folder)], **more)
+            shown = 'echo "in ${CUDA_MPS_PIPE_DIRECTORY:+MPS} GPU $CUDA_VISIBLE_DEVICES" >> "$0/shown"'
+            words = f'{shown}; sleep {0.1 if folder.name == "a" else 0.3}; cat "$0/told.txt"; exit {int(bool(text))}'
+            process = begun[folder.name, attempt] = popen(["sh", "-c", words, str(folder)], **more)
+            return process
 
         runs = tuple(FrozenRun(str(tmp_path / name), name, "", "") for name in ends)
         for frozen in runs:
@@ -175,6 +180,7 @@ def begin(as_job, tmp_path):
             )
         return as_job(runs, start, **options)
 
+    carry_out.found = {}
     return carry_out
 
 
@@ -195,6 +201,10 @@ def test_runs_that_a_neighbour_has_stopped_go_on(begin, notes, tmp_path, capsys)
     assert read_attempts(tmp_path / "c")[1]["cause"].startswith("stopped by MPS, which has failed")
     assert {line for name in ends for line in (tmp_path / name / "shown").read_text().splitlines()} == {"in MPS GPU 0"}
     assert len(starts(notes)) == 3  # anew after each fault
+    state, error, _ = begin.found["b", 2]
+    told = "stopped by the fault of run a on the GPU that they share after step 7; it goes on in the same job"
+    assert (state, error) == ("preempted", told)
+    assert begin.found["d", 1] == ("queued", None, [])  # MPS takes no client before all that are hit have ended
     told = capsys.readouterr().out
     assert "3 runs at once share GPU 5 under MPS, each with at most this memory: 0=1000M" in told
     assert "b was stopped by the fault of run a on the GPU that they share; it goes on in the same job" in told
