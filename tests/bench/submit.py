@@ -89,14 +89,18 @@ class Done(NamedTuple):
 def sweep(runs: int, options: Sequence[str], *, packed: bool = False, **of_process: Any) -> Done:
     """Carry out so many runs, one after another in one process, or side by side in one job (``packed``).
 
-    ``of_process``: what else ``subprocess.run`` takes, such as ``env`` and ``timeout``.
+    ``of_process``: what else ``subprocess.run`` takes, such as ``env``, or ``timeout``, after which the job is ended.
     """
     job = ("hydra/launcher=local", "hydra.launcher.wait=true", "hydra.launcher.max_parallel=1")
     how = (*job, f"hydra.launcher.runs_per_job={runs}") if packed else ()
+    seeds = f"seed={','.join(map(str, range(runs)))}"
     with tempfile.TemporaryDirectory() as folder:
-        done = Done(
-            *_timed(folder, "-m", *how, *RUN, *options, f"seed={','.join(map(str, range(runs)))}", **of_process)
-        )
+        try:
+            done = Done(*_timed(folder, "-m", *how, *RUN, *options, seeds, **of_process))
+        except subprocess.TimeoutExpired:
+            end = [sys.executable, "-m", "dst.launcher.cancel", folder]
+            subprocess.run(end, cwd=ROOT, capture_output=True, check=False)
+            raise
         logs = "\n".join(path.read_text(errors="replace") for path in sorted(Path(folder).rglob("*.out")))
     return done._replace(output=f"{done.output}\n{logs}")
 

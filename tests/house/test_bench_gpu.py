@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from tests.bench.gpu.__main__ import main
-from tests.bench.gpu.speed import _Cell
+from tests.bench.gpu.loops import Loops
 from tests.bench.gpu.table import Clock, Row, Table
 from tests.bench.gpu.trainings import Images, Steps, training
 
@@ -14,7 +14,7 @@ def test_each_figure_is_a_row_and_one_that_fails_stops_no_other(tmp_path, monkey
     def fails(self, *, captured):
         raise ZeroDivisionError("no graph today\nmore of it")
 
-    monkeypatch.setattr(_Cell, "pure", fails)
+    monkeypatch.setattr(Loops, "pure", fails)
     path = tmp_path / "new" / "gpu.csv"
     assert main(["--device", "cpu", "--quick", "--only", "speed", "--csv", str(path)]) == 1
     rows = list(csv.DictReader(path.open()))

@@ -38,7 +38,7 @@ def _measured(plan: Plan, runs: int, variant: str) -> tuple[Row, Done | None]:
         return replace(blank, note="no time was left"), None
     try:
         with plan.clock.piece():
-            done = _done(runs, _TINY if plan.is_quick else ON["gpu"], variant)
+            done = _done(runs, _TINY if plan.is_quick else ON["gpu"], variant, plan.clock.left)
     except Exception as error:
         return failure(blank, error), None
     told = next((line.strip() for line in reversed(done.output.splitlines()) if "MPS" in line), "")
@@ -53,11 +53,11 @@ def _without_mps(device: str) -> str:
     return "" if shutil.which("nvidia-cuda-mps-control") else "there is no nvidia-cuda-mps-control here"
 
 
-def _done(runs: int, options: tuple[str, ...], variant: str) -> Done:
+def _done(runs: int, options: tuple[str, ...], variant: str, timeout_s: float) -> Done:
     with tempfile.TemporaryDirectory() as nowhere:
         # A folder in which no daemon listens: CUDA works without MPS then, and the launcher starts none.
         environment = {**os.environ, **({PIPES: nowhere} if variant.endswith("no MPS") else {})}
-        done = sweep(runs, options, packed=variant.startswith("side"), env=environment)
+        done = sweep(runs, options, packed=variant.startswith("side"), env=environment, timeout=timeout_s)
     if done.code:
         raise RuntimeError(f"exit code {done.code}: {' '.join(done.output.split())[-300:]}")
     return done

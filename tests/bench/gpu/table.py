@@ -117,4 +117,9 @@ class Clock:
     @property
     def is_over(self) -> bool:
         """Say whether another piece, as long as the longest one so far, would take more than is left."""
-        return time.monotonic() + self._longest >= self._ends
+        return self.left <= self._longest
+
+    @property
+    def left(self) -> float:
+        """Seconds until the section shall end."""
+        return self._ends - time.monotonic()
