@@ -25,8 +25,8 @@ def memory(plan: Plan) -> Iterator[Row]:
             continue
         try:
             with plan.clock.piece():
-                held, cost = _measured(plan, model)
-            yield Row("memory", model, "fp32", "graphs hold", held, "MB")
+                held, cost, told = _measured(plan, model)
+            yield Row("memory", model, "fp32", "graphs hold", held, "MB", note=told)
             yield Row("memory", model, "fp32", "a capture", cost, "ms", note="the slowest of the first steps, less one")
         except NotHereError as error:
             yield Row("memory", model, "fp32", "captured", note=str(error))
@@ -34,16 +34,16 @@ def memory(plan: Plan) -> Iterator[Row]:
             yield failure(blank, error)
 
 
-def _measured(plan: Plan, model: str) -> tuple[float, float]:
-    """Return megabytes and milliseconds; an eager run before has set up all that any run does."""
+def _measured(plan: Plan, model: str) -> tuple[float, float, str]:
+    """Return megabytes, milliseconds and what the run says; an eager run before has set up all that any run does."""
     images = Images(10 * plan.batch, 1, 28) if model.startswith("lenet") else Images(10 * plan.batch)
     words = (f"model={model}", "sparsity=static", f"schedule.batch_size={plan.batch}")
-    captured = training(plan.device, images, *words, "hardware.capture=always")
+    captured = Steps(training(plan.device, images, *words, "hardware.capture=always"), plan.device)
     Steps(training(plan.device, images, *words, "hardware.capture=never"), plan.device).each(_STEPS)
     gc.collect()
     before = _pools()
-    times = Steps(captured, plan.device).each(_STEPS)
-    return (_pools() - before) / 1e6, 1e3 * (max(times) - statistics.median(times))
+    times = captured.each(_STEPS)
+    return (_pools() - before) / 1e6, 1e3 * (max(times) - statistics.median(times)), "; ".join(captured.told)
 
 
 def _pools() -> int:

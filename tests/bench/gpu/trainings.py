@@ -77,6 +77,12 @@ class Steps(NoObserver):
         self._run, self._device = run, device
         self._stop = StopFlag()
         self._look: Callable[[int], bool] = lambda _: True
+        self.told: list[str] = []
+        """What the run says of its captures."""
+
+    def on_capture(self, step: int, line: str) -> None:
+        """Keep the line."""
+        self.told.append(line)
 
     def on_step(self, step: int) -> None:
         """Ask the loop to stop, which it does after the next step, when nobody needs more."""
