@@ -262,14 +262,14 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
 def _after_step(step: int, act: Callable[[], None]) -> None:
     from dst.training.loop import Training
 
-    original = Training.train_step
+    original = Training._end_step  # of a step that is taken, and of one that is replayed
 
     def wrapper(self: Training, *args: Any) -> None:
         original(self, *args)
         if self.counters.step == step:
             act()
 
-    Training.train_step = wrapper
+    Training._end_step = wrapper
 
 
 def _arm_signal(name: str, *where: str) -> None:
