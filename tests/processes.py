@@ -342,9 +342,9 @@ def _arm_nan_evaluation(number: int) -> None:
 
     original, calls = loop.evaluate, iter(range(1, 1_000_000))
 
-    def poisoned(model: Any, batches: Any, forward: Any, processes: Any) -> Any:
+    def poisoned(model: Any, batches: Any, forward: Any, *more: Any) -> Any:
         factor = float("nan") if next(calls) == number else 1.0
-        return original(model, batches, lambda inputs: forward(inputs) * factor, processes)
+        return original(model, batches, lambda inputs: forward(inputs) * factor, *more)
 
     loop.evaluate = poisoned
 
