@@ -9,7 +9,7 @@ from functools import partial
 from dst import registry
 from dst.config.launcher import LauncherSettings
 from dst.config.method import check_compute, check_density, check_learning, check_parts, check_update
-from dst.config.schema import SLOTS, Config, ConfigError, Tracking, nodes, seen_key
+from dst.config.schema import SLOTS, Config, ConfigError, Tracking, marks, nodes, seen_key
 from dst.config.wrappers import check_correction, check_procedure, method_epochs
 from dst.options import REQUIRED, Option, Values, declared, not_one, problems, shown
 from dst.registry import UnknownNameError
@@ -74,6 +74,35 @@ def _check_processes(config: Config) -> Iterator[str]:
         )
     if hardware.device == "cpu":
         yield "hardware.sync_batch_norm=true: PyTorch has it on GPUs only; use hardware.device=cuda, or remove it"
+
+
+def _check_capture(config: Config) -> Iterator[str]:
+    """Yield what keeps a step from being one CUDA graph, where the config says so."""
+    data, compute = config.data, config.sparsity.compute
+    if config.hardware.capture != "always":
+        return
+    end = "so that no graph can hold its step; use hardware.capture=auto or never"
+    if compute != "masked":
+        yield f"hardware.capture=always: with sparsity.compute={compute} packed layers get new tensors, {end}"
+    if data.storage == "stream":
+        yield f"hardware.capture=always: with data.storage=stream batches come from the host, {end}"
+    elif data.augment.resized_crop_scale is not None:
+        told = f"data.augment.resized_crop_scale={shown(data.augment.resized_crop_scale)}"
+        yield f"hardware.capture=always: with {told} images are streamed, and batches come from the host, {end}"
+
+
+def _check_compile_mode(config: Config) -> Iterator[str]:
+    """Yield what reads gradients after a later pass, which a compiler's graphs overwrite them in."""
+    mode, accumulate = config.hardware.compile_mode, config.schedule.accumulate
+    if mode != "reduce-overhead":
+        return
+    own = f"hardware.compile_mode={mode}: "
+    why = "but the graphs of the compiler give each pass the memory of the last one's"
+    end = f"{why}; use hardware.compile_mode=default"
+    if accumulate > 1:
+        yield f"{own}schedule.accumulate={accumulate} adds up gradients of several passes, {end}"
+    if "snapshot" in marks(config, "correction"):
+        yield f"{own}correction.name={config.correction.name} needs gradients of two passes at once, {end}"
 
 
 def _check_data(config: Config) -> Iterator[str]:
@@ -171,6 +200,8 @@ _CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_procedure,
     _check_schedule,
     _check_processes,
+    _check_capture,
+    _check_compile_mode,
     _check_data,
     _check_slurm,
     _check_tracking,

@@ -241,6 +241,8 @@ class Hardware:
     precision: training_options.PrecisionName = "fp32"
     channels_last: training_options.ChannelsLast = False
     compile: Annotated[bool, "compile the model with torch.compile"] = False
+    compile_mode: training_options.CompileMode = "default"
+    capture: Annotated[training_options.Capture, ASIDE] = "auto"
     fused: kernel_options.Fused = "none"
     workers: Annotated[int, ASIDE, Range(0, 256), "processes that load streamed data"] = 0
     processes: Annotated[int, Range(1, 1024), "processes that share every batch, one GPU each"] = 1

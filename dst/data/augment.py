@@ -116,7 +116,8 @@ class Crops:
 
     def __init__(self, images: Tensor, augment: Augment) -> None:
         self._shape = images.shape[1:]
-        pixels = _padded(images, augment).contiguous()
+        self.pixels = pixels = _padded(images, augment).contiguous()
+        """The padded images, uint8 [N, C, H, W]."""
         self._strides = pixels.stride()
         run = sum((size - 1) * stride for size, stride in zip(self._shape, self._strides[1:], strict=True)) + 1
         self._windows = pixels.as_strided((pixels.numel() - run + 1, run), (1, 1))

@@ -1,6 +1,6 @@
 """Batches of a small data set that lives on the device: no workers, no copies, no loop over samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,7 @@ from dst.data.augment import Crops, Draws
 from dst.data.dataset import DataError, Split, Vectors
 from dst.data.epochs import Epochs
 from dst.data.normalise import Normalise, channel_statistics
+from dst.data.resident import Columns, ResidentEpoch
 
 
 class Batches(Epochs):
@@ -38,14 +39,19 @@ class Batches(Epochs):
                 "you want crops, or another data set"
             )
 
-    def _batches(self, draws: Draws, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches; their images are selected on the device."""
-        positions = self._crops.positions(draws.order, draws).to(self.device)
-        order = draws.order.to(self.device)
-        flips = None if draws.flips is None else draws.flips.to(self.device)
-        for batch in parts:
-            images = self._crops.take(positions[batch], None if flips is None else flips[batch])
-            yield self._normalise(images), self._labels.index_select(0, order[batch])
+    def _batches(self, draws: Draws, parts: Sequence[slice]) -> ResidentEpoch:
+        """Return the batches; their images are selected on the device."""
+        columns = {"positions": self._crops.positions(draws.order, draws), "order": draws.order}
+        if draws.flips is not None:
+            columns["flips"] = draws.flips
+        there = {name: column.to(self.device) for name, column in columns.items()}
+        resident = [self._crops.pixels, self._labels, *self._normalise.tensors]
+        return ResidentEpoch(self._take, there, parts, resident)
+
+    def _take(self, columns: Columns) -> tuple[Tensor, Tensor]:
+        """Return the samples and labels of a batch."""
+        images = self._crops.take(columns["positions"], columns.get("flips"))
+        return self._normalise(images), self._labels.index_select(0, columns["order"])
 
     @cached_property
     def _labels(self) -> Tensor:
@@ -75,11 +81,14 @@ class VectorBatches(Epochs):
         super().__init__(vectors, **options)
         self._vectors = vectors
 
-    def _batches(self, draws: Draws, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches, selected on the device."""
-        order = draws.order.to(self.device)
-        for batch in parts:
-            yield self._values.index_select(0, order[batch]), self._labels.index_select(0, order[batch])
+    def _batches(self, draws: Draws, parts: Sequence[slice]) -> ResidentEpoch:
+        """Return the batches, selected on the device."""
+        there = {"order": draws.order.to(self.device)}
+        return ResidentEpoch(self._take, there, parts, [self._values, self._labels])
+
+    def _take(self, columns: Columns) -> tuple[Tensor, Tensor]:
+        """Return the samples and labels of a batch."""
+        return self._values.index_select(0, columns["order"]), self._labels.index_select(0, columns["order"])
 
     @cached_property
     def _values(self) -> Tensor:

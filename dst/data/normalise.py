@@ -30,6 +30,11 @@ class Normalise:
             torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (mean, std)
         )
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is subtracted, and what is divided by."""
+        return [self._mean, self._std]
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return the images (uint8 [B, C, H, W], of any strides) as contiguous float32."""
         # Two operations would do, but these equal (x / 255 - mean) / std to the last bit.

@@ -142,6 +142,7 @@ class _Attempt:
 
     def _train(self, stop: "StopFlag") -> str:
         """Train, record how the attempt ended, and return the message about it."""
+        from dst.training.captured import CaptureError
         from dst.training.checkpoint import CheckpointError
         from dst.training.guard import DivergedError
         from dst.training.stopping import StopRequestedError
@@ -164,7 +165,7 @@ class _Attempt:
             if self.state != State.DONE:
                 told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
                 raise KeyboardInterrupt(told) from None
-        except (OSError, CheckpointError, KilledError) as error:  # such as a full disk: the message is enough
+        except (OSError, CheckpointError, KilledError, CaptureError) as error:  # such as a full disk: the message is enough
             return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()
@@ -204,6 +205,10 @@ class _Attempt:
         """Log how layers are multiplied from now on, and print their times."""
         self.record.log_compute(step=step, attempt=self.attempt, rows=[decision.row for decision in decisions])
         print(compute_table(step, decisions), flush=True)
+
+    def on_capture(self, step: int, line: str) -> None:
+        """Print what was captured, or why nothing is."""
+        print(f"  {line}", flush=True)
 
     def on_step(self, step: int) -> None:
         """Advance the progress display; every few seconds write a heartbeat."""

@@ -278,7 +278,8 @@ def _convert(model: nn.Module, config: Config) -> Fused:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,unused-ignore]
     if hardware.compile:
         build_below(Path(config.output.root))
-        model.compile()  # names of parameters, masks and checkpoints stay as they are
+        mode = {} if hardware.compile_mode == "default" else {"mode": hardware.compile_mode}
+        model.compile(**mode)  # names of parameters, masks and checkpoints stay as they are
     return fused
 
 

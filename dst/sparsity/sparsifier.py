@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from typing import Annotated, Any
@@ -64,9 +64,9 @@ class Turn:
     ``update``: None without one. ``overflowed``: an update was due, but gradients are not finite.
     """
 
-    update: TopologyUpdate | None
-    overflowed: bool
-    grow_scores: list[Tensor]
+    update: TopologyUpdate | None = None
+    overflowed: bool = False
+    grow_scores: list[Tensor] = field(default_factory=list)
 
     @property
     def replaces_step(self) -> bool:
@@ -314,6 +314,11 @@ class Sparsifier:
             self.check_step(turn)
         return self.update(turn)
 
+    @property
+    def is_proven(self) -> bool:
+        """Say whether the optimizer has been seen to leave inactive weights at zero, which its first step shows."""
+        return self._proven
+
     # -- the pieces of a step, in their order --------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -327,12 +332,21 @@ class Sparsifier:
         update = self.topology_update if self.update_due() else None
         self.steps += 1
         # The optimizer's own step would carry an overflow into the weights, so there is no need to look for one.
-        if self.topology.momentum:
-            self.topology.track_momentum(self.weights.gradients, may_overflow=may_overflow)
+        self.average_gradients(may_overflow=may_overflow)
         overflowed = update is not None and not self._may_update(gradients_are_finite)
         if overflowed:
             self.postponed, update = True, None
         return Turn(update, overflowed, update.grow_scores(self.topology, self._view) if update else [])
+
+    def average_gradients(self, *, may_overflow: bool = False) -> None:
+        """Add dense gradients to their moving averages, where there are any; the device's part of ``read_gradients``."""
+        if self.topology.momentum:
+            self.topology.track_momentum(self.weights.gradients, may_overflow=may_overflow)
+
+    def begin_step(self) -> None:
+        """Begin a step without an update: the host's part of ``read_gradients``, before or after the backward pass."""
+        self.weights.mask_again()
+        self.steps += 1
 
     def _may_update(self, gradients_are_finite: bool) -> bool:
         """Return whether the gradients are finite; waits for the device unless that is known."""

@@ -114,6 +114,11 @@ class Topology:
                 there = [torch.where(finite, *pair) for pair in zip(there, self.momentum, strict=True)]
             torch._foreach_lerp_(self.momentum, there, 1 - MOMENTUM)
 
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes: the moving averages. A step that was captured goes on with them."""
+        return self.momentum
+
     def bottlenecks(self) -> dict[str, str]:
         """Return a warning, by layer, where a layer has fewer active weights than outputs, and than inputs.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from dst.options import checked
@@ -43,6 +43,11 @@ class Clipping:
             is_clipped = norm > self._norm
         seen = torch.stack([part.double() for part in (finite, norm, is_clipped, nonzero, beyond)])
         self._sums += torch.where(finite.bool(), seen, 0)
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes beside gradients: the sums."""
+        return [self._sums]
 
     def figures(self) -> dict[str, float]:
         """Return what the steps since the last call came to; nothing if there was none. This waits for the device.

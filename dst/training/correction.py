@@ -1,6 +1,6 @@
 """What is done to the gradient before the optimizer steps."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Protocol
@@ -39,7 +39,29 @@ class Correction(Protocol):
         ...
 
     def correct(self, batch: Batch) -> None:
-        """Change the model's gradients of a batch, which are dense and not masked, in place."""
+        """Change the model's gradients of a batch, which are dense and not masked, in place, and book it."""
+        ...
+
+    def change(self, batch: Batch) -> None:
+        """Do of ``correct`` what the device does."""
+        ...
+
+    def book_step(self, samples: int) -> None:
+        """Do of ``correct`` what the host does: book a step of so many samples."""
+        ...
+
+    def prepare(self) -> None:
+        """Make what ``change`` needs, so that it makes nothing that outlives a step."""
+        ...
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """What ``change`` depends on and tensors do not tell: a step that was captured is of the same."""
+        ...
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What ``change`` reads and writes beside the model, its gradients and the optimizer's state."""
         ...
 
     def end_epoch(self, epoch: int, *, is_last: bool) -> None:
@@ -75,6 +97,25 @@ class NoCorrection:
 
     def correct(self, batch: Batch) -> None:
         """Do nothing."""
+
+    def change(self, batch: Batch) -> None:
+        """Do nothing."""
+
+    def book_step(self, samples: int) -> None:
+        """Do nothing."""
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """Return nothing."""
+        return ()
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """Return nothing."""
+        return []
 
     def end_epoch(self, epoch: int, *, is_last: bool) -> None:
         """Do nothing."""
@@ -203,13 +244,41 @@ class Agent:
             covariances.add(loss.double(), snapshot.gradients.loss(batch, account, snapshot.active).double())
 
     def correct(self, batch: Batch) -> None:
-        """Correct the model's gradients of a batch, if there is a snapshot."""
-        self._correct(batch, self._ledger.correction)
+        """Correct the model's gradients of a batch, if there is a snapshot, and book it."""
+        self.change(batch)
+        self.book_step(batch.samples)
 
-    def _correct(self, batch: Batch, account: Account) -> None:
+    def change(self, batch: Batch) -> None:
+        """Correct the model's gradients of a batch, if there is a snapshot; books nothing."""
+        self._change(batch, Account(self._ledger.flops))
+
+    def _change(self, batch: Batch, account: Account) -> None:
         if self._snapshot.epoch is not None:
             self._snapshot.gradients.of(batch, account, self._snapshot.active)
             self._snapshot.correct(self._coefficient.value)
+
+    def book_step(self, samples: int) -> None:
+        """Book the passes that correct a step of so many samples, if there is a snapshot."""
+        if self._snapshot.epoch is not None:
+            self._ledger.correction.forward(self._snapshot.active, samples)
+            self._ledger.correction.backward(self._snapshot.active, samples)
+
+    def prepare(self) -> None:
+        """Make what a correction needs of the snapshot's masks, if it does."""
+        if self._snapshot.epoch is not None:
+            self._snapshot.prepare()
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """Whether there is a snapshot, how much its gradients count, and whether they are masked by its own masks."""
+        if self._snapshot.epoch is None:
+            return ()
+        return self._coefficient.value, self._snapshot.has_moved
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a correction reads and writes beside gradients: nothing without a snapshot."""
+        return [] if self._snapshot.epoch is None else self._snapshot.step_tensors
 
     def end_epoch(self, epoch: int, *, is_last: bool) -> None:
         """Measure Var(d) / Var(g) at the end of a period and of training; changes nothing else.
@@ -225,7 +294,7 @@ class Agent:
                 self._gradients.of(batch, account, self._active)
                 self._sparsifier.mask_gradients()
                 uncorrected = _joined_of(self._network)
-                self._correct(batch, account)
+                self._change(batch, account)
                 self._sparsifier.mask_gradients()
                 covariances.add(uncorrected, _joined_of(self._network))
         uncorrected_variance, _, variance = covariances.found()

@@ -75,6 +75,24 @@ class Gradients:
         processes all use the running statistics of the main one afterwards. Books the passes, through a network with
         these ``active`` weights, and what the ``dense_gradient`` costs where the method reads it.
         """
+        self.seed(batch.step)
+        judged = self.compute(batch)
+        self.book(account, active, batch.samples, dense_gradient=dense_gradient)
+        return judged
+
+    def seed(self, step: int) -> None:
+        """Let the random numbers of dropout in the coming pass be those of a step."""
+        seed_torch(self.passes.settings.seed, "step", step, *self.passes.processes.seed_path)
+
+    def book(self, account: Account, active: Mapping[str, int], samples: int, *, dense_gradient: bool = False) -> None:
+        """Book what ``compute`` costs."""
+        account.forward(active, samples)
+        account.backward(active, samples)
+        if dense_gradient:
+            account.dense_gradient(active, samples)
+
+    def compute(self, batch: Batch) -> Judgement:
+        """Do what the device does for ``of``: nothing here reads from it, or depends on numbers of the host."""
         settings, precision, processes = self.passes.settings, self.passes.precision, self.passes.processes
         self._refresh()
         for parameter in self._parameters:  # the module's own method would look for its parameters at every step
@@ -91,10 +109,6 @@ class Gradients:
             right.append((logits.detach().argmax(1) == labels).sum())
         processes.sum_gradients(self._parameters)
         processes.share(self._buffers)  # all use the running statistics of the main process, which saves them
-        account.forward(active, batch.samples)
-        account.backward(active, batch.samples)
-        if dense_gradient:
-            account.dense_gradient(active, batch.samples)
         return Judgement(*processes.total(torch.stack(losses).sum(), torch.stack(right).sum()))
 
     def _refresh(self) -> None:
@@ -114,6 +128,7 @@ class Gradients:
     @torch.no_grad()
     def loss(self, batch: Batch, account: Account, active: Mapping[str, int]) -> Tensor:
         """Return the mean loss over all samples of a batch, computed as ``of`` does, without gradients."""
+        self.seed(batch.step)
         losses = [
             F.cross_entropy(
                 self.passes.logits(self.network, inputs), labels, label_smoothing=self.passes.settings.label_smoothing
@@ -125,8 +140,7 @@ class Gradients:
         return self.passes.processes.total(torch.stack(losses).sum())[0]
 
     def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Return the parts of a batch that are accumulated; seeds dropout for them."""
+        """Return the parts of a batch that are accumulated."""
         settings, processes = self.passes.settings, self.passes.processes
-        seed_torch(settings.seed, "step", batch.step, *processes.seed_path)
         parts = [processes.parts(tensor, settings.accumulate) for tensor in (batch.inputs, batch.labels)]
         return list(zip(*parts, strict=True))

@@ -27,10 +27,8 @@ class Guard:
         self._pending: list[_Flag] = []
 
     @torch.no_grad()
-    def inspect(
-        self, loss: Tensor, step: int, *, gradients_may_overflow: bool = False, apart: Sequence[Tensor] = ()
-    ) -> None:
-        """Set the veto for ``step`` from the loss and all gradients (one pass over them).
+    def judge(self, loss: Tensor, *, gradients_may_overflow: bool = False, apart: Sequence[Tensor] = ()) -> Tensor:
+        """Set the veto from the loss and all gradients (one pass over them); return it, on their device.
 
         ``apart``: gradients that are no parameter's. ``gradients_may_overflow``: the loss is scaled and its scaler
         vetoes such steps, so only the loss counts here.
@@ -40,7 +38,11 @@ class Guard:
             finite = finite & self.gradients_finite(apart)
             # Fused optimizers read this attribute and then leave the weights alone: GradScaler's way to veto a step.
             self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self._pending.append(_Flag(step, ~finite))
+        return ~finite
+
+    def note(self, step: int, vetoed: Tensor) -> None:
+        """Let the host learn in time whether a step was vetoed."""
+        self._pending.append(_Flag(step, vetoed))
 
     @torch.no_grad()
     def gradients_finite(self, apart: Sequence[Tensor] = ()) -> Tensor:

@@ -12,21 +12,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
+from dst.data.resident import ResidentEpoch
 from dst.metrics.flops import Ledger
 from dst.network.places import parameter_count
 from dst.options import refuse
 from dst.signals import StalledError
 from dst.sparsity import Sparsifier
 from dst.sparsity.select import count_true
+from dst.sparsity.sparsifier import Turn
 from dst.training.clipping import Clipping
 from dst.training.correction import Correction, NoCorrection
-from dst.training.evaluate import Evaluation, evaluate
-from dst.training.gradients import Batch, Gradients, Judgement
-from dst.training.guard import DivergedError, Guard
+from dst.training.evaluate import Batches, Evaluation, evaluate
+from dst.training.gradients import Batch, Gradients
+from dst.training.guard import DivergedError
 from dst.training.observer import Observer
 from dst.training.options import unvalidated_problems
 from dst.training.phase import Action, Network, Phase, Tick, total_steps
+from dst.training.replays import Capture, Replays
 from dst.training.settings import Settings
+from dst.training.step import Step
 from dst.training.stopping import StopFlag
 from dst.training.watch import Watch
 
@@ -71,6 +75,7 @@ class Training:
     ledger: Ledger
     correction: Correction = field(default_factory=NoCorrection)
     clipping: Clipping | None = None
+    capture: Capture = field(default_factory=Capture)
     counters: Counters = field(default_factory=Counters)
     best: dict[str, Any] | None = None
     """With ``best_val``: step, validation loss and accuracy, and copies of the model's and the sparsifier's state."""
@@ -84,19 +89,23 @@ class Training:
         self.settings: Settings = self.gradients.passes.settings
         self.precision = self.gradients.passes.precision
         self.processes = self.gradients.passes.processes
-        device = next(self.model.parameters()).device
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-        """Sums of loss and of correct answers since the last log line."""
-        self._guard = Guard(self.optimizer, self.model)
+        self._step = Step(
+            self.gradients, self.optimizer, self.sparsifier, self.correction, self.clipping, self.ledger
+        )
+        self._guard, self._sums = self._step.guard, self._step.sums
+        self.replays = Replays(self._step, self.capture)
         if self.val_batches is None:
             refuse(unvalidated_problems(self.settings.select, self.settings.eval_every_epochs))
-        self.active = self.sparsifier.topology.active_by_layer
-        """The active weights of each layer in scope."""
         self._planned_for: int | None = None
         """The weights of the first masks that the phases are made for, if they depend on that."""
         self.total_steps = total_steps(self.phases)
         """Steps of the whole training."""
         self.sparsifier.begin(self.phases[0].update)
+
+    @property
+    def active(self) -> Mapping[str, int]:
+        """The active weights of each layer in scope."""
+        return self._step.active
 
     # -- phases --------------------------------------------------------------------------------------------------------
 
@@ -132,6 +141,7 @@ class Training:
         DesynchronisedError if their masks differ.
         """
         watch = Watch(self.settings, self.processes, stop)
+        self.replays.begin(lambda line: observer.on_capture(self.counters.step, line))
         with self.processes.watched():
             try:
                 self._run(observer, watch)
@@ -181,9 +191,12 @@ class Training:
         if first == 0:
             self._between_steps(lambda _, __, tick: self.correction.begin_epoch(epoch, tick), observer, watch)
         batches = self.train_batches.epoch(epoch, start=first, shard=self.processes.shard)
-        for inputs, labels in islice(batches, self.phase.steps - self.phase_step):
+        for batch in islice(self._coming(batches), self.phase.steps - self.phase_step):
             samples = samples_of(self.train_batches, counters.step % per_epoch)
-            self.train_step(inputs, labels, observer, samples)
+            if batch is None:
+                self.replay_step(batches, observer)
+            else:
+                self.train_step(*batch, observer, samples)
             is_last = counters.step == self.total_steps
             is_epoch_over = counters.step % per_epoch == 0 or is_last
             if is_epoch_over:
@@ -200,6 +213,17 @@ class Training:
                 raise watch.stopped(counters.step)
             observer.on_step(counters.step)
             self._evaluate_if_due(observer)
+
+    def _coming(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """Yield the batches of an epoch; None in the place of one that a replay is prepared for, which gathers it."""
+        left = iter(batches)
+        while True:
+            if self.replays.prepare(batches, self.train_batches):
+                yield None
+            elif (batch := next(left, None)) is not None:
+                yield batch
+            else:
+                return
 
     def _act(self, action: Action, observer: Observer, watch: Watch) -> None:
         """Carry out what a phase does beside its steps, which meets plain weights however they are held."""
@@ -221,6 +245,7 @@ class Training:
                 raise _StopAskedError
 
         booked = self.ledger.state_dict()
+        self.replays.doubt()
         try:
             work(self, observer, tick)
         except (_StopAskedError, StalledError) as asked:
@@ -248,7 +273,7 @@ class Training:
             self.model.load_state_dict(self.best["model"])
             self.sparsifier.load_state_dict(self.best["sparsifier"])
             self.sparsifier.count()
-            self.active = self.sparsifier.topology.active_by_layer
+            self._step.active = self.sparsifier.topology.active_by_layer
         with self.processes.watched():
             test = self.evaluate(test_batches, "test set")
         test_flops = self.ledger.flops.test(self.active)
@@ -270,6 +295,7 @@ class Training:
             "flops/train": self.ledger.total,
             "time/seconds": counters.seconds,
             "time/samples_per_second": counters.samples / counters.seconds,
+            **({"time/replayed_steps": self.replays.steps} if self.replays.steps else {}),
             **self.correction.figures(counters.step / len(self.train_batches)),
         }
 
@@ -302,56 +328,33 @@ class Training:
         ``samples``: the size of the batch over all processes, if this one has only a shard of it.
         """
         batch = Batch(inputs, labels, samples or len(labels), self.counters.step + 1)
-        self._set_rate()
-        due = self.sparsifier.update_due()
-        judged = self._gradients(batch, due=due)
-        self.processes.sum_apart(self.sparsifier.weights.captured)
-        turn = self.sparsifier.read_gradients(may_overflow=self.precision.scales_losses, gradients_are_finite=due)
-        if not turn.replaces_step:
-            self.correction.correct(batch)
-        may_overflow, apart = self.precision.scales_losses, self.sparsifier.weights.captured
-        self._guard.inspect(judged.loss, batch.step, gradients_may_overflow=may_overflow, apart=apart)
-        if due:
-            self._guard.check(now=True)  # an update cannot be vetoed on the device
-        if not turn.replaces_step:
-            self.sparsifier.mask_gradients()
-            self.precision.step(self.optimizer, self.clipping.clip if self.clipping else None)
-            if due:
-                self._guard.check_weights(batch.step)
-            self.sparsifier.check_step(turn)
-        self.counters.step = batch.step
+        self._step.set_rate(self.phase.lr(self.phase_step))
+        take = self._step.update if self.sparsifier.update_due() else self._step.ordinary
+        turn = take(batch)
+        self.replays.took_another()
+        self._end_step(turn, batch.samples, observer)
+
+    def replay_step(self, batches: ResidentEpoch, observer: Observer) -> None:
+        """Take the step that a replay is prepared for, on the next of these batches."""
+        self._step.set_rate(self.phase.lr(self.phase_step))
+        turn = self.replays.take(batches, self.counters.step + 1)
+        self._end_step(turn, self.train_batches.batch_size, observer)
+
+    def _end_step(self, turn: Turn, samples: int, observer: Observer) -> None:
+        """Update the topology if it is time to, count, and report."""
+        self.counters.step += 1
         if self.sparsifier.update(turn, is_last=self.phase_step == self.phase.steps):
             self._report_update(observer)
-        elif batch.step == self.total_steps:
+        elif self.counters.step == self.total_steps:
             self._report_reliable(observer)
         self._report_compute(observer)
-        self._sums += torch.stack([judged.loss.double() * batch.samples, judged.right.double()])
-        self.counters.samples += batch.samples
-
-    def _set_rate(self) -> None:
-        """Give the optimizer the learning rate of the coming step."""
-        rate = self.phase.lr(self.phase_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def _gradients(self, batch: Batch, *, due: bool) -> Judgement:
-        """Compute the gradients of a batch; if an update is due, until those of a scaled loss do not overflow."""
-        dense = self.sparsifier.needs_dense_gradient()
-        judged = self.gradients.of(batch, self.ledger.training, self.active, dense_gradient=dense)
-        while due and self.precision.scales_losses and torch.isfinite(judged.loss):
-            # A step can be left out, an update cannot: compute its gradients again without overflow.
-            if self._guard.gradients_finite():
-                break
-            self.precision.halve_scale()
-            self._check_scale(batch.step)
-            judged = self.gradients.of(batch, self.ledger.training, self.active, dense_gradient=dense)
-        return judged
+        self.counters.samples += samples
 
     def _report_update(self, observer: Observer) -> None:
         """Compare and report the masks after an update."""
         step = self.counters.step
         self.processes.check_masks(self.sparsifier.topology, f"update {self.sparsifier.updates}, at step {step}")
-        self.active = self.sparsifier.topology.active_by_layer
+        self._step.active = self.sparsifier.topology.active_by_layer
         observer.on_layers(step, self.sparsifier.layers)
 
     def _report_reliable(self, observer: Observer) -> None:
@@ -365,11 +368,6 @@ class Training:
         if decisions := self.sparsifier.weights.decisions:
             observer.on_compute(self.counters.step, decisions)
 
-    def _check_scale(self, step: int) -> None:
-        """Raise DivergedError if the loss scale has vanished."""
-        if self.precision.is_exhausted():
-            raise DivergedError(step)
-
     # -- measuring -----------------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -379,7 +377,7 @@ class Training:
     def _log(self, observer: Observer) -> None:
         """Log the mean training loss and accuracy since the last log line, and reset the sums."""
         counters = self.counters
-        self._check_scale(counters.step)
+        self._step.check_scale(counters.step)
         samples = counters.samples - counters.logged_samples
         seconds = counters.seconds - counters.logged_seconds
         loss, correct = (self._sums / samples).tolist()
@@ -416,7 +414,8 @@ class Training:
 
         ``what``: what the batches are of. DivergedError if the loss on it is not finite, which training need not show.
         """
-        found = evaluate(self.model, batches.epoch(0, shard=self.processes.shard), self.forward, self.processes)
+        passing = batches.epoch(0, shard=self.processes.shard)
+        found = evaluate(self.model, passing, self.forward, self.processes, self.replays.sums(batches))
         if not math.isfinite(found.loss):
             raise DivergedError(self.counters.step, f"the loss on the {what} is {found.loss}: it is")
         return found
@@ -503,7 +502,7 @@ class Training:
         with self.sparsifier.unpacked():
             self.processes.share([*self.model.parameters(), *self.model.buffers(), *tensors, counts])
             self.sparsifier.load_state_dict({**state, "counts": counts.tolist()})
-        self.active = self.sparsifier.topology.active_by_layer
+        self._step.active = self.sparsifier.topology.active_by_layer
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -522,6 +521,7 @@ class Training:
         """Return everything a resume needs, as tensors and plain data."""
         return {
             **{name: part.state_dict() for name, part in self._parts.items()},
+            "optimizer": _plain_rates(self.optimizer.state_dict()),
             "counters": dict(vars(self.counters)),
             "sums": self._sums,
             "best": self.best,
@@ -531,6 +531,7 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         state = _as_now(state)
+        self.replays.doubt()
         self.counters = Counters(**state["counters"])
         self.plan(self.counters.initial_active)
         self.sparsifier.begin(self.phase.update)
@@ -538,7 +539,7 @@ class Training:
             part.load_state_dict(state[name])
         self._sums.copy_(state["sums"])
         self.best, self.kept = state["best"], state["procedure"]
-        self.active = self.sparsifier.topology.active_by_layer
+        self._step.active = self.sparsifier.topology.active_by_layer
         # What was drawn before may be of other first masks: a run that goes on draws them from its own checkpoint.
         self.ledger.flops.set_trained(self.sparsifier.trained_by_layer)
 
@@ -550,6 +551,11 @@ def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:
     counters = dict(state["counters"])
     ledger = {"training": counters.pop("flops"), "correction": 0, "batch_norm": 0, "measuring": 0}
     return {**state, "counters": counters, "ledger": ledger, "correction": {}, "procedure": {}}
+
+
+def _plain_rates(state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state with learning rates as numbers, of which it may hold tensors."""
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def _validation(loss: float, accuracy: float) -> dict[str, float]:

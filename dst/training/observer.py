@@ -23,6 +23,10 @@ class Observer(Protocol):
         """Take how layers are multiplied from now on, and what their times were."""
         ...
 
+    def on_capture(self, step: int, line: str) -> None:
+        """Take a line about work that was captured, to be replayed, or about what stands in the way of it."""
+        ...
+
     def on_step(self, step: int) -> None:
         """Note that a step is done, or that work between two steps goes on."""
         ...
@@ -46,6 +50,9 @@ class NoObserver:
         """Do nothing."""
 
     def on_compute(self, step: int, decisions: Sequence[Decision]) -> None:
+        """Do nothing."""
+
+    def on_capture(self, step: int, line: str) -> None:
         """Do nothing."""
 
     def on_step(self, step: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from dst.data.options import BatchSize
-from dst.options import ASIDE, Clash, Names, OneOf, Range, declared, shown
+from dst.options import ASIDE, Clash, Names, Needs, OneOf, Range, declared, shown
 
 Peak = Annotated[float, Range(0, ends="(]"), "the highest learning rate"]
 Decay = Annotated[
@@ -35,6 +35,24 @@ Determinism = Annotated[
     str, OneOf("strict", "fast"), "strict: resumes bit-identically; fast: may differ in the last bits"
 ]
 Threads = Annotated[int, Range(1, 1024), "CPU threads; part of the run id, since they change bits"]
+_MAKES_GRAPHS: Final = "the step cannot be a graph, since the compiler makes graphs of its own; use never, or default"
+Capture = Annotated[
+    str,
+    OneOf("auto", "always", "never"),
+    Clash("always", "device", "cpu", "there are no CUDA graphs; use auto, which computes eagerly there"),
+    Clash("always", "processes", Range(2), "a step waits for other processes, as no graph can; use auto or never"),
+    Clash("always", "compile_mode", "reduce-overhead", _MAKES_GRAPHS),
+    "replay the step as one CUDA graph; auto: with device=cuda, where nothing stands in the way; always: refuse to run "
+    "without; never: eagerly",
+]
+CompileMode = Annotated[
+    str,
+    OneOf("default", "reduce-overhead"),
+    Needs("compile"),
+    Clash("reduce-overhead", "device", "cpu", "it would be ignored: it is about CUDA graphs; use default"),
+    Clash("reduce-overhead", "processes", Range(2), "nobody has tried it; use default"),
+    "mode of torch.compile; reduce-overhead: it makes CUDA graphs of the model, forward and backward",
+]
 ChannelsLast = Annotated[bool, "store images channels-last, as tensor cores prefer"]
 LogEverySteps = Annotated[int, Range(1), "steps from one line of the history to the next"]
 SaveEverySteps = Annotated[int, Range(1), "steps from one checkpoint to the next, in addition; null: by time only"]

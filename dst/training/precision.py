@@ -56,6 +56,13 @@ class Precision:
             self._scaler.step(optimizer)
             self._scaler.update()
 
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes: the loss scale and its counter, from the first scaled loss on."""
+        scaler = self._scaler
+        found = [] if scaler is None else [scaler._scale, scaler._growth_tracker]
+        return [tensor for tensor in found if tensor is not None]
+
     def halve_scale(self) -> None:
         """Halve the loss scale, for another try."""
         assert self._scaler is not None

@@ -32,7 +32,9 @@ class Snapshot:
         self._mean = self.zeros()
         self._masks = list(sparsifier.weights.masks)
         self._factors: list[Tensor] = []
-        """The masks as they multiply gradients; made when they are needed."""
+        """The masks as they multiply gradients, from the first time that they are needed; they stay where they are."""
+        self._filled_by: list[Tensor] = []
+        """The masks that the factors were filled by."""
 
     def zeros(self) -> list[Tensor]:
         """Return zeros in the shapes of all parameters, for a sum of gradients."""
@@ -40,15 +42,16 @@ class Snapshot:
 
     @torch.no_grad()
     def take(self, epoch: int, mean: list[Tensor]) -> None:
-        """Take the present weights and masks of the model; ``mean``: of the gradients there, over the epoch; kept."""
+        """Take the present weights and masks of the model; ``mean``: of the gradients there, over the epoch."""
         with self._sparsifier.unpacked():
             for theirs, ours in zip(_tensors(self.network), _tensors(self._model), strict=True):
                 theirs.copy_(ours)
-        self.epoch, self._mean = epoch, mean
+        torch._foreach_copy_(self._mean, mean)
+        self.epoch = epoch
         self.active = self._sparsifier.topology.active_by_layer
-        self._masks, self._factors = list(self._sparsifier.weights.masks), []
+        self._masks = list(self._sparsifier.weights.masks)
         where = {id(parameter): i for i, parameter in enumerate(self.network.parameters())}
-        _multiply([mean[where[id(weight)]] for weight in self._weights], self._as_factors(self._masks))
+        _multiply([self._mean[where[id(weight)]] for weight in self._weights], self._as_factors(self._masks))
 
     def forget(self) -> None:
         """Be no snapshot any more."""
@@ -62,8 +65,8 @@ class Snapshot:
         """
         if coefficient == 0:
             return
-        if self._has_moved:
-            self._factors = self._factors or self._as_factors(self._masks)
+        if self.has_moved:
+            self.prepare()
             self.mask(self._factors)
         parameters = zip(self._model.parameters(), self.network.parameters(), self._mean, strict=True)
         held = self._sparsifier.weights
@@ -94,14 +97,33 @@ class Snapshot:
         _multiply([weight.grad for weight in self._weights], factors)
 
     @property
-    def _has_moved(self) -> bool:
+    def has_moved(self) -> bool:
         """Say whether the model has other masks by now; while it has not, its own do all that is needed."""
-        pairs = zip(self._masks, self._sparsifier.weights.masks, strict=True)
-        return any(then is not now for then, now in pairs)
+        return _differ(self._masks, self._sparsifier.weights.masks)
 
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Bring up to date what ``correct`` multiplies by, if it does: before a step is captured, not in it."""
+        if not self.has_moved or (self._factors and not _differ(self._filled_by, self._masks)):
+            return
+        self._factors = self._factors or [torch.empty_like(weight) for weight in self._weights]
+        torch._foreach_copy_(self._factors, self._masks)
+        self._filled_by = self._masks
+
+    @torch.no_grad()
     def _as_factors(self, masks: Sequence[Tensor]) -> list[Tensor]:
         """Return 0 and 1 in the dtype and the memory layout of the weights."""
-        return [torch.empty_like(w).copy_(mask) for w, mask in zip(self._weights, masks, strict=True)]
+        factors = [torch.empty_like(weight) for weight in self._weights]
+        torch._foreach_copy_(factors, list(masks))
+        return factors
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes beside gradients: the network, the mean, and what gradients are multiplied by.
+
+        If a step is about to be captured, ``prepare`` first.
+        """
+        return [*_tensors(self.network), *self._mean, *self._factors]
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -124,8 +146,12 @@ class Snapshot:
             mean.copy_(stored)
         pairs = zip(state["masks"].values(), self._sparsifier.weights.masks, strict=True)
         self._masks = [now if torch.equal(then.to(now.device), now) else then.to(now.device) for then, now in pairs]
-        self._factors = []
         self.active, self.epoch = dict(state["active"]), state["epoch"]
+
+
+def _differ(then: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Say whether masks are others, which are replaced where they change."""
+    return any(one is not other for one, other in zip(then, now, strict=True))
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -134,7 +160,7 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy without hooks, compiled if the model is."""
+    """Return a deep copy without hooks, compiled if the model is; the only mode that goes with that is the default."""
     twin = copy.deepcopy(model, without_hooks(model))
     if model._compiled_call_impl is not None:
         twin.compile()

@@ -213,6 +213,7 @@ def test_the_defaults_of_the_schema_are_those_of_the_default_run():
         "checkpoint.every_steps=7",
         "data.root=/d",
         "data.download=false",
+        "hardware.capture=never",
         "output.resume=never",
     ],
 )
@@ -359,6 +360,20 @@ WRONG = {
     "sparsity.init.name=prune_structured removes on purpose",
     "hardware.threads=10000": "hardware.threads=10000: must be in [1, 1024]",
     "hardware.precision=tf32": "hardware.precision=tf32: with hardware.device=cpu it would be ignored: only GPUs",
+    "hardware.capture=on": "hardware.capture=on: allowed: always, auto, never",
+    "hardware.capture=always": "hardware.capture=always: with hardware.device=cpu there are no CUDA graphs",
+    "hardware=ddp hardware.capture=always": "with hardware.processes=2 a step waits for other processes",
+    "hardware=gpu hardware.capture=always data.storage=stream": "with data.storage=stream batches come from the host",
+    "hardware=gpu hardware.capture=always data.size=32 data.augment.resized_crop_scale=[0.1,1]": "images are streamed",
+    "hardware=gpu hardware.capture=always sparsity.compute=auto": "with sparsity.compute=auto packed layers get new",
+    "hardware=gpu_bf16 hardware.capture=always hardware.compile_mode=reduce-overhead": "hardware.capture=always: with "
+    "hardware.compile_mode=reduce-overhead the step cannot be a graph",
+    "hardware=gpu hardware.compile_mode=reduce-overhead": "needs hardware.compile, which is false: set that, or "
+    "hardware.compile_mode=default",
+    "hardware.compile=true hardware.compile_mode=reduce-overhead": "with hardware.device=cpu it would be ignored",
+    "hardware=ddp hardware.compile=true hardware.compile_mode=reduce-overhead": "with hardware.processes=2 nobody has",
+    "hardware=gpu_bf16 hardware.compile_mode=reduce-overhead schedule.accumulate=2": "schedule.accumulate=2 adds up",
+    "hardware=gpu_bf16 hardware.compile_mode=reduce-overhead correction=agent": "correction.name=agent needs gradients",
     "schedule.accumulate=65": "schedule.accumulate=65: must be in [1, schedule.batch_size=64]",
     "hydra.run.dir=/tmp/x": "hydra.run.dir=/tmp/x would be ignored",
     "sparsity=glob(*)": "",

@@ -187,6 +187,8 @@ COMMANDS: tuple[str, ...] = (
     "hydra/launcher=local hydra.launcher.wait=true seed=5",
     "hardware.determinism=fast hardware.threads=1 hardware.precision=bf16 hardware.channels_last=true "
     "hardware.compile=true",
+    "hardware=gpu_bf16 hardware.compile_mode=reduce-overhead hardware.capture=never",
+    "hardware=gpu hardware.capture=always",
     "tracking=none output.root=elsewhere output.resume=never checkpoint.every_min=5 checkpoint.keep=3 "
     "hardware.workers=2 data.storage=resident",
     "tracking=wandb_online tracking.project=mine tracking.notes=n tracking.every_steps=10 checkpoint.every_steps=50",
@@ -218,6 +220,7 @@ REFUSED: tuple[str, ...] = (
     "schedule.lr.milestones=[0.6,0.3] schedule.lr.name=multistep",
     "schedule.optimizer.name=adamw schedule.optimizer.momentum=0.9",
     "hardware.precision=tf32",
+    "hardware.capture=always hardware.compile_mode=reduce-overhead schedule.accumulate=2",
     "hydra.launcher.wait=true",
     "seed=0,1",
     "-m sparsity=static,rigl sparsity.density=0.1,3",

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from torch import nn
 
-from dst.run import compiled
+from dst.config.schema import Config, Hardware
+from dst.run import build, compiled
 from tests.processes import REPOSITORY
 
 PROCESS = """
@@ -105,3 +107,12 @@ def test_what_somebody_else_can_put_there_is_not_executed(tmp_path, monkeypatch)
     compiled.build_below(tmp_path)
     assert ours.stat().st_mode & 0o777 == 0o700
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(ours))
+
+
+@pytest.mark.parametrize(("mode", "told"), [("default", {}), ("reduce-overhead", {"mode": "reduce-overhead"})])
+def test_the_compiler_is_told_of_a_mode_that_is_not_its_own(mode, told, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build, "build_below", lambda _: None)
+    monkeypatch.setattr(nn.Module, "compile", lambda _, **options: asked.append(options))
+    build._convert(nn.Linear(2, 2), Config(hardware=Hardware(compile=True, compile_mode=mode)))
+    assert asked == [told]

@@ -133,9 +133,16 @@ class AdamAge:
         self._batches = [self._batch(layers, key[0]) for key, layers in alike.items()]
 
     def _batch(self, layers: Sequence[AgedLayer], group: int) -> Batch:
-        """Return a batch that is ready for its first step, so that this one need not wait for the device."""
+        """Return a batch that is ready for its next step, so that this one need not wait for the device.
+
+        It is the one of these layers that there is, if any, so that its tensors stay where they are.
+        """
         part = part_for(layers[0].weight.device, sum(layer.weight.numel() for layer in layers))
-        batch = Batch(layers, group, part)
+        batch = next((batch for batch in self._batches if batch.suits(layers, group, part)), None)
+        if batch is None:
+            batch = Batch(layers, group, part)
+        else:
+            batch.refill()
         batch.follow(self._optimizer.param_groups[group])
         return batch
 
@@ -151,6 +158,11 @@ class AdamAge:
                 self._batches.remove(batch)
                 self._batches += [self._batch(layers, batch.group) for layers in (idle, busy)]
                 self._batches[-1].correct(self._optimizer)
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes beside weights, gradients and the optimizer's state."""
+        return [tensor for batch in self._batches for tensor in batch.step_tensors]
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -36,19 +36,23 @@ class Batch:
     """Layers whose grown weights one pass corrects: of one parameter group, with one count of steps.
 
     A step of a small network takes a millisecond, of which every operation costs some microseconds. So there are as few
-    as can be, they write to memory that stays, and what depends on an age is looked up. ``part``: of which weights.
+    as can be, they write to memory that stays, and what depends on an age is looked up. ``part``: of which weights. One
+    for a device (``stays``) reads nothing on the host in a step, so that a step may be captured and replayed.
     """
 
     def __init__(self, layers: Sequence[AgedLayer], group: int, part: "type[GrownWeights | AllWeights]") -> None:
         self.layers, self.group = layers, group
+        self._forms = _forms(layers)
         weight = layers[0].weight
-        device, dtype = weight.device, torch.promote_types(weight.dtype, torch.float32)
-        own = torch.zeros(1, dtype=torch.int32, device=device)
-        self._newest = torch.cat([*map(part.births, layers), own])
+        self._device, dtype = (device := weight.device), torch.promote_types(weight.dtype, torch.float32)
+        self._own = torch.zeros(1, dtype=torch.int32, device=device)
+        self._newest = torch.cat([*map(part.births, layers), self._own])
         """The columns of the curve at step 0: of each weight, and last that of their tensors."""
         self._columns = torch.empty_like(self._newest)
-        self._last = int(self._newest.max())
+        self._last = self._newest.max()
         """The last step at which a weight was born."""
+        self._lives = torch.ones((), dtype=dtype, device=device)
+        """Whether the optimizer has come to that step, else it has begun anew, and all weights with it."""
         self._curve = torch.ones(2, 1, dtype=dtype, device=device)
         self._curve_of: Any = None
         self._corrections = torch.empty(2, len(self._newest), dtype=dtype, device=device)
@@ -56,17 +60,34 @@ class Batch:
         self._own_root, self._own_factor = self._corrections[:, -1]
         self._part = part(layers, self._move)
 
+    def suits(self, layers: Sequence[AgedLayer], group: int, part: "type[GrownWeights | AllWeights]") -> bool:
+        """Say whether it is of these layers as they are held now, so that nothing but births may differ."""
+        is_same = part.stays and isinstance(self._part, part) and group == self.group and self.layers == layers
+        return is_same and self._forms == _forms(layers)
+
+    def refill(self) -> None:
+        """Take the births of now, to where those before were; only if it ``suits``."""
+        torch.cat([*map(self._part.births, self.layers), self._own], out=self._newest)
+        torch.amax(self._newest, 0, out=self._last)
+        self._newest += self._curve.shape[1] - 1
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes, and is no layer's."""
+        own = [self._newest, self._columns, self._last, self._lives, self._curve, self._corrections]
+        return [*own, *self._part.step_tensors]
+
     def correct(self, optimizer: Optimizer) -> None:
         """Add to each grown weight what its move was short of, or had too much of."""
-        group, state, device = optimizer.param_groups[self.group], optimizer.state, self._curve.device
+        group, state = optimizer.param_groups[self.group], optimizer.state
         found_inf = getattr(optimizer, "found_inf", None)
-        vetoed = 0 if found_inf is None else _at_hand(found_inf, device)
+        vetoed = 0 if found_inf is None else self._at_hand(found_inf)
         if isinstance(vetoed, int) and vetoed:
             return
-        if (tuple(group["betas"]), group["eps"]) != self._curve_of:
-            self.follow(group)
-        step = _at_hand(state[self.layers[0].weight]["step"], device)
-        if isinstance(step, int) and step <= self._last:  # the optimizer has begun anew, and all weights with it
+        self.follow(group)
+        step = self._at_hand(state[self.layers[0].weight]["step"])
+        lives = self._has_come_to(step)
+        if lives is False:
             return
         torch.sub(self._newest, step if isinstance(step, int) else step.to(torch.int32), out=self._columns)
         torch.index_select(self._curve, 1, self._columns.clamp_(0, self._curve.shape[1] - 1), out=self._corrections)
@@ -74,11 +95,27 @@ class Batch:
         # a weight of the tensor's age both are rounded alike, so that exactly nothing is left.
         roots = self._part.gather(state, "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq").sqrt_()
         self._move.div_(self._below.add_(roots)).addcdiv_(self._own_factor, roots.add_(self._own_root), value=-1)
-        self._move.mul_(group["lr"] * (vetoed - 1))
+        self._move.mul_(group["lr"] * ((vetoed - 1) * lives))
         self._part.add(state)
 
+    def _at_hand(self, number: Tensor) -> int | Tensor:
+        """Return a whole number that an optimizer keeps without waiting: on the device, unless the host has it."""
+        if number.device.type != "cpu":
+            return number.to(self._device, non_blocking=True)
+        return number if self._device.type == "cpu" and self._part.stays else int(number)
+
+    def _has_come_to(self, step: int | Tensor) -> bool | Tensor:
+        """Say whether a step is later than the birth of all weights: to the host if that has the step."""
+        if isinstance(step, int) and self._device.type == "cpu":
+            return step > int(self._last)
+        if isinstance(step, Tensor):
+            return torch.gt(step, self._last, out=self._lives)
+        return torch.lt(self._last, step, out=self._lives)
+
     def follow(self, group: Mapping[str, Any]) -> None:
-        """Correct by a parameter group's betas and eps from now on; a device is waited for."""
+        """Correct by a parameter group's betas and eps from now on; where they are others, a device is waited for."""
+        if (tuple(group["betas"]), group["eps"]) == self._curve_of:
+            return
         self._curve_of = tuple(group["betas"]), group["eps"]
         curve = _curve(tuple(group["betas"]), self._curve.dtype).to(self._curve.device, copy=True)
         curve[0].mul_(group["eps"])
@@ -115,12 +152,19 @@ class GrownWeights:
     """
 
     births = staticmethod(attrgetter("births"))
+    stays = False
+    """Whether its tensors are the same whatever weights have grown, and a step is left to the device."""
 
     def __init__(self, layers: Sequence[AgedLayer], move: Tensor) -> None:
         self._move, self._first, self._second = move, torch.empty_like(move), torch.empty_like(move)
         sizes = [len(layer.positions) for layer in layers]
         parts = [torch.split(flat, sizes) for flat in (self._first, self._second)]
         self._places = [_Place(*place) for place in zip(layers, *parts, strict=True)]
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes."""
+        return [self._first, self._second, *(tensor for place in self._places for tensor in place.positions)]
 
     def gather(self, state: Mapping[Tensor, Mapping[str, Tensor]], second: str) -> Tensor:
         """Return the second moments, in memory that may be written to."""
@@ -143,6 +187,9 @@ class AllWeights:
     ``move``: what their first moments are multiplied by. With it and the ages, 20 bytes a weight are held.
     """
 
+    stays = True
+    """Whether its tensors are the same whatever weights have grown, and a step is left to the device."""
+
     @staticmethod
     def births(layer: AgedLayer) -> Tensor:
         """Return the steps at which the weights were born, int32, in their order in memory."""
@@ -158,6 +205,11 @@ class AllWeights:
             [_shaped(part, weight) for part, weight in zip(torch.split(flat, sizes), self._weights, strict=True)]
             for flat in (move, self._second)
         )
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step writes."""
+        return [self._second]
 
     def gather(self, state: Mapping[Tensor, Mapping[str, Tensor]], second: str) -> Tensor:
         """Return the second moments, in memory that may be written to."""
@@ -175,6 +227,11 @@ def part_for(device: torch.device, size: int) -> type[GrownWeights | AllWeights]
     return AllWeights if device.type != "cpu" and size <= 2**26 else GrownWeights
 
 
+def _forms(layers: Sequence[AgedLayer]) -> list[Any]:
+    """Return what tensors of the weights of layers have to be like."""
+    return [(weight.shape, weight.stride(), weight.dtype, weight.device) for weight in (la.weight for la in layers)]
+
+
 def _shaped(flat: Tensor, weight: Tensor) -> Tensor:
     """Return a view of as many elements in a row, in the shape of a weight and its order in memory."""
     return flat.as_strided(weight.shape, torch.empty_like(weight, device="meta").stride())
@@ -190,6 +247,11 @@ class _Place:
         self._first, self._second = first, second
         self._pointers: tuple[int, int, int] | None = None
         self._flat: tuple[Tensor, Tensor, Tensor] = (first, first, second)
+
+    @property
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """Where the grown weights are, as each operation takes it."""
+        return self._positions, self._narrow
 
     def gather(self, state: Mapping[str, Tensor], second: str) -> None:
         """Gather the moments of the grown weights."""
@@ -221,11 +283,6 @@ def _gather(tensor: Tensor, positions: Tensor, out: Tensor) -> None:
         torch.index_select(tensor, 0, positions, out=out)
     else:
         out.copy_(torch.take(tensor, positions.long()))
-
-
-def _at_hand(number: Tensor, device: torch.device) -> int | Tensor:
-    """Return a whole number that an optimizer keeps without waiting: where it is not the host's, on the device."""
-    return int(number) if number.device.type == "cpu" else number.to(device, non_blocking=True)
 
 
 def _distinct(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -1,6 +1,6 @@
 """Weights that are never trained, and scores that are: edge-popup (Ramanujan et al. 2020)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,11 @@ class EdgePopup(Reparametrization):
     def density(self) -> float:
         """Active / maskable weights, as asked for."""
         return self._density
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """How many weights of each layer are chosen."""
+        return tuple(self._counts)
 
     def counts_at(self, density: float) -> dict[str, int]:
         """Return how many weights of each layer would be active; ValueError if there are not as many edges."""

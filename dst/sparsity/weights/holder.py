@@ -1,7 +1,7 @@
 """What all ways of holding the weights of sparse layers have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -149,6 +149,29 @@ class Holder(ABC):
     @abstractmethod
     def release(self) -> None:
         """Leave plain weights, zero where they are not active, which something else may hold or train."""
+
+    # -- a step that is captured ---------------------------------------------------------------------------------------
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes beside the model, its gradients and the optimizer's state.
+
+        A step that was captured is valid as long as these are where they were.
+        """
+        return []
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """What else a step depends on, and tensors do not tell: one that was captured is of the same."""
+        return ()
+
+    @property
+    def obstacle(self) -> str:
+        """Why a step cannot be captured; empty if it can."""
+        return ""
+
+    def replayed(self) -> None:  # noqa: B027 - most have nothing to do
+        """Do what the host does after a step that was captured and has been taken again."""
 
     # -- masks ---------------------------------------------------------------------------------------------------------
 

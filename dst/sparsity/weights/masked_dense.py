@@ -28,6 +28,9 @@ class MaskedDense(Holder):
     def __init__(self, layers: Sequence[Layer], masks: Sequence[Tensor], active: Sequence[int]) -> None:
         super().__init__(layers, masks)
         self._ages: AdamAge | None = None
+        self._sparse: list[tuple[int, Tensor]] = []
+        """The layers that are not full, and what their gradients are multiplied by: tensors that stay where they are,
+        since a step that was captured goes on reading them there."""
         self._held = list(masks)
         """Where weights keep value and state: within the masks, less what has been cleared since they were set."""
         self._is_masked = False
@@ -81,6 +84,11 @@ class MaskedDense(Holder):
         """
         if self._known_state is not self._state_now or self._known != self._versions:
             self._mask()
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """What a step reads and writes beside the model, its gradients and the optimizer's state."""
+        return [*(factor for _, factor in self._sparse), *([] if self._ages is None else self._ages.step_tensors)]
 
     def stepped(self) -> None:
         """Know the weights as this step leaves them."""
@@ -138,9 +146,14 @@ class MaskedDense(Holder):
 
         If the next masks have them, they are new there.
         """
-        self._zero(list(masks), [self._factor(i, mask) for i, mask in masks.items()])
-        for i, mask in masks.items():
-            self._held[i] = self._held[i] & mask
+        if not masks:
+            return
+        factors = [torch.empty_like(self._layers[i].weight) for i in masks]
+        torch._foreach_copy_(factors, [*masks.values()])
+        self._zero([*masks], factors)
+        held = torch._foreach_mul([self._held[i] for i in masks], [*masks.values()])
+        for i, left in zip(masks, held, strict=True):
+            self._held[i] = left
 
     @torch.no_grad()
     def set_masks(
@@ -151,18 +164,21 @@ class MaskedDense(Holder):
         ``active``: how many weights each leaves. Weights that are new start from ``values``, or else from zero, and
         ``are_born`` now, or else are of their tensor's age.
         """
-        new = [None if mask is held else mask & ~held for mask, held in zip(masks, self._held, strict=True)]
+        is_read = bool(values) or (self._ages is not None and are_born)
+        new = self._entered(masks) if is_read else [None] * len(masks)
         for i, value in enumerate(values):
             if (entered := new[i]) is not None:
                 weight = self._layers[i].weight
                 weight.copy_(torch.where(entered, value, weight))
-        self._held, self.masks = list(masks), list(masks)
-        sparse = [i for i, layer in enumerate(self._layers) if active[i] < layer.size]
-        self._sparse = [(i, self._factor(i, masks[i])) for i in sparse]
-        """The layers that are not full, and what their gradients are multiplied by."""
+        self._held, self.masks, self._active = list(masks), list(masks), list(active)
+        self._refill()
         self._mask()
         if self._ages is not None:
             self._ages.changed(masks, new if are_born else [None] * len(new))
+
+    def _entered(self, masks: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return which weights of each layer are in these masks and are not held; None for a layer of the same mask."""
+        return [None if mask is held else mask > held for mask, held in zip(masks, self._held, strict=True)]
 
     # -- ages ----------------------------------------------------------------------------------------------------------
 
@@ -178,9 +194,23 @@ class MaskedDense(Holder):
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
-    def _factor(self, i: int, mask: Tensor) -> Tensor:
-        """Return a mask as 0 and 1 in the weight's dtype and layout: five times as fast as a boolean one."""
-        return torch.empty_like(self._layers[i].weight).copy_(mask)
+    def _refill(self, *, anew: bool = True) -> None:
+        """Have a factor of the gradients of each layer that is masked, and of no other, each in its old place.
+
+        It is the mask as 0 and 1 in the weight's dtype and layout: five times as fast as a boolean one. ``anew``: masks
+        have changed, else only new factors are filled.
+        """
+        known, masked = dict(self._sparse), self._masked
+        made = {i: torch.empty_like(w) for i, w in masked.items() if i not in known or not _alike(known[i], w)}
+        self._sparse = [(i, made[i] if i in made else known[i]) for i in masked]
+        filled = [(factor, self.masks[i]) for i, factor in self._sparse if anew or i in made]
+        if filled:
+            torch._foreach_copy_([factor for factor, _ in filled], [mask for _, mask in filled])
+
+    @property
+    def _masked(self) -> dict[int, nn.Parameter]:
+        """The weights whose gradients are masked, by the layer's index: those of layers that are not full."""
+        return {i: layer.weight for i, layer in enumerate(self._layers) if self._active[i] < layer.size}
 
     def _zero(self, indices: Sequence[int], factors: Sequence[Tensor]) -> None:
         """Multiply the weights of some layers, and their optimizer state, by these factors in one fused pass."""
@@ -212,3 +242,8 @@ class MaskedDense(Holder):
                 f"inactive weights are not zero in layers {told}: the density is not as reported; {trainer} may treat "
                 "the weights of a layer together, or something else than sparsifier.step() has changed them"
             )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are of one type, layout and device."""
+    return one.stride() == other.stride() and one.dtype == other.dtype and one.device == other.device

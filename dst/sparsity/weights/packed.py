@@ -1,7 +1,7 @@
 """Weights held as their active values alone, wherever kernels multiply by these faster than torch by a dense matrix."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,8 @@ class Packed(MaskedDense):
         """Gradients of values, of layers that are unpacked for a while."""
         self._depth = 1
         """How many blocks want dense weights."""
-        self._active = list(active)
+        self._changes = 0
+        """How often layers have got another form."""
         super().__init__(layers, masks, active)
         self._hooks: list[Any] = [
             layers[i].weight.register_post_accumulate_grad_hook(own.summed)  # type: ignore[no-untyped-call]
@@ -133,10 +134,11 @@ class Packed(MaskedDense):
             for place in layer.places:
                 unpack(place.module)
             self._reform(layer.weight, own.spread)
+        self._changes += len(self._packed)
         self._follow(dict.fromkeys(self._packed))
         self._packed = set()
         if self._depth == 0:  # backward passes may follow
-            self._restore_factors()
+            self._refill(anew=False)
 
     @torch.no_grad()
     def _pack(self) -> None:
@@ -153,8 +155,9 @@ class Packed(MaskedDense):
             for place in layer.places:
                 pack(place.module, own)
             self._packed.add(i)
+        self._changes += len(self._packed)
         self._follow({i: self._able[i].places for i in self._packed})
-        self._restore_factors()
+        self._refill(anew=False)
 
     def _reform(self, parameter: nn.Parameter, form: Any) -> None:
         """Bring a parameter, and the optimizer's state of it, into another form; its gradient is given up."""
@@ -173,11 +176,10 @@ class Packed(MaskedDense):
         if self._ages is not None and places:
             self._ages.hold(places)
 
-    def _restore_factors(self) -> None:
-        """Have a factor of the gradients of each layer that is neither full nor packed, and of no other."""
-        known = dict(self._sparse)
-        sparse = [i for i, layer in enumerate(self._layers) if self._active[i] < layer.size and i not in self._packed]
-        self._sparse = [(i, known[i] if i in known else self._factor(i, self.masks[i])) for i in sparse]
+    @property
+    def _masked(self) -> dict[int, nn.Parameter]:
+        """The weights whose gradients are masked: those of layers that are neither full nor packed."""
+        return {i: weight for i, weight in super()._masked.items() if i not in self._packed}
 
     def spread(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
         """Return a tensor of a parameter's form in the shape of the weight that it stands for."""
@@ -275,6 +277,23 @@ class Packed(MaskedDense):
         super().mask_gradients()
         self._forget_captured()
 
+    # -- a step that is captured ---------------------------------------------------------------------------------------
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """Which form layers have got last, with tables and values of their own, and what backward passes compute."""
+        return self._changes, *(own.reads_dense_gradient for own in self._able.values())
+
+    @property
+    def obstacle(self) -> str:
+        """Why a step cannot be captured: the kernels of a CPU are none of torch's operations."""
+        return "" if self._packing.device == "cuda" else "packed layers are multiplied by kernels of a CPU"
+
+    def replayed(self) -> None:
+        """Forget dense weights, of whose change the version of the values does not tell."""
+        for own in self._able.values():
+            own.forget_dense()
+
     def stepped(self) -> None:
         """Pack layers that a loaded state has left dense, or that have been met for the first time."""
         for own in self._able.values():
@@ -302,7 +321,6 @@ class Packed(MaskedDense):
     ) -> None:
         """Hold the weights by these masks: all others, and their optimizer state, become zero."""
         with self.unpacked():
-            self._active = list(active)
             super().set_masks(masks, active, values=values, are_born=are_born)
             self._forget_captured()
 

@@ -1,7 +1,7 @@
 """Weights that are computed from others at each forward pass, so that which of them are active is learned."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,11 @@ class Reparametrization(ABC):
 
     def refresh(self) -> None:  # noqa: B027 - most have nothing to do
         """Bring what follows from the trained tensors up to date, after they have changed."""
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """What ``refresh`` goes by and may be set; a step that was captured is of the same."""
+        return ()
 
     def counts_at(self, density: float) -> dict[str, int]:
         """Return how many weights of each layer would be active at a density, by name; RuntimeError if it is fixed."""
@@ -168,6 +173,16 @@ class Reparametrised(Holder):
         ]
         if frozen:
             raise RuntimeError(f"layers {', '.join(frozen)} have been frozen (requires_grad=False): let them train")
+
+    @property
+    def step_tensors(self) -> list[Tensor]:
+        """The edges, within which active weights may be chosen; all else is the model's."""
+        return list(self.masks)
+
+    @property
+    def state_of_step(self) -> tuple[Hashable, ...]:
+        """What the reparametrisation goes by and may be set."""
+        return self.how.state_of_step
 
     def stepped(self) -> None:
         """Bring what follows from the trained tensors up to date, after the optimizer has stepped."""

@@ -1,0 +1,184 @@
+"""Work on the device that is captured once, as graphs, and replayed: the host launches a graph, not each kernel."""
+
+import traceback
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_TORCH = Path(torch.__file__).parent
+
+Where = list[tuple[int, torch.Size, tuple[int, ...], torch.dtype]]
+
+
+class CaptureError(RuntimeError):
+    """Work cannot be captured; the message says what stood in the way."""
+
+
+class Graph(Protocol):
+    """Work that was captured, to be done again on the same memory."""
+
+    def capture(self, work: Callable[[], None]) -> None:
+        """Capture all that ``work`` does on the device, which changes nothing there; raises what it raises."""
+        ...
+
+    def replay(self) -> None:
+        """Do it."""
+        ...
+
+
+class Graphs(Protocol):
+    """Makes graphs. ``held``: bytes of memory that all of them hold."""
+
+    @property
+    def held(self) -> int: ...
+
+    def __call__(self) -> Graph:
+        """Return a graph, in which nothing is captured yet."""
+        ...
+
+
+class Captured:
+    """Work that is captured when it is first replayed, and anew when it would be other work by now.
+
+    ``work``: the work as an iterator. Each part, from one ``yield`` to the next, becomes a graph of its own. ``reads``:
+    all tensors from outside that it reads or writes. If one of them is another tensor than it was, the graphs would
+    read memory that nobody cares for any more, so they are dropped. ``graphs``: makes a graph.
+    """
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        work: Callable[[], Iterator[None]],
+        reads: Callable[[], Iterable[Tensor]],
+    ) -> None:
+        self._make, self._work, self._reads = graphs, work, reads
+        self._graphs: list[Graph] = []
+        self._course: Hashable = None
+        self._where: Where = []
+        self._is_certain = False
+
+    def doubt(self) -> None:
+        """Look, before the next replay, whether everything is where it was: something else has worked since."""
+        self._is_certain = False
+
+    def prepare(self, course: Hashable = None) -> bool:
+        """Capture the work unless it is captured as it would be now; say whether that had to be done.
+
+        ``course``: all numbers of the host that the work depends on. CaptureError if it cannot be captured; nothing is
+        done on the device then.
+        """
+        is_new = not self._is_as_captured(course)
+        if is_new:
+            self._capture(course)
+        return is_new
+
+    def replay(self, before: Callable[[], None] = lambda: None) -> None:
+        """Do the prepared work, with ``before`` before each of its parts."""
+        for graph in self._graphs:
+            before()
+            graph.replay()
+
+    def _is_as_captured(self, course: Hashable) -> bool:
+        if not self._graphs or course != self._course:
+            return False
+        self._is_certain = self._is_certain or self._where == self._now()
+        return self._is_certain
+
+    def _capture(self, course: Hashable) -> None:
+        self._graphs.clear()
+        where, parts = self._now(), self._work()
+        next(parts)  # up to the first part
+        is_over = False
+
+        def part() -> None:
+            nonlocal is_over
+            is_over = next(parts, self) is self
+
+        while not is_over:
+            graph = self._make()
+            try:
+                graph.capture(part)
+            except Exception as error:
+                self._graphs.clear()
+                raise CaptureError(obstacle(error)) from error
+            self._graphs.append(graph)
+        if self._now() != where:
+            self._graphs.clear()
+            raise CaptureError("it makes tensors that have to stay, such as an optimizer's state, in the midst of it")
+        self._course, self._where, self._is_certain = course, where, True
+
+    def _now(self) -> Where:
+        """Return where all is that the work reads and writes."""
+        return [(tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) for tensor in self._reads()]
+
+
+def obstacle(error: BaseException) -> str:
+    """Return what an error in the midst of a capture says, and where: the innermost place that is not torch's own."""
+    told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if _TORCH not in Path(frame.filename).parents]
+    if not ours:
+        return told
+    return f"{told} (in {ours[-1].name}, {Path(ours[-1].filename).name}:{ours[-1].lineno}: {ours[-1].line})"
+
+
+class CudaGraphs:
+    """Makes CUDA graphs that share one pool of memory, on the present stream, which must not be the default one.
+
+    Of graphs of one pool only one may be at work at a time, and what one leaves there the next may overwrite.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self.held = 0
+        """Bytes of device memory that the pool holds."""
+
+    def __call__(self) -> Graph:
+        """Return a graph, in which nothing is captured yet."""
+        return _CudaGraph(self)
+
+    def capture(self, graph: "torch.cuda.CUDAGraph", work: Callable[[], None]) -> None:
+        """Capture the work; whatever it raises, the device is left as if nothing had been tried."""
+        failure: list[Exception] = []
+        before = 0
+
+        def guarded() -> None:
+            nonlocal before
+            before = torch.cuda.memory_reserved()
+            try:
+                work()
+            except Exception as error:
+                failure.append(error)
+
+        try:
+            # Errors of this thread only: others, such as one that samples the machine for a log, do not matter.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ):
+                guarded()
+        except RuntimeError as error:  # the capture was broken, of which the first error tells more
+            failure.append(error)
+        if failure:
+            _renew_generator()
+            raise failure[0]
+        self.held += torch.cuda.memory_reserved() - before
+
+
+class _CudaGraph:
+    def __init__(self, graphs: CudaGraphs) -> None:
+        self._graphs, self._graph = graphs, torch.cuda.CUDAGraph()
+
+    def capture(self, work: Callable[[], None]) -> None:
+        self._graphs.capture(self._graph, work)
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+def _renew_generator() -> None:
+    """Give the device's generator a state of its own again: a broken capture leaves it as if it were captured still."""
+    generator: Any = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
