@@ -419,8 +419,7 @@ class Sparsifier:
         if self.learned is None:
             return
         before = list(self.topology.masks)
-        for i, mask in enumerate(self.learned.active()):
-            self.topology.replace(i, mask)
+        self.topology.replace_all(dict(enumerate(self.learned.active())))
         self._recount(before)
         self.topology.counts = self._active
         self.updates += 1
@@ -493,8 +492,7 @@ class Sparsifier:
             if not (mask.all() or pattern.allows(mask)):
                 raise RuntimeError(f"layer {layer.name}: its mask breaks the pattern")
         before = list(self.topology.masks)
-        for i, mask in enumerate(masks):
-            self.topology.replace(i, mask)
+        self.topology.replace_all(dict(enumerate(masks)))
         self._recount(before)
         if not self.topology.is_structured:
             self.topology.counts = self._active

@@ -89,9 +89,7 @@ class Training:
         self.settings: Settings = self.gradients.passes.settings
         self.precision = self.gradients.passes.precision
         self.processes = self.gradients.passes.processes
-        self._step = Step(
-            self.gradients, self.optimizer, self.sparsifier, self.correction, self.clipping, self.ledger
-        )
+        self._step = Step(self.gradients, self.optimizer, self.sparsifier, self.correction, self.clipping, self.ledger)
         self._guard, self._sums = self._step.guard, self._step.sums
         self.replays = Replays(self._step, self.capture)
         if self.val_batches is None:

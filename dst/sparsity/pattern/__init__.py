@@ -1,6 +1,6 @@
 """What shapes a mask may take, and the selection inside that shape."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +29,16 @@ class Moved(NamedTuple):
     mask: Tensor
 
 
+class Asked(NamedTuple):
+    """What an update asks of the pattern of one layer; all tensors have the weight's shape."""
+
+    pattern: "Pattern"
+    drop_scores: Tensor
+    grow_scores: Tensor
+    mask: Tensor
+    budget: Budget
+
+
 class Pattern(Protocol):
     """The masks that one layer may have. All tensors have the weight's shape; masks are boolean.
 
@@ -55,6 +65,14 @@ class Pattern(Protocol):
         """Return the next mask: the lowest drop scores leave, the highest grow scores enter."""
         ...
 
+    @classmethod
+    def update_all(cls, layers: Sequence[Asked]) -> list[Moved]:
+        """Return the next masks of layers whose patterns are of this kind, what ``update`` returns for each.
+
+        A pattern that moves all of them together needs fewer kernels on a GPU, which wait for one another.
+        """
+        return [pattern.update(*asked) for pattern, *asked in layers]
+
     def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
         """Return a mask of the highest scores within ``among``, with as many weights as ``like``, a part of it."""
         ...
@@ -70,3 +88,12 @@ class Pattern(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         return None
+
+
+def updated(layers: Sequence[Asked]) -> list[Moved]:
+    """Return the next masks of all layers, in one go for all patterns of a kind."""
+    found: dict[int, Moved] = {}
+    for kind in dict.fromkeys(type(layer.pattern) for layer in layers):
+        own = [i for i, layer in enumerate(layers) if type(layer.pattern) is kind]
+        found |= zip(own, kind.update_all([layers[i] for i in own]), strict=True)
+    return [found[i] for i in range(len(layers))]
