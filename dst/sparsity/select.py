@@ -15,6 +15,8 @@ from dst.sparsity.segments import Segments, batches, segments_of
 
 T = TypeVar("T")
 
+_FEW = 4
+
 
 def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
     """Return a boolean mask of the ``k`` largest ``scores`` within the boolean mask ``among`` (same shape).
@@ -54,7 +56,7 @@ def exchanged(
 
     ``leaving``, ``entering``: the scores, and how many. ``regrow``: what has just left may enter.
     """
-    if _on_host(masks):
+    if _one_by_one(masks):
         return [_exchanged(*layer, regrow) for layer in zip(*leaving, *entering, masks, strict=True)]
 
     def together(all_: Segments, part: slice) -> list[tuple[Tensor, Tensor]]:
@@ -76,7 +78,7 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
     """
     if k < len(scores):
         raise ValueError(f"cannot keep {k} weights in {len(scores)} layers: every layer keeps at least one")
-    if not _on_host(scores):
+    if not on_host(scores):
         return _pooled_on_device(scores, k, among)
     chosen = _select(scores, k, among)
     if all(bool(mask.any()) for mask in chosen):
@@ -90,19 +92,20 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
 
 def count_true(masks: Sequence[Tensor]) -> list[int]:
     """Return the number of true values of each boolean mask, in one host synchronisation."""
-    if not masks or _on_host(masks):
+    if not masks or on_host(masks):
         return counted(masks)
     counts = _in_batches(lambda all_, part: [all_.counts(all_.gathered(masks[part], torch.bool))], masks)
     found: list[int] = torch.cat(counts).tolist()
     return found
 
 
-def row_top_k(scores: Tensor, k: Tensor, among: Tensor) -> Tensor:
+def row_top_k(scores: Tensor, k: Tensor, among: Tensor, *, most: int | None = None) -> Tensor:
     """Return a boolean mask of the ``k[r]`` largest scores of each row within ``among``, ties by lowest index.
 
-    ``scores`` and ``among``: [rows, columns]; ``k``: [rows], integers. A row with fewer candidates gives all it has.
+    ``scores`` and ``among``: [rows, columns]; ``k``: [rows], integers, none of them above ``most``: without it a device
+    is waited for. A row with fewer candidates gives all it has.
     """
-    widest = int(k.max())
+    widest = int(k.max()) if most is None or on_host([k]) else most
     if widest <= 0:
         return torch.zeros_like(among)
     values = scores.masked_fill(~among, -torch.inf)
@@ -118,15 +121,21 @@ def _select(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], *, larges
     if k <= 0:
         return [torch.zeros_like(where) for where in among]
     flat, places = [values.flatten() for values in scores], [where.flatten() for where in among]
-    chosen = selected(flat, k, places, largest) if _on_host(scores) else [_on_device(flat[0], k, places[0], largest)]
+    chosen = selected(flat, k, places, largest) if on_host(scores) else [_on_device(flat[0], k, places[0], largest)]
     return [mask.view(where.shape) for mask, where in zip(chosen, among, strict=True)]
 
 
 # -- on a device -------------------------------------------------------------------------------------------------------
 
 
-def _on_host(tensors: Sequence[Tensor]) -> bool:
+def on_host(tensors: Sequence[Tensor]) -> bool:
+    """Say whether tensors are the host's, which need not wait for them, and takes a kernel for nothing."""
     return tensors[0].device.type == "cpu"
+
+
+def _one_by_one(layers: Sequence[Tensor]) -> bool:
+    """Say whether layers are so few that there are fewest kernels if each is selected from by itself, or the host's."""
+    return len(layers) <= _FEW or on_host(layers)
 
 
 def _dtype_of(scores: Sequence[Tensor]) -> torch.dtype:
@@ -140,7 +149,7 @@ def _in_batches(action: Callable[[Segments, slice], list[T]], like: Sequence[Ten
 
 
 def _each(scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tensor], *, largest: bool) -> list[Tensor]:
-    if not scores or _on_host(scores):
+    if _one_by_one(scores):
         layers = zip(scores, ks, among, strict=True)
         return [_select([values], k, [where], largest=largest)[0] for values, k, where in layers]
 

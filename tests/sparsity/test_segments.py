@@ -15,7 +15,8 @@ VALUES = [0.0, -0.0, 1.0, 1.0, -1.0, 2.5, -2.5, 1e-45, -1e-45, 3e38, INF, -INF]
 @pytest.fixture
 def on_device(monkeypatch):
     """Take the way of GPUs, in rows so short that layers have several."""
-    monkeypatch.setattr(select, "_on_host", lambda tensors: False)
+    monkeypatch.setattr(select, "_one_by_one", lambda tensors: False)
+    monkeypatch.setattr(select, "on_host", lambda tensors: False)
     monkeypatch.setattr(segments, "COLUMNS", 7)
     segments.segments_of.cache_clear()
     yield
@@ -77,7 +78,7 @@ def test_an_exchange_of_all_layers_is_that_of_each(drawn, regrow, data):
     grows = [data.draw(st.integers(0, n + (drop if regrow else 0))) for n, drop in zip(free, drops, strict=True)]
     expected = select.exchanged((scores, drops), (others, grows), masks, regrow=regrow)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "_on_host", lambda tensors: False)
+        patch.setattr(select, "_one_by_one", lambda tensors: False)
         patch.setattr(segments, "COLUMNS", 7)
         segments.segments_of.cache_clear()
         found = select.exchanged((scores, drops), (others, grows), masks, regrow=regrow)

@@ -71,7 +71,7 @@ class Pattern(Protocol):
 
         A pattern that moves all of them together needs fewer kernels on a GPU, which wait for one another.
         """
-        return [pattern.update(*asked) for pattern, *asked in layers]
+        return [own.pattern.update(own.drop_scores, own.grow_scores, own.mask, own.budget) for own in layers]
 
     def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
         """Return a mask of the highest scores within ``among``, with as many weights as ``like``, a part of it."""
