@@ -659,9 +659,8 @@ class Sparsifier:
         update = self.topology_update
         withheld = purpose == "grow" and update is not None and "dense_gradient" not in marks_of(update.grow)
         gradient = None if withheld else partial(self.weights.gradient, i)
-        return LayerView(
-            self.weights.weight(i), topology.masks[i], topology.explored[i], gradient, seed, average, withheld
-        )
+        weight, count = self.weights.weight(i), topology.active_counts[i]
+        return LayerView(weight, topology.masks[i], topology.explored[i], gradient, seed, average, withheld, count)
 
     @property
     def _goes_by_weights(self) -> bool:

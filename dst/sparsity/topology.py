@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dst.sparsity.pattern import Pattern
+from dst.sparsity.pattern import Pattern, allowed
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
 from dst.sparsity.weights.held import all_finite
@@ -163,10 +163,9 @@ class Topology:
 
     def _broken(self) -> list[str]:
         """Return the layers whose masks their patterns do not allow; every pattern allows a full one."""
-        found = zip(self.reports, self.masks, self.patterns, strict=True)
-        return [
-            report.layer for report, mask, pattern in found if report.active < report.size and not pattern.allows(mask)
-        ]
+        asked = [i for i, report in enumerate(self.reports) if report.active < report.size]
+        allows = allowed([self.patterns[i] for i in asked], [self.masks[i] for i in asked])
+        return [self.reports[i].layer for i, is_allowed in zip(asked, allows, strict=True) if not is_allowed]
 
     def replace_all(self, masks: Mapping[int, Tensor]) -> None:
         """Give some layers new boolean masks, by their index; call ``refresh`` next."""

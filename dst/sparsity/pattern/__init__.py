@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Size, Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Pattern(Protocol):
         """Say whether the pattern allows a mask."""
         ...
 
+    @classmethod
+    def allow_all(cls, patterns: "Sequence[Pattern]", masks: Sequence[Tensor]) -> list[bool]:
+        """Return what ``allows`` says of each layer, whose patterns are of this kind; a GPU is best waited for once."""
+        return [pattern.allows(mask) for pattern, mask in zip(patterns, masks, strict=True)]
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the pattern has to remember of its layer: tensors and plain data; most remember nothing."""
         return {}
@@ -92,8 +99,27 @@ class Pattern(Protocol):
 
 def updated(layers: Sequence[Asked]) -> list[Moved]:
     """Return the next masks of all layers, in one go for all patterns of a kind."""
-    found: dict[int, Moved] = {}
-    for kind in dict.fromkeys(type(layer.pattern) for layer in layers):
-        own = [i for i, layer in enumerate(layers) if type(layer.pattern) is kind]
-        found |= zip(own, kind.update_all([layers[i] for i in own]), strict=True)
-    return [found[i] for i in range(len(layers))]
+    kinds = _kinds([layer.pattern for layer in layers])
+    return _in_order([(own, kind.update_all([layers[i] for i in own])) for kind, own in kinds])
+
+
+def allowed(patterns: Sequence[Pattern], masks: Sequence[Tensor]) -> list[bool]:
+    """Say of each layer whether its pattern allows its mask, in one go for all patterns of a kind."""
+    kinds = _kinds(patterns)
+    return _in_order(
+        [(own, kind.allow_all([patterns[i] for i in own], [masks[i] for i in own])) for kind, own in kinds]
+    )
+
+
+def _kinds(patterns: Sequence[Pattern]) -> list[tuple[type[Pattern], list[int]]]:
+    """Return the kinds of patterns, and which layers are of each."""
+    kinds: dict[type[Pattern], list[int]] = {}
+    for i, pattern in enumerate(patterns):
+        kinds.setdefault(type(pattern), []).append(i)
+    return [*kinds.items()]
+
+
+def _in_order(found: Sequence[tuple[list[int], list[T]]]) -> list[T]:
+    """Return what was found of each layer, by its index."""
+    by_index = {i: one for own, results in found for i, one in zip(own, results, strict=True)}
+    return [by_index[i] for i in range(len(by_index))]

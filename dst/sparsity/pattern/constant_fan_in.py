@@ -54,8 +54,8 @@ class ConstantFanIn(Rows):
             layer.most = min(max(round(layer.budget.count / number), 1), layer.kept.shape[1])
             layer.quotas = units * layer.most
 
-    def _allows(self, counts: Tensor) -> bool:
-        return bool(((counts == counts.max()) | (counts == 0)).all())
+    def _allows(self, counts: Tensor) -> Tensor:
+        return ((counts == counts.max()) | (counts == 0)).all()
 
 
 def _salient(layers: Sequence[Rowed]) -> list[Tensor]:

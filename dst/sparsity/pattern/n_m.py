@@ -46,8 +46,8 @@ class NM(Rows):
             layer.most = layer.pattern.n
             layer.quotas = torch.full((len(layer.kept),), layer.most, device=layer.kept.device)
 
-    def _allows(self, counts: Tensor) -> bool:
-        return bool((counts == self.n).all())
+    def _allows(self, counts: Tensor) -> Tensor:
+        return (counts == self.n).all()
 
 
 @marked("structured", "units", "own_counts")

@@ -83,11 +83,18 @@ class Rows(Pattern, ABC):
 
     def allows(self, mask: Tensor) -> bool:
         """Say whether every row has its quota."""
-        return self._allows(self._rows(mask).sum(1))
+        return bool(self._allows(self._rows(mask).sum(1)))
+
+    @classmethod
+    def allow_all(cls, patterns: Sequence[Any], masks: Sequence[Tensor]) -> list[bool]:
+        """Say of each layer whether every row has its quota; a GPU is waited for once."""
+        told = [own._allows(own._rows(mask).sum(1)) for own, mask in zip(patterns, masks, strict=True)]
+        found: list[bool] = torch.stack(told).tolist()
+        return found
 
     @abstractmethod
-    def _allows(self, counts: Tensor) -> bool:
-        """Say whether these numbers of active weights [groups] are allowed together."""
+    def _allows(self, counts: Tensor) -> Tensor:
+        """Say whether these numbers of active weights [groups] are allowed together; on their device."""
 
 
 @dataclass
