@@ -245,23 +245,23 @@ class Agent:
 
     def correct(self, batch: Batch) -> None:
         """Correct the model's gradients of a batch, if there is a snapshot, and book it."""
+        self._snapshot.gradients.seed(batch.step)
         self.change(batch)
         self.book_step(batch.samples)
 
     def change(self, batch: Batch) -> None:
-        """Correct the model's gradients of a batch, if there is a snapshot; books nothing."""
-        self._change(batch, Account(self._ledger.flops))
-
-    def _change(self, batch: Batch, account: Account) -> None:
+        """Correct the model's gradients of a batch, if there is a snapshot; neither seeds nor books."""
         if self._snapshot.epoch is not None:
-            self._snapshot.gradients.of(batch, account, self._snapshot.active)
+            self._snapshot.gradients.compute(batch)
             self._snapshot.correct(self._coefficient.value)
 
     def book_step(self, samples: int) -> None:
         """Book the passes that correct a step of so many samples, if there is a snapshot."""
+        self._book(self._ledger.correction, samples)
+
+    def _book(self, account: Account, samples: int) -> None:
         if self._snapshot.epoch is not None:
-            self._ledger.correction.forward(self._snapshot.active, samples)
-            self._ledger.correction.backward(self._snapshot.active, samples)
+            self._snapshot.gradients.book(account, self._snapshot.active, samples)
 
     def prepare(self) -> None:
         """Make what a correction needs of the snapshot's masks, if it does."""
@@ -294,7 +294,9 @@ class Agent:
                 self._gradients.of(batch, account, self._active)
                 self._sparsifier.mask_gradients()
                 uncorrected = _joined_of(self._network)
-                self._change(batch, account)
+                self._snapshot.gradients.seed(batch.step)
+                self.change(batch)
+                self._book(account, batch.samples)
                 self._sparsifier.mask_gradients()
                 covariances.add(uncorrected, _joined_of(self._network))
         uncorrected_variance, _, variance = covariances.found()

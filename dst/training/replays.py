@@ -137,6 +137,7 @@ class Replays:
         if self._graphs is None:
             return False
         started = time.perf_counter()
+        work.point(batches)
         try:
             with _as_capturable(self._step.optimizer):
                 is_new = work.captured.prepare(course)
@@ -147,7 +148,6 @@ class Replays:
             self._vetoed = self._step.vetoed if work is self._training else self._vetoed
             held = f"; graphs hold {self._graphs.held / 2**20:,.0f} MiB"
             self._say(f"captured {what} in {time.perf_counter() - started:.2f} s{held}", key=what)
-        work.point(batches)
         return True
 
     def _give_up(self, obstacle: str) -> None:

@@ -90,7 +90,7 @@ class Step:
         judged = self.gradients.compute(batch)
         self.processes.sum_apart(self.sparsifier.weights.captured)
         self.sparsifier.average_gradients(may_overflow=self.precision.scales_losses)
-        if self.correction.course:
+        if self.correction.state_of_step:  # it passes the batch again
             yield
         self.correction.change(batch)
         self._judge(judged)
@@ -100,7 +100,7 @@ class Step:
     @property
     def course(self) -> Hashable:
         """All that the work depends on beside tensors and the size of the batch."""
-        return self.correction.course
+        return self.correction.state_of_step, self.sparsifier.weights.state_of_step
 
     # -- a step with an update -----------------------------------------------------------------------------------------
 
@@ -160,6 +160,7 @@ class Step:
         """Take an ordinary step by the work as it was captured (``captured.prepare``)."""
         end = self.begin(step, samples)
         captured.replay(lambda: self.gradients.seed(step))
+        self.sparsifier.weights.replayed()
         return end()
 
     @property
