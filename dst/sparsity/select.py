@@ -15,7 +15,9 @@ from dst.sparsity.segments import Segments, batches, segments_of
 
 T = TypeVar("T")
 
+_HOST = "cpu"
 _FEW = 4
+"""So few layers are fewest kernels on a device if each is selected from by itself."""
 
 
 def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
@@ -130,11 +132,11 @@ def _select(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], *, larges
 
 def on_host(tensors: Sequence[Tensor]) -> bool:
     """Say whether tensors are the host's, which need not wait for them, and takes a kernel for nothing."""
-    return tensors[0].device.type == "cpu"
+    return tensors[0].device.type == _HOST
 
 
 def _one_by_one(layers: Sequence[Tensor]) -> bool:
-    """Say whether layers are so few that there are fewest kernels if each is selected from by itself, or the host's."""
+    """Say whether each layer is selected from by itself."""
     return len(layers) <= _FEW or on_host(layers)
 
 

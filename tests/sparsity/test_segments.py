@@ -1,26 +1,47 @@
 """What GPUs do, done on a CPU: selection in all layers at once."""
 
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dst.run.build import build
 from dst.sparsity import segments, select
 from dst.sparsity.bracket import selected
+from dst.sparsity.pattern import Asked, Budget, updated
+from dst.sparsity.pattern.constant_fan_in import constant_fan_in
+from dst.sparsity.pattern.n_m import n_m
+from dst.sparsity.pattern.unstructured import Unstructured
+from tests.sparsity import test_catalogue as catalogue
 
+ALIKE = {"dst", "rigl", "set_itop"}
+"""Methods that change masks as others do that are tested here."""
 INF = float("inf")
 VALUES = [0.0, -0.0, 1.0, 1.0, -1.0, 2.5, -2.5, 1e-45, -1e-45, 3e38, INF, -INF]
 
 
-@pytest.fixture
-def on_device(monkeypatch):
+@contextmanager
+def as_on_a_device(columns=7):
     """Take the way of GPUs, in rows so short that layers have several."""
-    monkeypatch.setattr(select, "_one_by_one", lambda tensors: False)
-    monkeypatch.setattr(select, "on_host", lambda tensors: False)
-    monkeypatch.setattr(segments, "COLUMNS", 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "_HOST", "none")
+        patch.setattr(select, "_FEW", 0)
+        patch.setattr(segments, "COLUMNS", columns)
+        segments.segments_of.cache_clear()
+        yield patch
     segments.segments_of.cache_clear()
-    yield
-    segments.segments_of.cache_clear()
+
+
+@pytest.fixture
+def on_device():
+    with as_on_a_device() as patch:
+        yield patch
 
 
 layers = st.lists(
@@ -77,12 +98,8 @@ def test_an_exchange_of_all_layers_is_that_of_each(drawn, regrow, data):
     free = [int((~mask).sum()) for mask in masks]
     grows = [data.draw(st.integers(0, n + (drop if regrow else 0))) for n, drop in zip(free, drops, strict=True)]
     expected = select.exchanged((scores, drops), (others, grows), masks, regrow=regrow)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "_one_by_one", lambda tensors: False)
-        patch.setattr(segments, "COLUMNS", 7)
-        segments.segments_of.cache_clear()
+    with as_on_a_device():
         found = select.exchanged((scores, drops), (others, grows), masks, regrow=regrow)
-    segments.segments_of.cache_clear()
     assert all(torch.equal(a, b) for pair in zip(found, expected, strict=True) for a, b in zip(*pair, strict=True))
     kept, after = found[0]
     assert after.untyped_storage().nbytes() == after.numel()  # a checkpoint holds no more than that
@@ -100,10 +117,10 @@ def test_pooled_selection_on_a_device_is_that_on_a_cpu(drawn, data):
     assert all(map(torch.equal, found, expected))
 
 
-def test_large_layers_of_uneven_sizes(on_device, monkeypatch):
+def test_large_layers_of_uneven_sizes(on_device):
     """With rows as long as they are, in two batches; with ties, and in another memory layout."""
-    monkeypatch.setattr(segments, "COLUMNS", 4_096)
-    monkeypatch.setattr(segments, "_MOST", 200_000)
+    on_device.setattr(segments, "COLUMNS", 4_096)
+    on_device.setattr(segments, "_MOST", 200_000)
     generator = torch.Generator().manual_seed(0)
     shapes = [(64, 3, 3, 3), (300, 500), (4096,), (1,), (64, 64, 3, 3), (4097,), (700, 300)]
     scores = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -116,3 +133,143 @@ def test_large_layers_of_uneven_sizes(on_device, monkeypatch):
         for mask, score, k, where in zip(each(scores, ks, among), scores, ks, among, strict=True):
             assert torch.equal(mask, of_cpu(score.flatten(), k, where.flatten(), largest).view(where.shape))
     assert select.count_true(among) == [int(mask.sum()) for mask in among]
+
+
+# -- updates -----------------------------------------------------------------------------------------------------------
+
+
+def moving(method, *options):
+    """Return the sparsifier of a method on ResNet-20, and its steps with random gradients; updates are at 2 and 4."""
+    config = catalogue.composed(method, "resnet20", options)
+    training = build(config).training
+    sparsifier, generator = training.sparsifier, torch.Generator().manual_seed(0)
+
+    def step():
+        for parameter in training.model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        return sparsifier.step(gradients_are_finite=True)
+
+    return sparsifier, step
+
+
+class Watch(TorchDispatchMode):
+    """Counts what would be kernels on a GPU, and notes where the host waits for one."""
+
+    FREE = frozenset(
+        {"view", "_unsafe_view", "alias", "detach", "split_with_sizes", "slice", "unsqueeze", "squeeze", "expand"}
+        | {"select", "empty", "lift_fresh", "promote_types"}
+    )
+    WAITS = frozenset({"_local_scalar_dense", "nonzero", "_unique2", "masked_select", "equal", "is_nonzero"})
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.waits = Counter(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+        if name not in self.FREE:
+            self.kernels[name] += 1
+        by_mask = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.WAITS or by_mask:
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        watch = self
+
+        class Reads(TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu):
+                    watch.waits.append(func.__name__)
+                return func(*args, **(kwargs or {}))
+
+        self._reads = Reads()
+        self._reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *arguments):
+        super().__exit__(*arguments)
+        self._reads.__exit__(*arguments)
+
+
+def moved(method, options):
+    """Return the topology after two updates, and where the first of them waited for the device."""
+    sparsifier, step = moving(method, *options)
+    assert step() is False
+    with Watch() as watch:
+        assert step() is True
+    assert [step(), step()] == [False, True]
+    return sparsifier.topology, watch.waits
+
+
+NOT_GIVEN = ("name=none", "initial=null", "floor=null", "horizon=null")
+NO_FRACTION = " ".join(f"sparsity.drop_fraction.{key}" for key in NOT_GIVEN)
+COUNTS = ["tolist"]
+"""Of all masks, at the end of every update."""
+UPDATING = {
+    "set": COUNTS,
+    "rigl_itop": COUNTS,
+    "gmp_uniform": COUNTS,
+    "granet_uniform": COUNTS,
+    "gmp": COUNTS * 2,  # what global pruning leaves of each layer
+    "granet": COUNTS * 2,
+    "snfs": COUNTS * 2,  # the statistics that freed weights are shared by
+    "nm_rigl": COUNTS * 2,  # whether the masks are as the pattern has them
+    "srigl": COUNTS * 3,  # and how many units live
+    "rigl sparsity.update.regrow=false": COUNTS,
+    "srigl sparsity.update.regrow=false": COUNTS * 3,
+    "srigl sparsity.pattern.ablation=0.9": COUNTS * 3,
+    "rigl sparsity.drop.pool=global": COUNTS * 2,  # what a global drop leaves of each layer
+    f"rigl sparsity.drop.name=threshold sparsity.drop.quantile=0.2 {NO_FRACTION}": COUNTS * 2,  # how many leave
+    "dsb": None,
+}
+"""Methods that change masks, and where an update waits for the device; None: in every layer."""
+
+
+@pytest.mark.parametrize("case", UPDATING)
+def test_updates_of_every_method_are_those_of_a_cpu(case):
+    method, *options = case.split()
+    expected, _ = moved(method, options)
+    with as_on_a_device(columns=512):
+        found, waits = moved(method, options)
+    assert found.reports == expected.reports
+    assert found.counts == expected.counts
+    for kind in ("masks", "explored"):
+        assert all(map(torch.equal, getattr(found, kind), getattr(expected, kind)))
+    assert all(mask.untyped_storage().nbytes() == mask.numel() for mask in found.masks)
+    assert UPDATING[case] is None or waits == UPDATING[case]
+
+
+def test_these_are_all_methods_that_change_masks():
+    files = (catalogue.CONF / "sparsity").glob("*.yaml")
+    updating = {path.stem for path in files if "\nupdate:" in path.read_text()}
+    assert updating == {case for case in UPDATING if " " not in case} | ALIKE
+
+
+@pytest.mark.parametrize("pattern", [Unstructured, partial(n_m, n=1, m=2), partial(constant_fan_in, ablation=0.3)])
+def test_more_layers_are_no_more_kernels(pattern):
+    """But for what shapes rows, and gives masks memory of their own."""
+    numbers = []
+    selecting = {"sum", "index_select", "ge", "add", "add_", "topk", "cumsum", "gt", "eq", "masked_fill_"}
+    with as_on_a_device():
+        for layers in (5, 20):
+            generator = torch.Generator().manual_seed(0)
+            asked = []
+            for _ in range(layers):
+                own, (drop, grow) = pattern(), torch.rand(2, 6, 8, generator=generator)
+                mask = own.initial(torch.rand(6, 8, generator=generator), 24)
+                asked.append(Asked(own, drop, grow, mask, Budget(drop=6, grow=6, count=24)))
+            updated(asked)  # tables are made once
+            with Watch() as watch:
+                moved = updated(asked)
+                select.count_true([mask for _, mask in moved])
+            numbers.append(watch.kernels)
+    few, many = numbers
+    more = {name: many[name] - number for name, number in few.items() if many[name] != number}
+    if pattern is Unstructured:
+        assert more == {}
+    elif "m" in pattern.keywords:
+        assert not set(more) & selecting
+    else:  # the salient weights of each unit, of each layer
+        assert more["sum"] == more["ge"] == 15
+        assert not set(more) & (selecting - {"sum", "ge"})
