@@ -139,17 +139,15 @@ def test_large_layers_of_uneven_sizes(on_device):
 
 
 def moving(method, *options):
-    """Return the sparsifier of a method on ResNet-20, and its steps with random gradients; updates are at 2 and 4."""
-    config = catalogue.composed(method, "resnet20", options)
-    training = build(config).training
-    sparsifier, generator = training.sparsifier, torch.Generator().manual_seed(0)
+    """Return the sparsifier of a method on ResNet-20, updated at steps 2 and 4, and what gives it gradients."""
+    training = build(catalogue.composed(method, "resnet20", options)).training
+    generator = torch.Generator().manual_seed(0)
 
-    def step():
+    def give_gradients():
         for parameter in training.model.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        return sparsifier.step(gradients_are_finite=True)
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
-    return sparsifier, step
+    return training.sparsifier, give_gradients
 
 
 class Watch(TorchDispatchMode):
@@ -192,14 +190,16 @@ class Watch(TorchDispatchMode):
         self._reads.__exit__(*arguments)
 
 
-def moved(method, options):
-    """Return the topology after two updates, and where the first of them waited for the device."""
-    sparsifier, step = moving(method, *options)
-    assert step() is False
-    with Watch() as watch:
-        assert step() is True
-    assert [step(), step()] == [False, True]
-    return sparsifier.topology, watch.waits
+def moved(method, options, updates=2):
+    """Return the topology after so many updates, and where the first of them waited for the device."""
+    sparsifier, give_gradients = moving(method, *options)
+    watches = []
+    for number in range(1, 2 * updates + 1):
+        give_gradients()
+        with Watch() as watch:
+            assert sparsifier.step(gradients_are_finite=True) is (number % 2 == 0)
+        watches.append(watch)
+    return sparsifier.topology, watches[1].waits
 
 
 NOT_GIVEN = ("name=none", "initial=null", "floor=null", "horizon=null")
