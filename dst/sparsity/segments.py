@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 COLUMNS: Final = 4_096
-_MOST: Final = 2**26
+_MOST: Final = 2**25
 """Weights in one matrix; more would only take more memory at once, not less time."""
+_FEW: Final = 4
+"""Candidates are few if they are at most one of so many: then they are gathered, and looked at by more bits a pass."""
 
 
 def batches(sizes: Sequence[int]) -> Iterator[slice]:
@@ -41,7 +43,7 @@ class Segments:
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
         self.device = device
-        rows = [-(-size // COLUMNS) for size in sizes]
+        rows = [max(1, -(-size // COLUMNS)) for size in sizes]
         self._rows = sum(rows)
         self._lengths = [part for n, size in zip(rows, sizes, strict=True) for part in (size, n * COLUMNS - size)]
         firsts = np.cumsum([0, *rows[:-1]])
@@ -53,7 +55,7 @@ class Segments:
         self._segment_of = self.sent(np.append(np.repeat(np.arange(len(rows)), rows), 0))
         """The segment of each row; that of the last one does not matter."""
         self._firsts = self.sent(firsts)
-        filled = [min(COLUMNS, size - start) for size in sizes for start in range(0, size, COLUMNS)]
+        filled = [min(COLUMNS, size - start) for size in sizes for start in range(0, max(1, size), COLUMNS)]
         self._filled = self.sent([*filled, 0])
         """How much of each row is no padding."""
 
@@ -64,9 +66,9 @@ class Segments:
         here = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
         return here.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else here
 
-    def gathered(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Return the matrix of these tensors, one a layer; zero where there is padding."""
-        matrix = torch.zeros((self._rows + 1, COLUMNS), dtype=dtype, device=self.device)
+    def gathered(self, tensors: Sequence[Tensor], dtype: torch.dtype, padding: float = 0) -> Tensor:
+        """Return the matrix of these tensors, one a layer."""
+        matrix = torch.full((self._rows + 1, COLUMNS), padding, dtype=dtype, device=self.device)
         torch._foreach_copy_(self._parts(matrix), [tensor.flatten() for tensor in tensors])
         return matrix
 
@@ -100,16 +102,23 @@ class Segments:
 
     # -- selection -----------------------------------------------------------------------------------------------------
 
-    def best(self, values: Tensor, numbers: Sequence[int], among: Tensor, *, largest: bool) -> Tensor:
+    def best(
+        self, values: Tensor, numbers: Sequence[int], among: Tensor, *, largest: bool, held: Sequence[int] | None = None
+    ) -> Tensor:
         """Return a mask of the largest (or smallest) values of each segment within ``among``, ties by lowest position.
 
-        ``numbers``: how many of each; a segment with fewer candidates gives all it has. Overwrites ``values``.
+        ``numbers``: how many of each; a segment with fewer candidates gives all it has. ``held``: how many candidates
+        each has, if the host knows: where these are few, only they are looked through. Overwrites ``values``.
         """
         wanted = self.sent(numbers)
         values = (values if largest else values.neg_()).masked_fill_(~among, -torch.inf)
-        keys = _ordered(values, nan_first=largest)
-        keys[-1] = torch.iinfo(keys.dtype).min  # the row that all segments share reaches no threshold
-        last = self._ranked(keys, wanted, values.dtype)
+        if held is None or _FEW * sum(held) > among.numel():
+            last = self._ranked(values, wanted, nan_first=largest)
+        else:
+            few = segments_of(tuple(held), self.device)
+            places = torch.nonzero_static(among.view(-1), size=sum(held), fill_value=0).squeeze(1)
+            candidates = torch.split(values.view(-1).index_select(0, places), [*held])
+            last = few._ranked(few.gathered(candidates, values.dtype, -torch.inf), wanted, nan_first=largest, width=4)
         return self._first(values, last, wanted, among)
 
     def single_best(self, values: Tensor, among: Tensor) -> Tensor:
@@ -117,21 +126,22 @@ class Segments:
         of_rows = values.amax(1).index_select(0, self._rows_of).view(self._number, -1)
         return self._first(values, of_rows.amax(1), torch.ones_like(self._firsts), among)
 
-    def _ranked(self, keys: Tensor, wanted: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the value of that rank in each segment: two bits a pass, the highest first."""
-        bits = torch.iinfo(keys.dtype).bits
-        quarters = torch.arange(-2, 2, dtype=keys.dtype, device=self.device) * (1 << bits - 2)
-        steps = torch.arange(1, 4, dtype=keys.dtype, device=self.device)
-        rank = wanted.unsqueeze(1)
-        first = self._reached(keys, quarters[1:].expand(self._number, 3), rank)
-        known = quarters.index_select(0, first)
-        for shift in range(bits - 4, -1, -2):
-            thresholds = torch.add(known.unsqueeze(1), steps, alpha=1 << shift)
+    def _ranked(self, values: Tensor, wanted: Tensor, *, nan_first: bool, width: int = 2) -> Tensor:
+        """Return the value of that rank in each segment: so many bits a pass, the highest first."""
+        keys = _ordered(values, nan_first=nan_first)
+        limits = torch.iinfo(keys.dtype)
+        keys[-1] = limits.min  # the row that all segments share reaches no threshold
+        digits = torch.arange(1 << width, dtype=keys.dtype, device=self.device)
+        rank, shift = wanted.unsqueeze(1), limits.bits - width
+        signed = (digits - (1 << width - 1)) * (1 << shift)  # the highest bit says which are negative
+        known = signed.index_select(0, self._reached(keys, signed[1:].expand(self._number, -1), rank))
+        for shift in range(shift - width, -1, -width):
+            thresholds = torch.add(known.unsqueeze(1), digits[1:], alpha=1 << shift)
             known.add_(self._reached(keys, thresholds, rank), alpha=1 << shift)
-        return _turned(known).view(dtype).masked_fill_(known == torch.iinfo(known.dtype).min, -torch.inf)  # not as many
+        return _turned(known).view(values.dtype).masked_fill_(known == limits.min, -torch.inf)  # there are not as many
 
     def _reached(self, keys: Tensor, thresholds: Tensor, rank: Tensor) -> Tensor:
-        """Return how many of the three thresholds of each segment so many keys reach, as ``rank`` says."""
+        """Return how many of the thresholds of each segment [segments, thresholds] at least ``rank`` keys reach."""
         reach = keys.unsqueeze(1) >= self._of_rows(thresholds).unsqueeze(2)
         return (self._sums(reach.sum(2)) >= rank).sum(1)
 

@@ -42,9 +42,14 @@ def each_top_k(scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tens
     return _each(scores, ks, among, largest=True)
 
 
-def each_bottom_k(scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tensor]) -> list[Tensor]:
-    """Return what ``bottom_k`` would for each layer: on a GPU by as many kernels for all layers as for one."""
-    return _each(scores, ks, among, largest=False)
+def each_bottom_k(
+    scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tensor], *, held: Sequence[int] | None = None
+) -> list[Tensor]:
+    """Return what ``bottom_k`` would for each layer: on a GPU by as many kernels for all layers as for one.
+
+    ``held``: the number of true values of each of ``among``, if it is known, which takes a GPU less time.
+    """
+    return _each(scores, ks, among, largest=False, held=held)
 
 
 def exchanged(
@@ -53,10 +58,12 @@ def exchanged(
     masks: Sequence[Tensor],
     *,
     regrow: bool,
+    held: Sequence[int] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Return each mask without those of lowest score, and this with those of highest score at free places.
 
-    ``leaving``, ``entering``: the scores, and how many. ``regrow``: what has just left may enter.
+    ``leaving``, ``entering``: the scores, and how many. ``regrow``: what has just left may enter. ``held``: see
+    ``each_bottom_k``.
     """
     if _one_by_one(masks):
         return [_exchanged(*layer, regrow) for layer in zip(*leaving, *entering, masks, strict=True)]
@@ -64,7 +71,8 @@ def exchanged(
     def together(all_: Segments, part: slice) -> list[tuple[Tensor, Tensor]]:
         (losing, drops), (gaining, grows) = ((scores[part], numbers[part]) for scores, numbers in (leaving, entering))
         mask = all_.gathered(masks[part], torch.bool)
-        kept = mask ^ all_.best(all_.gathered(losing, _dtype_of(losing)), drops, mask, largest=False)
+        worth = all_.gathered(losing, _dtype_of(losing))
+        kept = mask ^ all_.best(worth, drops, mask, largest=False, held=_part_of(held, part))
         free = all_.everywhere() & ~(kept if regrow else mask)
         grown = all_.best(all_.gathered(gaining, _dtype_of(gaining)), grows, free, largest=True)
         pairs = (all_.spread(found, masks[part]) for found in (kept, kept | grown))
@@ -150,7 +158,18 @@ def _in_batches(action: Callable[[Segments, slice], list[T]], like: Sequence[Ten
     return [found for part in batches(sizes) for found in action(segments_of(tuple(sizes[part]), like[0].device), part)]
 
 
-def _each(scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tensor], *, largest: bool) -> list[Tensor]:
+def _part_of(held: Sequence[int] | None, part: slice) -> Sequence[int] | None:
+    return None if held is None else held[part]
+
+
+def _each(
+    scores: Sequence[Tensor],
+    ks: Sequence[int],
+    among: Sequence[Tensor],
+    *,
+    largest: bool,
+    held: Sequence[int] | None = None,
+) -> list[Tensor]:
     if _one_by_one(scores):
         layers = zip(scores, ks, among, strict=True)
         return [_select([values], k, [where], largest=largest)[0] for values, k, where in layers]
@@ -158,7 +177,8 @@ def _each(scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tensor], 
     def together(all_: Segments, part: slice) -> list[Tensor]:
         where = all_.gathered(among[part], torch.bool)
         values = all_.gathered(scores[part], _dtype_of(scores))
-        return all_.spread(all_.best(values, ks[part], where, largest=largest), among[part])
+        found = all_.best(values, ks[part], where, largest=largest, held=_part_of(held, part))
+        return all_.spread(found, among[part])
 
     return _in_batches(together, scores)
 

@@ -148,6 +148,7 @@ class TopologyUpdate:
             count=topology.counts[layer.index],
             regrow=self.plan.regrow,
             is_output=topology.layers[layer.index].is_output,
+            active=layer.count,
         )
 
     def _set_drops(self, layers: "list[_Layer]", step: int) -> None:
@@ -191,7 +192,8 @@ class TopologyUpdate:
         seen = [view(layer.index, "grow") for layer in layers]
         if self.plan.regrow:
             masks = [own.mask for own in seen]
-            dropped = each_bottom_k([layer.scores for layer in layers], [layer.drop for layer in layers], masks)
+            drops, counts = [layer.drop for layer in layers], [layer.count for layer in layers]
+            dropped = each_bottom_k([layer.scores for layer in layers], drops, masks, held=counts)
             seen = [replace(own, mask=own.mask ^ gone) for own, gone in zip(seen, dropped, strict=True)]
         return [self.grow(own) for own in seen]
 

@@ -40,7 +40,7 @@ class LayerView:
         mask = self.mask.flatten()
         if self.count is None or on_host([mask]):
             return mask.nonzero().squeeze(1)
-        return torch.nonzero_static(mask, size=self.count).squeeze(1)
+        return torch.nonzero_static(mask, size=self.count, fill_value=0).squeeze(1)
 
     def dense_gradient(self) -> Tensor:
         """Return the gradient; RuntimeError if there is none (no backward pass before this step) or it is withheld."""

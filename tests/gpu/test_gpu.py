@@ -80,10 +80,12 @@ def test_selection_in_all_layers_is_that_of_the_cpu_and_never_waits(kind):
     expected = [each(scores, ks, masks) for each in (each_top_k, each_bottom_k)]
     moved = exchanged((scores, ks), (others, ks), masks, regrow=False)
     ours, theirs, places = ([tensor.cuda() for tensor in some] for some in (scores, others, masks))
+    held = [int(mask.sum()) for mask in masks]
     found = [each(ours, ks, places) for each in (each_top_k, each_bottom_k)]
+    exchanged((ours, ks), (theirs, ks), places, regrow=False, held=held)
     with deterministic_and_without_waiting():
         again = [each(ours, ks, places) for each in (each_top_k, each_bottom_k)]
-        changed = exchanged((ours, ks), (theirs, ks), places, regrow=False)
+        changed = exchanged((ours, ks), (theirs, ks), places, regrow=False, held=held)
     for results in (found, again):
         for masks_here, masks_there in zip(expected, results, strict=True):
             assert all(torch.equal(a, b.cpu()) for a, b in zip(masks_here, masks_there, strict=True))

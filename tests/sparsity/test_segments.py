@@ -99,7 +99,8 @@ def test_an_exchange_of_all_layers_is_that_of_each(drawn, regrow, data):
     grows = [data.draw(st.integers(0, n + (drop if regrow else 0))) for n, drop in zip(free, drops, strict=True)]
     expected = select.exchanged((scores, drops), (others, grows), masks, regrow=regrow)
     with as_on_a_device():
-        found = select.exchanged((scores, drops), (others, grows), masks, regrow=regrow)
+        held = [int(mask.sum()) for mask in masks] if data.draw(st.booleans()) else None
+        found = select.exchanged((scores, drops), (others, grows), masks, regrow=regrow, held=held)
     assert all(torch.equal(a, b) for pair in zip(found, expected, strict=True) for a, b in zip(*pair, strict=True))
     kept, after = found[0]
     assert after.untyped_storage().nbytes() == after.numel()  # a checkpoint holds no more than that
@@ -258,7 +259,7 @@ def test_more_layers_are_no_more_kernels(pattern):
             for _ in range(layers):
                 own, (drop, grow) = pattern(), torch.rand(2, 6, 8, generator=generator)
                 mask = own.initial(torch.rand(6, 8, generator=generator), 24)
-                asked.append(Asked(own, drop, grow, mask, Budget(drop=6, grow=6, count=24)))
+                asked.append(Asked(own, drop, grow, mask, Budget(drop=6, grow=6, count=24, active=24)))
             updated(asked)  # tables are made once
             with Watch() as watch:
                 moved = updated(asked)

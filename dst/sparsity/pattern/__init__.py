@@ -15,6 +15,7 @@ class Budget:
 
     ``count``: the layer's number of weights by the distribution; a pattern derives its quotas from it. ``regrow``:
     weights that leave may enter again. ``is_output``: the layer's output units are the network's and must all live.
+    ``active``: how many weights the layer has, exactly, if that is known.
     """
 
     drop: int
@@ -22,6 +23,13 @@ class Budget:
     count: int
     regrow: bool = True
     is_output: bool = False
+    active: int | None = None
+
+
+def active_of(budgets: Sequence[Budget]) -> list[int] | None:
+    """Return how many weights each layer has; None if that is not known of all."""
+    known = [budget.active for budget in budgets if budget.active is not None]
+    return known if len(known) == len(budgets) else None
 
 
 class Moved(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from dst.sparsity.pattern import Asked, Budget, Moved, Pattern
+from dst.sparsity.pattern import Asked, Budget, Moved, Pattern, active_of
 from dst.sparsity.select import each_bottom_k, on_host, row_top_k
 
 
@@ -54,9 +54,10 @@ class Rows(Pattern, ABC):
         moved = [Moved(asked.mask, asked.mask) for asked in layers]
         moving = [i for i, asked in enumerate(layers) if asked.budget.drop > 0]
         rowed = [Rowed.of(layers[i]) for i in moving]
-        before = [own.kept for own in rowed]
-        drops = [own.budget.drop for own in rowed]
-        for own, dropped in zip(rowed, each_bottom_k([own.drop for own in rowed], drops, before), strict=True):
+        before, budgets = [own.kept for own in rowed], [own.budget for own in rowed]
+        drops = [budget.drop for budget in budgets]
+        leaving = each_bottom_k([own.drop for own in rowed], drops, before, held=active_of(budgets))
+        for own, dropped in zip(rowed, leaving, strict=True):
             own.free = ~(own.kept ^ dropped) if own.budget.regrow else ~own.kept
             own.kept = own.kept ^ dropped
         cls._set_quotas(rowed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor
 
-from dst.sparsity.pattern import Asked, Budget, Moved, Pattern
+from dst.sparsity.pattern import Asked, Budget, Moved, Pattern, active_of
 from dst.sparsity.select import exchanged, top_k
 
 
@@ -32,7 +32,7 @@ class Unstructured(Pattern):
             return []
         _, losing, gaining, masks, budgets = zip(*layers, strict=True)
         drops, grows = [budget.drop for budget in budgets], [budget.grow for budget in budgets]
-        pairs = exchanged((losing, drops), (gaining, grows), masks, regrow=budgets[0].regrow)
+        pairs = exchanged((losing, drops), (gaining, grows), masks, regrow=budgets[0].regrow, held=active_of(budgets))
         return [Moved(*pair) for pair in pairs]
 
     def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
