@@ -107,6 +107,7 @@ def _to_slurm(runs: Sequence[Run], settings: LauncherSettings, logs: Path, code:
                 processes=hardware.processes,
                 max_requeues=max_requeues,
                 signal_delay_s=hardware.slurm.signal_delay_s,
+                cuda=hardware.device == "cuda",
             )
             for packed in array
         ]
@@ -142,6 +143,7 @@ def _to_this_machine(runs: Sequence[Run], settings: LauncherSettings, logs: Path
             parallel=1 if processes > 1 else _at_a_time(settings, [config.hardware for _, config in same], gpus),
             processes=processes,
             gpus=gpus,
+            cuda=any(config.hardware.device == "cuda" for _, config in same),
         )
         executor = LocalExecutor(logs)
         executor.update_parameters(timeout_min=_FOREVER_MIN, tasks_per_node=processes, stderr_to_stdout=True)

@@ -22,6 +22,8 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
 from dst.launcher import slurm
+from dst.launcher.neighbours import fault_in, printed
+from dst.launcher.sharing import Decision, Sharing
 from dst.records.lock import holder
 from dst.records.read import read_launch, read_status
 from dst.records.restate import restate
@@ -63,6 +65,7 @@ class Job:
     submitit calls it on the node. ``requeues``: how often it has put itself back into the queue; ``code``: the worst
     exit code of the runs that ended before that. ``signal_delay_s``: how long before its time limit it gets a signal.
     ``gpus``: the GPUs for its runs, as CUDA_VISIBLE_DEVICES names them, if the cluster does not assign any.
+    ``cuda``: its runs use them.
     """
 
     runs: tuple[FrozenRun, ...]
@@ -73,6 +76,7 @@ class Job:
     requeues: int = 0
     code: int = 0
     gpus: tuple[str, ...] = ()
+    cuda: bool = False
 
     def __call__(self) -> None:
         """Carry out the runs; exit with the worst of their exit codes unless it is 0."""
@@ -102,6 +106,10 @@ class _Child:
     process: "subprocess.Popen[bytes]"
     log: Path
     gpus: tuple[str, ...]
+    is_client: bool = False
+    """It shares its GPU under MPS, where a fault of another can end it."""
+    begun_at: int = 0
+    """How many bytes its log had when it began."""
 
 
 @dataclass
@@ -112,6 +120,9 @@ class _Supervisor:
     waiting: list[FrozenRun] = field(init=False)
     running: list[_Child] = field(default_factory=list)
     codes: dict[str, int] = field(default_factory=dict)
+    sharing: Sharing | None = None
+    held: dict[str, _Child] = field(default_factory=dict)
+    """Runs, by their folder, that have ended by a fault under MPS: what becomes of them is not decided yet."""
 
     def __post_init__(self) -> None:
         self.waiting = list(self.job.runs)
@@ -129,9 +140,32 @@ class _Supervisor:
             signal.signal(number, self._request)
         if self.environment.cluster == "local":  # nobody could stop it any more, and its runs would be submitted again
             stop_with(self._controller)
+        self.sharing = self._share()
+        try:
+            self._carry_out_runs()
+        finally:
+            if self.sharing is not None:
+                self.sharing.stop()
+        unfinished = [run for run in self.job.runs if self.codes.get(run.folder, _STOPPED) == _STOPPED]
+        if unfinished and self.requested is not None:
+            self._stopped(unfinished, requeue)
+        code = worst([self.job.code, *self.codes.values()]) or (_STOPPED if unfinished else 0)
+        if code and not self.is_main and self.environment.cluster == "slurm":
+            time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one of them fails
+        return code
+
+    def _share(self) -> Sharing | None:
+        """Return how runs share GPUs; None if each has one for itself, or more."""
+        at_once = min(self.job.parallel, len(self.job.runs))
+        if not self.job.cuda or self.job.processes > 1 or at_once == 1:
+            return None
+        gpus = self.job.gpus or visible_gpus()
+        return Sharing(gpus, at_once, lambda told: _say(f"{_now()} {told}")) if 0 < len(gpus) < at_once else None
+
+    def _carry_out_runs(self) -> None:
         forwarded, asked = None, 0.0
-        while self.running or (self.waiting and self.requested is None):
-            while self.waiting and len(self.running) < self.job.parallel and self.requested is None:
+        while self.running or self.held or (self.waiting and self.requested is None):
+            while self.waiting and self._may_start:
                 self._start_or_tell(self.waiting.pop(0))
             if self.requested != forwarded and self.requested is not None:
                 forwarded = self.requested
@@ -141,14 +175,13 @@ class _Supervisor:
             if forwarded is not None and time.monotonic() - asked > _UNBEGUN_S:
                 self._end_unbegun()
             self._reap()
+            self._decide()
             time.sleep(_POLL_S)
-        unfinished = [run for run in self.job.runs if self.codes.get(run.folder, _STOPPED) == _STOPPED]
-        if unfinished and self.requested is not None:
-            self._stopped(unfinished, requeue)
-        code = worst([self.job.code, *self.codes.values()]) or (_STOPPED if unfinished else 0)
-        if code and not self.is_main and self.environment.cluster == "slurm":
-            time.sleep(_MAIN_WAIT_S)  # srun kills all tasks as soon as one of them fails
-        return code
+
+    @property
+    def _may_start(self) -> bool:
+        is_settling = self.sharing is not None and self.sharing.is_settling
+        return len(self.running) < self.job.parallel and self.requested is None and not is_settling
 
     @property
     def _controller(self) -> int:
@@ -193,18 +226,20 @@ class _Supervisor:
         environment, gpus = {**os.environ, JOB: self.environment.job_id}, self._gpus()
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        as_client = {} if self.sharing is None else self.sharing.environment(run.folder, gpus)
         if self.job.processes > 1:
             environment |= _torch_distributed()
         alone = ["--parent", str(os.getpid())] if self.environment.cluster == "local" else []  # SLURM ends what is left
         with log.open("ab") as output:
+            begun_at = output.tell()
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "dst.launcher.node", run.folder, "--digest", run.digest, *alone],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment | as_client,
             )
-        self.running.append(_Child(run, process, log, gpus))
+        self.running.append(_Child(run, process, log, gpus, bool(as_client), begun_at))
         _say(f"{_now()} {Path(run.folder).name} started as process {process.pid}, output in {log}")
 
     def _gpus(self) -> tuple[str, ...]:
@@ -220,9 +255,41 @@ class _Supervisor:
             code = child.process.poll()
             if code is not None:
                 self.running.remove(child)
-                self.codes[child.run.folder] = State.FAILED.exit_code
-                with _apart(child.run):
-                    self.codes[child.run.folder] = self._judged(child, code)
+                if self._is_held(child, code):
+                    self.held[child.run.folder] = child
+                else:
+                    self._judge(child, code)
+
+    def _judge(self, child: _Child, code: int) -> None:
+        self.codes[child.run.folder] = State.FAILED.exit_code
+        with _apart(child.run):
+            self.codes[child.run.folder] = self._judged(child, code)
+
+    def _is_held(self, child: _Child, code: int) -> bool:
+        """Say whether a run has ended by a fault that may be that of another; then it is decided later."""
+        if self.sharing is None or not child.is_client:
+            return False
+        went_well = code in (0, _STOPPED, State.DIVERGED.exit_code)
+        fault = None if went_well else fault_in(printed(child.log, child.begun_at))
+        return self.sharing.note_end(child.run.folder, child.gpus, code, fault)
+
+    def _decide(self) -> None:
+        """Let runs that were stopped by the fault of another go on; a run that has caused one has failed."""
+        if self.sharing is None:
+            return
+        for decision in self.sharing.decisions([child.gpus for child in self.running if child.is_client]):
+            child = self.held.pop(decision.ended.folder)
+            if decision.cause is None:
+                self._judge(child, decision.ended.code)
+            else:
+                self._continue(child.run, decision)
+
+    def _continue(self, run: FrozenRun, decision: Decision) -> None:
+        _say(f"{_now()} {Path(run.folder).name} was {decision.cause}; {decision.then}")
+        self.codes[run.folder] = _STOPPED
+        self.waiting.insert(0, run)
+        if self.is_main and decision.cause is not None:
+            _note_stopped(run, decision.cause, decision.then)
 
     def _judged(self, child: _Child, code: int) -> int:
         """Return the exit code of a run that has ended, and record what it could not record itself."""
@@ -364,6 +431,16 @@ def _note_cause(run: FrozenRun, cause: str, then: str) -> None:
             told = f"{cause} after step {status.get('step', 0)}; {then}"
             restate(Path(run.folder), State.PREEMPTED, told, keep_attempt=True)
         _note_end(run, cause=cause)
+
+
+def _note_stopped(run: FrozenRun, cause: str, then: str) -> None:
+    """Record that a run was stopped by what it has not caused, though it has recorded itself that it has failed."""
+    with _apart(run):
+        status = read_status(Path(run.folder)) or {}
+        state = State.PREEMPTED if status.get("attempt") else State.QUEUED
+        told = f"{cause} after step {status.get('step', 0)}; {then}"
+        if restate(Path(run.folder), state, told, keep_attempt=True) and "started" in status:  # by this attempt
+            _note_end(run, state=state, cause=cause)
 
 
 def _note_end(run: FrozenRun, **facts: str) -> None:

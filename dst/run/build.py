@@ -42,6 +42,7 @@ from dst.sparsity.update import TopologyUpdate, topology_update
 from dst.sparsity.weights.packing import Packing, packed, packed_units, timed, timed_units
 from dst.sparsity.weights.reparametrised import Edges, Reparametrization
 from dst.training.batch_norm import batch_norms
+from dst.training.captured import CudaGraphs
 from dst.training.clipping import Clipping
 from dst.training.correction import Correction, NoCorrection, Situation
 from dst.training.decay import left_by_decay, parameter_groups
@@ -53,6 +54,7 @@ from dst.training.loop import Training
 from dst.training.lr import LRPlan
 from dst.training.phase import Phase
 from dst.training.precision import Precision
+from dst.training.replays import Capture
 from dst.training.settings import Settings
 
 
@@ -107,6 +109,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         ledger=ledger,
         correction=_correction(config, Situation(gradients, sparsifier, loaders.train, ledger)),
         clipping=_clipping(config, model),
+        capture=_capture(config, sparsifier),
         replan=(lambda active: planned((active, flops.maskable))) if by_first_masks(config) else None,
     )
     if processes.world > 1:
@@ -323,6 +326,25 @@ def _clipping(config: Config, model: nn.Module) -> Clipping | None:
     """Return what clips the gradients; None if nothing does."""
     norm, value = config.schedule.clip_norm, config.schedule.clip_value
     return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
+
+
+def _capture(config: Config, sparsifier: Sparsifier) -> Capture:
+    """Return what is captured; nothing on a CPU, where a launch costs next to nothing."""
+    hardware = config.hardware
+    if hardware.capture == "never" or hardware.device == "cpu":
+        return Capture()
+    obstacle, is_required = _in_the_way(config, sparsifier), hardware.capture == "always"
+    return Capture(None if obstacle else CudaGraphs(), obstacle, is_required)
+
+
+def _in_the_way(config: Config, sparsifier: Sparsifier) -> str | None:
+    """Return what keeps steps from being captured, as far as it is known before the first one."""
+    hardware = config.hardware
+    if hardware.processes > 1:
+        return f"hardware.processes={hardware.processes}: a step waits for other processes"
+    if hardware.compile_mode != "default":
+        return f"hardware.compile_mode={hardware.compile_mode}: the compiler makes graphs of its own"
+    return sparsifier.weights.obstacle or None
 
 
 def by_first_masks(config: Config) -> bool:

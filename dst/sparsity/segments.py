@@ -132,10 +132,10 @@ class Segments:
         limits = torch.iinfo(keys.dtype)
         keys[-1] = limits.min  # the row that all segments share reaches no threshold
         digits = torch.arange(1 << width, dtype=keys.dtype, device=self.device)
-        rank, shift = wanted.unsqueeze(1), limits.bits - width
-        signed = (digits - (1 << width - 1)) * (1 << shift)  # the highest bit says which are negative
+        rank, highest = wanted.unsqueeze(1), limits.bits - width
+        signed = (digits - (1 << width - 1)) * (1 << highest)  # the highest bit says which are negative
         known = signed.index_select(0, self._reached(keys, signed[1:].expand(self._number, -1), rank))
-        for shift in range(shift - width, -1, -width):
+        for shift in range(highest - width, -1, -width):
             thresholds = torch.add(known.unsqueeze(1), digits[1:], alpha=1 << shift)
             known.add_(self._reached(keys, thresholds, rank), alpha=1 << shift)
         return _turned(known).view(values.dtype).masked_fill_(known == limits.min, -torch.inf)  # there are not as many

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-_TORCH = Path(torch.__file__).parent
+_LIBRARIES: tuple[Path, ...] = (Path(torch.__file__).parent,)
 
 Where = list[tuple[int, torch.Size, tuple[int, ...], torch.dtype]]
 
@@ -30,10 +30,12 @@ class Graph(Protocol):
 
 
 class Graphs(Protocol):
-    """Makes graphs. ``held``: bytes of memory that all of them hold."""
+    """Makes graphs."""
 
     @property
-    def held(self) -> int: ...
+    def held(self) -> int:
+        """Bytes of memory that they hold."""
+        ...
 
     def __call__(self) -> Graph:
         """Return a graph, in which nothing is captured yet."""
@@ -116,10 +118,10 @@ class Captured:
 
 
 def obstacle(error: BaseException) -> str:
-    """Return what an error in the midst of a capture says, and where: the innermost place that is not torch's own."""
+    """Return what an error in the midst of a capture says, and where: the innermost place that is no library's."""
     told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if _TORCH not in Path(frame.filename).parents]
+    frames = [(frame, {path := Path(frame.filename), *path.parents}) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [frame for frame, places in frames if places.isdisjoint(_LIBRARIES)]
     if not ours:
         return told
     return f"{told} (in {ours[-1].name}, {Path(ours[-1].filename).name}:{ours[-1].lineno}: {ours[-1].line})"

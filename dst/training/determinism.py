@@ -21,6 +21,19 @@ def configure(device: str, determinism: Determinism, threads: Threads) -> None:
     # memory that nobody wrote, which nothing here does.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined,unused-ignore]
     torch.backends.cudnn.benchmark = not strict
+    if device == "cuda":
+        _leave_default_stream()
+
+
+def _leave_default_stream() -> None:
+    """Work on a stream of this process's own from now on: what is captured must be, and so must all that comes before.
+
+    On another stream than its first pass, a backward pass would make the default one wait, which breaks a capture.
+    """
+    if torch.cuda.current_stream() == torch.cuda.default_stream():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        torch.cuda.set_stream(stream)
 
 
 def seed_torch(seed: int, *path: str | int) -> None:

@@ -9,7 +9,6 @@ ordinary step of every method in ``conf/sparsity`` against the dense one, and th
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from dst.training.guard import Guard
 from dst.training.loop import Training
 from dst.training.observer import NoObserver
 from dst.training.optimizer import sgd
+from tests.bench.timing import seconds
 from tests.composed import compose_cells
 
 DENSITY, FRACTION = 0.05, 0.3
@@ -237,18 +237,10 @@ def interleaved(
     for number in tqdm(range(rounds + 2), desc="  rounds", leave=False, disable=None):
         for name, action in actions.items():
             prepare()
-            _wait(device)
-            started = time.perf_counter()
-            action()
-            _wait(device)
+            taken = seconds(action, device)
             if number >= 2:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(taken)
     return times
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def print_ratio(what: str, times: list[float], against: list[float] | None = None, target: str = "") -> None:

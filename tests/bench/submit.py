@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 METHODS = "sparsity=set_itop,rigl,static,granet,gmp"
@@ -67,19 +69,40 @@ def _launch(slurm: int | None) -> None:
 
 
 def _pack(options: tuple[str, ...]) -> None:
-    seeds = "seed=0,1,2,3"
+    one_by_one, together = sweep(4, options), sweep(4, options, packed=True)
+    if one_by_one.code or together.code:
+        told = f"{one_by_one.output}\n{together.output}"
+        sys.exit(f"a run failed: exit codes {one_by_one.code} and {together.code}\n{told}")
+    first, second = one_by_one.seconds, together.seconds
+    print(f"  4 runs one after another in one process {first:.1f} s, side by side in one job {second:.1f} s:")
+    print(f"    throughput {first / second:.2f} x on {os.cpu_count()} cores")
+
+
+class Done(NamedTuple):
+    """A command that has ended, and all that it, and the jobs that it started, have printed."""
+
+    code: int
+    seconds: float
+    output: str
+
+
+def sweep(runs: int, options: Sequence[str], *, packed: bool = False, **of_process: Any) -> Done:
+    """Carry out so many runs, one after another in one process, or side by side in one job (``packed``).
+
+    ``of_process``: what else ``subprocess.run`` takes, such as ``env``, or ``timeout``, after which the job is ended.
+    """
+    job = ("hydra/launcher=local", "hydra.launcher.wait=true", "hydra.launcher.max_parallel=1")
+    how = (*job, f"hydra.launcher.runs_per_job={runs}") if packed else ()
+    seeds = f"seed={','.join(map(str, range(runs)))}"
     with tempfile.TemporaryDirectory() as folder:
-        first, one_by_one, told = _timed(folder, "-m", *RUN, *options, seeds)
-    with tempfile.TemporaryDirectory() as folder:
-        packed = ("hydra/launcher=local", "hydra.launcher.wait=true", "hydra.launcher.max_parallel=1")
-        second, together, told_then = _timed(
-            folder, "-m", *packed, "hydra.launcher.runs_per_job=4", *RUN, *options, seeds
-        )
-    if first or second:
-        sys.exit(f"a run failed: exit codes {first} and {second}\n{told}\n{told_then}")
-    cores = os.cpu_count()
-    print(f"  4 runs one after another in one process {one_by_one:.1f} s, side by side in one job {together:.1f} s:")
-    print(f"    throughput {one_by_one / together:.2f} x on {cores} cores")
+        try:
+            done = Done(*_timed(folder, "-m", *how, *RUN, *options, seeds, **of_process))
+        except subprocess.TimeoutExpired:
+            end = [sys.executable, "-m", "dst.launcher.cancel", folder]
+            subprocess.run(end, cwd=ROOT, capture_output=True, check=False)
+            raise
+        logs = "\n".join(path.read_text(errors="replace") for path in sorted(Path(folder).rglob("*.out")))
+    return done._replace(output=f"{done.output}\n{logs}")
 
 
 def _processor_s() -> float:
@@ -88,11 +111,10 @@ def _processor_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _timed(folder: str, *arguments: str) -> tuple[int, float, str]:
+def _timed(folder: str, *arguments: str, **of_process: Any) -> tuple[int, float, str]:
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **of_process)
     return done.returncode, time.perf_counter() - started, done.stdout + done.stderr
 
 

@@ -6,7 +6,6 @@ CIFAR-shaped synthetic images with crop and flip, VGG-C and ResNet-18 at ERK den
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from dst.training.phase import Phase
 from dst.training.precision import Precision
 from dst.training.settings import Settings
 from tests.bench.data import Samples
+from tests.bench.timing import in_turns, seconds
 
 MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"vgg_c": vgg_c, "resnet18": resnet18}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -59,11 +59,13 @@ def main() -> None:
     )
     variants = [("fp32", False), *([("bf16", False), ("bf16", True)] if on_gpu else [])]
     for model in options.models:
-        plain = {f"plain loop, {n} workers": _plain(split, MODELS[model], options.device, batch, n) for n in (0, 2)}
+        plain = {f"plain loop, {n} workers": plain_step(split, MODELS[model], options.device, batch, n) for n in (0, 2)}
         for precision, compiled in variants:
             make = partial(_training, split, MODELS[model], options.device, batch, precision, compiled)
-            loops = {"ours": _ours(make()), "pure compute": _pure(make()), **plain}
-            _report(f"{model}, {precision}{', compiled' if compiled else ''}", _measure(loops, options), batch * steps)
+            loops = {"ours": _ours(make()), "pure compute": pure_step(make()), **plain}
+            actions = {name: partial(seconds, step, options.device, steps) for name, step in loops.items()}
+            times = in_turns(actions, options.rounds)
+            _report(f"{model}, {precision}{', compiled' if compiled else ''}", times, batch * steps)
 
 
 def _training(split: Split, make: Any, device: str, batch: int, precision: str, compiled: bool) -> Training:
@@ -105,9 +107,9 @@ def _ours(training: Training) -> Step:
     return lambda: (training.train_step(*next(batches), NoObserver()), training._guard.check())
 
 
-def _pure(training: Training) -> Step:
-    """The same model and optimizer on one ready batch, and nothing else."""
-    inputs, labels = next(training.train_batches.epoch(0))
+def pure_step(training: Training) -> Step:
+    """Return a step of the same model and optimizer on one ready batch, and nothing else."""
+    inputs, labels = next(iter(training.train_batches.epoch(0)))
 
     def step() -> None:
         loss = F.cross_entropy(training.forward(inputs), labels)
@@ -118,19 +120,21 @@ def _pure(training: Training) -> Step:
     return step
 
 
-def _plain(split: Split, make: Any, device: str, batch: int, workers: int) -> Step:
-    """What most published codes do: transforms by sample, torch's default SGD, fp32."""
+def plain_step(
+    split: Split, make: Any, device: str, batch: int, workers: int, *, precision: str = "fp32", augments: bool = True
+) -> Step:
+    """Return a step of what most published codes do: transforms by sample, torch's default SGD, no channels-last."""
     from torchvision.transforms import v2
 
-    model = make((3, 32, 32), 10).to(device)
+    autocast = Precision(precision, device).autocast
+    model = make(tuple(split.shape), 10).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    padded = F.pad(split.images, (4,) * 4)
+    padded, (channels, size, _) = F.pad(split.images, (4,) * 4) if augments else split.images, split.shape
     transform = v2.Compose(
         [
-            v2.RandomCrop(32),
-            v2.RandomHorizontalFlip(),
+            *([v2.RandomCrop(size), v2.RandomHorizontalFlip()] if augments else []),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
+            v2.Normalize(MEAN[:channels], STD[:channels]),
         ]
     )
     samples = Samples(padded, split.labels, transform)
@@ -146,7 +150,8 @@ def _plain(split: Split, make: Any, device: str, batch: int, workers: int) -> St
 
     def step() -> None:
         inputs, labels = (tensor.to(device, non_blocking=True) for tensor in next(batches))
-        loss = F.cross_entropy(model(inputs), labels)
+        with autocast():
+            loss = F.cross_entropy(model(inputs), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
         optimizer.step()
@@ -154,32 +159,12 @@ def _plain(split: Split, make: Any, device: str, batch: int, workers: int) -> St
     return step
 
 
-def _measure(loops: dict[str, Step], options: argparse.Namespace) -> dict[str, list[float]]:
-    steps = options.steps or (50 if options.device != "cpu" else 3)
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(options.rounds + 1):
-        for name, step in loops.items():
-            _wait(options.device)
-            started = time.perf_counter()
-            for _ in range(steps):
-                step()
-            _wait(options.device)
-            if number:  # the first round warms up
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
 def _report(what: str, times: dict[str, list[float]], samples: int) -> None:
     print(what)
-    for name, seconds in times.items():
-        ratio = statistics.median(other / own for own, other in zip(times["ours"], seconds, strict=True))
+    for name, taken in times.items():
+        ratio = statistics.median(other / own for own, other in zip(times["ours"], taken, strict=True))
         target = {"pure compute": "  (target: 0.9 or more)"}.get(name, "")
-        speed = samples / statistics.median(seconds)
+        speed = samples / statistics.median(taken)
         print(f"  {name:<24} {speed:10.0f} a second   ours is {ratio:6.3f} x as fast{target}", flush=True)
 
 

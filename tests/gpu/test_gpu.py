@@ -1,6 +1,8 @@
 """What differs on a GPU: selection without waiting, number formats, determinism, resuming, groups of processes."""
 
 import json
+import os
+import shutil
 import warnings
 from contextlib import contextmanager
 
@@ -345,16 +347,31 @@ def test_processes_need_a_gpu_each(tmp_path):
         assert "start one for each GPU" in error
 
 
-def test_runs_side_by_side_on_a_gpu_are_runs_by_themselves(tmp_path):
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    for folder in (together, alone):
-        folder.mkdir()
+@pytest.fixture(scope="module")
+def by_themselves(tmp_path_factory):
+    """Three runs, one after another; the folder in which they were started."""
+    folder = tmp_path_factory.mktemp("alone")
+    result = run("-m", *SMALL, *STRICT, "seed=0,1,2", cwd=folder)
+    assert result.code == 0, result.output
+    return folder
+
+
+@pytest.mark.parametrize("under_mps", [True, False])
+def test_runs_side_by_side_on_a_gpu_are_runs_by_themselves(tmp_path, by_themselves, under_mps):
+    """With the MPS of their job, where the machine has it, and without."""
+    if under_mps and shutil.which("nvidia-cuda-mps-control") is None:
+        pytest.skip("there is no nvidia-cuda-mps-control on PATH")
+    environment = {} if under_mps else {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path / "none")}
+    one_gpu = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]}
     packed = ("hydra/launcher=local", "hydra.launcher.wait=true", "hydra.launcher.runs_per_job=3")
-    result = run("-m", *packed, *SMALL, *STRICT, "seed=0,1,2", cwd=together)
+    result = run("-m", *packed, *SMALL, *STRICT, "seed=0,1,2", cwd=tmp_path, env=environment | one_gpu)
     assert result.code == 0, result.output
-    result = run("-m", *SMALL, *STRICT, "seed=0,1,2", cwd=alone)
-    assert result.code == 0, result.output
-    folders = sorted(path.parent for path in (together / "outputs").rglob("summary.json"))
+    (log,) = (tmp_path / "outputs").glob(".launch/*/*.out")
+    told = (
+        "under MPS, each with at most this memory: 0=" if under_mps else "without an MPS of this job: that of CUDA_MPS"
+    )
+    assert f"3 runs at once share GPU {one_gpu['CUDA_VISIBLE_DEVICES']} {told}" in log.read_text()
+    folders = sorted(path.parent for path in (tmp_path / "outputs").rglob("summary.json"))
     assert len(folders) == 3
     for folder in folders:
-        assert traces(folder) == traces(alone / folder.relative_to(together))
+        assert traces(folder) == traces(by_themselves / folder.relative_to(tmp_path))

@@ -269,12 +269,12 @@ def test_a_veto_is_no_step_of_a_weights_life():
                 good = [p.grad for p in parameters]
                 parameters[0].grad = torch.full_like(good[0], math.inf)
                 before = [p.detach().clone() for p in parameters]
-                guard.inspect(torch.zeros(()), step)
+                guard.judge(torch.zeros(()))
                 optimizer.step()
                 assert all(map(torch.equal, parameters, before))
                 for parameter, gradient in zip(parameters, good, strict=True):
                     parameter.grad = gradient
-            guard.inspect(torch.zeros(()), step)
+            guard.judge(torch.zeros(()))
             optimizer.step()
         runs.append([p.detach().clone() for p in parameters])
     assert all(map(torch.equal, *runs))
@@ -536,9 +536,40 @@ def test_on_a_gpu_as_many_operations_are_launched_however_many_layers_there_are(
             ages._after_step()
         counts[layers] = sum("_local_scalar" not in name for name in counted.operations)
     if part is adam_correction.AllWeights:
-        assert counts == {2: 15, 6: 15}  # four of them of numbers that a host would read
+        assert counts == {2: 16, 6: 16}  # four of them of numbers that a host would read
     else:
         assert counts[6] - counts[2] == 4 * 3
+
+
+@pytest.mark.parametrize("vetoed", [None, 0.0, 1.0])
+def test_a_step_on_a_gpu_reads_no_number_on_the_host_and_takes_a_rate_from_a_tensor(part, vetoed):
+    """To the same bits, whether the rate is a number or a tensor of either precision; as on a host."""
+    found = {}
+    for rate in (LR, torch.tensor(LR), torch.tensor(LR, dtype=torch.float64)):
+        parameters = weights()
+        optimizer = ADAMW(parameters, lr=rate, fused=True)
+        ages = tracked(optimizer, parameters)
+        gradients(parameters, torch.Generator().manual_seed(0))
+        optimizer.step()
+        grow(optimizer, ages, parameters, masks_of(parameters))
+        before = [parameter.detach().clone() for parameter in parameters]
+        for state in optimizer.state.values():
+            state["step"] += 1
+            state["exp_avg_sq"].add_(0.5)
+            state["exp_avg"].add_(0.25)
+        if vetoed is not None:
+            optimizer.found_inf = torch.tensor(vetoed)
+        with Counted() as counted:
+            ages._after_step()
+        reads = sum("_local_scalar" in name for name in counted.operations)
+        assert reads == 0 if part is adam_correction.AllWeights else reads > 0
+        moved = [parameter.detach() - old for parameter, old in zip(parameters, before, strict=True)]
+        masks = masks_of(parameters)
+        assert all((moves[mask] != 0).all() == (vetoed != 1) for moves, mask in zip(moved, masks, strict=True))
+        assert all((moves[~mask] == 0).all() for moves, mask in zip(moved, masks, strict=True))
+        found[rate] = parameters
+    first, *others = found.values()
+    assert all(torch.equal(one, other) for rest in others for one, other in zip(first, rest, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -111,6 +111,18 @@ def test_sums_are_state():
     assert other.figures() == one.figures() != {}
 
 
+def test_sums_stay_where_they_are():
+    clipping = Clipping(parameters([3.0, 4.0]), norm=1.0)
+    (sums,) = clipping.step_tensors
+    clipping.clip()
+    assert sums.tolist() == [1, 5, 1, 0, 0]
+    state = copy.deepcopy(clipping.state_dict())
+    clipping.figures()
+    assert sums.tolist() == [0] * 5
+    clipping.load_state_dict(state)
+    assert sums.tolist() == [1, 5, 1, 0, 0]
+
+
 @pytest.mark.parametrize(("option", "told"), [({"norm": 0}, "norm=0"), ({"value": -1}, "value=-1")])
 def test_impossible_limits_are_refused(option, told):
     with pytest.raises(ValueError, match=f"Clipping: {told}: must be > 0"):

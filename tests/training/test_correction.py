@@ -232,6 +232,53 @@ def test_a_step_that_an_update_replaces_is_neither_corrected_nor_booked():
     assert np.sign(np.diff(booked)).tolist() == [1, 0, 1, 0]
 
 
+def test_what_a_correction_reads_stays_where_it_is_over_updates_and_snapshots():
+    """As a step that was captured goes on reading it there; what else it goes by is told."""
+    run = training(ALONE, correction={"gamma": 1}, method=RANDOM)  # an update at every third step
+    assert run.correction.step_tensors == []
+    assert run.correction.state_of_step == ()
+    addresses, states = [], []
+    for epoch in range(EPOCHS):
+        run.correction.begin_epoch(epoch, no_tick)
+        for batch in batches_of(run, epoch):
+            run.correction.prepare()
+            tensors = run.correction.step_tensors
+            take(run, batch)
+            assert [*map(id, run.correction.step_tensors)] == [*map(id, tensors)]  # the step makes none of them
+            addresses.append([tensor.data_ptr() for tensor in tensors])
+            states.append(run.correction.state_of_step)
+    moved = [has_moved for _, has_moved in states]
+    assert moved[:5] == [False, False, True, True, False]
+    assert len({coefficient for coefficient, _ in states}) == EPOCHS > 1
+    first = moved.index(True) + 1  # its masks are read from the step after the update on
+    factors = len(run.sparsifier.weights.masks)
+    assert all(found == addresses[0] for found in addresses[:first])
+    assert all(found == addresses[-1] for found in addresses[first:])
+    assert len(addresses[-1]) == len(addresses[0]) + factors
+    for mask, factor in zip(snapshot(run)._filled_by, snapshot(run)._factors, strict=True):
+        assert torch.equal(mask.to(factor.dtype), factor)
+
+
+def test_the_device_and_the_host_share_a_correction():
+    runs = [training(ALONE, correction=ONE, batch_norm=True) for _ in range(2)]
+    for run in runs:
+        run.correction.begin_epoch(0, no_tick)
+        (batch, *_) = batches_of(run, 0)
+        run.gradients.of(batch, run.ledger.training, run.active)
+        booked = run.ledger.correction.total
+        if run is runs[0]:
+            run.correction.correct(batch)
+        else:
+            snapshot(run).gradients.seed(batch.step)
+            run.correction.change(batch)
+            assert run.ledger.correction.total == booked
+            run.correction.book_step(batch.samples)
+        assert run.ledger.correction.total > booked
+    one, other = (vector(p.grad for p in run.model.parameters()) for run in runs)
+    assert torch.equal(one, other)
+    assert runs[0].ledger.state_dict() == runs[1].ledger.state_dict()
+
+
 def test_a_restart_forgets_everything_until_the_next_epoch():
     run = training(ALONE, correction={"gamma": 1}, double=True)
     for epoch in (0, 1):

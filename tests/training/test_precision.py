@@ -196,6 +196,20 @@ def test_scale_is_part_of_the_state():
     assert float(other.scaled(torch.ones(()))) == float(precision.scaled(torch.ones(()))) == 2.0**15
 
 
+def test_scale_and_counter_stay_where_they_are():
+    assert Precision("bf16", "cpu").step_tensors == []
+    precision = Precision("fp16", "cpu")
+    assert precision.step_tensors == []  # until the first loss is scaled
+    precision.scaled(torch.ones(()))
+    scale, counter = precision.step_tensors
+    state = precision.state_dict()
+    precision.halve_scale()
+    assert float(scale) == 2.0**15
+    precision.load_state_dict({**state, "_growth_tracker": 7})
+    assert (float(scale), int(counter)) == (2.0**16, 7)
+    assert all(now is then for now, then in zip(precision.step_tensors, (scale, counter), strict=True))
+
+
 def test_unknown_precision():
     with pytest.raises(ValueError, match="name=fp8: did you mean 'fp32'\\? allowed: bf16, fp16, fp32, tf32"):
         Precision("fp8", "cpu")

@@ -181,7 +181,7 @@ class GrownWeights:
 
 
 class AllWeights:
-    """All weights of layers with grown ones, in a row: three operations a step for all layers, for a GPU.
+    """All weights of layers with grown ones, in a row: four operations a step for all layers, for a GPU.
 
     Others than grown ones are of their tensor's age, so that nothing is added to them (a zero may lose its sign).
     ``move``: what their first moments are multiplied by. With it and the ages, 20 bytes a weight are held.
@@ -194,7 +194,7 @@ class AllWeights:
     def births(layer: AgedLayer) -> Tensor:
         """Return the steps at which the weights were born, int32, in their order in memory."""
         births = torch.empty(layer.weight.numel(), dtype=torch.int32, device=layer.weight.device)
-        _shaped(births, layer.weight).copy_(layer.dense().view(layer.weight.shape))
+        _shaped(births, layer.weight).copy_(layer.held().view(layer.weight.shape))
         return births
 
     def __init__(self, layers: Sequence[AgedLayer], move: Tensor) -> None:
@@ -218,8 +218,10 @@ class AllWeights:
 
     @torch.no_grad()
     def add(self, state: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
-        """Add to the weights their first moments times ``move``."""
-        torch._foreach_addcmul_(self._weights, self._moves, [state[weight]["exp_avg"] for weight in self._weights])
+        """Add to the weights their first moments times ``move``, which is overwritten."""
+        # Not fused: products are rounded before they are added, as on a host, so that both ways give the same bits.
+        torch._foreach_mul_(self._moves, [state[weight]["exp_avg"] for weight in self._weights])
+        torch._foreach_add_(self._weights, self._moves)
 
 
 def part_for(device: torch.device, size: int) -> type[GrownWeights | AllWeights]:

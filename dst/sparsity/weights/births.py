@@ -35,6 +35,12 @@ class Births:
         positions = self.positions if self.places is None else self.places[self.positions]
         return births.index_copy_(0, positions, self.births)
 
+    def held(self) -> Tensor:
+        """Return the births of the weights that are looked at, in their order; 0 where there was none."""
+        size = self.size if self.places is None else len(self.places)
+        births = torch.zeros(size, dtype=torch.int32, device=self.device)
+        return births.index_copy_(0, self.positions, self.births)
+
     def change(self, mask: Tensor, new: Tensor | None, now: int, forgotten: int) -> None:
         """Let ``new`` weights be born ``now``; forget those that left, were born by ``forgotten``, or after ``now``."""
         if new is None and not len(self.positions):

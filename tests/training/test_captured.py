@@ -1,0 +1,337 @@
+"""Captured steps and evaluations are the eager ones, bit by bit: shown on a CPU by tapes, which stand in for graphs."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dst.data.augment import Augment
+from dst.data.batches import Batches
+from dst.data.dataset import Split
+from dst.data.resident import FixedBatches
+from dst.run.build import build
+from dst.sparsity import select
+from dst.sparsity.weights import adam_age, adam_correction
+from dst.training import captured
+from dst.training.captured import CaptureError
+from dst.training.guard import DivergedError
+from dst.training.observer import NoObserver
+from dst.training.replays import Capture, Replays
+from dst.training.stopping import StopFlag, StopRequestedError
+from tests.sparsity import test_catalogue as catalogue
+from tests.training import tape
+from tests.training.tape import HostError, Tape, Tapes
+
+LENGTH = ("schedule.epochs=3", "schedule.batch_size=24")  # epochs of 12 steps, the last of which has fewer samples
+EVERY = 5
+
+
+class Log(NoObserver):
+    """Keeps what it is told, and asks to stop after a step."""
+
+    def __init__(self, stop_after=None):
+        self.rows, self.lines, self.saved = [], [], None
+        self.stop, self._stop_after = StopFlag(), stop_after
+
+    def on_metrics(self, step, epoch, values):
+        self.rows.append((step, {name: value for name, value in values.items() if not name.startswith("time/")}))
+
+    def on_capture(self, step, line):
+        self.lines.append(line)
+
+    def on_step(self, step):
+        if self._stop_after is not None and step == self._stop_after - 1:
+            self.stop.requested = "SIGTERM"
+
+    def on_checkpoint(self, step, state):
+        self.saved = copy.deepcopy(state)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch):
+    """Select and correct as on a device, in an order that needs no numbers on the host."""
+    monkeypatch.setattr(select, "_on_cpu", select._on_device)
+    monkeypatch.setattr(adam_age, "part_for", lambda device, size: adam_correction.AllWeights)
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # which is not taken where operations are recorded
+    yield
+    torch.backends.mha.set_fastpath_enabled(before)
+
+
+def composed(method, model="lenet_300_100", options=()):
+    config = catalogue.composed(method, model, (*LENGTH, *options))
+    if config.sparsity.update.every is not None:
+        config.sparsity.update.every = EVERY
+    return config
+
+
+def taped(training, *, is_required=False):
+    """Let a training replay tapes."""
+    tapes = Tapes()
+    training.capture = Capture(tapes, None, is_required)
+    training.replays = Replays(training._step, training.capture)
+    return tapes
+
+
+def trained(config, *, stop_after=None, state=None, tape=False):
+    """Train, and return the training, what it has told, and its tapes."""
+    training = build(config).training
+    if state is not None:
+        training.load_state_dict(state)
+    tapes, log = taped(training) if tape else None, Log(stop_after)
+    try:
+        training.run(log, log.stop)
+    except StopRequestedError:
+        assert training.counters.step == stop_after
+    return training, log, tapes
+
+
+def leaves(value, name=""):
+    """Yield all tensors and numbers of a state, by their names; times aside."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{name}.{i}")
+    elif "seconds" not in name:
+        yield name, value
+
+
+def differing(one, other):
+    """Return the names of what differs between the states of two trainings."""
+    ours, theirs = dict(leaves(one.state_dict())), dict(leaves(other.state_dict()))
+    assert ours.keys() == theirs.keys()
+    return [name for name, value in ours.items() if not same(value, theirs[name])]
+
+
+def same(one, other):
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def is_captured_as_it_is_eagerly(config):
+    """Train eagerly, and by tapes with a stop in the midst of the second epoch; compare everything, bit by bit."""
+    eager, expected, _ = trained(config)
+    stopped, before, _ = trained(config, stop_after=18, tape=True)
+    resumed, after, tapes = trained(config, state=before.saved, tape=True)
+    assert stopped.replays.steps > 5
+    assert resumed.replays.steps > 5
+    assert differing(eager, resumed) == []
+    assert [*before.rows, *after.rows] == expected.rows
+    assert sum(line.startswith("captured the step in") for line in after.lines) == 1
+    knows_all_that_is_read(resumed, tapes)
+    return resumed, tapes
+
+
+def knows_all_that_is_read(training, tapes):
+    """A tensor that a tape meets and nobody names could be replaced unseen."""
+    replays = training.replays
+    for work in (replays._training, *replays._evaluations.values()):
+        known = {tensor.untyped_storage().data_ptr() for tensor in work.captured._reads()}
+        for tape in work.captured._graphs:
+            met = tapes.outside(tape)
+            assert len(met) > 5
+            assert [tensor.shape for place, tensor in met.items() if place not in known] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((method, ()) for method in catalogue.METHODS if method not in ("dst", "random_pruning")),
+        *((method, catalogue.ADAMW) for method in ["rigl_itop", "gmp", "snfs", "str", "edge_popup"]),
+    ],
+)
+def test_every_method(method, options):
+    is_captured_as_it_is_eagerly(composed(method, options=options))
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "options"),
+    [
+        ("granet", "wrn_22_2", ("model.dropout=0.3",)),
+        ("rigl", "resnet20", ("schedule.clip_norm=0.1", "schedule.clip_value=0.01")),
+        ("rigl", "resnet20", ("hardware.precision=bf16", "hardware.channels_last=true")),
+        ("granet", "lenet_300_100", ("hardware.precision=fp16", "schedule.accumulate=2", "schedule.label_smoothing=0.1")),
+        ("granet", "lenet_300_100", ("correction=agent",)),
+        ("set", "lenet_300_100", ("correction=agent", "correction.proxy=gradient", "correction.gamma=1")),
+        ("rigl", "lenet_300_100", ("procedure=imp", "procedure.levels=2")),
+    ],
+    ids=["dropout", "clipped", "bf16-channels-last", "fp16-accumulated", "corrected", "corrected-fully", "imp"],
+)
+def test_with_everything_else(method, model, options):
+    is_captured_as_it_is_eagerly(composed(method, model, options))
+
+
+def test_one_capture_serves_a_run_whose_topology_moves():
+    training, tapes = is_captured_as_it_is_eagerly(composed("rigl"))
+    assert training.sparsifier.updates == 5
+    assert len(tapes.made) == 2  # the step and the evaluation
+
+
+def test_phases_with_actions_between_them():
+    """Sup-tickets: phases, averages of weights, statistics anew, other masks."""
+    options = ("procedure=sup_tickets", "schedule.epochs=6", "procedure.cycle_epochs=1")
+    is_captured_as_it_is_eagerly(composed("set_itop", "lenet_300_100", options))
+
+
+# -- what must not go unseen -------------------------------------------------------------------------------------------
+
+
+def test_a_number_of_the_host_would_freeze(monkeypatch):
+    """So that these tests see it: a rate that is no tensor."""
+    config = composed("static")
+    eager, _, _ = trained(config)
+    monkeypatch.setattr("dst.training.step.Step.fix_rate", lambda self: None)
+    frozen, _, _ = trained(config, tape=True)
+    assert frozen.replays.steps > 20
+    assert len(differing(eager, frozen)) > 5
+
+
+def test_a_tensor_that_somebody_replaces_is_met_anew():
+    config = composed("static")
+    one, other = build(config).training, build(config).training
+    tapes = taped(other)
+    for training in (one, other):
+        training.phases = [*training.phases]
+        batches, log = training.train_batches.epoch(0), Log()
+        for step in range(8):
+            if step == 6:
+                state = training.optimizer.state[training.model.fc1.weight]
+                state["momentum_buffer"] = state["momentum_buffer"] / 2
+                training.replays.doubt()
+            if training.replays.prepare(batches, training.train_batches):
+                training.replay_step(batches, log)
+            else:
+                training.train_step(*next(batches), log)
+    assert differing(one, other) == []
+    assert [tape.replays for tape in tapes.made] == [3, 2]
+
+
+class Reading(nn.Module):
+    """A module of somebody who looks at every batch."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs):
+        return self.inner(inputs) * (1 if inputs.mean().item() < 100 else 2)
+
+
+@pytest.mark.parametrize("is_required", [False, True])
+def test_a_module_that_reads_the_host_stands_in_the_way(is_required, monkeypatch):
+    monkeypatch.setattr(captured, "_LIBRARIES", (*captured._LIBRARIES, Path(tape.__file__)))
+    config = composed("rigl")
+    eager, expected, _ = trained(config)
+    training, log = build(config).training, Log()
+    training.model.fc2 = Reading(training.model.fc2)
+    taped(training, is_required=is_required)
+    if is_required:
+        with pytest.raises(CaptureError, match="hardware.capture=always: .*Tensor.item .in forward, test_captured.py:"):
+            training.run(log, log.stop)
+        return
+    training.run(log, log.stop)
+    assert training.replays.steps == 0
+    (line,) = log.lines
+    assert line.startswith("not captured, so that the host launches every kernel: the step: ")
+    assert "in forward, test_captured.py:" in line
+    assert expected.rows == log.rows
+
+
+def test_streamed_batches_stand_in_the_way():
+    training, log = build(composed("static")).training, Log()
+    epoch = training.train_batches.epoch
+    training.train_batches.epoch = lambda *args, **options: iter([*epoch(*args, **options)])
+    taped(training)
+    training.run(log, log.stop)
+    assert log.lines == ["not captured, so that the host launches every kernel: batches are streamed from the host"]
+    assert training.replays.steps == 0
+
+
+def test_what_is_known_to_stand_in_the_way_is_said_at_once():
+    training, log = build(composed("static")).training, Log()
+    training.replays = Replays(training._step, Capture(None, "hardware.processes=2: a step waits"))
+    training.run(log, log.stop)
+    assert log.lines == ["not captured, so that the host launches every kernel: hardware.processes=2: a step waits"]
+    training.replays = Replays(training._step, Capture(None, "hardware.processes=2: a step waits", is_required=True))
+    with pytest.raises(CaptureError, match="cannot be: hardware.processes=2"):
+        training.run(log, log.stop)
+
+
+def test_a_replay_that_is_not_finite_is_seen_and_leaves_the_weights():
+    training, log = build(composed("static")).training, Log()
+    taped(training)
+    batches = training.train_batches.epoch(0)
+    for step in range(7):
+        if step == 6:
+            with torch.no_grad():
+                training.model.fc3.bias.fill_(torch.nan)
+            before = training.model.fc1.weight.clone()
+        if step < 3:
+            training.train_step(*next(batches), log)
+        else:
+            assert training.replays.prepare(batches, training.train_batches)
+            training.replay_step(batches, log)
+        if step < 6:
+            training._guard.check()
+    with pytest.raises(DivergedError, match="at step 7"):
+        training._guard.check(now=True)
+    assert torch.equal(before, training.model.fc1.weight)
+
+
+# -- the batches that a replay gathers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(crop_padding=2, flip=True)])
+def test_gathered_batches_are_those_of_the_epoch(augment):
+    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
+    loader = Batches(Split(images, torch.arange(50) % 10), batch_size=16, augment=augment, shuffle=True)
+    fixed = FixedBatches(loader.epoch(0), 16)
+    places = [tensor.data_ptr() for tensor in fixed.tensors]
+    for number in (1, 0):
+        epoch = loader.epoch(number)
+        fixed.begin(epoch)
+        for index, (inputs, labels) in enumerate(loader.epoch(number)):
+            if index < 3:  # the last one is smaller
+                assert epoch.next_part == slice(16 * index, 16 * index + 16)
+                fixed.point(epoch.next_part.start)
+                epoch.skip()
+                assert all(map(torch.equal, (inputs, labels), fixed.gather()))
+                assert fixed.number.tolist() == [index]
+        assert epoch.left == 1
+    assert places == [tensor.data_ptr() for tensor in fixed.tensors]
+
+
+# -- the tape ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tape_repeats_operations_on_the_same_memory_and_undoes_the_first_ones():
+    number, total = torch.tensor([2.0, 3.0]), torch.zeros(2)
+    recorded = Tape()
+    recorded.capture(lambda: total.add_(number * number))
+    assert total.tolist() == [0, 0]
+    recorded.replay()
+    number.mul_(2)
+    recorded.replay()
+    assert total.tolist() == [4 + 16, 9 + 36]
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x.tolist(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: torch.tensor([1.0]),
+        lambda x: x.numpy(),
+        lambda x: torch.unique(x),
+    ],
+)
+def test_a_tape_refuses_what_a_graph_would(reads):
+    with pytest.raises(HostError, match="not permitted when stream is capturing"):
+        Tape().capture(lambda: reads(torch.ones(3)))
