@@ -64,7 +64,7 @@ class Segments:
     def sent(self, numbers: "np.ndarray | Sequence[int]") -> Tensor:
         """Return integers on the device, which need not be waited for."""
         here = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
-        return here.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else here
+        return (here.pin_memory() if self.device.type == "cuda" else here).to(self.device, non_blocking=True)
 
     def gathered(self, tensors: Sequence[Tensor], dtype: torch.dtype, padding: float = 0) -> Tensor:
         """Return the matrix of these tensors, one a layer."""
