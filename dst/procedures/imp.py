@@ -24,6 +24,7 @@ from dst.sparsity.plan import NoUpdateError
 from dst.sparsity.probe import BACKWARD, FORWARD, Probe
 from dst.sparsity.update import TopologyUpdate
 from dst.training.phase import Action, Phase, Report, Tick
+from dst.training.step import plain_state
 
 if TYPE_CHECKING:
     from dst.sparsity import Sparsifier
@@ -123,7 +124,7 @@ class _KeepPoint(Action):
         weights = run.sparsifier.weights
         run.kept = {
             "model": copied(run.model),
-            "optimizer": copy.deepcopy(run.optimizer.state_dict()),
+            "optimizer": copy.deepcopy(plain_state(run.optimizer)),
             "masks": [mask.clone() for mask in run.sparsifier.topology.masks],
             "births": weights.births,
         }

@@ -310,8 +310,14 @@ class _Attempt:
         """Record the end of this attempt: first its status, which counts, then a line in ``attempts.jsonl``."""
         self._status(state, error, trace)
         try:
+            replayed = self.training.replays.steps
             self.record.log_attempt(
-                self.attempt, ended=time.time(), step=self.training.counters.step, state=state, error=error
+                self.attempt,
+                ended=time.time(),
+                step=self.training.counters.step,
+                state=state,
+                error=error,
+                **({"replayed_steps": replayed} if replayed else {}),
             )
         except OSError as problem:
             print(f"warning: the end of attempt {self.attempt} is not in attempts.jsonl: {problem}", file=sys.stderr)

@@ -339,7 +339,7 @@ class Sparsifier:
         return Turn(update, overflowed, update.grow_scores(self.topology, self._view) if update else [])
 
     def average_gradients(self, *, may_overflow: bool = False) -> None:
-        """Add dense gradients to their moving averages, where there are any; the device's part of ``read_gradients``."""
+        """Add dense gradients to their moving averages, if there are any: the device's part of ``read_gradients``."""
         if self.topology.momentum:
             self.topology.track_momentum(self.weights.gradients, may_overflow=may_overflow)
 

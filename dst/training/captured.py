@@ -90,8 +90,7 @@ class Captured:
         return self._is_certain
 
     def _capture(self, course: Hashable) -> None:
-        self._graphs.clear()
-        where, parts = self._now(), self._work()
+        where, parts, graphs = self._now(), self._work(), list[Graph]()
         next(parts)  # up to the first part
         is_over = False
 
@@ -100,17 +99,15 @@ class Captured:
             is_over = next(parts, self) is self
 
         while not is_over:
-            graph = self._make()
+            graphs.append(self._make())
             try:
-                graph.capture(part)
+                graphs[-1].capture(part)
             except Exception as error:
-                self._graphs.clear()
                 raise CaptureError(obstacle(error)) from error
-            self._graphs.append(graph)
         if self._now() != where:
-            self._graphs.clear()
             raise CaptureError("it makes tensors that have to stay, such as an optimizer's state, in the midst of it")
-        self._course, self._where, self._is_certain = course, where, True
+        # Earlier graphs go only now: a pool of memory must not be without any.
+        self._graphs, self._course, self._where, self._is_certain = graphs, course, where, True
 
     def _now(self) -> Where:
         """Return where all is that the work reads and writes."""
@@ -120,7 +117,9 @@ class Captured:
 def obstacle(error: BaseException) -> str:
     """Return what an error in the midst of a capture says, and where: the innermost place that is no library's."""
     told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    frames = [(frame, {path := Path(frame.filename), *path.parents}) for frame in traceback.extract_tb(error.__traceback__)]
+    frames = [
+        (frame, {path := Path(frame.filename), *path.parents}) for frame in traceback.extract_tb(error.__traceback__)
+    ]
     ours = [frame for frame, places in frames if places.isdisjoint(_LIBRARIES)]
     if not ours:
         return told

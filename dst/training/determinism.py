@@ -31,7 +31,7 @@ def _leave_default_stream() -> None:
     On another stream than its first pass, a backward pass would make the default one wait, which breaks a capture.
     """
     if torch.cuda.current_stream() == torch.cuda.default_stream():
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.default_stream())
         torch.cuda.set_stream(stream)
 

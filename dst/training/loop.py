@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dst.data.loader import Loader, samples_of
-from dst.data.resident import ResidentEpoch
 from dst.metrics.flops import Ledger
 from dst.network.places import parameter_count
 from dst.options import refuse
@@ -30,7 +29,7 @@ from dst.training.options import unvalidated_problems
 from dst.training.phase import Action, Network, Phase, Tick, total_steps
 from dst.training.replays import Capture, Replays
 from dst.training.settings import Settings
-from dst.training.step import Step
+from dst.training.step import Step, plain_state
 from dst.training.stopping import StopFlag
 from dst.training.watch import Watch
 
@@ -192,7 +191,7 @@ class Training:
         for batch in islice(self._coming(batches), self.phase.steps - self.phase_step):
             samples = samples_of(self.train_batches, counters.step % per_epoch)
             if batch is None:
-                self.replay_step(batches, observer)
+                self.replay_step(observer)
             else:
                 self.train_step(*batch, observer, samples)
             is_last = counters.step == self.total_steps
@@ -293,7 +292,6 @@ class Training:
             "flops/train": self.ledger.total,
             "time/seconds": counters.seconds,
             "time/samples_per_second": counters.samples / counters.seconds,
-            **({"time/replayed_steps": self.replays.steps} if self.replays.steps else {}),
             **self.correction.figures(counters.step / len(self.train_batches)),
         }
 
@@ -332,10 +330,10 @@ class Training:
         self.replays.took_another()
         self._end_step(turn, batch.samples, observer)
 
-    def replay_step(self, batches: ResidentEpoch, observer: Observer) -> None:
-        """Take the step that a replay is prepared for, on the next of these batches."""
+    def replay_step(self, observer: Observer) -> None:
+        """Take the step that a replay is prepared for."""
         self._step.set_rate(self.phase.lr(self.phase_step))
-        turn = self.replays.take(batches, self.counters.step + 1)
+        turn = self.replays.take(self.counters.step + 1)
         self._end_step(turn, self.train_batches.batch_size, observer)
 
     def _end_step(self, turn: Turn, samples: int, observer: Observer) -> None:
@@ -519,7 +517,7 @@ class Training:
         """Return everything a resume needs, as tensors and plain data."""
         return {
             **{name: part.state_dict() for name, part in self._parts.items()},
-            "optimizer": _plain_rates(self.optimizer.state_dict()),
+            "optimizer": plain_state(self.optimizer),
             "counters": dict(vars(self.counters)),
             "sums": self._sums,
             "best": self.best,
@@ -549,11 +547,6 @@ def _as_now(state: Mapping[str, Any]) -> Mapping[str, Any]:
     counters = dict(state["counters"])
     ledger = {"training": counters.pop("flops"), "correction": 0, "batch_norm": 0, "measuring": 0}
     return {**state, "counters": counters, "ledger": ledger, "correction": {}, "procedure": {}}
-
-
-def _plain_rates(state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state with learning rates as numbers, of which it may hold tensors."""
-    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def _validation(loss: float, accuracy: float) -> dict[str, float]:

@@ -48,6 +48,8 @@ class Replays:
         self._course: Hashable = None
         """That of the last step that was no replay."""
         self._training: _Gathered | None = None
+        self._epoch: ResidentEpoch | None = None
+        """Of the prepared step."""
         self._evaluations: dict[int, _Evaluation] = {}
         """By the identity of the loader."""
         self._vetoed = step.vetoed
@@ -88,13 +90,15 @@ class Replays:
             return False
         if self._training is None:
             self._training = _Gathered(batches, loader.batch_size, self._graphs, self._work, lambda: step.tensors)
+        self._epoch = batches
         return self._prepared(self._training, batches, "the step", step.course)
 
-    def take(self, batches: ResidentEpoch, number: int) -> Turn:
-        """Take the step of this number, counted from 1 over the whole training, by the prepared replay."""
+    def take(self, number: int) -> Turn:
+        """Take the prepared step, on the next batch; ``number``: it is, counted from 1 over the whole training."""
         assert self._training is not None
+        assert self._epoch is not None
         self.steps += 1
-        batches.skip()
+        self._epoch.skip()
         self._step.vetoed = self._vetoed
         return self._step.replay(self._training.captured, number, self._training.fixed.size)
 
@@ -154,7 +158,7 @@ class Replays:
         """Capture nothing any more."""
         self._graphs = None
         if self._capture.is_required:
-            raise CaptureError(f"hardware.capture=always: cannot be: {obstacle}; use hardware.capture=auto")
+            raise CaptureError(obstacle)
         self._say(f"not captured, so that the host launches every kernel: {obstacle}", key="obstacle")
 
     def _say(self, line: str, key: str) -> None:
@@ -165,7 +169,8 @@ class Replays:
 
 def _size(batches: ResidentEpoch) -> int:
     """Return the number of samples of the next batch."""
-    return batches.next_part.stop - batches.next_part.start
+    part = batches.next_part
+    return int(part.stop - part.start)
 
 
 class _Gathered:

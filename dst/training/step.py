@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,7 +161,6 @@ class Step:
         """Take an ordinary step by the work as it was captured (``captured.prepare``)."""
         end = self.begin(step, samples)
         captured.replay(lambda: self.gradients.seed(step))
-        self.sparsifier.weights.replayed()
         return end()
 
     @property
@@ -182,3 +182,9 @@ class Step:
             self.sums,
             *([] if self._rate is None else [self._rate]),
         ]
+
+
+def plain_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the state of an optimizer with learning rates as numbers, where it may read them from a tensor."""
+    state = optimizer.state_dict()
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}

@@ -306,7 +306,7 @@ def _step(folder: Path, network: _Network, kind: str, density: float, inputs: Te
             loss = F.cross_entropy(model(inputs), labels)
         optimizer.zero_grad()
         loss.backward()
-        guard.inspect(loss.detach(), 1)
+        guard.note(1, guard.judge(loss.detach()))
         (sparsifier or optimizer).step()
         guard.check()
 

@@ -148,7 +148,7 @@ def _trainer(inputs: Tensor, labels: Tensor, density: float | None) -> Callable[
         loss = F.cross_entropy(model(inputs), labels)
         sparsifier.optimizer.zero_grad()
         loss.backward()
-        guard.inspect(loss.detach(), 1)
+        guard.note(1, guard.judge(loss.detach()))
         sparsifier.step()
         guard.check()
 

@@ -117,8 +117,8 @@ def is_captured_as_it_is_eagerly(config):
     eager, expected, _ = trained(config)
     stopped, before, _ = trained(config, stop_after=18, tape=True)
     resumed, after, tapes = trained(config, state=before.saved, tape=True)
-    assert stopped.replays.steps > 5
-    assert resumed.replays.steps > 5
+    assert stopped.replays.steps > 2
+    assert resumed.replays.steps > 2
     assert differing(eager, resumed) == []
     assert [*before.rows, *after.rows] == expected.rows
     assert sum(line.startswith("captured the step in") for line in after.lines) == 1
@@ -131,8 +131,8 @@ def knows_all_that_is_read(training, tapes):
     replays = training.replays
     for work in (replays._training, *replays._evaluations.values()):
         known = {tensor.untyped_storage().data_ptr() for tensor in work.captured._reads()}
-        for tape in work.captured._graphs:
-            met = tapes.outside(tape)
+        for graph in work.captured._graphs:
+            met = tapes.outside(graph)
             assert len(met) > 5
             assert [tensor.shape for place, tensor in met.items() if place not in known] == []
 
@@ -151,15 +151,18 @@ def test_every_method(method, options):
 @pytest.mark.parametrize(
     ("method", "model", "options"),
     [
-        ("granet", "wrn_22_2", ("model.dropout=0.3",)),
+        ("granet", "wrn_22_2", ("correction=agent", "model.dropout=0.3", "schedule.epochs=2")),
         ("rigl", "resnet20", ("schedule.clip_norm=0.1", "schedule.clip_value=0.01")),
         ("rigl", "resnet20", ("hardware.precision=bf16", "hardware.channels_last=true")),
-        ("granet", "lenet_300_100", ("hardware.precision=fp16", "schedule.accumulate=2", "schedule.label_smoothing=0.1")),
-        ("granet", "lenet_300_100", ("correction=agent",)),
+        (
+            "granet",
+            "lenet_300_100",
+            ("hardware.precision=fp16", "schedule.accumulate=2", "schedule.label_smoothing=0.1"),
+        ),
         ("set", "lenet_300_100", ("correction=agent", "correction.proxy=gradient", "correction.gamma=1")),
-        ("rigl", "lenet_300_100", ("procedure=imp", "procedure.levels=2")),
+        ("rigl", "lenet_300_100", ("procedure=imp", "procedure.keep=0.5", "sparsity.density=0.25")),
     ],
-    ids=["dropout", "clipped", "bf16-channels-last", "fp16-accumulated", "corrected", "corrected-fully", "imp"],
+    ids=["corrected-dropout", "clipped", "bf16-channels-last", "fp16-accumulated", "corrected-fully", "imp"],
 )
 def test_with_everything_else(method, model, options):
     is_captured_as_it_is_eagerly(composed(method, model, options))
@@ -203,7 +206,7 @@ def test_a_tensor_that_somebody_replaces_is_met_anew():
                 state["momentum_buffer"] = state["momentum_buffer"] / 2
                 training.replays.doubt()
             if training.replays.prepare(batches, training.train_batches):
-                training.replay_step(batches, log)
+                training.replay_step(log)
             else:
                 training.train_step(*next(batches), log)
     assert differing(one, other) == []
@@ -225,12 +228,12 @@ class Reading(nn.Module):
 def test_a_module_that_reads_the_host_stands_in_the_way(is_required, monkeypatch):
     monkeypatch.setattr(captured, "_LIBRARIES", (*captured._LIBRARIES, Path(tape.__file__)))
     config = composed("rigl")
-    eager, expected, _ = trained(config)
+    _, expected, _ = trained(config)
     training, log = build(config).training, Log()
     training.model.fc2 = Reading(training.model.fc2)
     taped(training, is_required=is_required)
     if is_required:
-        with pytest.raises(CaptureError, match="hardware.capture=always: .*Tensor.item .in forward, test_captured.py:"):
+        with pytest.raises(CaptureError, match=r"the step: .*Tensor.item .in forward, test_captured.py:"):
             training.run(log, log.stop)
         return
     training.run(log, log.stop)
@@ -257,7 +260,7 @@ def test_what_is_known_to_stand_in_the_way_is_said_at_once():
     training.run(log, log.stop)
     assert log.lines == ["not captured, so that the host launches every kernel: hardware.processes=2: a step waits"]
     training.replays = Replays(training._step, Capture(None, "hardware.processes=2: a step waits", is_required=True))
-    with pytest.raises(CaptureError, match="cannot be: hardware.processes=2"):
+    with pytest.raises(CaptureError, match=r"hardware.processes=2: a step waits"):
         training.run(log, log.stop)
 
 
@@ -274,7 +277,7 @@ def test_a_replay_that_is_not_finite_is_seen_and_leaves_the_weights():
             training.train_step(*next(batches), log)
         else:
             assert training.replays.prepare(batches, training.train_batches)
-            training.replay_step(batches, log)
+            training.replay_step(log)
         if step < 6:
             training._guard.check()
     with pytest.raises(DivergedError, match="at step 7"):
@@ -329,7 +332,7 @@ def test_a_tape_repeats_operations_on_the_same_memory_and_undoes_the_first_ones(
         lambda x: x[x > 0],
         lambda x: torch.tensor([1.0]),
         lambda x: x.numpy(),
-        lambda x: torch.unique(x),
+        torch.unique,
     ],
 )
 def test_a_tape_refuses_what_a_graph_would(reads):

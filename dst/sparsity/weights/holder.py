@@ -170,9 +170,6 @@ class Holder(ABC):
         """Why a step cannot be captured; empty if it can."""
         return ""
 
-    def replayed(self) -> None:  # noqa: B027 - most have nothing to do
-        """Do what the host does after a step that was captured and has been taken again."""
-
     # -- masks ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Weights held as their active values alone, wherever kernels multiply by these faster than torch by a dense matrix."""
 
 import weakref
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,8 +64,6 @@ class Packed(MaskedDense):
         """Gradients of values, of layers that are unpacked for a while."""
         self._depth = 1
         """How many blocks want dense weights."""
-        self._changes = 0
-        """How often layers have got another form."""
         super().__init__(layers, masks, active)
         self._hooks: list[Any] = [
             layers[i].weight.register_post_accumulate_grad_hook(own.summed)  # type: ignore[no-untyped-call]
@@ -134,7 +132,6 @@ class Packed(MaskedDense):
             for place in layer.places:
                 unpack(place.module)
             self._reform(layer.weight, own.spread)
-        self._changes += len(self._packed)
         self._follow(dict.fromkeys(self._packed))
         self._packed = set()
         if self._depth == 0:  # backward passes may follow
@@ -155,7 +152,6 @@ class Packed(MaskedDense):
             for place in layer.places:
                 pack(place.module, own)
             self._packed.add(i)
-        self._changes += len(self._packed)
         self._follow({i: self._able[i].places for i in self._packed})
         self._refill(anew=False)
 
@@ -277,22 +273,10 @@ class Packed(MaskedDense):
         super().mask_gradients()
         self._forget_captured()
 
-    # -- a step that is captured ---------------------------------------------------------------------------------------
-
-    @property
-    def state_of_step(self) -> tuple[Hashable, ...]:
-        """Which form layers have got last, with tables and values of their own, and what backward passes compute."""
-        return self._changes, *(own.reads_dense_gradient for own in self._able.values())
-
     @property
     def obstacle(self) -> str:
-        """Why a step cannot be captured: the kernels of a CPU are none of torch's operations."""
-        return "" if self._packing.device == "cuda" else "packed layers are multiplied by kernels of a CPU"
-
-    def replayed(self) -> None:
-        """Forget dense weights, of whose change the version of the values does not tell."""
-        for own in self._able.values():
-            own.forget_dense()
+        """Why a step cannot be captured."""
+        return "packed layers get new tensors at every update"
 
     def stepped(self) -> None:
         """Pack layers that a loaded state has left dense, or that have been met for the first time."""
