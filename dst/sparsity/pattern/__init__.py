@@ -107,24 +107,32 @@ class Pattern(Protocol):
 
 def updated(layers: Sequence[Asked]) -> list[Moved]:
     """Return the next masks of all layers, in one go for all patterns of a kind."""
-    kinds = _kinds([layer.pattern for layer in layers])
+    kinds = _kinds([layer.pattern for layer in layers], "update", "update_all")
     return _in_order([(own, kind.update_all([layers[i] for i in own])) for kind, own in kinds])
 
 
 def allowed(patterns: Sequence[Pattern], masks: Sequence[Tensor]) -> list[bool]:
     """Say of each layer whether its pattern allows its mask, in one go for all patterns of a kind."""
-    kinds = _kinds(patterns)
+    kinds = _kinds(patterns, "allows", "allow_all")
     return _in_order(
         [(own, kind.allow_all([patterns[i] for i in own], [masks[i] for i in own])) for kind, own in kinds]
     )
 
 
-def _kinds(patterns: Sequence[Pattern]) -> list[tuple[type[Pattern], list[int]]]:
-    """Return the kinds of patterns, and which layers are of each."""
+def _kinds(patterns: Sequence[Pattern], one: str, all_: str) -> list[tuple[type[Pattern], list[int]]]:
+    """Return who does it for all patterns of a kind, and which layers these are.
+
+    A class that says anew what is done for one layer is not spoken for by a class that it derives from.
+    """
     kinds: dict[type[Pattern], list[int]] = {}
     for i, pattern in enumerate(patterns):
         kinds.setdefault(type(pattern), []).append(i)
-    return [*kinds.items()]
+    return [(kind if _owner(kind, all_) <= _owner(kind, one) else Pattern, own) for kind, own in kinds.items()]
+
+
+def _owner(kind: type[Pattern], name: str) -> int:
+    """Return how far up a class has its method from."""
+    return next(i for i, base in enumerate(kind.__mro__) if name in vars(base))
 
 
 def _in_order(found: Sequence[tuple[list[int], list[T]]]) -> list[T]:
