@@ -53,7 +53,7 @@ class Log(NoObserver):
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch):
     """Select and correct as on a device, in an order that needs no numbers on the host."""
-    monkeypatch.setattr(select, "_on_cpu", select._on_device)
+    monkeypatch.setattr(select, "_HOST", "none")
     monkeypatch.setattr(adam_age, "part_for", lambda device, size: adam_correction.AllWeights)
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which is not taken where operations are recorded
