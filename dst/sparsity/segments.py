@@ -69,20 +69,25 @@ class Segments:
     def gathered(self, tensors: Sequence[Tensor], dtype: torch.dtype, padding: float = 0) -> Tensor:
         """Return the matrix of these tensors, one a layer."""
         matrix = torch.full((self._rows + 1, COLUMNS), padding, dtype=dtype, device=self.device)
-        torch._foreach_copy_(self._parts(matrix), [tensor.flatten() for tensor in tensors])
+        torch._foreach_copy_(self.parts(matrix), [tensor.flatten() for tensor in tensors])
         return matrix
 
     def spread(self, matrix: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """Return what the matrix has of each layer, in its shape and in memory of its own."""
         made = [torch.empty(tensor.shape, dtype=matrix.dtype, device=self.device) for tensor in like]
-        torch._foreach_copy_([tensor.view(-1) for tensor in made], self._parts(matrix))
+        torch._foreach_copy_([tensor.view(-1) for tensor in made], self.parts(matrix))
         return made
 
     def everywhere(self) -> Tensor:
         """Return a mask of all that is no padding."""
         return torch.arange(COLUMNS, device=self.device) < self._filled.unsqueeze(1)
 
-    def _parts(self, matrix: Tensor) -> list[Tensor]:
+    @property
+    def starts(self) -> list[int]:
+        """The first position of each layer in the matrix, flat."""
+        return [int(start) for start in np.cumsum([0, *self._lengths])[:-1:2]]
+
+    def parts(self, matrix: Tensor) -> list[Tensor]:
         """Return views of the layers, flat."""
         return list(torch.split(matrix[: self._rows].view(-1), self._lengths)[::2])
 
@@ -92,11 +97,15 @@ class Segments:
         """Return how many true values each segment has [segments]."""
         return self._sums(mask.sum(1, keepdim=True)).squeeze(1)
 
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the largest value of each segment, padding included."""
+        return values.amax(1).index_select(0, self._rows_of).view(self._number, -1).amax(1)
+
     def _sums(self, of_rows: Tensor) -> Tensor:
         """Return the sums over the rows of each segment [segments, numbers] of numbers of rows [rows, numbers]."""
         return of_rows.index_select(0, self._rows_of).view(self._number, -1, of_rows.shape[1]).sum(1)
 
-    def _of_rows(self, numbers: Tensor) -> Tensor:
+    def of_rows(self, numbers: Tensor) -> Tensor:
         """Return, for each row, what its segment has."""
         return numbers.index_select(0, self._segment_of)
 
@@ -123,8 +132,7 @@ class Segments:
 
     def single_best(self, values: Tensor, among: Tensor) -> Tensor:
         """Return a mask of the largest value of each segment; ``values`` are minus infinity outside ``among``."""
-        of_rows = values.amax(1).index_select(0, self._rows_of).view(self._number, -1)
-        return self._first(values, of_rows.amax(1), torch.ones_like(self._firsts), among)
+        return self._first(values, self.largest(values), torch.ones_like(self._firsts), among)
 
     def _ranked(self, values: Tensor, wanted: Tensor, *, nan_first: bool, width: int = 2) -> Tensor:
         """Return the value of that rank in each segment: so many bits a pass, the highest first."""
@@ -142,17 +150,17 @@ class Segments:
 
     def _reached(self, keys: Tensor, thresholds: Tensor, rank: Tensor) -> Tensor:
         """Return how many of the thresholds of each segment [segments, thresholds] at least ``rank`` keys reach."""
-        reach = keys.unsqueeze(1) >= self._of_rows(thresholds).unsqueeze(2)
+        reach = keys.unsqueeze(1) >= self.of_rows(thresholds).unsqueeze(2)
         return (self._sums(reach.sum(2)) >= rank).sum(1)
 
     def _first(self, values: Tensor, last: Tensor, wanted: Tensor, among: Tensor) -> Tensor:
         """Return a mask of the values above the ``last`` of each segment, and of the first ones equal to it."""
-        limit = self._of_rows(last).unsqueeze(1)
+        limit = self.of_rows(last).unsqueeze(1)
         above, equal = values > limit, (values == limit).logical_and_(among)
         number = equal.sum(1)
         before = number.cumsum(0) - number  # of all segments, in the order of rows
         room = wanted - self.counts(above) + before.index_select(0, self._firsts)
-        left = (self._of_rows(room) - before).to(torch.int32)
+        left = (self.of_rows(room) - before).to(torch.int32)
         return above.logical_or_(equal.logical_and_(equal.cumsum(1, dtype=torch.int32) <= left.unsqueeze(1)))
 
 

@@ -71,10 +71,10 @@ def exchanged(
     def together(all_: Segments, part: slice) -> list[tuple[Tensor, Tensor]]:
         (losing, drops), (gaining, grows) = ((scores[part], numbers[part]) for scores, numbers in (leaving, entering))
         mask = all_.gathered(masks[part], torch.bool)
-        worth = all_.gathered(losing, _dtype_of(losing))
+        worth = all_.gathered(losing, dtype_of(losing))
         kept = mask ^ all_.best(worth, drops, mask, largest=False, held=_part_of(held, part))
         free = all_.everywhere() & ~(kept if regrow else mask)
-        grown = all_.best(all_.gathered(gaining, _dtype_of(gaining)), grows, free, largest=True)
+        grown = all_.best(all_.gathered(gaining, dtype_of(gaining)), grows, free, largest=True)
         pairs = (all_.spread(found, masks[part]) for found in (kept, kept | grown))
         return [*zip(*pairs, strict=True)]
 
@@ -148,7 +148,8 @@ def _one_by_one(layers: Sequence[Tensor]) -> bool:
     return len(layers) <= _FEW or on_host(layers)
 
 
-def _dtype_of(scores: Sequence[Tensor]) -> torch.dtype:
+def dtype_of(scores: Sequence[Tensor]) -> torch.dtype:
+    """Return the type that scores of all layers are compared in."""
     return reduce(torch.promote_types, (values.dtype for values in scores), torch.float32)
 
 
@@ -176,7 +177,7 @@ def _each(
 
     def together(all_: Segments, part: slice) -> list[Tensor]:
         where = all_.gathered(among[part], torch.bool)
-        values = all_.gathered(scores[part], _dtype_of(scores))
+        values = all_.gathered(scores[part], dtype_of(scores))
         found = all_.best(values, ks[part], where, largest=largest, held=_part_of(held, part))
         return all_.spread(found, among[part])
 
@@ -195,7 +196,7 @@ def _pooled_on_device(scores: Sequence[Tensor], k: int, among: Sequence[Tensor])
     """Let the best of every layer stay in any case: where layers are full enough, that changes nothing."""
     all_ = segments_of(tuple(values.numel() for values in scores), scores[0].device)
     where = all_.gathered(among, torch.bool)
-    values = all_.gathered(scores, _dtype_of(scores)).masked_fill_(~where, -torch.inf)
+    values = all_.gathered(scores, dtype_of(scores)).masked_fill_(~where, -torch.inf)
     values.masked_fill_(all_.single_best(values, where), torch.inf)
     return all_.spread(_on_device(values.view(-1), k, where.view(-1)).view(where.shape), among)
 

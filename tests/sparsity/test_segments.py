@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dst.run.build import build
 from dst.sparsity import segments, select
 from dst.sparsity.bracket import selected
-from dst.sparsity.pattern import Asked, Budget, updated
+from dst.sparsity.pattern import Asked, Budget, blocks_together, updated
 from dst.sparsity.pattern.constant_fan_in import constant_fan_in
 from dst.sparsity.pattern.n_m import n_m
 from dst.sparsity.pattern.unstructured import Unstructured
@@ -33,9 +33,14 @@ def as_on_a_device(columns=7):
         patch.setattr(select, "_HOST", "none")
         patch.setattr(select, "_FEW", 0)
         patch.setattr(segments, "COLUMNS", columns)
-        segments.segments_of.cache_clear()
+        forget_tables()
         yield patch
+    forget_tables()
+
+
+def forget_tables():
     segments.segments_of.cache_clear()
+    blocks_together.tables_of.cache_clear()
 
 
 @pytest.fixture

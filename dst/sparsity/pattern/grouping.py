@@ -8,8 +8,10 @@ from torch import Tensor
 
 from dst.kernels.blocks import first_equal
 
-_FAR: Final = 24
-_MOST: Final = 120  # 2 to the power of it is a float32
+FAR: Final = 24
+"""Squares of sums are good numbers if the largest number is at most 2 to the power of it, or of its negative."""
+MOST: Final = 120
+"""2 to the power of it is a float32."""
 
 
 def regrouped(values: Tensor, rows: Tensor) -> Tensor:
@@ -79,9 +81,9 @@ def squarable(scores: Tensor) -> Tensor:
     those of all weights of a path (SynFlow) as large.
     """
     largest = float(torch.maximum(scores.amax(), -scores.amin()))  # many times as fast as the norm
-    if largest == 0 or not math.isfinite(largest) or 2**-_FAR <= largest <= 2**_FAR:
+    if largest == 0 or not math.isfinite(largest) or 2**-FAR <= largest <= 2**FAR:
         return scores
-    return scores * 2.0 ** -max(-_MOST, min(math.frexp(largest)[1], _MOST))
+    return scores * 2.0 ** -max(-MOST, min(math.frexp(largest)[1], MOST))
 
 
 def alike(mask: Tensor, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Shuffled blocks: groups of output units whose weights lie in the same columns (DSB and SSB, Jiang et al. 2022)."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -9,11 +10,13 @@ from torch import Size, Tensor
 
 from dst.options import Clash, Excludes, Needs, OneOf, Range, ZeroOr, checked
 from dst.sparsity.marks import marked
-from dst.sparsity.pattern import Budget, Moved, Pattern
+from dst.sparsity.pattern import Asked, Budget, Moved, Pattern
+from dst.sparsity.pattern.blocks_together import Kind, keep_groups, moved_together
 from dst.sparsity.pattern.grouping import alike, group_of, regrouped, squarable
 from dst.sparsity.pattern.published_block import PublishedBlock
 from dst.sparsity.pattern.unstructured import Unstructured
-from dst.sparsity.select import row_top_k, top_k
+from dst.sparsity.segments import batches
+from dst.sparsity.select import on_host, row_top_k, top_k
 
 
 class ShuffledBlock(Pattern):
@@ -109,6 +112,30 @@ class ShuffledBlock(Pattern):
         self.rows = rows
         return Moved(self._spread(kept, rows, shape) & mask, self._spread(kept | entered, rows, shape))
 
+    @classmethod
+    def update_all(cls, layers: Sequence[Asked]) -> list[Moved]:
+        """Return the next masks of all layers, on a GPU of all in blocks together, and of all others together."""
+        if not layers or on_host([asked.mask for asked in layers]):
+            return super().update_all(layers)
+        found: dict[int, Moved] = {}
+        patterns: list[Any] = [asked.pattern for asked in layers]
+        singles = [i for i, asked in enumerate(layers) if patterns[i].misfit(asked.mask.shape) is not None]
+        found.update(zip(singles, Unstructured.update_all([layers[i] for i in singles]), strict=True))
+        for kind, own in _alike(layers).items():
+            for part in batches([layers[i].mask.numel() for i in own]):
+                moved = moved_together([layers[i] for i in own[part]], kind)
+                found.update((i, one) for i, one in zip(own[part], moved, strict=True) if one is not None)
+                for i in own[part]:
+                    patterns[i].updates += i in found
+        return [found.get(i) or asked.pattern.update(*asked[1:]) for i, asked in enumerate(layers)]
+
+    def _kind(self, budget: Budget | None = None) -> Kind:
+        """Return what layers have in common that go together."""
+        if budget is None:
+            return Kind(self.block, self.width, self.least)
+        regroups = self.regroup_every > 0 and (self.updates + 1) % self.regroup_every == 0
+        return Kind(self.block, self.width, self.least, regroups, budget.regrow)
+
     def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
         """Keep as many units as ``like`` has, the strongest of those that lie within ``among`` as a whole."""
         if self.misfit(like.shape) is not None:
@@ -132,16 +159,17 @@ class ShuffledBlock(Pattern):
     @classmethod
     def allow_all(cls, patterns: Sequence[Any], masks: Sequence[Tensor]) -> list[bool]:
         """Say of each layer what ``allows`` does; for those whose groups are the last ones a GPU is waited for once."""
-        told = [pattern._keeps_groups(mask) for pattern, mask in zip(patterns, masks, strict=True)]
-        known = torch.stack(told).tolist() if told else []
+        known = [False] * len(masks)
+        kinds: dict[Kind, list[int]] = defaultdict(list)
+        for i, (pattern, mask) in enumerate(zip(patterns, masks, strict=True)):
+            if not on_host(masks) and pattern.rows is not None and pattern.misfit(mask.shape) is None:
+                kinds[pattern._kind()].append(i)
+        for kind, own in kinds.items():
+            for part in batches([masks[i].numel() for i in own]):
+                told = keep_groups([patterns[i] for i in own[part]], [masks[i] for i in own[part]], kind)
+                for i, sure in zip(own[part], told, strict=True):
+                    known[i] = sure
         return [sure or own.allows(mask) for sure, own, mask in zip(known, patterns, masks, strict=True)]
-
-    def _keeps_groups(self, mask: Tensor) -> Tensor:
-        """Say, on its device, whether a mask is of whole units of the last groups, enough of them in each."""
-        if self.rows is None or self.misfit(mask.shape) is not None:
-            return torch.zeros((), dtype=torch.bool, device=mask.device)
-        units = self._first_units(mask.flatten(1), self.rows, mask.shape)
-        return (self._spread(units, self.rows, mask.shape) == mask).all() & (units.sum(1) >= self.least).all()
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -234,6 +262,16 @@ class ShuffledBlock(Pattern):
         """Return units as a mask of weights."""
         columns = units.view(len(units), shape[1] // self.width, 1, -1).expand(-1, -1, self.width, -1).flatten(1)
         return columns[group_of(rows.to(units.device))].view(shape)
+
+
+def _alike(layers: Sequence[Asked]) -> dict[Kind, list[int]]:
+    """Return the layers that move together, by kind: those that have groups, and drop a part of what is known to be."""
+    alike: dict[Kind, list[int]] = defaultdict(list)
+    for i, (pattern, _, _, mask, budget) in enumerate(layers):
+        own: Any = pattern
+        if own.rows is not None and own.misfit(mask.shape) is None and budget.active is not None and budget.drop > 0:
+            alike[own._kind(budget)].append(i)
+    return alike
 
 
 def _wanted(has: Tensor, scores: Tensor, mask: Tensor, active: int, grow: int) -> Tensor:
