@@ -14,6 +14,8 @@ from torch import Tensor
 COLUMNS: Final = 4_096
 _MOST: Final = 2**25
 """Weights in one matrix; more would only take more memory at once, not less time."""
+_SMALL: Final = 2**22
+"""A matrix of fewer weights is looked at by more bits a pass: that takes it less time than as many kernels again."""
 _FEW: Final = 4
 """Candidates are few if they are at most one of so many: then they are gathered, and looked at by more bits a pass."""
 
@@ -112,16 +114,24 @@ class Segments:
     # -- selection -----------------------------------------------------------------------------------------------------
 
     def best(
-        self, values: Tensor, numbers: Sequence[int], among: Tensor, *, largest: bool, held: Sequence[int] | None = None
+        self,
+        values: Tensor,
+        numbers: Sequence[int] | Tensor,
+        among: Tensor,
+        *,
+        largest: bool,
+        held: Sequence[int] | None = None,
     ) -> Tensor:
         """Return a mask of the largest (or smallest) values of each segment within ``among``, ties by lowest position.
 
         ``numbers``: how many of each; a segment with fewer candidates gives all it has. ``held``: how many candidates
         each has, if the host knows: where these are few, only they are looked through. Overwrites ``values``.
         """
-        wanted = self.sent(numbers)
+        wanted = numbers if isinstance(numbers, Tensor) else self.sent(numbers)
         values = (values if largest else values.neg_()).masked_fill_(~among, -torch.inf)
-        if held is None or _FEW * sum(held) > among.numel():
+        if among.numel() < _SMALL:
+            last = self._ranked(values, wanted, nan_first=largest, width=4)
+        elif held is None or _FEW * sum(held) > among.numel():
             last = self._ranked(values, wanted, nan_first=largest)
         else:
             few = segments_of(tuple(held), self.device)

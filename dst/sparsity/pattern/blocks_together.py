@@ -1,8 +1,7 @@
 """Shuffled blocks of all layers at once, on a GPU: kernels for the network and a dozen a layer, and few reads.
 
 What each step computes is what ``ShuffledBlock.update`` does for one layer, which is the one to read first. Rows
-(output units) and groups are numbered through all layers. Layers of which a group would lack columns are rare, and
-left to that.
+(output units) and groups are numbered through all layers.
 """
 
 import math
@@ -18,7 +17,7 @@ from torch import Size, Tensor
 from dst.sparsity.pattern import Asked, Moved
 from dst.sparsity.pattern.grouping import FAR, MOST
 from dst.sparsity.segments import Segments, segments_of
-from dst.sparsity.select import dtype_of
+from dst.sparsity.select import dtype_of, row_top_k
 
 _ROUNDS: Final = 4
 """Rounds of the matching of rows and groups before the host asks whether it is done; further ones change nothing."""
@@ -61,10 +60,10 @@ class Tables:
         self.numbers = torch.arange(max(self.groups), device=device)
         self.beyond = sent(np.repeat(self.groups, self.outputs)).unsqueeze(1) <= self.numbers
         """Where a table [rows, most groups] tells of groups that the layer does not have."""
-        columns = [size // (block * width * n) for size, n in zip(sizes, self.groups, strict=True)]
-        layers = zip(self.units.starts, columns, self.groups, strict=True)
+        self.columns = [size // (block * width * n) for size, n in zip(sizes, self.groups, strict=True)]
+        layers = zip(self.units.starts, self.columns, self.groups, strict=True)
         first = np.concatenate([start + number * np.arange(n) for start, number, n in layers])
-        self.first_unit, self.last_unit = sent(first), sent(first + np.repeat(columns, self.groups) - 1)
+        self.first_unit, self.last_unit = sent(first), sent(first + np.repeat(self.columns, self.groups) - 1)
         """Of each group [groups], among all units."""
 
     # -- rows and groups -----------------------------------------------------------------------------------------------
@@ -131,9 +130,17 @@ class Tables:
         first = self.first_unit
         return summed[self.last_unit] - summed[first] + flat[first]
 
-    def wrong(self, mask: Tensor, units: Tensor, rows: Tensor) -> Tensor:
+    def best_of_groups(self, values: Tensor, numbers: Tensor, among: Tensor, most: int) -> Tensor:
+        """Return a mask of the units of largest value of each group, so many, at most ``most``."""
+        columns = torch.arange(max(self.columns), device=values.device)
+        place = self.first_unit.unsqueeze(1) + columns
+        place = torch.where(place <= self.last_unit.unsqueeze(1), place, among.numel() - 1)  # which is padding
+        found = row_top_k(values.view(-1)[place], numbers, among.view(-1)[place], most=most)
+        return torch.zeros_like(among).view(-1).scatter_(0, place.view(-1), found.view(-1)).view(among.shape)
+
+    def wrong(self, mask: Tensor, units: Tensor, group: Tensor) -> Tensor:
         """Return how many weights of each layer are not as whole units would have them [layers]."""
-        whole = self.weights.gathered(self.spread(units, self.group_of(rows)), torch.bool)
+        whole = self.weights.gathered(self.spread(units, group), torch.bool)
         return self.weights.counts(whole ^ mask)
 
 
@@ -142,7 +149,7 @@ def keep_groups(patterns: Sequence[Any], masks: Sequence[Tensor], kind: Kind) ->
     tables = tables_of(tuple(mask.shape for mask in masks), kind.block, kind.width, masks[0].device)
     rows, mask = tables.rows_of(patterns), tables.weights.gathered(masks, torch.bool)
     units = tables.first_units(mask, rows)
-    told = torch.cat([tables.wrong(mask, units, rows), tables.counts(units)]).tolist()
+    told = torch.cat([tables.wrong(mask, units, tables.group_of(rows)), tables.counts(units)]).tolist()
     wrong, counts = told[: len(masks)], told[len(masks) :]
     return [not off and min(own) >= kind.least for off, own in zip(wrong, _split(counts, tables.groups), strict=True)]
 
@@ -165,29 +172,64 @@ def moved_together(layers: Sequence[Asked], kind: Kind) -> list[Moved | None]:
     has, new = (
         _squarable(found, tables.weights) for found in (has, tables.weights.gathered(gaining, dtype_of(gaining)))
     )
-    before = tables.first_units(mask, rows)
-    wrong = tables.wrong(mask, before, rows)
+    before, group = tables.first_units(mask, rows), tables.group_of(rows)
+    wrong = tables.wrong(mask, before, group)
     if kind.regroups:
         grows = [min(budget.grow, own.numel() - n) for budget, own, n in zip(budgets, masks, active, strict=True)]
-        rows = _regrouped(_wanted(has, new, mask, active, grows, tables), rows, tables)
+        rows = _regrouped(_wanted(has, new, mask, active, grows, tables), group, tables)
+        group = tables.group_of(rows)
         before = tables.sums(mask.to(has.dtype), rows) > 0
-    kept = tables.units.best(tables.sums(has.abs().mul_(has), rows), stay, before, largest=True)
+    worth, desire = (tables.sums(found.abs().mul_(found), rows) for found in (has, new))
+    kept = tables.units.best(worth.clone(), stay, before, largest=True)
     free = tables.units.everywhere() & ~(kept if kind.regrow else before)
-    entered = tables.units.best(tables.sums(new.abs().mul_(new), rows), drops, free, largest=True)
+    entered = tables.units.best(desire.clone(), drops, free, largest=True)
 
     told = torch.cat([wrong, tables.units.counts(free), tables.counts(kept)]).tolist()
     off, room, counts = told[: len(masks)], told[len(masks) : 2 * len(masks)], told[2 * len(masks) :]
-    fewest = [min(own) for own in _split(counts, tables.groups)]
-    group = tables.group_of(rows)
+    lacking = [sum(max(0, kind.least - n) for n in own) for own in _split(counts, tables.groups)]
+    if any(lacking) or any(number < drop for number, drop in zip(room, drops, strict=True)):
+        beyond = [number > drop for number, drop in zip(lacking, drops, strict=True)]
+        kept = _with_floor(kept, beyond, stay, before, worth, kind, tables)
+        entered = _entered(desire, kept, kept if kind.regrow else before, drops, kind, tables)
+
     left = tables.weights.gathered(tables.spread(kept, group), torch.bool) & mask
     pairs = zip(tables.weights.spread(left, masks), tables.spread(kept | entered, group), strict=True)
     moved: list[Moved | None] = [Moved(*pair) for pair in pairs]
     for i, own in enumerate(tables.own_rows(rows)):
-        if off[i] or fewest[i] < kind.least or room[i] < drops[i]:
+        if off[i]:
             moved[i] = None
         else:
             patterns[i].rows = own
     return moved
+
+
+def _with_floor(
+    kept: Tensor, beyond: Sequence[bool], count: Sequence[int], among: Tensor, worth: Tensor, kind: Kind, tables: Tables
+) -> Tensor:
+    """Return the units that stay; in layers that lack more than can grow (``beyond``) the floor of each group does."""
+    all_ = tables.units
+    least = torch.full_like(tables.first_unit, kind.least)
+    sure = tables.best_of_groups(worth, least, among, kind.least)
+    total = all_.sent(count)
+    rest = total - all_.counts(sure)
+    short = all_.of_rows(rest < 0).unsqueeze(1)
+    places = torch.where(short, sure, among & ~sure)
+    found = all_.best(worth.clone(), torch.where(rest < 0, total, rest), places, largest=True)
+    return torch.where(all_.of_rows(all_.sent(beyond)).bool().unsqueeze(1), found | (sure & ~short), kept)
+
+
+def _entered(desire: Tensor, kept: Tensor, taken: Tensor, count: Sequence[int], kind: Kind, tables: Tables) -> Tensor:
+    """Return the units that are grown: first those of groups that lack some; ``taken``: those that come last."""
+    all_ = tables.units
+    everywhere, total = all_.everywhere(), all_.sent(count)
+    entered = torch.zeros_like(kept)
+    for out in (taken, kept):
+        lacking = (kind.least - tables.counts(kept | entered)).clamp(min=0)
+        entered |= tables.best_of_groups(desire, lacking, everywhere & ~(out | entered), kind.least)
+    for out in (taken, kept):
+        rest = (total - all_.counts(entered)).clamp(min=0)
+        entered |= all_.best(desire.clone(), rest, everywhere & ~(out | entered), largest=True)
+    return entered
 
 
 def _split(numbers: list[int], lengths: Sequence[int]) -> list[list[int]]:
@@ -221,12 +263,12 @@ def _wanted(
     return torch.where(entering, all_.of_rows(mean).unsqueeze(1), found)
 
 
-def _regrouped(values: Tensor, rows: Tensor, tables: Tables) -> Tensor:
+def _regrouped(values: Tensor, group: Tensor, tables: Tables) -> Tensor:
     """Return new groups of rows, as ``grouping.regrouped`` finds them for each layer."""
     own_values = tables.of_layers(values)
     length = torch.cat([torch.linalg.vector_norm(own, dim=1) for own in own_values])
     inverse = torch.where(length > 0, 1 / length, 0)
-    at_home = (tables.group_of(rows).unsqueeze(1) == tables.numbers).to(values.dtype)
+    at_home = (group.unsqueeze(1) == tables.numbers).to(values.dtype)
     affinity = torch.zeros_like(at_home)
     to, products = [], []
     scaled = torch.split(at_home * inverse.unsqueeze(1), tables.outputs)
