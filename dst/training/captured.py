@@ -1,12 +1,16 @@
 """Work on the device that is captured once, as graphs, and replayed: the host launches a graph, not each kernel."""
 
+import gc
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from dst.signals import KilledError
 
 _LIBRARIES: tuple[Path, ...] = (Path(torch.__file__).parent,)
 
@@ -102,6 +106,8 @@ class Captured:
             graphs.append(self._make())
             try:
                 graphs[-1].capture(part)
+            except KilledError:
+                raise
             except Exception as error:
                 raise CaptureError(obstacle(error)) from error
         if self._now() != where:
@@ -156,13 +162,17 @@ class CudaGraphs:
 
         try:
             # Errors of this thread only: others, such as one that samples the machine for a log, do not matter.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            with (
+                _undisturbed(),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+                ),
             ):
                 guarded()
         except RuntimeError as error:  # the capture was broken, of which the first error tells more
             failure.append(error)
         if failure:
+            graph.reset()  # the error leads to it, and would keep what it holds
             _renew_generator()
             raise failure[0]
         self.held += torch.cuda.memory_reserved() - before
@@ -177,6 +187,25 @@ class _CudaGraph:
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let a capture have workspaces of its own, and nobody free what was captured earlier in the midst of it.
+
+    Torch keeps a workspace of cuBLAS for each stream, and frees it when any graph of that stream goes, whoever else
+    reads and writes there (pytorch 193402). Of one that is made in a capture, and let go after it, the memory is the
+    pool's, which lasts as long as its graphs.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+        if was_enabled:
+            gc.enable()
 
 
 def _renew_generator() -> None:
