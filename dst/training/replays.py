@@ -155,8 +155,9 @@ class Replays:
         return True
 
     def _give_up(self, obstacle: str) -> None:
-        """Capture nothing any more."""
-        self._graphs = None
+        """Capture nothing any more, and let go what was captured."""
+        self._graphs, self._training = None, None
+        self._evaluations.clear()
         if self._capture.is_required:
             raise CaptureError(obstacle)
         self._say(f"not captured, so that the host launches every kernel: {obstacle}", key="obstacle")
