@@ -262,14 +262,14 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
 def _after_step(step: int, act: Callable[[], None]) -> None:
     from dst.training.loop import Training
 
-    original = Training.train_step
+    original = Training._end_step  # of a step that is taken, and of one that is replayed
 
     def wrapper(self: Training, *args: Any) -> None:
         original(self, *args)
         if self.counters.step == step:
             act()
 
-    Training.train_step = wrapper
+    Training._end_step = wrapper
 
 
 def _arm_signal(name: str, *where: str) -> None:
@@ -342,9 +342,9 @@ def _arm_nan_evaluation(number: int) -> None:
 
     original, calls = loop.evaluate, iter(range(1, 1_000_000))
 
-    def poisoned(model: Any, batches: Any, forward: Any, processes: Any) -> Any:
+    def poisoned(model: Any, batches: Any, forward: Any, *more: Any) -> Any:
         factor = float("nan") if next(calls) == number else 1.0
-        return original(model, batches, lambda inputs: forward(inputs) * factor, processes)
+        return original(model, batches, lambda inputs: forward(inputs) * factor, *more)
 
     loop.evaluate = poisoned
 

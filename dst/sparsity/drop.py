@@ -9,6 +9,7 @@ from torch import Tensor
 from dst.fractions import exact
 from dst.options import Range, exactly_one
 from dst.sparsity.marks import marked
+from dst.sparsity.select import on_host
 from dst.sparsity.view import LayerView
 
 
@@ -22,13 +23,24 @@ def set(layer: LayerView) -> Tensor:
 
     The score of a weight is its rank by magnitude among the active weights of its sign, as a fraction of their number.
     """
-    scores = torch.zeros_like(layer.weight)
-    for of_sign in (layer.weight >= 0, layer.weight < 0):
-        where = (layer.mask & of_sign).flatten().nonzero().squeeze(1)
-        order = where[layer.weight.flatten()[where].abs().argsort(stable=True)]
-        ranks = torch.arange(1, len(order) + 1, device=order.device, dtype=scores.dtype)
-        scores.view(-1)[order] = ranks / max(len(order), 1)
+    places = layer.active()
+    weights = layer.weight.flatten().index_select(0, places)
+    order = weights.abs().argsort(stable=True)
+    weights, places = (found.index_select(0, order) for found in (weights, places))
+    shares = torch.zeros_like(weights)
+    for of_sign in (weights >= 0, weights < 0):
+        rank = of_sign.cumsum(0)
+        shares = torch.where(of_sign, _share(rank, rank[-1:], weights.dtype), shares)
+    scores = torch.zeros_like(layer.weight, memory_format=torch.contiguous_format)
+    scores.view(-1)[places] = shares
     return scores
+
+
+def _share(rank: Tensor, number: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ranks as shares of a number, rounded as where the host knows that: a GPU multiplies by its reciprocal."""
+    if on_host([rank]):
+        return rank.to(dtype) / number.to(dtype)
+    return rank.to(dtype) * number.to(dtype).reciprocal()
 
 
 def taylor(layer: LayerView) -> Tensor:
@@ -57,6 +69,6 @@ def threshold(
     if value is not None:
         return magnitudes - value
     assert quantile is not None
-    active = magnitudes[layer.mask]
+    active = magnitudes.flatten().index_select(0, layer.active())
     leaving = min(math.floor(exact(quantile) * active.numel()), active.numel() - 1)
     return magnitudes - active.kthvalue(leaving + 1).values

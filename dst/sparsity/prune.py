@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dst.sparsity.pattern import Pattern
-from dst.sparsity.select import pooled_top_k, top_k
+from dst.sparsity.select import each_top_k, pooled_top_k
 
 
 def prune_to(counts: int | Sequence[int], scores: Sequence[Tensor], among: Sequence[Tensor]) -> list[Tensor]:
@@ -15,7 +15,7 @@ def prune_to(counts: int | Sequence[int], scores: Sequence[Tensor], among: Seque
     """
     if isinstance(counts, int):
         return pooled_top_k(scores, counts, among)
-    return [top_k(*layer) for layer in zip(scores, counts, among, strict=True)]
+    return each_top_k(scores, counts, among)
 
 
 def prune_like(

@@ -29,7 +29,7 @@ from dst.sparsity.probe import (
     twin_weights,
 )
 from dst.sparsity.scope import Layer
-from dst.sparsity.select import pooled_top_k, top_k
+from dst.sparsity.select import each_top_k, pooled_top_k
 
 _DOUBLE_BACKWARD = 2 * (FORWARD + BACKWARD)
 """A backward pass costs twice the graph that it differentiates; that of a gradient is a forward and a backward pass."""
@@ -279,7 +279,7 @@ def _select(scores: Sequence[Tensor], counts: Sequence[int], *, pooled: bool) ->
     eligible = [torch.ones_like(score, dtype=torch.bool) for score in scores]
     if pooled:
         return pooled_top_k(scores, counts[0], eligible)
-    return [top_k(*layer) for layer in zip(scores, counts, eligible, strict=True)]
+    return each_top_k(scores, counts, eligible)
 
 
 def _append(ranks: Sequence[Tensor], where: Sequence[Tensor], scores: Sequence[Tensor], last: int) -> int:

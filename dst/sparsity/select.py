@@ -3,17 +3,21 @@
 ``torch.topk`` alone breaks ties arbitrarily, and ties are real: dead inputs give all-zero gradients.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_SAMPLE = 8_192
-_WORTH_SAMPLING = 8 * _SAMPLE
-_SPARSE, _FEW = 0.1, 0.1
-"""Where a smaller share of all positions is eligible, or wanted, listing these is cheaper than another pass."""
+from dst.sparsity.bracket import counted, selected
+from dst.sparsity.segments import Segments, batches, segments_of
+
+T = TypeVar("T")
+
+_HOST = "cpu"
+_FEW = 4
+"""So few layers are fewest kernels on a device if each is selected from by itself."""
 
 
 def top_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
@@ -33,6 +37,50 @@ def bottom_k(scores: Tensor, k: int, among: Tensor) -> Tensor:
     return chosen
 
 
+def each_top_k(scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tensor]) -> list[Tensor]:
+    """Return what ``top_k`` would for each layer: on a GPU by as many kernels for all layers as for one."""
+    return _each(scores, ks, among, largest=True)
+
+
+def each_bottom_k(
+    scores: Sequence[Tensor], ks: Sequence[int], among: Sequence[Tensor], *, held: Sequence[int] | None = None
+) -> list[Tensor]:
+    """Return what ``bottom_k`` would for each layer: on a GPU by as many kernels for all layers as for one.
+
+    ``held``: the number of true values of each of ``among``, if it is known, which takes a GPU less time.
+    """
+    return _each(scores, ks, among, largest=False, held=held)
+
+
+def exchanged(
+    leaving: tuple[Sequence[Tensor], Sequence[int]],
+    entering: tuple[Sequence[Tensor], Sequence[int]],
+    masks: Sequence[Tensor],
+    *,
+    regrow: bool,
+    held: Sequence[int] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Return each mask without those of lowest score, and this with those of highest score at free places.
+
+    ``leaving``, ``entering``: the scores, and how many. ``regrow``: what has just left may enter. ``held``: see
+    ``each_bottom_k``.
+    """
+    if _one_by_one(masks):
+        return [_exchanged(*layer, regrow) for layer in zip(*leaving, *entering, masks, strict=True)]
+
+    def together(all_: Segments, part: slice) -> list[tuple[Tensor, Tensor]]:
+        (losing, drops), (gaining, grows) = ((scores[part], numbers[part]) for scores, numbers in (leaving, entering))
+        mask = all_.gathered(masks[part], torch.bool)
+        worth = all_.gathered(losing, _dtype_of(losing))
+        kept = mask ^ all_.best(worth, drops, mask, largest=False, held=_part_of(held, part))
+        free = all_.everywhere() & ~(kept if regrow else mask)
+        grown = all_.best(all_.gathered(gaining, _dtype_of(gaining)), grows, free, largest=True)
+        pairs = (all_.spread(found, masks[part]) for found in (kept, kept | grown))
+        return [*zip(*pairs, strict=True)]
+
+    return _in_batches(together, masks)
+
+
 def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> list[Tensor]:
     """Return boolean masks of the ``k`` largest scores of all layers together, at least one in every layer.
 
@@ -40,8 +88,10 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
     """
     if k < len(scores):
         raise ValueError(f"cannot keep {k} weights in {len(scores)} layers: every layer keeps at least one")
+    if not on_host(scores):
+        return _pooled_on_device(scores, k, among)
     chosen = _select(scores, k, among)
-    if bool(torch.stack([mask.any() for mask in chosen]).all()):
+    if all(bool(mask.any()) for mask in chosen):
         return chosen
     sure = [score.clone(memory_format=torch.contiguous_format) for score in scores]
     for values, where in zip(sure, among, strict=True):
@@ -52,18 +102,20 @@ def pooled_top_k(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> l
 
 def count_true(masks: Sequence[Tensor]) -> list[int]:
     """Return the number of true values of each boolean mask, in one host synchronisation."""
-    if not masks or masks[0].device.type == "cpu":
-        return [int(np.count_nonzero(mask.numpy())) for mask in masks]  # three times as fast as torch's
-    found: list[int] = torch.stack([torch.count_nonzero(mask) for mask in masks]).tolist()
+    if not masks or on_host(masks):
+        return counted(masks)
+    counts = _in_batches(lambda all_, part: [all_.counts(all_.gathered(masks[part], torch.bool))], masks)
+    found: list[int] = torch.cat(counts).tolist()
     return found
 
 
-def row_top_k(scores: Tensor, k: Tensor, among: Tensor) -> Tensor:
+def row_top_k(scores: Tensor, k: Tensor, among: Tensor, *, most: int | None = None) -> Tensor:
     """Return a boolean mask of the ``k[r]`` largest scores of each row within ``among``, ties by lowest index.
 
-    ``scores`` and ``among``: [rows, columns]; ``k``: [rows], integers. A row with fewer candidates gives all it has.
+    ``scores`` and ``among``: [rows, columns]; ``k``: [rows], integers, none of them above ``most``: without it a device
+    is waited for. A row with fewer candidates gives all it has.
     """
-    widest = int(k.max())
+    widest = int(k.max()) if most is None or on_host([k]) else most
     if widest <= 0:
         return torch.zeros_like(among)
     values = scores.masked_fill(~among, -torch.inf)
@@ -78,85 +130,78 @@ def _select(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], *, larges
     """Return the masks of the k largest scores of all tensors together, ties by tensor, then by lowest flat index."""
     if k <= 0:
         return [torch.zeros_like(where) for where in among]
-    select = _on_cpu if scores[0].device.type == "cpu" else _on_device
-    chosen = select([values.flatten() for values in scores], k, [where.flatten() for where in among], largest)
+    flat, places = [values.flatten() for values in scores], [where.flatten() for where in among]
+    chosen = selected(flat, k, places, largest) if on_host(scores) else [_on_device(flat[0], k, places[0], largest)]
     return [mask.view(where.shape) for mask, where in zip(chosen, among, strict=True)]
 
 
-def _on_device(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> list[Tensor]:
-    values, eligible = (scores[0], among[0]) if len(scores) == 1 else (torch.cat([*scores]), torch.cat([*among]))
+# -- on a device -------------------------------------------------------------------------------------------------------
+
+
+def on_host(tensors: Sequence[Tensor]) -> bool:
+    """Say whether tensors are the host's, which need not wait for them, and takes a kernel for nothing."""
+    return tensors[0].device.type == _HOST
+
+
+def _one_by_one(layers: Sequence[Tensor]) -> bool:
+    """Say whether each layer is selected from by itself."""
+    return len(layers) <= _FEW or on_host(layers)
+
+
+def _dtype_of(scores: Sequence[Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, (values.dtype for values in scores), torch.float32)
+
+
+def _in_batches(action: Callable[[Segments, slice], list[T]], like: Sequence[Tensor]) -> list[T]:
+    """Return what an action returns of all layers, done with as many at a time as go into one matrix."""
+    sizes = [tensor.numel() for tensor in like]
+    return [found for part in batches(sizes) for found in action(segments_of(tuple(sizes[part]), like[0].device), part)]
+
+
+def _part_of(held: Sequence[int] | None, part: slice) -> Sequence[int] | None:
+    return None if held is None else held[part]
+
+
+def _each(
+    scores: Sequence[Tensor],
+    ks: Sequence[int],
+    among: Sequence[Tensor],
+    *,
+    largest: bool,
+    held: Sequence[int] | None = None,
+) -> list[Tensor]:
+    if _one_by_one(scores):
+        layers = zip(scores, ks, among, strict=True)
+        return [_select([values], k, [where], largest=largest)[0] for values, k, where in layers]
+
+    def together(all_: Segments, part: slice) -> list[Tensor]:
+        where = all_.gathered(among[part], torch.bool)
+        values = all_.gathered(scores[part], _dtype_of(scores))
+        found = all_.best(values, ks[part], where, largest=largest, held=_part_of(held, part))
+        return all_.spread(found, among[part])
+
+    return _in_batches(together, scores)
+
+
+def _on_device(values: Tensor, k: int, eligible: Tensor, largest: bool = True) -> Tensor:
+    """Select from one flat tensor, where a radix select over all of it takes fewest kernels."""
     values = values.masked_fill(~eligible, -torch.inf) if largest else -values.masked_fill(~eligible, torch.inf)
     kth = values.topk(k, sorted=False).values.min()
-    above, equal = values > kth, values == kth
-    chosen = above | (equal & (equal.cumsum(0) <= k - above.sum()))
-    return list(torch.split(chosen, [layer.numel() for layer in scores]))
+    above, equal = values > kth, (values == kth).logical_and_(eligible)
+    return above | (equal & (equal.cumsum(0) <= k - above.sum()))
 
 
-def _on_cpu(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> list[Tensor]:
-    """Take all scores beyond a bracket of the k-th value, then the best of the few within it."""
-    near, far = _bracket(scores, k, among, largest)
-    chosen, taken, eligible = [torch.zeros_like(where) for where in among], 0, list(among)
-    if math.isfinite(far):
-        beyond = torch.gt if largest else torch.lt
-        sure = [beyond(values, far).logical_and_(where) for values, where in zip(scores, among, strict=True)]
-        if (count := sum(count_true(sure))) <= k:  # else the sample misled
-            chosen, taken = sure, count
-            eligible = [where ^ above for where, above in zip(among, sure, strict=True)]
-    index: list[Tensor] = []
-    if math.isfinite(near):
-        reaches = torch.ge if largest else torch.le
-        parts = zip(scores, eligible, strict=True)
-        index = [_places(reaches(values, near).logical_and_(where)) for values, where in parts]
-    if taken + sum(map(len, index)) < k:  # there is no such bound, it misled, or there are not as many
-        index = [_places(where) for where in eligible]
-        if (found := taken + sum(map(len, index))) < k:
-            raise ValueError(f"cannot select {k} of {found} positions")
-    if taken < k:
-        undecided = torch.cat([values[where] for values, where in zip(scores, index, strict=True)])
-        best = torch.split(_first(undecided, k - taken, largest), [len(where) for where in index])
-        for mask, where, picked in zip(chosen, index, best, strict=True):
-            mask[where[picked]] = True
-    return chosen
+def _pooled_on_device(scores: Sequence[Tensor], k: int, among: Sequence[Tensor]) -> list[Tensor]:
+    """Let the best of every layer stay in any case: where layers are full enough, that changes nothing."""
+    all_ = segments_of(tuple(values.numel() for values in scores), scores[0].device)
+    where = all_.gathered(among, torch.bool)
+    values = all_.gathered(scores, _dtype_of(scores)).masked_fill_(~where, -torch.inf)
+    values.masked_fill_(all_.single_best(values, where), torch.inf)
+    return all_.spread(_on_device(values.view(-1), k, where.view(-1)).view(where.shape), among)
 
 
-def _bracket(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], largest: bool) -> tuple[float, float]:
-    """Return two values, the far one last, that most probably bracket the k-th of the eligible scores closely.
-
-    Both are infinite if a sample cannot tell, or if it is cheaper to look at each of few eligible scores.
-    """
-    everything, nothing = (-math.inf, math.inf) if largest else (math.inf, -math.inf)
-    total = sum(values.numel() for values in scores)
-    if total < _WORTH_SAMPLING:
-        return everything, nothing
-    stride = total // _SAMPLE
-    stride += {0: 1, 2: 3, 3: 2, 4: 1}.get(stride % 6, 0)  # no period in common with kernels of 2, 3, 4, ... places
-    pairs = [(values[::stride], where[::stride]) for values, where in zip(scores, among, strict=True)]
-    sample = torch.cat([values[where] for values, where in pairs])
-    if len(sample) <= _SPARSE * _SAMPLE:
-        return everything, nothing
-    rank = k / stride  # of the k-th value within the sample, give or take
-    margin = 4 * math.sqrt(rank) + 8
-    near, far = math.ceil(rank + margin), min(math.floor(rank - margin), len(sample) - 1)
-    near_value = _ranked(sample, near, largest) if near < len(sample) else everything
-    return near_value, _ranked(sample, far, largest) if far >= 0 and k > _FEW * total else nothing
-
-
-def _first(values: Tensor, k: int, largest: bool) -> Tensor:
-    """Return a mask of the k largest (or smallest) values, ties by lowest index."""
-    kth = _ranked(values, k - 1, largest)
-    chosen = values > kth if largest else values < kth
-    (taken,) = count_true([chosen])
-    chosen[_places(values == kth)[: k - taken]] = True
-    return chosen
-
-
-def _ranked(values: Tensor, rank: int, largest: bool) -> float:
-    """Return the value of a rank, counted from 0; several times as fast as ``Tensor.topk`` and ``kthvalue``."""
-    place = len(values) - 1 - rank if largest else rank
-    known = values.to(torch.promote_types(values.dtype, torch.float32))  # numpy has no bfloat16
-    return float(np.partition(known.numpy(), place)[place])
-
-
-def _places(mask: Tensor) -> Tensor:
-    """Return the true positions in ascending order, twice as fast as ``Tensor.nonzero``."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+def _exchanged(
+    losing: Tensor, drop: int, gaining: Tensor, grow: int, mask: Tensor, regrow: bool
+) -> tuple[Tensor, Tensor]:
+    kept = mask ^ bottom_k(losing, drop, among=mask)
+    return kept, kept | top_k(gaining, grow, among=~kept if regrow else ~mask)

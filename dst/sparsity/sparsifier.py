@@ -419,8 +419,7 @@ class Sparsifier:
         if self.learned is None:
             return
         before = list(self.topology.masks)
-        for i, mask in enumerate(self.learned.active()):
-            self.topology.replace(i, mask)
+        self.topology.replace_all(dict(enumerate(self.learned.active())))
         self._recount(before)
         self.topology.counts = self._active
         self.updates += 1
@@ -493,8 +492,7 @@ class Sparsifier:
             if not (mask.all() or pattern.allows(mask)):
                 raise RuntimeError(f"layer {layer.name}: its mask breaks the pattern")
         before = list(self.topology.masks)
-        for i, mask in enumerate(masks):
-            self.topology.replace(i, mask)
+        self.topology.replace_all(dict(enumerate(masks)))
         self._recount(before)
         if not self.topology.is_structured:
             self.topology.counts = self._active
@@ -661,9 +659,8 @@ class Sparsifier:
         update = self.topology_update
         withheld = purpose == "grow" and update is not None and "dense_gradient" not in marks_of(update.grow)
         gradient = None if withheld else partial(self.weights.gradient, i)
-        return LayerView(
-            self.weights.weight(i), topology.masks[i], topology.explored[i], gradient, seed, average, withheld
-        )
+        weight, count = self.weights.weight(i), topology.active_counts[i]
+        return LayerView(weight, topology.masks[i], topology.explored[i], gradient, seed, average, withheld, count)
 
     @property
     def _goes_by_weights(self) -> bool:

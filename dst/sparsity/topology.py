@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dst.sparsity.pattern import Pattern
+from dst.sparsity.pattern import Pattern, allowed
 from dst.sparsity.scope import Layer
 from dst.sparsity.select import count_true
 from dst.sparsity.weights.held import all_finite
@@ -77,7 +77,7 @@ class Topology:
 
     def refresh(self, before: Sequence[Tensor] | None = None) -> None:
         """Recount every layer in one host synchronisation; ``before``: the masks at the time of the last reports."""
-        common = [] if before is None else [new & old for new, old in zip(self.masks, before, strict=True)]
+        common = [] if before is None else torch._foreach_mul(self.masks, list(before))
         found = count_true([*self.masks, *self.explored, *common])
         number = len(self.layers)
         active, explored, stayed = found[:number], found[number : 2 * number], found[2 * number :] or found[:number]
@@ -163,15 +163,23 @@ class Topology:
 
     def _broken(self) -> list[str]:
         """Return the layers whose masks their patterns do not allow; every pattern allows a full one."""
-        found = zip(self.reports, self.masks, self.patterns, strict=True)
-        return [
-            report.layer for report, mask, pattern in found if report.active < report.size and not pattern.allows(mask)
-        ]
+        asked = [i for i, report in enumerate(self.reports) if report.active < report.size]
+        allows = allowed([self.patterns[i] for i in asked], [self.masks[i] for i in asked])
+        return [self.reports[i].layer for i, is_allowed in zip(asked, allows, strict=True) if not is_allowed]
 
-    def replace(self, index: int, mask: Tensor) -> None:
-        """Give one layer a new boolean mask; call ``refresh`` after the last one."""
-        self.masks[index] = mask
-        self.explored[index] |= mask
+    def replace_all(self, masks: Mapping[int, Tensor]) -> None:
+        """Give some layers new boolean masks, by their index; call ``refresh`` next."""
+        if not masks:
+            return
+        for index, mask in masks.items():
+            self.masks[index] = mask
+        pairs = [(self.explored[index].view(torch.uint8), mask.view(torch.uint8)) for index, mask in masks.items()]
+        torch._foreach_maximum_(*map(list, zip(*pairs, strict=True)))  # of 0 and 1, in one kernel for all layers
+
+    @property
+    def active_counts(self) -> list[int]:
+        """The active weights of each layer exactly, which the host knows: no device is waited for."""
+        return [report.active for report in self.reports] if self.is_structured else self.counts
 
     def state_dict(self) -> dict[str, Any]:
         """Return counts, and by layer name masks, explored masks (boolean), moving averages and initial weights.

@@ -20,11 +20,11 @@ from dst.sparsity.allocation import level_counts, share
 from dst.sparsity.drop_fraction import constant
 from dst.sparsity.marks import Mark, marks_of
 from dst.sparsity.options import Part, Pool, drop_problems
-from dst.sparsity.pattern import Budget
+from dst.sparsity.pattern import Asked, Budget, updated
 from dst.sparsity.plan import UpdatePlan
 from dst.sparsity.prune import prune_to
 from dst.sparsity.redistribute import Statistic
-from dst.sparsity.select import bottom_k, count_true, pooled_top_k
+from dst.sparsity.select import count_true, each_bottom_k, pooled_top_k
 from dst.sparsity.topology import Topology
 from dst.sparsity.view import LayerView, Score
 
@@ -114,8 +114,8 @@ class TopologyUpdate:
             return []
         sizes = [layer.size for layer in topology.layers]
         counts = target if self.prune_pool == "global" else level_counts(target, sizes, before)
-        topology.masks = prune_to(counts, [weight.abs() for weight in weights], topology.masks)
-        topology.counts = count_true(topology.masks)
+        topology.masks = prune_to(counts, torch._foreach_abs(list(weights)), topology.masks)
+        topology.counts = count_true(topology.masks) if isinstance(counts, int) else counts
         return [i for i, (now, was) in enumerate(zip(topology.counts, before, strict=True)) if now < was]
 
     def move(self, topology: Topology, step: int, view: View, grow_scores: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -125,33 +125,31 @@ class TopologyUpdate:
         """
         if self.drop is None or self.grow is None:
             return {}
-        layers = [_Layer(i, seen := view(i, "drop"), self.drop(seen)) for i in self.movable(topology)]
-        self._count(topology, layers)
+        active = topology.active_counts
+        layers = [_Layer(i, seen := view(i, "drop"), self.drop(seen), active[i]) for i in self.movable(topology)]
         self._set_drops(layers, step)
         self._set_grows(layers)
         if self._grows_after_drop:
-            grow_scores = [self.grow(self._after_drop(layer, view(layer.index, "grow"))) for layer in layers]
-        kept = {}
-        for layer, scores in zip(layers, grow_scores, strict=True):
-            i = layer.index
-            budget = Budget(
-                drop=layer.drop,
-                grow=layer.grow,
-                count=topology.counts[i],
-                regrow=self.plan.regrow,
-                is_output=topology.layers[i].is_output,
-            )
-            kept[i], mask = topology.patterns[i].update(layer.scores, scores, layer.view.mask, budget)
-            topology.replace(i, mask)
-            topology.counts[i] += layer.grow - layer.drop
-        return kept
+            grow_scores = self._late_grow_scores(layers, view)
+        asked = [
+            Asked(topology.patterns[layer.index], layer.scores, scores, layer.view.mask, self._budget(topology, layer))
+            for layer, scores in zip(layers, grow_scores, strict=True)
+        ]
+        moved = updated(asked)
+        topology.replace_all({layer.index: mask for layer, (_, mask) in zip(layers, moved, strict=True)})
+        for layer in layers:
+            topology.counts[layer.index] += layer.grow - layer.drop
+        return {layer.index: kept for layer, (kept, _) in zip(layers, moved, strict=True)}
 
-    def _count(self, topology: Topology, layers: "list[_Layer]") -> None:
-        """Find out how many weights each layer has; a structured pattern need not keep to its budget."""
-        masks = [layer.view.mask for layer in layers]
-        counts = count_true(masks) if topology.is_structured else [topology.counts[layer.index] for layer in layers]
-        for layer, count in zip(layers, counts, strict=True):
-            layer.count = count
+    def _budget(self, topology: Topology, layer: "_Layer") -> Budget:
+        return Budget(
+            drop=layer.drop,
+            grow=layer.grow,
+            count=topology.counts[layer.index],
+            regrow=self.plan.regrow,
+            is_output=topology.layers[layer.index].is_output,
+            active=layer.count,
+        )
 
     def _set_drops(self, layers: "list[_Layer]", step: int) -> None:
         """Decide how many weights each layer drops."""
@@ -188,11 +186,16 @@ class TopologyUpdate:
         for layer, part, one in zip(layers, shares, kept_alive, strict=True):
             layer.grow = part + one
 
-    def _after_drop(self, layer: "_Layer", view: LayerView) -> LayerView:
-        """Return a layer as growth sees it that must know which positions are free."""
-        if not self.plan.regrow:
-            return view
-        return replace(view, mask=view.mask ^ bottom_k(layer.scores, layer.drop, among=view.mask))
+    def _late_grow_scores(self, layers: "list[_Layer]", view: View) -> list[Tensor]:
+        """Return the grow scores of all layers, where growth must know which positions are free after the drop."""
+        assert self.grow is not None
+        seen = [view(layer.index, "grow") for layer in layers]
+        if self.plan.regrow:
+            masks = [own.mask for own in seen]
+            drops, counts = [layer.drop for layer in layers], [layer.count for layer in layers]
+            dropped = each_bottom_k([layer.scores for layer in layers], drops, masks, held=counts)
+            seen = [replace(own, mask=own.mask ^ gone) for own, gone in zip(seen, dropped, strict=True)]
+        return [self.grow(own) for own in seen]
 
 
 @dataclass
@@ -202,7 +205,7 @@ class _Layer:
     index: int
     view: LayerView
     scores: Tensor
-    count: int = 0
+    count: int
     drop: int = 0
     grow: int = 0
 

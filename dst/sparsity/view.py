@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dst.sparsity.select import on_host
+
 
 @dataclass(frozen=True)
 class LayerView:
@@ -16,6 +18,7 @@ class LayerView:
     after the optimizer step, if there is one, and then see it masked (and as the loop has corrected and clipped it);
     they matter at active positions only.
     ``momentum``: the moving average of dense gradients, kept only if a part of the method is marked to read it.
+    ``count``: how many weights are active, if the host knows.
     """
 
     weight: Tensor
@@ -25,11 +28,19 @@ class LayerView:
     seed: int
     momentum: Tensor | None = None
     is_withheld: bool = False
+    count: int | None = None
 
     def uniform(self) -> Tensor:
         """Return numbers in [0, 1) derived from the run's seed, the update and the layer."""
         generator = torch.Generator(self.weight.device).manual_seed(self.seed)
         return torch.rand(self.weight.shape, generator=generator, device=self.weight.device)
+
+    def active(self) -> Tensor:
+        """Return the flat positions of the active weights, ascending; waits for a GPU only if the host has no count."""
+        mask = self.mask.flatten()
+        if self.count is None or on_host([mask]):
+            return mask.nonzero().squeeze(1)
+        return torch.nonzero_static(mask, size=self.count, fill_value=0).squeeze(1)
 
     def dense_gradient(self) -> Tensor:
         """Return the gradient; RuntimeError if there is none (no backward pass before this step) or it is withheld."""

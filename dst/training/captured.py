@@ -47,7 +47,7 @@ class Graphs(Protocol):
 
 
 class Captured:
-    """Work that is captured when it is first replayed, and anew when it would be other work by now.
+    """Work that is captured, and anew when it would be other work by now.
 
     ``work``: the work as an iterator. Each part, from one ``yield`` to the next, becomes a graph of its own. ``reads``:
     all tensors from outside that it reads or writes. If one of them is another tensor than it was, the graphs would
@@ -70,30 +70,21 @@ class Captured:
         """Look, before the next replay, whether everything is where it was: something else has worked since."""
         self._is_certain = False
 
-    def prepare(self, course: Hashable = None) -> bool:
-        """Capture the work unless it is captured as it would be now; say whether that had to be done.
-
-        ``course``: all numbers of the host that the work depends on. CaptureError if it cannot be captured; nothing is
-        done on the device then.
-        """
-        is_new = not self._is_as_captured(course)
-        if is_new:
-            self._capture(course)
-        return is_new
-
-    def replay(self, before: Callable[[], None] = lambda: None) -> None:
-        """Do the prepared work, with ``before`` before each of its parts."""
-        for graph in self._graphs:
-            before()
-            graph.replay()
-
-    def _is_as_captured(self, course: Hashable) -> bool:
+    def holds(self, course: Hashable = None) -> bool:
+        """Say whether the work is captured as it would be now; ``course``: all numbers of the host it depends on."""
         if not self._graphs or course != self._course:
             return False
         self._is_certain = self._is_certain or self._where == self._now()
         return self._is_certain
 
-    def _capture(self, course: Hashable) -> None:
+    def replay(self, before: Callable[[], None] = lambda: None) -> None:
+        """Do the captured work, with ``before`` before each of its parts."""
+        for graph in self._graphs:
+            before()
+            graph.replay()
+
+    def capture(self, course: Hashable = None) -> None:
+        """Capture the work, to be replayed; CaptureError if it cannot be. Nothing is done on the device."""
         where, parts, graphs = self._now(), self._work(), list[Graph]()
         next(parts)  # up to the first part
         is_over = False

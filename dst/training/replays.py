@@ -137,21 +137,26 @@ class Replays:
     # -- both ----------------------------------------------------------------------------------------------------------
 
     def _prepared(self, work: "_Gathered", batches: ResidentEpoch, what: str, course: Hashable = None) -> bool:
-        """Capture work if need be, and point it to the next batch; False if it cannot be captured."""
+        """Point work to the next batch, and capture it if need be; False if it cannot be captured."""
+        work.point(batches)
+        return work.captured.holds(course) or self._is_captured(work, what, course)
+
+    def _is_captured(self, work: "_Gathered", what: str, course: Hashable) -> bool:
+        """Capture work; False if it cannot be, after which nothing is."""
         if self._graphs is None:
             return False
         started = time.perf_counter()
-        work.point(batches)
+        self._step.correction.prepare()
         try:
             with _as_capturable(self._step.optimizer):
-                is_new = work.captured.prepare(course)
+                work.captured.capture(course)
         except CaptureError as error:
             self._give_up(f"{what}: {error}")
             return False
-        if is_new:
-            self._vetoed = self._step.vetoed if work is self._training else self._vetoed
-            held = f"; graphs hold {self._graphs.held / 2**20:,.0f} MiB"
-            self._say(f"captured {what} in {time.perf_counter() - started:.2f} s{held}", key=what)
+        if work is self._training:
+            self._vetoed = self._step.vetoed
+        held = f"; graphs hold {self._graphs.held / 2**20:,.0f} MiB"
+        self._say(f"captured {what} in {time.perf_counter() - started:.2f} s{held}", key=what)
         return True
 
     def _give_up(self, obstacle: str) -> None:

@@ -3,17 +3,30 @@
 import json
 import os
 import shutil
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from dst.config.schema import complete
 from dst.run.build import build
-from dst.sparsity.select import bottom_k, pooled_top_k, row_top_k, top_k
+from dst.sparsity import select
+from dst.sparsity.select import (
+    bottom_k,
+    count_true,
+    each_bottom_k,
+    each_top_k,
+    exchanged,
+    pooled_top_k,
+    row_top_k,
+    top_k,
+)
 from dst.training.observer import NoObserver
 from tests.gpu import ranks
 from tests.processes import call_together, run, run_folder, traces
 from tests.sparsity import test_catalogue as catalogue
+from tests.sparsity import test_segments as of_a_device
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +60,74 @@ def test_selection_is_that_of_the_cpu(kind):
     for k in (3, 1000, sum(int(where.sum()) for where in among)):
         expected, found = pooled_top_k(scores, k, among), _pooled(on_gpu, k)
         assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zero", "extreme"])
+def test_selection_in_all_layers_is_that_of_the_cpu_and_never_waits(kind):
+    """With deterministic algorithms alone; only tables, which are made once, may wait."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(64, 3, 3, 3), (700, 300), (10, 512), (512, 256, 3, 3), (1,), (4096,), (33, 1, 5, 5)]
+    scores, others = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in "ab")
+    if kind == "extreme":
+        for score in scores:
+            score.view(-1)[::3] = -0.0
+            score.view(-1)[1::7] = torch.inf
+            score.view(-1)[2::7] = -torch.inf
+            score.view(-1)[3::7] = 1e-45
+    elif kind != "normal":
+        scores = [(s * 4).round() if kind == "ties" else torch.zeros_like(s) for s in scores]
+    masks = [torch.rand(s.shape, generator=generator) < 0.3 for s in scores]
+    masks[4].fill_(True)
+    ks = [int(mask.sum()) // 3 for mask in masks]
+    expected = [each(scores, ks, masks) for each in (each_top_k, each_bottom_k)]
+    moved = exchanged((scores, ks), (others, ks), masks, regrow=False)
+    ours, theirs, places = ([tensor.cuda() for tensor in some] for some in (scores, others, masks))
+    held = [int(mask.sum()) for mask in masks]
+    found = [each(ours, ks, places) for each in (each_top_k, each_bottom_k)]
+    exchanged((ours, ks), (theirs, ks), places, regrow=False, held=held)
+    with deterministic_and_without_waiting():
+        again = [each(ours, ks, places) for each in (each_top_k, each_bottom_k)]
+        changed = exchanged((ours, ks), (theirs, ks), places, regrow=False, held=held)
+    for results in (found, again):
+        for masks_here, masks_there in zip(expected, results, strict=True):
+            assert all(torch.equal(a, b.cpu()) for a, b in zip(masks_here, masks_there, strict=True))
+    for pair, other in zip(moved, changed, strict=True):
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(pair, other, strict=True))
+    assert count_true(places) == [int(mask.sum()) for mask in masks]
+
+
+@contextmanager
+def deterministic_and_without_waiting():
+    torch.use_deterministic_algorithms(True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("case", [case for case, waits in of_a_device.UPDATING.items() if waits])
+def test_updates_of_all_layers_at_once_are_those_of_each_and_wait_where_they_must(case, monkeypatch):
+    """``torch.cuda.set_sync_debug_mode`` sees what a test without a GPU can only tell by names."""
+    method, *options = case.split()
+    sparsifier, give_gradients = of_a_device.moving(method, "hardware=gpu", *options)
+    give_gradients()
+    assert sparsifier.step(gradients_are_finite=True) is False
+    give_gradients()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            assert sparsifier.step(gradients_are_finite=True) is True
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in told if "synchronizing CUDA operation" in str(warning.message)]
+    assert len(waits) == len(of_a_device.UPDATING[case])
+    monkeypatch.setattr(select, "_FEW", 1_000)
+    one_by_one, _ = of_a_device.moved(method, ("hardware=gpu", *options), updates=1)
+    assert one_by_one.reports == sparsifier.topology.reports
+    assert all(map(torch.equal, one_by_one.masks, sparsifier.topology.masks))
 
 
 def _pooled(pairs, k):
@@ -222,7 +303,7 @@ def test_all_number_formats_learn(hardware, precision, tmp_path):
 
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 def test_divergence_is_seen_in_time(place, tmp_path):
-    result = run(*SMALL, *STRICT, cwd=tmp_path, fault=f"nan:{place}:16")
+    result = run(*SMALL, *STRICT, "hardware.capture=never", cwd=tmp_path, fault=f"nan:{place}:16")
     assert result.code == 3
     assert "not finite at step 16" in result.output
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dst.sparsity import select
+from dst.sparsity import bracket, select
 from dst.sparsity.select import bottom_k, pooled_top_k, row_top_k, top_k
 
 
@@ -29,7 +29,7 @@ def test_selection_is_that_of_the_definition(pairs, data):
         expected = reference(scores if largest else [-score for score in scores], k, among)
         assert chosen(by_cpu(torch.tensor(scores), k, torch.tensor(among))) == expected
         if k:  # the path that GPUs take
-            (mask,) = select._on_device([torch.tensor(scores)], k, [torch.tensor(among)], largest)
+            mask = select._on_device(torch.tensor(scores), k, torch.tensor(among), largest)
             assert chosen(mask) == expected
 
 
@@ -39,7 +39,7 @@ def test_selection_is_that_of_the_definition(pairs, data):
 def test_large_selections_are_exact_too(seed, fraction, density, kind):
     """Large enough for the threshold that is estimated from a sample."""
     generator = torch.Generator().manual_seed(seed)
-    n = select._WORTH_SAMPLING + seed
+    n = bracket._WORTH_SAMPLING + seed
     scores = torch.randn(n, generator=generator)
     if kind == "ties":
         scores = (scores * 4).round()
@@ -54,7 +54,7 @@ def test_large_selections_are_exact_too(seed, fraction, density, kind):
 
 def test_a_sample_that_misleads_costs_time_only():
     """Whole blocks between the sampled positions are larger, or smaller, than what is sampled."""
-    n = 20 * select._SAMPLE
+    n = 20 * bracket._SAMPLE
     among = torch.ones(n, dtype=torch.bool)
     for value in (10.0, -10.0):
         scores = torch.randn(n, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """Constant fan-in: every output unit has the same number of incoming weights, or none (SRigL, Lasby et al. 2023)."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -8,9 +9,8 @@ from torch import Size, Tensor
 
 from dst.options import Range, checked
 from dst.sparsity.marks import marked
-from dst.sparsity.pattern import Budget
-from dst.sparsity.pattern.rows import Rows
-from dst.sparsity.select import top_k
+from dst.sparsity.pattern.rows import Rowed, Rows
+from dst.sparsity.select import count_true, each_top_k
 
 
 class ConstantFanIn(Rows):
@@ -34,23 +34,35 @@ class ConstantFanIn(Rows):
     def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
         return rows.view(shape)
 
-    def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
-        units, fan_in = kept.shape
-        alive = torch.ones(units, dtype=torch.bool, device=kept.device)
-        if self.ablation > 0 and not budget.is_output:
-            best = top_k(grow_scores, min(budget.drop, int(free.sum())), among=free)
-            salient = (kept | best).sum(1)
-            alive = salient >= max(1.0, self.ablation * budget.count / units)
-            fewest = math.ceil(budget.count / fan_in)  # fewer units have no room for the layer's weights
-            if int(alive.sum()) < fewest:
-                alive = torch.zeros_like(alive).index_fill_(
-                    0, salient.argsort(descending=True, stable=True)[:fewest], 1
-                )
-        living = int(alive.sum())
-        return alive * min(max(round(budget.count / living), 1), fan_in)
+    @classmethod
+    def _set_quotas(cls, layers: Sequence[Rowed]) -> None:
+        """Ablate units, then share the weights among the others; the host has to know how many these are."""
+        alive = [torch.ones(len(layer.kept), dtype=torch.bool, device=layer.kept.device) for layer in layers]
+        living = [len(layer.kept) for layer in layers]
+        ablated = [i for i, layer in enumerate(layers) if layer.pattern.ablation > 0 and not layer.budget.is_output]
+        salient = _salient([layers[i] for i in ablated])
+        for i, worth in zip(ablated, salient, strict=True):
+            alive[i] = worth >= max(1.0, layers[i].pattern.ablation * layers[i].budget.count / living[i])
+        counts = count_true([alive[i] for i in ablated])
+        for i, worth, count in zip(ablated, salient, counts, strict=True):
+            fewest = math.ceil(layers[i].budget.count / layers[i].kept.shape[1])
+            living[i] = max(count, fewest)
+            if count < fewest:  # so few units have no room for the layer's weights
+                best = worth.argsort(descending=True, stable=True)[:fewest]
+                alive[i] = torch.zeros_like(alive[i]).index_fill_(0, best, 1)
+        for layer, units, number in zip(layers, alive, living, strict=True):
+            layer.most = min(max(round(layer.budget.count / number), 1), layer.kept.shape[1])
+            layer.quotas = units * layer.most
 
-    def _allows(self, counts: Tensor) -> bool:
-        return bool(((counts == counts.max()) | (counts == 0)).all())
+    def _allows(self, counts: Tensor) -> Tensor:
+        return ((counts == counts.max()) | (counts == 0)).all()
+
+
+def _salient(layers: Sequence[Rowed]) -> list[Tensor]:
+    """Return how many salient weights each unit of each layer has."""
+    drops = [layer.budget.drop for layer in layers]
+    best = each_top_k([layer.grow for layer in layers], drops, [layer.free for layer in layers])
+    return [(layer.kept | own).sum(1) for layer, own in zip(layers, best, strict=True)]
 
 
 @marked("structured", "units")

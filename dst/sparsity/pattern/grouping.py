@@ -4,7 +4,6 @@ import math
 from typing import Final
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
 from dst.kernels.blocks import first_equal
@@ -25,7 +24,8 @@ def regrouped(values: Tensor, rows: Tensor) -> Tensor:
         return rows
     length = torch.linalg.vector_norm(values, dim=1)
     inverse = torch.where(length > 0, 1 / length, 0)
-    at_home = F.one_hot(group_of(rows.to(values.device)), groups).to(values.dtype)
+    own = group_of(rows.to(values.device)).unsqueeze(1)
+    at_home = (own == torch.arange(groups, device=values.device)).to(values.dtype)  # as ``one_hot``, which waits
     # Scaled to length one in the products, which spares a copy of all values.
     affinity = inverse.unsqueeze(1) * (values @ ((at_home * inverse.unsqueeze(1)).t() @ values).t())
     itself = (length > 0).to(values.dtype).unsqueeze(1)

@@ -1,6 +1,7 @@
 """N:M sparsity: N of every M consecutive input channels, for each output channel and kernel position."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -8,8 +9,7 @@ from torch import Size, Tensor
 
 from dst.options import OneOf, Range, checked
 from dst.sparsity.marks import marked
-from dst.sparsity.pattern import Budget
-from dst.sparsity.pattern.rows import Rows
+from dst.sparsity.pattern.rows import Rowed, Rows
 
 
 class NM(Rows):
@@ -40,11 +40,14 @@ class NM(Rows):
     def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
         return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
-    def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
-        return torch.full((len(kept),), self.n, device=kept.device)
+    @classmethod
+    def _set_quotas(cls, layers: Sequence[Rowed]) -> None:
+        for layer in layers:
+            layer.most = layer.pattern.n
+            layer.quotas = torch.full((len(layer.kept),), layer.most, device=layer.kept.device)
 
-    def _allows(self, counts: Tensor) -> bool:
-        return bool((counts == self.n).all())
+    def _allows(self, counts: Tensor) -> Tensor:
+        return (counts == self.n).all()
 
 
 @marked("structured", "units", "own_counts")

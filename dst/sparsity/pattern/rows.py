@@ -1,12 +1,16 @@
 """Patterns with a quota of active weights in every row of a matrix view of the weight."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from dst.sparsity.pattern import Budget, Moved, Pattern
-from dst.sparsity.select import bottom_k, row_top_k
+from dst.sparsity.pattern import Asked, Budget, Moved, Pattern, active_of
+from dst.sparsity.select import each_bottom_k, on_host, row_top_k
 
 
 class Rows(Pattern, ABC):
@@ -20,12 +24,10 @@ class Rows(Pattern, ABC):
     def _unrows(self, rows: Tensor, shape: Size) -> Tensor:
         """Return the inverse of ``_rows``."""
 
+    @classmethod
     @abstractmethod
-    def _quotas(self, kept: Tensor, grow_scores: Tensor, free: Tensor, budget: Budget) -> Tensor:
-        """Return the quota of each row [groups].
-
-        ``kept``: the weights that the drop leaves, ``free``: where weights may enter; all [groups, places].
-        """
+    def _set_quotas(cls, layers: "Sequence[Rowed]") -> None:
+        """Set the quota of each row of each layer, and a bound of these."""
 
     @abstractmethod
     def admissible(self, shape: Size, count: int) -> int:
@@ -35,25 +37,36 @@ class Rows(Pattern, ABC):
         """Return a mask of ``count`` weights, the same number in each row, those of largest score."""
         rows = self._rows(scores)
         quotas = torch.full((len(rows),), count // len(rows), device=rows.device)
-        return self._unrows(row_top_k(rows, quotas, torch.ones_like(rows, dtype=torch.bool)), scores.shape)
+        everywhere = torch.ones_like(rows, dtype=torch.bool)
+        return self._unrows(row_top_k(rows, quotas, everywhere, most=count // len(rows)), scores.shape)
 
     def update(self, drop_scores: Tensor, grow_scores: Tensor, mask: Tensor, budget: Budget) -> Moved:
         """Drop the lowest of the layer, then fill every row to its quota by grow score.
 
         Without ``budget.regrow``, weights that were just dropped return only to rows that have no other place.
         """
-        if budget.drop == 0:
-            return Moved(mask, mask)
-        drop, grow, before = self._rows(drop_scores), self._rows(grow_scores), self._rows(mask)
-        kept = before ^ bottom_k(drop, budget.drop, among=before)
-        free = ~kept if budget.regrow else ~before
-        quotas, held = self._quotas(kept, grow, free, budget), kept.sum(1)
-        if bool((held > quotas).any()):
-            kept = row_top_k(drop, torch.minimum(quotas, held), among=kept)
-        rows = kept | row_top_k(grow, torch.minimum(quotas - kept.sum(1), free.sum(1)), among=free)
-        if not budget.regrow:
-            rows = rows | row_top_k(grow, quotas - rows.sum(1), among=~rows)
-        return Moved(self._unrows(kept, mask.shape), self._unrows(rows, mask.shape))
+        (moved,) = self.update_all([Asked(self, drop_scores, grow_scores, mask, budget)])
+        return moved
+
+    @classmethod
+    def update_all(cls, layers: Sequence[Asked]) -> list[Moved]:
+        """Return the next masks of all layers; on a GPU by as many kernels as there are widths of rows."""
+        moved = [Moved(asked.mask, asked.mask) for asked in layers]
+        moving = [i for i, asked in enumerate(layers) if asked.budget.drop > 0]
+        rowed = [Rowed.of(layers[i]) for i in moving]
+        before, budgets = [own.kept for own in rowed], [own.budget for own in rowed]
+        drops = [budget.drop for budget in budgets]
+        leaving = each_bottom_k([own.drop for own in rowed], drops, before, held=active_of(budgets))
+        for own, dropped in zip(rowed, leaving, strict=True):
+            own.free = ~(own.kept ^ dropped) if own.budget.regrow else ~own.kept
+            own.kept = own.kept ^ dropped
+        cls._set_quotas(rowed)
+        for alike in _together(rowed):
+            _fill(alike)
+        for i, own in zip(moving, rowed, strict=True):
+            shape = layers[i].mask.shape
+            moved[i] = Moved(own.pattern._unrows(own.kept, shape), own.pattern._unrows(own.rows, shape))
+        return moved
 
     def prune(self, scores: Tensor, among: Tensor, like: Tensor) -> Tensor:
         """Keep as many rows as ``like`` has, each with its quota of the highest scores within ``among``.
@@ -63,7 +76,7 @@ class Rows(Pattern, ABC):
         """
         rows, free, counts = self._rows(scores), self._rows(among), self._rows(like).sum(1)
         quota, living = int(counts.max()), int((counts > 0).sum())
-        best = row_top_k(rows, torch.full_like(counts, quota), free)
+        best = row_top_k(rows, torch.full_like(counts, quota), free, most=quota)
         worth = (rows.double() * best).sum(1).masked_fill(free.sum(1) < quota, -torch.inf)
         stays = torch.zeros_like(counts, dtype=torch.bool)
         stays[worth.argsort(descending=True, stable=True)[:living]] = True
@@ -71,8 +84,70 @@ class Rows(Pattern, ABC):
 
     def allows(self, mask: Tensor) -> bool:
         """Say whether every row has its quota."""
-        return self._allows(self._rows(mask).sum(1))
+        return bool(self._allows(self._rows(mask).sum(1)))
+
+    @classmethod
+    def allow_all(cls, patterns: Sequence[Any], masks: Sequence[Tensor]) -> list[bool]:
+        """Say of each layer whether every row has its quota; a GPU is waited for once."""
+        told = [own._allows(own._rows(mask).sum(1)) for own, mask in zip(patterns, masks, strict=True)]
+        found: list[bool] = torch.stack(told).tolist()
+        return found
 
     @abstractmethod
-    def _allows(self, counts: Tensor) -> bool:
-        """Say whether these numbers of active weights [groups] are allowed together."""
+    def _allows(self, counts: Tensor) -> Tensor:
+        """Say whether these numbers of active weights [groups] are allowed together; on their device."""
+
+
+@dataclass
+class Rowed:
+    """A layer in an update; all tensors are [groups, places], the quotas [groups], none of them above ``most``."""
+
+    pattern: Any
+    budget: Budget
+    drop: Tensor
+    grow: Tensor
+    kept: Tensor
+    """The weights that the drop leaves, and in the end those of them for which there is a quota."""
+    free: Tensor = field(init=False)
+    """Where weights may enter."""
+    quotas: Tensor = field(init=False)
+    most: int = 0
+    rows: Tensor = field(init=False)
+    """The next mask."""
+
+    @classmethod
+    def of(cls, asked: Asked) -> "Rowed":
+        """Return a layer as it is before its drop."""
+        pattern: Any = asked.pattern
+        drop, grow, mask = map(pattern._rows, (asked.drop_scores, asked.grow_scores, asked.mask))
+        return cls(pattern, asked.budget, drop, grow, mask)
+
+
+def _together(layers: Sequence[Rowed]) -> list[list[Rowed]]:
+    """Return the layers whose rows go through the same kernels: on a CPU each for itself, which spares copies."""
+    alike: dict[int, list[Rowed]] = defaultdict(list)
+    for i, layer in enumerate(layers):
+        alike[i if on_host([layer.kept]) else layer.kept.shape[1]].append(layer)
+    return [*alike.values()]
+
+
+def _fill(layers: Sequence[Rowed]) -> None:
+    """Fill the rows of layers, which have the same width, up to their quotas."""
+    drop, grow, kept, free, quotas = (
+        _joined([getattr(layer, name) for layer in layers]) for name in ("drop", "grow", "kept", "free", "quotas")
+    )
+    most, regrow = max(layer.most for layer in layers), layers[0].budget.regrow
+    held = kept.sum(1)
+    if not on_host([kept]) or bool((held > quotas).any()):
+        kept = row_top_k(drop, torch.minimum(quotas, held), kept, most=most)
+    rows = kept | row_top_k(grow, torch.minimum(quotas - kept.sum(1), free.sum(1)), free, most=most)
+    if not regrow:
+        rows = rows | row_top_k(grow, quotas - rows.sum(1), ~rows, most=most)
+    numbers = [len(layer.kept) for layer in layers]
+    for layer, own_kept, own_rows in zip(layers, torch.split(kept, numbers), torch.split(rows, numbers), strict=True):
+        layer.kept = own_kept
+        layer.rows = own_rows if len(layers) == 1 else own_rows.clone()  # a checkpoint holds all memory of a tensor
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat([*tensors])

@@ -1,7 +1,7 @@
 """Shuffled blocks: groups of output units whose weights lie in the same columns (DSB and SSB, Jiang et al. 2022)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -96,13 +96,16 @@ class ShuffledBlock(Pattern):
         shape, now, entering = mask.shape, mask.flatten(1), squarable(grow_scores).flatten(1)
         staying = squarable(drop_scores.flatten(1).masked_fill(~now, 0))
         rows, before = self._found(now, shape)
-        units = int(before.sum())
+        units = int(before.sum()) if budget.active is None else budget.active // self._unit
         if self.regroup_every and self.updates % self.regroup_every == 0:
             rows = regrouped(_wanted(staying, entering, now, units * self._unit, budget.grow), rows)
             before = self._in_units(now, rows, shape).amax((1, 3)).flatten(1) > 0
         drop = min(math.ceil(budget.drop / self._unit), units)
-        kept = self._kept(self._strengths(staying, rows, shape), units - drop, before, drop)
-        entered = self._entered(self._strengths(entering, rows, shape), kept, ~kept if budget.regrow else ~before, drop)
+        kept, lacking = self._kept(self._strengths(staying, rows, shape), units - drop, before, drop)
+        free = ~kept if budget.regrow else ~before
+        room = free.numel() - (units - drop) if budget.regrow else int(free.sum())
+        wanted = self._strengths(entering, rows, shape)
+        entered = self._entered(wanted, kept, free, drop) if lacking or room < drop else top_k(wanted, drop, free)
         self.rows = rows
         return Moved(self._spread(kept, rows, shape) & mask, self._spread(kept | entered, rows, shape))
 
@@ -125,6 +128,20 @@ class ShuffledBlock(Pattern):
         except ValueError:
             return False
         return bool((units.sum(1) >= self.least).all())
+
+    @classmethod
+    def allow_all(cls, patterns: Sequence[Any], masks: Sequence[Tensor]) -> list[bool]:
+        """Say of each layer what ``allows`` does; for those whose groups are the last ones a GPU is waited for once."""
+        told = [pattern._keeps_groups(mask) for pattern, mask in zip(patterns, masks, strict=True)]
+        known = torch.stack(told).tolist() if told else []
+        return [sure or own.allows(mask) for sure, own, mask in zip(known, patterns, masks, strict=True)]
+
+    def _keeps_groups(self, mask: Tensor) -> Tensor:
+        """Say, on its device, whether a mask is of whole units of the last groups, enough of them in each."""
+        if self.rows is None or self.misfit(mask.shape) is not None:
+            return torch.zeros((), dtype=torch.bool, device=mask.device)
+        units = self._first_units(mask.flatten(1), self.rows, mask.shape)
+        return (self._spread(units, self.rows, mask.shape) == mask).all() & (units.sum(1) >= self.least).all()
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -171,9 +188,12 @@ class ShuffledBlock(Pattern):
 
     def _units(self, mask: Tensor, rows: Tensor, shape: Size) -> Tensor | None:
         """Return the units of a mask; None if it does not consist of whole ones."""
-        first = mask[rows[:, 0]]
-        units = first.view(len(rows), -1, self.width, math.prod(shape[2:]))[:, :, 0].flatten(1)
+        units = self._first_units(mask, rows, shape)
         return units if torch.equal(self._spread(units, rows, shape).flatten(1), mask) else None
+
+    def _first_units(self, mask: Tensor, rows: Tensor, shape: Size) -> Tensor:
+        """Return which units have their first weight in a mask."""
+        return mask[rows[:, 0]].view(len(rows), -1, self.width, math.prod(shape[2:]))[:, :, 0].flatten(1)
 
     def _in_units(self, mask: Tensor, rows: Tensor, shape: Size) -> Tensor:
         """Return a mask as bytes, [groups, block, channels / width, width, positions]."""
@@ -182,7 +202,8 @@ class ShuffledBlock(Pattern):
 
     def _strongest(self, strengths: Tensor, count: int, among: Tensor) -> Tensor:
         """Return a mask of the strongest units of the layer, the least number in every group."""
-        sure = row_top_k(strengths, torch.full((len(strengths),), self.least, device=strengths.device), among)
+        least = torch.full((len(strengths),), self.least, device=strengths.device)
+        sure = row_top_k(strengths, least, among, most=self.least)
         rest = count - int(sure.sum())
         return top_k(strengths, count, sure) if rest < 0 else sure | top_k(strengths, rest, among & ~sure)
 
@@ -190,10 +211,11 @@ class ShuffledBlock(Pattern):
         """Return how many units each group lacks."""
         return (self.least - units.sum(1)).clamp(min=0)
 
-    def _kept(self, strengths: Tensor, count: int, among: Tensor, drop: int) -> Tensor:
-        """Return the units that stay: the strongest, unless groups would lack more than is grown again."""
+    def _kept(self, strengths: Tensor, count: int, among: Tensor, drop: int) -> tuple[Tensor, int]:
+        """Return the units that stay, and how many units groups would lack: the strongest, if these are grown again."""
         kept = top_k(strengths, count, among)
-        return kept if int(self._lacking(kept).sum()) <= drop else self._strongest(strengths, count, among)
+        lacking = int(self._lacking(kept).sum()) if self.least else 0
+        return kept if lacking <= drop else self._strongest(strengths, count, among), lacking
 
     def _entered(self, strengths: Tensor, kept: Tensor, free: Tensor, count: int) -> Tensor:
         """Return the units that are grown: first the strongest of groups that lack some, then of the layer.
@@ -202,7 +224,7 @@ class ShuffledBlock(Pattern):
         """
         entered = torch.zeros_like(kept)
         for among in (free, ~kept):
-            entered |= row_top_k(strengths, self._lacking(kept | entered), among & ~entered)
+            entered |= row_top_k(strengths, self._lacking(kept | entered), among & ~entered, most=self.least)
         for among in (free, ~kept):
             rest = among & ~entered
             entered |= top_k(strengths, min(count - int(entered.sum()), int(rest.sum())), rest)
