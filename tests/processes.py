@@ -231,10 +231,11 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
     from dst.records.store import Record
     from dst.run import attempt, build, feasible
     from dst.sparsity import Sparsifier
-    from dst.sparsity.topology import Topology
     from dst.training import batch_norm, evaluate, loop
     from dst.training.correction import Agent
 
+    if place == "update":
+        return _amid_update(number, act)
     owner, name, *counts = {
         "compose": (sweep, "compose_command"),
         "feasible": (feasible, "check"),
@@ -242,7 +243,6 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
         "end": (attempt, "run_report"),  # of a run whose end is on record
         "rename": (os, "replace"),  # of any file of the record
         "checkpoint": (os, "replace", lambda _, path: Path(path).parent.name == "checkpoints"),  # data, then manifest
-        "update": (Topology, "replace"),  # a layer of an update
         "evaluate": (evaluate.F, "cross_entropy", lambda *_, reduction="", **__: reduction == "sum"),  # not the loop's
         "pass": (Agent, "_pass"),  # of a batch, to find out the full gradient
         "end_epoch": (Agent, "end_epoch"),
@@ -256,7 +256,24 @@ def _at(place: str, number: int, act: Callable[[], None]) -> None:
         "test": (loop.Training, "finish"),
         "summary": (Record, "write_summary"),
     }[place]
-    _before_call(owner, name, number, act, *counts)
+    return _before_call(owner, name, number, act, *counts)
+
+
+def _amid_update(number: int, act: Callable[[], None]) -> None:
+    """Act just before the ``number``-th layer (from 1, over all updates) gets its mask, after those before it."""
+    from dst.sparsity.topology import Topology
+
+    original, before = Topology.replace_all, 0
+
+    def wrapper(self: Topology, masks: Any) -> None:
+        nonlocal before
+        own, before = number - before - 1, before + len(masks)
+        if 0 <= own < len(masks):
+            original(self, dict(list(masks.items())[:own]))
+            act()
+        original(self, masks)
+
+    Topology.replace_all = wrapper
 
 
 def _after_step(step: int, act: Callable[[], None]) -> None:
