@@ -251,6 +251,7 @@ def test_a_tape_repeats_operations_on_the_same_memory_and_undoes_the_first_ones(
         lambda x: x.nonzero(),
         lambda x: x[x > 0],
         lambda x: torch.tensor([1.0]),
+        lambda x: torch.as_tensor([1.0]),
         lambda x: x.numpy(),
         torch.unique,
     ],
