@@ -89,7 +89,7 @@ class Replays:
         if not is_ordinary or not batches.left or _size(batches) != loader.batch_size:
             return False
         if self._training is None:
-            self._training = _Gathered(batches, loader.batch_size, self._graphs, self._work, lambda: step.tensors)
+            self._training = _Gathered(batches, loader.batch_size, self._graphs, self._work, _of(step))
         self._epoch = batches
         return self._prepared(self._training, batches, "the step", step.course)
 
@@ -146,7 +146,7 @@ class Replays:
         if self._graphs is None:
             return False
         started = time.perf_counter()
-        self._step.correction.prepare()
+        self._step.prepare()
         try:
             with _as_capturable(self._step.optimizer):
                 work.captured.capture(course)
@@ -173,6 +173,11 @@ class Replays:
             self._tell(line)
 
 
+def _of(step: Step) -> Callable[[], list[Hashable]]:
+    """Return what tells all that captured work may read of a step."""
+    return lambda: [*step.tensors, *step.numbers]
+
+
 def _size(batches: ResidentEpoch) -> int:
     """Return the number of samples of the next batch."""
     part = batches.next_part
@@ -188,7 +193,7 @@ class _Gathered:
         size: int,
         graphs: Graphs,
         work: Callable[[FixedBatches], Iterator[None]],
-        reads: Callable[[], list[Tensor]],
+        reads: Callable[[], list[Hashable]],
     ) -> None:
         self.fixed = fixed = FixedBatches(batches, size)
         self.captured = Captured(graphs, lambda: work(fixed), lambda: [*reads(), *fixed.tensors])
@@ -213,7 +218,7 @@ class _Evaluation(_Gathered):
             inputs, labels = fixed.gather()
             found.index_copy_(0, fixed.number, sums_of(forward(inputs), labels).view(1, 2))
 
-        super().__init__(batches, loader.batch_size, graphs, work, lambda: [*step.tensors, found])
+        super().__init__(batches, loader.batch_size, graphs, work, lambda: [*_of(step)(), found])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Captured steps and evaluations are the eager ones, bit by bit: shown on a CPU by tapes, which stand in for graphs."""
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dst.training import captured
 from dst.training.captured import CaptureError
 from dst.training.guard import DivergedError
 from dst.training.replays import Capture, Replays
+from dst.training.step import plain_state
 from tests.sparsity import test_catalogue as catalogue
 from tests.training import captures, tape
 from tests.training.captures import Log, Reading, composed, differing
@@ -61,7 +63,8 @@ def knows_all_that_is_read(training, tapes):
     """A tensor that a tape meets and nobody names could be replaced unseen."""
     replays = training.replays
     for work in (replays._training, *replays._evaluations.values()):
-        known = {tensor.untyped_storage().data_ptr() for tensor in work.captured._reads()}
+        read = [one for one in work.captured._reads() if isinstance(one, torch.Tensor)]
+        known = {tensor.untyped_storage().data_ptr() for tensor in read}
         for graph in work.captured._graphs:
             met = tapes.outside(graph)
             assert len(met) > 5
@@ -124,17 +127,31 @@ def test_a_number_of_the_host_would_freeze(monkeypatch):
     assert len(differing(eager, frozen)) > 5
 
 
-def test_a_tensor_that_somebody_replaces_is_met_anew():
+def halve_a_momentum(optimizer):
+    state = optimizer.state_dict()["state"][0]
+    state["momentum_buffer"] = state["momentum_buffer"] / 2
+
+
+def load_the_state(optimizer):
+    """As a rewind does, with other tensors and the rate of then."""
+    optimizer.load_state_dict(copy.deepcopy(plain_state(optimizer)))
+
+
+def double_the_decay(optimizer):
+    for group in optimizer.param_groups:
+        group["weight_decay"] *= 2
+
+
+@pytest.mark.parametrize("replace", [halve_a_momentum, load_the_state, double_the_decay])
+def test_a_tensor_that_somebody_replaces_is_met_anew(replace):
     config = composed("static")
     one, other = build(config).training, build(config).training
     tapes = taped(other)
     for training in (one, other):
-        training.phases = [*training.phases]
         batches, log = training.train_batches.epoch(0), Log()
         for step in range(8):
             if step == 6:
-                state = training.optimizer.state[training.model.fc1.weight]
-                state["momentum_buffer"] = state["momentum_buffer"] / 2
+                replace(training.optimizer)
                 training.replays.doubt()
             if training.replays.prepare(batches, training.train_batches):
                 training.replay_step(log)
