@@ -54,7 +54,7 @@ def test_every_method(method, optimizer):
         ("rigl", "resnet20", ("hardware.precision=tf32",)),
         ("rigl_itop", "vit_tiny", ("data.val_fraction=0.8", *catalogue.ADAMW)),
         ("rigl", "lenet_300_100", ("hardware.compile=true",)),
-        ("rigl", "resnet20", ("procedure=imp", "procedure.keep=0.5", "sparsity.density=0.25")),
+        ("rigl", "resnet20", ("procedure=imp", "procedure.keep=0.5", "procedure.rewind=init")),
         ("set_itop", "resnet20", ("procedure=sup_tickets", "schedule.epochs=6", "procedure.cycle_epochs=1")),
     ],
     ids=[

@@ -94,7 +94,7 @@ def test_every_method(method, options):
             ("hardware.precision=fp16", "schedule.accumulate=2", "schedule.label_smoothing=0.1"),
         ),
         ("set", "lenet_300_100", ("correction=agent", "correction.proxy=gradient", "correction.gamma=1")),
-        ("rigl", "lenet_300_100", ("procedure=imp", "procedure.keep=0.5", "sparsity.density=0.25")),
+        ("rigl", "lenet_300_100", ("procedure=imp", "procedure.keep=0.5", "procedure.rewind=init")),
     ],
     ids=["corrected-dropout", "clipped", "bf16-channels-last", "fp16-accumulated", "corrected-fully", "imp"],
 )
