@@ -147,6 +147,7 @@ class Replays:
             return False
         started = time.perf_counter()
         self._step.prepare()
+        work.try_out()
         try:
             with _as_capturable(self._step.optimizer):
                 work.captured.capture(course)
@@ -206,6 +207,10 @@ class _Gathered:
             self._epoch = batches
         self.fixed.point(batches.next_part.start)
 
+    def try_out(self) -> None:
+        """Do once what nobody has done so far in this process, so that no kernel has to be loaded within a capture."""
+        self.fixed.gather()
+
 
 class _Evaluation(_Gathered):
     """The captured evaluation of a whole batch of a loader, which leaves its sums in a row of ``found``."""
@@ -216,9 +221,17 @@ class _Evaluation(_Gathered):
         def work(fixed: FixedBatches) -> Iterator[None]:
             yield
             inputs, labels = fixed.gather()
-            found.index_copy_(0, fixed.number, sums_of(forward(inputs), labels).view(1, 2))
+            self._put(sums_of(forward(inputs), labels))
 
         super().__init__(batches, loader.batch_size, graphs, work, lambda: [*_of(step)(), found])
+
+    def _put(self, sums: Tensor) -> None:
+        self.found.index_copy_(0, self.fixed.number, sums.view(1, 2))
+
+    def try_out(self) -> None:
+        """See ``_Gathered``; the row is written again before it is read."""
+        super().try_out()
+        self._put(torch.zeros_like(self.found[0]))
 
 
 @contextmanager
