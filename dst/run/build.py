@@ -109,7 +109,7 @@ def build(config: Config, processes: Processes = ALONE) -> Parts:
         ledger=ledger,
         correction=_correction(config, Situation(gradients, sparsifier, loaders.train, ledger)),
         clipping=_clipping(config, model),
-        capture=_capture(config, sparsifier),
+        capture=_capture(config, sparsifier, processes),
         replan=(lambda active: planned((active, flops.maskable))) if by_first_masks(config) else None,
     )
     if processes.world > 1:
@@ -328,19 +328,19 @@ def _clipping(config: Config, model: nn.Module) -> Clipping | None:
     return None if norm is None and value is None else Clipping(model.parameters(), norm=norm, value=value)
 
 
-def _capture(config: Config, sparsifier: Sparsifier) -> Capture:
+def _capture(config: Config, sparsifier: Sparsifier, processes: Processes) -> Capture:
     """Return what is captured; nothing on a CPU, where a launch costs next to nothing."""
     hardware = config.hardware
     if hardware.capture == "never" or hardware.device == "cpu":
         return Capture()
-    obstacle, is_required = _in_the_way(config, sparsifier), hardware.capture == "always"
+    obstacle, is_required = _in_the_way(config, sparsifier, processes), hardware.capture == "always"
     return Capture(None if obstacle else CudaGraphs(), obstacle, is_required)
 
 
-def _in_the_way(config: Config, sparsifier: Sparsifier) -> str | None:
+def _in_the_way(config: Config, sparsifier: Sparsifier, processes: Processes) -> str | None:
     """Return what keeps steps from being captured, as far as it is known before the first one."""
     hardware = config.hardware
-    if hardware.processes > 1:
+    if hardware.processes > 1 or processes is not ALONE:
         return f"hardware.processes={hardware.processes}: a step waits for other processes"
     if hardware.compile_mode != "default":
         return f"hardware.compile_mode={hardware.compile_mode}: the compiler makes graphs of its own"

@@ -202,11 +202,13 @@ def _time_step(parts: Parts, shard: Shard) -> float:
     begun = time.perf_counter()
     while len(times) < _WARM_UP + _AT_LEAST or time.perf_counter() - begun < _TIMED_S:
         started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:  # the epoch is over: begin it again
+        if training.replays.prepare(batches, training.train_batches):
+            training.replay_step(NoObserver())
+        elif (batch := next(batches, None)) is not None:
+            training.train_step(*batch, NoObserver())
+        else:  # the epoch is over: begin it again
             batches = training.train_batches.epoch(0, shard=shard)
             continue
-        training.train_step(*batch, NoObserver())
         _wait()
         times.append(time.perf_counter() - started)
     return sorted(times[_WARM_UP:])[len(times[_WARM_UP:]) // 2]

@@ -1,16 +1,21 @@
 """Work on the device that is captured once, as graphs, and replayed: the host launches a graph, not each kernel."""
 
+import gc
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from dst.signals import KilledError
+
 _LIBRARIES: tuple[Path, ...] = (Path(torch.__file__).parent,)
 
-Where = list[tuple[int, torch.Size, tuple[int, ...], torch.dtype]]
+Found = list[Hashable]
+"""Where tensors are, and what they are like; and numbers."""
 
 
 class CaptureError(RuntimeError):
@@ -46,20 +51,21 @@ class Captured:
     """Work that is captured, and anew when it would be other work by now.
 
     ``work``: the work as an iterator. Each part, from one ``yield`` to the next, becomes a graph of its own. ``reads``:
-    all tensors from outside that it reads or writes. If one of them is another tensor than it was, the graphs would
-    read memory that nobody cares for any more, so they are dropped. ``graphs``: makes a graph.
+    all tensors from outside that it reads or writes, and numbers of the host that hardly ever change. If one of them is
+    another than it was, the graphs would read memory that nobody cares for any more, or old numbers, so they are
+    dropped. ``graphs``: makes a graph.
     """
 
     def __init__(
         self,
         graphs: Graphs,
         work: Callable[[], Iterator[None]],
-        reads: Callable[[], Iterable[Tensor]],
+        reads: Callable[[], Iterable[Hashable]],
     ) -> None:
         self._make, self._work, self._reads = graphs, work, reads
         self._graphs: list[Graph] = []
         self._course: Hashable = None
-        self._where: Where = []
+        self._found: Found = []
         self._is_certain = False
 
     def doubt(self) -> None:
@@ -67,10 +73,10 @@ class Captured:
         self._is_certain = False
 
     def holds(self, course: Hashable = None) -> bool:
-        """Say whether the work is captured as it would be now; ``course``: all numbers of the host it depends on."""
+        """Say whether the work is captured as it would be now; ``course``: further numbers that it depends on."""
         if not self._graphs or course != self._course:
             return False
-        self._is_certain = self._is_certain or self._where == self._now()
+        self._is_certain = self._is_certain or self._found == self._now()
         return self._is_certain
 
     def replay(self, before: Callable[[], None] = lambda: None) -> None:
@@ -81,7 +87,7 @@ class Captured:
 
     def capture(self, course: Hashable = None) -> None:
         """Capture the work, to be replayed; CaptureError if it cannot be. Nothing is done on the device."""
-        where, parts, graphs = self._now(), self._work(), list[Graph]()
+        found, parts, graphs = self._now(), self._work(), list[Graph]()
         next(parts)  # up to the first part
         is_over = False
 
@@ -93,16 +99,21 @@ class Captured:
             graphs.append(self._make())
             try:
                 graphs[-1].capture(part)
+            except KilledError:
+                raise
             except Exception as error:
                 raise CaptureError(obstacle(error)) from error
-        if self._now() != where:
+        if self._now() != found:
             raise CaptureError("it makes tensors that have to stay, such as an optimizer's state, in the midst of it")
         # Earlier graphs go only now: a pool of memory must not be without any.
-        self._graphs, self._course, self._where, self._is_certain = graphs, course, where, True
+        self._graphs, self._course, self._found, self._is_certain = graphs, course, found, True
 
-    def _now(self) -> Where:
+    def _now(self) -> Found:
         """Return where all is that the work reads and writes."""
-        return [(tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) for tensor in self._reads()]
+        return [
+            (one.data_ptr(), one.shape, one.stride(), one.dtype) if isinstance(one, Tensor) else one
+            for one in self._reads()
+        ]
 
 
 def obstacle(error: BaseException) -> str:
@@ -147,13 +158,17 @@ class CudaGraphs:
 
         try:
             # Errors of this thread only: others, such as one that samples the machine for a log, do not matter.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            with (
+                _undisturbed(),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+                ),
             ):
                 guarded()
         except RuntimeError as error:  # the capture was broken, of which the first error tells more
             failure.append(error)
         if failure:
+            graph.reset()  # the error leads to it, and would keep what it holds
             _renew_generator()
             raise failure[0]
         self.held += torch.cuda.memory_reserved() - before
@@ -168,6 +183,25 @@ class _CudaGraph:
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let a capture have workspaces of its own, and nobody free what was captured earlier in the midst of it.
+
+    Torch keeps a workspace of cuBLAS for each stream, and frees it when any graph of that stream goes, whoever else
+    reads and writes there (pytorch 193402). Of one that is made in a capture, and let go after it, the memory is the
+    pool's, which lasts as long as its graphs.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+        if was_enabled:
+            gc.enable()
 
 
 def _renew_generator() -> None:

@@ -89,7 +89,7 @@ class Replays:
         if not is_ordinary or not batches.left or _size(batches) != loader.batch_size:
             return False
         if self._training is None:
-            self._training = _Gathered(batches, loader.batch_size, self._graphs, self._work, lambda: step.tensors)
+            self._training = _Gathered(batches, loader.batch_size, self._graphs, self._work, _of(step))
         self._epoch = batches
         return self._prepared(self._training, batches, "the step", step.course)
 
@@ -146,7 +146,8 @@ class Replays:
         if self._graphs is None:
             return False
         started = time.perf_counter()
-        self._step.correction.prepare()
+        self._step.prepare()
+        work.try_out()
         try:
             with _as_capturable(self._step.optimizer):
                 work.captured.capture(course)
@@ -160,8 +161,9 @@ class Replays:
         return True
 
     def _give_up(self, obstacle: str) -> None:
-        """Capture nothing any more."""
-        self._graphs = None
+        """Capture nothing any more, and let go what was captured."""
+        self._graphs, self._training = None, None
+        self._evaluations.clear()
         if self._capture.is_required:
             raise CaptureError(obstacle)
         self._say(f"not captured, so that the host launches every kernel: {obstacle}", key="obstacle")
@@ -170,6 +172,11 @@ class Replays:
         if key not in self._told:
             self._told.add(key)
             self._tell(line)
+
+
+def _of(step: Step) -> Callable[[], list[Hashable]]:
+    """Return what tells all that captured work may read of a step."""
+    return lambda: [*step.tensors, *step.numbers]
 
 
 def _size(batches: ResidentEpoch) -> int:
@@ -187,7 +194,7 @@ class _Gathered:
         size: int,
         graphs: Graphs,
         work: Callable[[FixedBatches], Iterator[None]],
-        reads: Callable[[], list[Tensor]],
+        reads: Callable[[], list[Hashable]],
     ) -> None:
         self.fixed = fixed = FixedBatches(batches, size)
         self.captured = Captured(graphs, lambda: work(fixed), lambda: [*reads(), *fixed.tensors])
@@ -200,6 +207,10 @@ class _Gathered:
             self._epoch = batches
         self.fixed.point(batches.next_part.start)
 
+    def try_out(self) -> None:
+        """Do once what nobody has done so far in this process, so that no kernel has to be loaded within a capture."""
+        self.fixed.gather()
+
 
 class _Evaluation(_Gathered):
     """The captured evaluation of a whole batch of a loader, which leaves its sums in a row of ``found``."""
@@ -210,9 +221,17 @@ class _Evaluation(_Gathered):
         def work(fixed: FixedBatches) -> Iterator[None]:
             yield
             inputs, labels = fixed.gather()
-            found.index_copy_(0, fixed.number, sums_of(forward(inputs), labels).view(1, 2))
+            self._put(sums_of(forward(inputs), labels))
 
-        super().__init__(batches, loader.batch_size, graphs, work, lambda: [*step.tensors, found])
+        super().__init__(batches, loader.batch_size, graphs, work, lambda: [*_of(step)(), found])
+
+    def _put(self, sums: Tensor) -> None:
+        self.found.index_copy_(0, self.fixed.number, sums.view(1, 2))
+
+    def try_out(self) -> None:
+        """See ``_Gathered``; the row is written again before it is read."""
+        super().try_out()
+        self._put(torch.zeros_like(self.found[0]))
 
 
 @contextmanager

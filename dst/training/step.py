@@ -56,8 +56,11 @@ class Step:
         """Give the optimizer the learning rate of the coming step."""
         if self._rate is not None:
             self._rate.fill_(rate)
+        self._give(rate if self._rate is None else self._rate)
+
+    def _give(self, rate: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate if self._rate is None else self._rate
+            group["lr"] = rate
 
     # -- an ordinary step ----------------------------------------------------------------------------------------------
 
@@ -167,6 +170,19 @@ class Step:
     def is_settled(self) -> bool:
         """Say whether everything exists that steps keep, and was checked, so that steps can be replayed."""
         return self.sparsifier.is_proven
+
+    def prepare(self) -> None:
+        """Bring in its place what the work reads, before it is captured."""
+        self.correction.prepare()
+        if self._rate is not None:
+            self._give(self._rate)  # a state that was loaded has a number
+
+    @property
+    def numbers(self) -> list[Hashable]:
+        """The numbers of the host in the optimizer's step, which only a loaded state changes."""
+        own = {"params", "lr", "capturable"}
+        groups = self.optimizer.param_groups
+        return [tuple((name, group[name]) for name in group if name not in own) for group in groups]
 
     @property
     def tensors(self) -> list[Tensor]:

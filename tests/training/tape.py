@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 FORBIDDEN = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 READING = ("tolist", "numpy", "item", "__bool__", "__int__", "__float__", "__array__")
+WRITING = ("as_tensor", "from_numpy")
+"""A graph would copy the host's memory again at each replay, whatever it holds by then."""
 
 
 class HostError(RuntimeError):
@@ -56,7 +58,7 @@ class Tape:
         """Do the work, repeat nothing of it: all that was there before is as it was."""
         random, before = torch.default_generator.get_state(), _Before()
         try:
-            with _reading_forbidden(), _Recorder(self, before):
+            with _host_forbidden(), _Recorder(self, before):
                 work()
         finally:
             torch.default_generator.set_state(random)
@@ -137,23 +139,21 @@ def _by_mask(args: Any) -> bool:
 
 
 @contextmanager
-def _reading_forbidden() -> Iterator[None]:
-    """Let everything fail that reads from a tensor past torch's operations."""
+def _host_forbidden() -> Iterator[None]:
+    """Let everything fail that reads from a tensor, or writes to one, past torch's operations."""
 
     def refuse(name: str) -> Callable[..., Any]:
         def refused(*_: Any, **__: Any) -> Any:
-            raise HostError(f"operation not permitted when stream is capturing: Tensor.{name}")
+            raise HostError(f"operation not permitted when stream is capturing: {name}")
 
         return refused
 
-    before = {name: getattr(Tensor, name) for name in READING}
-    partition = np.partition
-    for name in READING:
-        setattr(Tensor, name, refuse(name))
-    np.partition = refuse("numpy")
+    places = [*((Tensor, name) for name in READING), *((torch, name) for name in WRITING), (np, "partition")]
+    before = [getattr(*place) for place in places]
+    for place in places:
+        setattr(*place, refuse(f"{place[0].__name__}.{place[1]}"))
     try:
         yield
     finally:
-        np.partition = partition
-        for name, method in before.items():
-            setattr(Tensor, name, method)
+        for place, function in zip(places, before, strict=True):
+            setattr(*place, function)

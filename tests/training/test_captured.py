@@ -1,12 +1,11 @@
 """Captured steps and evaluations are the eager ones, bit by bit: shown on a CPU by tapes, which stand in for graphs."""
 
 import copy
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from dst.data.augment import Augment
 from dst.data.batches import Batches
@@ -18,36 +17,12 @@ from dst.sparsity.weights import adam_age, adam_correction
 from dst.training import captured
 from dst.training.captured import CaptureError
 from dst.training.guard import DivergedError
-from dst.training.observer import NoObserver
 from dst.training.replays import Capture, Replays
-from dst.training.stopping import StopFlag, StopRequestedError
+from dst.training.step import plain_state
 from tests.sparsity import test_catalogue as catalogue
-from tests.training import tape
+from tests.training import captures, tape
+from tests.training.captures import Log, Reading, composed, differing
 from tests.training.tape import HostError, Tape, Tapes
-
-LENGTH = ("schedule.epochs=3", "schedule.batch_size=24")  # epochs of 12 steps, the last of which has fewer samples
-EVERY = 5
-
-
-class Log(NoObserver):
-    """Keeps what it is told, and asks to stop after a step."""
-
-    def __init__(self, stop_after=None):
-        self.rows, self.lines, self.saved = [], [], None
-        self.stop, self._stop_after = StopFlag(), stop_after
-
-    def on_metrics(self, step, epoch, values):
-        self.rows.append((step, {name: value for name, value in values.items() if not name.startswith("time/")}))
-
-    def on_capture(self, step, line):
-        self.lines.append(line)
-
-    def on_step(self, step):
-        if self._stop_after is not None and step == self._stop_after - 1:
-            self.stop.requested = "SIGTERM"
-
-    def on_checkpoint(self, step, state):
-        self.saved = copy.deepcopy(state)
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +36,6 @@ def as_on_a_device(monkeypatch):
     torch.backends.mha.set_fastpath_enabled(before)
 
 
-def composed(method, model="lenet_300_100", options=()):
-    config = catalogue.composed(method, model, (*LENGTH, *options))
-    if config.sparsity.update.every is not None:
-        config.sparsity.update.every = EVERY
-    return config
-
-
 def taped(training, *, is_required=False):
     """Let a training replay tapes."""
     tapes = Tapes()
@@ -76,61 +44,27 @@ def taped(training, *, is_required=False):
     return tapes
 
 
-def trained(config, *, stop_after=None, state=None, tape=False):
+def trained(config, *, tape=False, **how):
     """Train, and return the training, what it has told, and its tapes."""
-    training = build(config).training
-    if state is not None:
-        training.load_state_dict(state)
-    tapes, log = taped(training) if tape else None, Log(stop_after)
-    try:
-        training.run(log, log.stop)
-    except StopRequestedError:
-        assert training.counters.step == stop_after
-    return training, log, tapes
-
-
-def leaves(value, name=""):
-    """Yield all tensors and numbers of a state, by their names; times aside."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from leaves(inner, f"{name}.{i}")
-    elif "seconds" not in name:
-        yield name, value
-
-
-def differing(one, other):
-    """Return the names of what differs between the states of two trainings."""
-    ours, theirs = dict(leaves(one.state_dict())), dict(leaves(other.state_dict()))
-    assert ours.keys() == theirs.keys()
-    return [name for name, value in ours.items() if not same(value, theirs[name])]
-
-
-def same(one, other):
-    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+    training, log = captures.trained(config, begin=taped if tape else None, **how)
+    return training, log, training.capture.graphs if tape else None
 
 
 def is_captured_as_it_is_eagerly(config):
     """Train eagerly, and by tapes with a stop in the midst of the second epoch; compare everything, bit by bit."""
-    eager, expected, _ = trained(config)
-    stopped, before, _ = trained(config, stop_after=18, tape=True)
-    resumed, after, tapes = trained(config, state=before.saved, tape=True)
-    assert stopped.replays.steps > 2
-    assert resumed.replays.steps > 2
-    assert differing(eager, resumed) == []
-    assert [*before.rows, *after.rows] == expected.rows
-    assert sum(line.startswith("captured the step in") for line in after.lines) == 1
-    knows_all_that_is_read(resumed, tapes)
-    return resumed, tapes
+    training, _ = captures.compare(
+        lambda **how: captures.trained(config, **how), partial(captures.trained, config, begin=taped)
+    )
+    knows_all_that_is_read(training, training.capture.graphs)
+    return training, training.capture.graphs
 
 
 def knows_all_that_is_read(training, tapes):
     """A tensor that a tape meets and nobody names could be replaced unseen."""
     replays = training.replays
     for work in (replays._training, *replays._evaluations.values()):
-        known = {tensor.untyped_storage().data_ptr() for tensor in work.captured._reads()}
+        read = [one for one in work.captured._reads() if isinstance(one, torch.Tensor)]
+        known = {tensor.untyped_storage().data_ptr() for tensor in read}
         for graph in work.captured._graphs:
             met = tapes.outside(graph)
             assert len(met) > 5
@@ -160,7 +94,7 @@ def test_every_method(method, options):
             ("hardware.precision=fp16", "schedule.accumulate=2", "schedule.label_smoothing=0.1"),
         ),
         ("set", "lenet_300_100", ("correction=agent", "correction.proxy=gradient", "correction.gamma=1")),
-        ("rigl", "lenet_300_100", ("procedure=imp", "procedure.keep=0.5", "sparsity.density=0.25")),
+        ("rigl", "lenet_300_100", ("procedure=imp", "procedure.keep=0.5", "procedure.rewind=init")),
     ],
     ids=["corrected-dropout", "clipped", "bf16-channels-last", "fp16-accumulated", "corrected-fully", "imp"],
 )
@@ -193,17 +127,31 @@ def test_a_number_of_the_host_would_freeze(monkeypatch):
     assert len(differing(eager, frozen)) > 5
 
 
-def test_a_tensor_that_somebody_replaces_is_met_anew():
+def halve_a_momentum(optimizer):
+    state = optimizer.state_dict()["state"][0]
+    state["momentum_buffer"] = state["momentum_buffer"] / 2
+
+
+def load_the_state(optimizer):
+    """As a rewind does, with other tensors and the rate of then."""
+    optimizer.load_state_dict(copy.deepcopy(plain_state(optimizer)))
+
+
+def double_the_decay(optimizer):
+    for group in optimizer.param_groups:
+        group["weight_decay"] *= 2
+
+
+@pytest.mark.parametrize("replace", [halve_a_momentum, load_the_state, double_the_decay])
+def test_a_tensor_that_somebody_replaces_is_met_anew(replace):
     config = composed("static")
     one, other = build(config).training, build(config).training
     tapes = taped(other)
     for training in (one, other):
-        training.phases = [*training.phases]
         batches, log = training.train_batches.epoch(0), Log()
         for step in range(8):
             if step == 6:
-                state = training.optimizer.state[training.model.fc1.weight]
-                state["momentum_buffer"] = state["momentum_buffer"] / 2
+                replace(training.optimizer)
                 training.replays.doubt()
             if training.replays.prepare(batches, training.train_batches):
                 training.replay_step(log)
@@ -211,17 +159,6 @@ def test_a_tensor_that_somebody_replaces_is_met_anew():
                 training.train_step(*next(batches), log)
     assert differing(one, other) == []
     assert [tape.replays for tape in tapes.made] == [3, 2]
-
-
-class Reading(nn.Module):
-    """A module of somebody who looks at every batch."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, inputs):
-        return self.inner(inputs) * (1 if inputs.mean().item() < 100 else 2)
 
 
 @pytest.mark.parametrize("is_required", [False, True])
@@ -233,14 +170,14 @@ def test_a_module_that_reads_the_host_stands_in_the_way(is_required, monkeypatch
     training.model.fc2 = Reading(training.model.fc2)
     taped(training, is_required=is_required)
     if is_required:
-        with pytest.raises(CaptureError, match=r"the step: .*Tensor.item .in forward, test_captured.py:"):
+        with pytest.raises(CaptureError, match=r"the step: .*Tensor.item .in forward, captures.py:"):
             training.run(log, log.stop)
         return
     training.run(log, log.stop)
     assert training.replays.steps == 0
     (line,) = log.lines
     assert line.startswith("not captured, so that the host launches every kernel: the step: ")
-    assert "in forward, test_captured.py:" in line
+    assert "in forward, captures.py:" in line
     assert expected.rows == log.rows
 
 
@@ -331,6 +268,7 @@ def test_a_tape_repeats_operations_on_the_same_memory_and_undoes_the_first_ones(
         lambda x: x.nonzero(),
         lambda x: x[x > 0],
         lambda x: torch.tensor([1.0]),
+        lambda x: torch.as_tensor([1.0]),
         lambda x: x.numpy(),
         torch.unique,
     ],
