@@ -212,6 +212,8 @@ NOT_GIVEN = ("name=none", "initial=null", "floor=null", "horizon=null")
 NO_FRACTION = " ".join(f"sparsity.drop_fraction.{key}" for key in NOT_GIVEN)
 COUNTS = ["tolist"]
 """Of all masks, at the end of every update."""
+GROUPING = ["_local_scalar_dense"] * 2
+"""Whether rows and groups are matched, every four rounds."""
 UPDATING = {
     "set": COUNTS,
     "rigl_itop": COUNTS,
@@ -227,9 +229,12 @@ UPDATING = {
     "srigl sparsity.pattern.ablation=0.9": COUNTS * 3,
     "rigl sparsity.drop.pool=global": COUNTS * 2,  # what a global drop leaves of each layer
     f"rigl sparsity.drop.name=threshold sparsity.drop.quantile=0.2 {NO_FRACTION}": COUNTS * 2,  # how many leave
-    "dsb": None,
+    "dsb": [*GROUPING, *COUNTS * 3],  # what groups lack and whether masks are in them, before and after
+    "dsb sparsity.pattern.regroup_every_updates=0": COUNTS * 3,
+    "dsb sparsity.pattern.column_unit=16 sparsity.update.regrow=false": [*GROUPING, *COUNTS * 3],
+    "dsb sparsity.pattern.min_units=2 sparsity.density=0.06": [*GROUPING[:1], *COUNTS * 3],
 }
-"""Methods that change masks, and where an update waits for the device; None: in every layer."""
+"""Methods that change masks, and where an update waits for the device."""
 
 
 @pytest.mark.parametrize("case", UPDATING)
@@ -243,7 +248,7 @@ def test_updates_of_every_method_are_those_of_a_cpu(case):
     for kind in ("masks", "explored"):
         assert all(map(torch.equal, getattr(found, kind), getattr(expected, kind)))
     assert all(mask.untyped_storage().nbytes() == mask.numel() for mask in found.masks)
-    assert UPDATING[case] is None or waits == UPDATING[case]
+    assert waits == UPDATING[case]
 
 
 def test_these_are_all_methods_that_change_masks():
