@@ -109,6 +109,7 @@ def test_what_is_only_to_be_shown_fails_if_it_is_lost_and_not_if_enough_was_seen
 def test_every_program_has_streams_that_survive():
     """But those that are read by another process of ours, which wants to hear of everything."""
     inner = {REPOSITORY / "dst" / "tracking" / name for name in ("send.py", "fetch.py")}
+    inner |= {REPOSITORY / "dst" / "launcher" / name for name in ("devices.py", "keeper.py")}
     files = [REPOSITORY / "run.py", *(REPOSITORY / "dst").rglob("*.py"), *(REPOSITORY / "analysis").rglob("*.py")]
     programs = {path for path in files if 'if __name__ == "__main__":' in path.read_text()} - inner
     assert len(programs) > 10
