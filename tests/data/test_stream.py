@@ -1,5 +1,6 @@
 """Streams: the batches of the decoded set, to the last bit, whichever process decodes them."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from dst.data.folder import image_folder
 from dst.data.loader import loader
 from dst.data.stream import Stream
 from dst.data.stream import _heed_parent_only as heed_parent_only
+from dst.data.stream import _next as handed_over
 from dst.options import OptionError
 from tests.data.pictures import write_folder
 
@@ -246,3 +248,20 @@ def slow_to_heed(worker: int) -> None:
     numbers = [str(int(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)]
     subprocess.run([sys.executable, "-c", sender, str(os.getpid()), *numbers], check=True)
     heed_parent_only(worker)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DataLoader worker"), ConnectionResetError("reset"), EOFError()])
+def test_a_worker_that_died_is_told_whatever_it_did_then(error):
+    """In the midst of handing a batch over, its connection breaks, or simply ends."""
+
+    class Workers:
+        def __init__(self):
+            self._workers = [multiprocessing.get_context("fork").Process(target=signal.pause)]
+            self._workers[0].start()
+            self._workers[0].kill()
+
+        def __next__(self):
+            raise error
+
+    with pytest.raises(ChildProcessError, match=r"a process that loads images died: \d+ \(killed by SIGKILL"):
+        handed_over(Workers())
