@@ -165,12 +165,10 @@ class _Attempt:
             if self.state != State.DONE:
                 told = self._end(State.PREEMPTED, "interrupted twice: not saved since the last checkpoint")
                 raise KeyboardInterrupt(told) from None
-        except (
-            OSError,
-            CheckpointError,
-            KilledError,
-            CaptureError,
-        ) as error:  # such as a full disk: the message is enough
+        except CaptureError as error:
+            told = f"hardware.capture=always: what was asked for cannot be captured: {error}; use hardware.capture=auto"
+            return self._end(State.FAILED, told)
+        except (OSError, CheckpointError, KilledError) as error:  # such as a full disk: the message is enough
             return self._end(State.FAILED, f"{type(error).__name__}: {error}")
         except Exception as error:
             trace = traceback.format_exc()
