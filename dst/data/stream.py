@@ -112,7 +112,7 @@ def _next(made_ahead: "Iterator[Tensor | DataError]") -> Tensor | DataError:
         for child in active_children():  # to end them nicely would take as long again
             child.kill()
         raise
-    except (RuntimeError, OSError, EOFError) as error:  # but the first: it handed a batch over
+    except (RuntimeError, OSError, EOFError) as error:  # all but the first in the midst of a batch
         workers = getattr(made_ahead, "_workers", [])
         for worker in workers:
             worker.join(_REAPED_S)

@@ -104,6 +104,8 @@ class Replays:
 
     def took_another(self) -> None:
         """Note that a step was taken that was no replay."""
+        if self._graphs is None:
+            return
         self._warm, self._course = self._warm + 1, self._step.course
         self.doubt()
 
@@ -138,13 +140,13 @@ class Replays:
 
     def _prepared(self, work: "_Gathered", batches: ResidentEpoch, what: str, course: Hashable = None) -> bool:
         """Point work to the next batch, and capture it if need be; False if it cannot be captured."""
-        work.point(batches)
-        return work.captured.holds(course) or self._is_captured(work, what, course)
-
-    def _is_captured(self, work: "_Gathered", what: str, course: Hashable) -> bool:
-        """Capture work; False if it cannot be, after which nothing is."""
         if self._graphs is None:
             return False
+        work.point(batches)
+        return work.captured.holds(course) or self._is_captured(work, self._graphs, what, course)
+
+    def _is_captured(self, work: "_Gathered", graphs: Graphs, what: str, course: Hashable) -> bool:
+        """Capture work; False if it cannot be, after which nothing is."""
         started = time.perf_counter()
         self._step.prepare()
         work.try_out()
@@ -156,7 +158,7 @@ class Replays:
             return False
         if work is self._training:
             self._vetoed = self._step.vetoed
-        held = f"; graphs hold {self._graphs.held / 2**20:,.0f} MiB"
+        held = f"; graphs hold {graphs.held / 2**20:,.0f} MiB"
         self._say(f"captured {what} in {time.perf_counter() - started:.2f} s{held}", key=what)
         return True
 
