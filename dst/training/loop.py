@@ -515,9 +515,9 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resume needs, as tensors and plain data."""
+        parts = self._parts.items()
         return {
-            **{name: part.state_dict() for name, part in self._parts.items()},
-            "optimizer": plain_state(self.optimizer),
+            **{name: plain_state(part) if part is self.optimizer else part.state_dict() for name, part in parts},
             "counters": dict(vars(self.counters)),
             "sums": self._sums,
             "best": self.best,
